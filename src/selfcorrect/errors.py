@@ -1,0 +1,39 @@
+"""Errors a user can meet. Each message names the fault, the reason and the way out, in one paragraph."""
+
+
+class SelfCorrectError(Exception):
+    """Base of every error this package raises on purpose. The command line prints it without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(SelfCorrectError):
+    """A setting is unknown, of the wrong type, out of range or in conflict with another."""
+
+
+class DataError(SelfCorrectError):
+    """A data set, a row of it, or a problem is missing or malformed."""
+
+
+class ModelError(SelfCorrectError):
+    """A model or its chat template cannot be used for this job."""
+
+
+class EngineError(SelfCorrectError):
+    """An engine verb failed. ``usable`` says whether the engine can go on."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, usable: bool) -> None:
+        super().__init__(message)
+        self.usable = usable
+
+
+class RunError(SelfCorrectError):
+    """A run directory cannot be written, read or resumed."""
+
+
+class Interrupted(SelfCorrectError):
+    """The run was asked to stop (Ctrl-C, SIGTERM); a checkpoint has been written."""
+
+    exit_code = 130

@@ -1,0 +1,123 @@
+"""The nouns of the project. Plain frozen values: no models, no I/O.
+
+Shape suffixes, used on array names everywhere:
+
+    _G  samples of one problem (a baseline group)      _K  attempts of one episode, in order
+    _T  tokens of one sequence or one attempt          _N  anything flat (rows of a batch, problems of a split)
+    _V  vocabulary
+
+``rewards_GK[g, k]`` is the reward of sample g's attempt k+1: the paper counts attempts from 1, arrays from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.integer[Any]]
+
+
+class Verdict(StrEnum):
+    """What the verifier says of one attempt. Only ``CORRECT`` earns reward."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    """The text ended on its own but holds no answer in the asked-for form."""
+    TRUNCATED = "truncated"
+    """The token cap cut the text before it held an answer: a wrong setting more often than a wrong model."""
+    TIMEOUT = "timeout"
+    """The candidate's program or expression used up its limits."""
+    ERROR = "error"
+    """Our verifier failed, not the model. Counted, and taken out of baselines; never a silent 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A verdict with what it rests on."""
+
+    verdict: Verdict
+    extracted: str | None = None
+    """The answer or program found in the text; None where none was found."""
+    detail: str = ""
+    """One line for people: why this verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    id: str
+    question: str
+    answer: str
+    """Gold answer (math) or tests (code); read by the verifier only, never shown to the model."""
+    level: str | None = None
+    """Difficulty as the data set gives it; tables can be broken down by it."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One answer of the model (or a given one), with everything needed to weight its tokens."""
+
+    text: str
+    prompt_ids: tuple[int, ...] | None
+    """Everything before the answer, as fed to the model; None from a text-only endpoint."""
+    token_ids: tuple[int, ...] | None
+    """The sampled ids, with the end token when the model emitted it; None from a text-only endpoint."""
+    logprobs: tuple[float, ...] | None
+    """Natural-log probabilities of ``token_ids`` under the sampling law, in nats; None for a given attempt."""
+    stop: Literal["end", "length", "given"]
+    grade: Grade | None = None
+    """None for a turn that is not graded (a feedback turn)."""
+    source: Literal["sampled", "given"] = "sampled"
+    parent: int | None = None
+    """Index in the episode of the attempt this one saw last; None for a first attempt."""
+    group: str = ""
+    """Key of the baseline group: attempts with the same key are leave-one-out mates."""
+
+    @property
+    def correct(self) -> bool:
+        return self.grade is not None and self.grade.verdict is Verdict.CORRECT
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """All attempts at one problem by one sample, in the order they were played."""
+
+    problem: Problem
+    sample: int
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def rewards_K(self) -> FloatArray:
+        """1.0 per correct attempt, else 0.0; shape [K]. An ``error`` is 0 here and must be masked by ``valid_K``."""
+        return np.array([float(a.correct) for a in self.attempts])
+
+    @property
+    def valid_K(self) -> BoolArray:
+        """False where the verifier itself failed; shape [K]."""
+        return np.array([a.grade is not None and a.grade.verdict is not Verdict.ERROR for a in self.attempts])
+
+
+@dataclass(frozen=True, slots=True)
+class Datum:
+    """One training sequence. ``weights_T[t]`` multiplies log p(tokens[t] | tokens[<t]); ``weights_T[0]`` is 0."""
+
+    tokens_T: IntArray
+    weights_T: FloatArray
+    logprobs_T: FloatArray
+    """Sampling log-probs in nats on sampled positions; 0 elsewhere."""
+    sampled_T: BoolArray
+    """True where the token was sampled by the policy. Travels apart from the weights: a weight may be 0 by chance."""
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens_T)
+        assert n == len(self.weights_T) == len(self.logprobs_T) == len(self.sampled_T), "a Datum's arrays differ in length"
+        assert n > 0, "a Datum needs at least one token"
+        assert self.weights_T[0] == 0, "the first token has no prediction: its weight must be 0"
