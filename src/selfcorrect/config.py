@@ -1,0 +1,295 @@
+"""Every setting of a run: frozen, typed, unknown keys refused. The class defaults are the demo: the vetted setting.
+
+Layers, later wins: class defaults < the model's preset (``presets/<model>.toml``) < a TOML file < ``key=value``.
+A section that has a ``name`` may be set by it alone: ``model=smollm2`` is ``model.name=smollm2``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from selfcorrect.errors import ConfigError
+
+HINTS = {
+    "temperature": "training samples at temperature 1 with no top-p or top-k: the log-probs must be those of the sampling "
+    "law (the paper samples at T = 1 too). For an evaluation use eval.temperature.",
+    "top_p": "training samples at temperature 1 with no top-p or top-k; there is no setting for it.",
+    "top_k": "training samples at temperature 1 with no top-p or top-k; there is no setting for it.",
+    "lr": "did you mean train.learning_rate?",
+    "learning_rate": "did you mean train.learning_rate?",
+    "batch_size": "a step plays train.problems_per_step problems, train.samples_per_problem times each.",
+    "steps": "did you mean train.steps?",
+}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelConfig(Section):
+    name: str = "tiny"
+    """``tiny``, ``smollm2``, a local directory, a run directory's export, or a Hugging Face id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute precision. Master weights (or adapters) and optimiser state are float32 either way."""
+    lora_rank: int = Field(0, ge=0, le=1024)
+    """0 trains every weight; otherwise the rank of LoRA adapters on all linear layers but the output head."""
+    lora_alpha: float = Field(32.0, gt=0)
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class TaskConfig(Section):
+    name: str = "arithmetic"
+    path: str | None = None
+    """File or directory of the data set; None takes the Hub id of the task."""
+    terms_min: int = Field(5, ge=2, le=12)
+    """arithmetic: the fewest numbers in a sum."""
+    terms_max: int = Field(6, ge=2, le=12)
+    """arithmetic: the most numbers in a sum."""
+    instruction: str | None = None
+    """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.terms_min > self.terms_max:
+            raise ValueError(f"task.terms_min ({self.terms_min}) is above task.terms_max ({self.terms_max})")
+        return self
+
+
+class MethodConfig(Section):
+    name: Literal["score", "multi_turn", "single_turn"] = "score"
+    attempts: int = Field(2, ge=1, le=10)
+    """Attempts per episode; single_turn plays one and spends the same budget on more samples."""
+    alpha: float = Field(10.0, ge=0)
+    """Progress bonus of Stage II (paper: 10)."""
+    beta1: float = Field(0.01, ge=0)
+    """KL weight on every attempt, both stages (paper: 0.01)."""
+    beta2: float = Field(0.1, ge=0)
+    """Extra KL weight on all but the last attempt in Stage I (paper: 0.1 for MATH, 0.25 for MBPP)."""
+    gamma: float = Field(0.0, ge=0, le=1)
+    """Discount between attempts. 0 in the paper; other values show the failure."""
+    kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
+    stage1_share: float = Field(0.4, gt=0, lt=1)
+    """Share of train.steps spent in Stage I (score only; the paper is silent)."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(300, ge=1)
+    """Optimiser steps in all, over all stages."""
+    problems_per_step: int = Field(64, ge=1)
+    samples_per_problem: int = Field(4, ge=2)
+    """Group size of the leave-one-out baseline. 1 is refused: there would be no baseline."""
+    max_new_tokens: int = Field(16, ge=1)
+    """Token cap per attempt."""
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    """Linear learning-rate warm-up at the start of each stage; constant afterwards."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float | None = Field(None, gt=0)
+    """Gradient norm limit. Off: it would shrink attempt 1's gradient together with attempt 2's larger one."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Steps between checkpoints; the end of a stage always writes one."""
+    keep_checkpoints: int = Field(2, ge=1)
+    best_window: int = Field(10, ge=1)
+    """Steps over which the training reward is averaged to choose the best checkpoint (final stage only)."""
+    log_problems_per_step: int = Field(2, ge=0)
+    """Problems per step whose episodes go into episodes.jsonl in full."""
+
+
+class EngineConfig(Section):
+    name: Literal["torch"] = "torch"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tokens_per_microbatch: int = Field(16_384, ge=1)
+    """Padded tokens per forward-backward pass: bounds training memory whatever the batch."""
+    tokens_per_sampling_batch: int = Field(131_072, ge=1)
+    """Key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""
+    gradient_checkpointing: bool = False
+
+
+class EvalConfig(Section):
+    problems: int | None = Field(2000, ge=1)
+    """Held-out problems per evaluation; None takes the whole split."""
+    attempts: int = Field(2, ge=1, le=10)
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy (the paper's choice)."""
+    samples: int = Field(1, ge=1)
+    """Samples per problem; more than 1 needs a temperature above 0."""
+    controls: bool = True
+    """Also measure t2 with attempt 1 replaced by another problem's, and by a wrong attempt at the same problem."""
+
+    @model_validator(mode="after")
+    def _samples_need_temperature(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("eval.samples > 1 with eval.temperature = 0 would repeat the same greedy answer")
+        return self
+
+
+class Config(Section):
+    """One run, whole."""
+
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+    engine: EngineConfig = EngineConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: int = Field(0, ge=0, lt=2**31)
+    run_dir: str | None = None
+    """Where the run writes; None takes runs/<model>-<task>-<method>-s<seed>."""
+
+    @property
+    def resolved_run_dir(self) -> Path:
+        if self.run_dir is not None:
+            return Path(self.run_dir)
+        model = Path(self.model.name).name
+        return Path("runs") / f"{model}-{self.task.name}-{self.method.name}-s{self.seed}"
+
+
+def load_config(file: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Resolve all layers into one frozen config.
+
+    Args:
+        file: a TOML file with the sections of ``Config``, or None.
+        overrides: ``section.key=value`` or ``section=name``; a value is read as TOML, else as a plain string.
+
+    Raises:
+        ConfigError: unknown key, wrong type, out of range, or settings in conflict; the message names the way out.
+    """
+    user = _read_toml(file) if file is not None else {}
+    _expand_names(user)
+    for text in overrides:
+        _apply_override(user, text)
+    _refuse_unknown(user, Config, prefix="")
+    named = user.get("model", {}).get("name", Config().model.name)
+    layers = _merge(_preset(named), user)
+    return validate(layers)
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """Build a ``Config`` from nested values, with one-paragraph errors.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    _refuse_unknown(values, Config, prefix="")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {file} does not exist; give the path of a TOML file, or key=value settings") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {file} is not valid TOML: {error}; mend that line") from None
+    except OSError as error:
+        raise ConfigError(f"config file {file} cannot be read: {error.strerror}; check the path and its permissions") from None
+
+
+def _preset(model: str) -> dict[str, Any]:
+    """Vetted settings of one embedded model, or of any other language model; class defaults are those of ``tiny``."""
+    name = model if model in ("tiny", "smollm2") else "language_model"
+    if name == "tiny":
+        return {}
+    return tomllib.loads(resources.files("selfcorrect").joinpath(f"presets/{name}.toml").read_text(encoding="utf-8"))
+
+
+def _expand_names(values: dict[str, Any]) -> None:
+    for key, field in Config.model_fields.items():
+        if key in values and not isinstance(values[key], dict) and _is_named_section(field.annotation):
+            values[key] = {"name": values[key]}
+
+
+def _is_named_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section) and "name" in annotation.model_fields
+
+
+def _apply_override(values: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"setting {text!r} is not of the form key=value; write for example train.steps=100")
+    path = key.strip().split(".")
+    field = Config.model_fields.get(path[0])
+    if len(path) == 1 and field is not None and _is_named_section(field.annotation):
+        path.append("name")
+    node = values
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"setting {text!r}: {part!r} is a value, not a section; drop what follows it")
+    node[path[-1]] = _parse_value(raw.strip())
+
+
+def _parse_value(raw: str) -> Any:
+    if raw in ("none", "None", "null"):
+        return None
+    try:
+        return tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _refuse_unknown(values: Mapping[str, Any], section: type[BaseModel], prefix: str) -> None:
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        if key not in section.model_fields:
+            raise ConfigError(f"unknown setting {full!r}: {_suggest(key, prefix)}")
+        annotation = section.model_fields[key].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{full!r} is a section, not a value; set one of: {', '.join(annotation.model_fields)}")
+            _refuse_unknown(value, annotation, f"{full}.")
+
+
+def _suggest(key: str, prefix: str) -> str:
+    if key in HINTS:
+        return HINTS[key]
+    known = all_keys()
+    close = difflib.get_close_matches(f"{prefix}{key}", known, n=3) or [k for k in known if k.endswith(f".{key}")]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return "see every setting with `selfcorrect train --dry-run`."
+
+
+def all_keys() -> list[str]:
+    """Every dotted setting name."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            keys += [f"{name}.{k}" for k in annotation.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if where == "train.samples_per_problem":
+        return (
+            f"train.samples_per_problem = {error['input']!r} is refused: the leave-one-out baseline needs at least "
+            "2 samples of each problem; use 4 or more"
+        )
+    return f"{where} = {error['input']!r}: {message}" if where and "." in where or where in ("seed",) else message

@@ -1,0 +1,29 @@
+"""The algorithm: from verdicts and log-ratios to one weight per sampled token. Pure; no models, no I/O.
+
+Read ``credit.py`` from top to bottom: each function is one equation of the method. ``losses.py`` (torch) holds the
+two losses an engine applies to those weights; it is not imported here, so that reading a config stays instant.
+"""
+
+from selfcorrect.objective.credit import (
+    Credit,
+    KlCredit,
+    attempt_returns,
+    counted_mask,
+    group_token_weights,
+    kl_per_token_credit,
+    leave_one_out_advantages,
+    shaping_bonus,
+    zero_variance,
+)
+
+__all__ = [
+    "Credit",
+    "KlCredit",
+    "attempt_returns",
+    "counted_mask",
+    "group_token_weights",
+    "kl_per_token_credit",
+    "leave_one_out_advantages",
+    "shaping_bonus",
+    "zero_variance",
+]

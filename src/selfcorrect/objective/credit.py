@@ -1,0 +1,207 @@
+"""Credit assignment of SCoRe (arXiv:2409.12917 v2): rewards and KL -> one weight per sampled token.
+
+For sample g of a group of G answers to one problem, attempts k = 1..K:
+
+    kl_k    = sum_t (lp_k,t - ref_k,t)                                   k1 estimate of KL(pi || ref), a constant
+    R_k     = sum_{j>=k} gamma^(j-k) (w_j r_j + bonus_j) - beta_k kl_k   Eq. 3 and 4; gamma = 0 in the paper
+    bonus_k = alpha (r_k - r_{k-1}) for k >= 2                           Section 4.3; Stage II only
+    A_k,g   = R_k,g - mean over g' != g of R_k,g'                        leave-one-out (Ahmadian et al. 2024)
+    weight of every token of attempt k = A_k
+
+The KL term reaches the gradient through the score function (a constant times grad log pi), so the strict beta of
+Stage I moves attempt 1's own tokens and nothing else. Arrays are float64: weights are few and exact tests are worth it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from selfcorrect.types import BoolArray, FloatArray
+
+KlCredit = Literal["sequence", "to_go", "token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """How one stage turns verdicts into weights. The methods differ in these numbers and in nothing else."""
+
+    reward_weights_K: tuple[float, ...]
+    """w_k: 0 for an attempt whose reward this stage ignores (attempt 1 in Stage I)."""
+    kl_weights_K: tuple[float, ...]
+    """beta_k: (beta1 + beta2, beta1) in Stage I, (beta1, beta1) in Stage II."""
+    alpha: float = 0.0
+    """Weight of the progress bonus r_k - r_{k-1}."""
+    gamma: float = 0.0
+    """Share of later attempts' reward paid to earlier ones. 0 in all of the paper; other values are for the ablation."""
+    kl_credit: KlCredit = "sequence"
+
+    def __post_init__(self) -> None:
+        assert len(self.reward_weights_K) == len(self.kl_weights_K) >= 1, "one reward and one KL weight per attempt"
+
+
+def shaping_bonus(rewards_GK: FloatArray, alpha: float) -> FloatArray:
+    """Progress bonus alpha * (r_k - r_{k-1}), added to attempts k >= 2 only.
+
+    Args:
+        rewards_GK: verifier rewards in {0, 1}; shape [G, K].
+        alpha: bonus weight (10 in the paper).
+
+    Returns:
+        Bonus per attempt, shape [G, K]; column 0 is 0. With alpha = 10 the reward plus bonus of a second attempt is
+        11 (wrong -> right), 1 (right -> right), 0 (wrong -> wrong) or -10 (right -> wrong).
+
+    Source: v2 Section 4.3.
+    """
+    bonus_GK = np.zeros_like(rewards_GK, dtype=np.float64)
+    bonus_GK[:, 1:] = alpha * (rewards_GK[:, 1:] - rewards_GK[:, :-1])
+    return bonus_GK
+
+
+def attempt_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha: float, gamma: float) -> FloatArray:
+    """Reward part of R_k: sum over j >= k of gamma^(j-k) * (w_j r_j + bonus_j).
+
+    Args:
+        rewards_GK: verifier rewards in {0, 1}; shape [G, K].
+        reward_weights_K: w_k; shape [K].
+        alpha: bonus weight; 0 switches shaping off.
+        gamma: discount between attempts; 0 (the paper) keeps each attempt's reward with its own tokens.
+
+    Returns:
+        Returns without the KL term; shape [G, K].
+
+    Source: v2 Eq. 3, Eq. 4 and Section 4.3.
+    """
+    per_attempt_GK = rewards_GK * reward_weights_K + shaping_bonus(rewards_GK, alpha)
+    returns_GK = per_attempt_GK.astype(np.float64)
+    for k in reversed(range(returns_GK.shape[1] - 1)):
+        returns_GK[:, k] += gamma * returns_GK[:, k + 1]
+    return returns_GK
+
+
+def counted_mask(valid_GK: BoolArray, alpha: float, gamma: float) -> BoolArray:
+    """Which samples count at which attempt, given where the verifier itself failed.
+
+    A failed verdict at attempt k makes every return that contains r_k unknown: attempt k's own, attempt k+1's while
+    shaping is on (the bonus subtracts r_k), and with gamma > 0 those of all earlier attempts.
+
+    Args:
+        valid_GK: False where the verdict is ``error``; shape [G, K].
+        alpha: bonus weight of the stage.
+        gamma: discount of the stage.
+
+    Returns:
+        True where the return is known; shape [G, K].
+    """
+    known_GK = valid_GK.copy()
+    if alpha != 0:
+        known_GK[:, 1:] &= valid_GK[:, :-1]
+    if gamma != 0:
+        known_GK = np.logical_and.accumulate(known_GK[:, ::-1], axis=1)[:, ::-1]
+    return known_GK
+
+
+def leave_one_out_advantages(returns_G: FloatArray, counted_G: BoolArray) -> FloatArray:
+    """A_g = R_g - mean of the other counted samples' returns.
+
+    Args:
+        returns_G: one return per sample of the group; shape [G, ...] (trailing axes are independent).
+        counted_G: samples that take part; shape [G].
+
+    Returns:
+        Advantages, same shape; 0 for samples that do not count, and everywhere when fewer than two do.
+
+    Source: RLOO, Ahmadian et al. 2024 (arXiv:2402.14740); v2 Section 4 ("base RL").
+    """
+    n = int(counted_G.sum())
+    advantages_G = np.zeros(returns_G.shape, dtype=np.float64)
+    if n >= 2:
+        kept = returns_G[counted_G]
+        advantages_G[counted_G] = kept - (kept.sum(axis=0) - kept) / (n - 1)
+    return advantages_G
+
+
+def kl_per_token_credit(logratio_T: FloatArray, kl_credit: KlCredit) -> FloatArray:
+    """The KL estimate that each token of one attempt is charged with, in nats.
+
+    Args:
+        logratio_T: lp - ref of the attempt's sampled tokens; shape [T].
+        kl_credit: ``sequence``: every token the attempt's sum (unbiased); ``to_go``: the sum from this token on
+            (unbiased, less variance: earlier log-ratios cannot depend on this token); ``token``: its own log-ratio
+            only (biased for the sequence KL: it holds the visited states fixed).
+
+    Returns:
+        Charge per token, shape [T].
+    """
+    if kl_credit == "sequence":
+        return np.full(len(logratio_T), np.sum(logratio_T, dtype=np.float64))
+    if kl_credit == "to_go":
+        return np.cumsum(logratio_T[::-1], dtype=np.float64)[::-1]
+    return np.asarray(logratio_T, dtype=np.float64)
+
+
+def zero_variance(rewards_G: FloatArray, counted_G: BoolArray) -> bool:
+    """True when all counted samples have the same verdict reward, so that reward teaches nothing here.
+
+    Counted on verdicts: with a KL term the returns are never exactly equal.
+    """
+    kept = rewards_G[counted_G]
+    return len(kept) < 2 or bool(np.all(kept == kept[0]))
+
+
+def group_token_weights(
+    rewards_GK: FloatArray,
+    valid_GK: BoolArray,
+    logratios_GK: Sequence[Sequence[FloatArray]],
+    credit: Credit,
+) -> list[list[FloatArray]]:
+    """Weights of every sampled token of one group (not yet divided by the number of episodes).
+
+    Args:
+        rewards_GK: verifier rewards in {0, 1}; shape [G, K].
+        valid_GK: False where the verifier itself failed; shape [G, K].
+        logratios_GK: ``logratios_GK[g][k]`` = lp - ref of the sampled tokens of attempt k; shape [T_gk]. Empty for a
+            given (not sampled) attempt, which then gets no weight.
+        credit: the stage's numbers.
+
+    Returns:
+        ``weights[g][k]``, each of shape [T_gk]: the number that multiplies grad log pi of that token, to be maximised.
+
+    Raises:
+        ValueError: the group has fewer than two samples, so there is no leave-one-out baseline.
+    """
+    n_samples, n_attempts = rewards_GK.shape
+    if n_samples < 2:
+        raise ValueError("a group of one sample has no leave-one-out baseline: use samples_per_problem >= 2")
+    returns_GK = attempt_returns(rewards_GK, np.array(credit.reward_weights_K), credit.alpha, credit.gamma)
+    counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma)
+    weights: list[list[FloatArray]] = [[] for _ in range(n_samples)]
+    for k in range(n_attempts):
+        counted_G = counted_GK[:, k]
+        advantages_G = leave_one_out_advantages(returns_GK[:, k], counted_G)
+        charges_G = [kl_per_token_credit(logratios_GK[g][k], credit.kl_credit) for g in range(n_samples)]
+        penalties_G = _kl_advantages(charges_G, counted_G, credit.kl_credit)
+        for g in range(n_samples):
+            weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * penalties_G[g])
+    return weights
+
+
+def _kl_advantages(charges_G: Sequence[FloatArray], counted_G: BoolArray, kl_credit: KlCredit) -> list[FloatArray]:
+    """KL charges minus their leave-one-out baseline.
+
+    ``sequence`` takes the baseline of the whole attempt (one number per sample, so mates of any length count);
+    ``to_go`` and ``token`` take that of the same token index, where a mate that has already ended counts as 0.
+    """
+    lengths_G = [len(c) for c in charges_G]
+    width = max(lengths_G)
+    padded_GT = np.zeros((len(charges_G), width))
+    for g, charge_T in enumerate(charges_G):
+        if kl_credit == "sequence" and len(charge_T):
+            padded_GT[g] = charge_T[0]
+        else:
+            padded_GT[g, : len(charge_T)] = charge_T
+    advantages_GT = leave_one_out_advantages(padded_GT, counted_G)
+    return [advantages_GT[g, :n] for g, n in enumerate(lengths_G)]

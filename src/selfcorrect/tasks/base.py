@@ -1,0 +1,43 @@
+"""What a task is: data, prompts, a correction instruction, a verdict. About 100 lines each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypedDict
+
+from selfcorrect.types import Grade, Problem
+
+Split = Literal["train", "test"]
+
+
+class Message(TypedDict):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Task(Protocol):
+    """Everything the rest of the package asks of a task. A user's own task implements these six names."""
+
+    name: str
+    instruction: str
+    """Correction instruction between attempts (p1 of the paper). Fixed; never says whether the answer was right."""
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split, in a fixed order.
+
+        Raises:
+            DataError: the data is missing, empty or malformed.
+        """
+        ...
+
+    def first_messages(self, problem: Problem) -> list[Message]:
+        """The conversation up to the model's first answer."""
+        ...
+
+    def reference_answer(self, problem: Problem) -> str:
+        """A correct answer in the asked-for form; the token cap is checked against its length before a run."""
+        ...
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
+        """Verdict on one attempt. ``truncated`` says that the token cap cut the text. Pure and deterministic."""
+        ...
