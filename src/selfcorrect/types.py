@@ -23,6 +23,9 @@ FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.integer[Any]]
 
+LossName = Literal["importance_sampling", "cross_entropy"]
+"""The losses an engine applies to per-token weights; see ``objective/losses.py``."""
+
 
 class Verdict(StrEnum):
     """What the verifier says of one attempt. Only ``CORRECT`` earns reward."""

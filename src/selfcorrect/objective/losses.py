@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
-
-LossName = Literal["importance_sampling", "cross_entropy"]
 
 
 def importance_sampling_loss(logprobs_N: Tensor, sampled_logprobs_N: Tensor, weights_N: Tensor) -> Tensor:

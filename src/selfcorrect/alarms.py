@@ -1,0 +1,113 @@
+"""What goes wrong in self-correction training, said in words while it happens. Thresholds are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from selfcorrect.records import AlarmRecord, StepRecord
+
+WINDOW = 10
+"""Steps averaged before an alarm may ring: single steps are noise."""
+
+
+def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[AlarmRecord]:
+    """Alarms that the last ``WINDOW`` steps give rise to.
+
+    Args:
+        history: all step records so far, oldest first.
+        strict_stage: name of the stage that must keep the first attempt at the base, or None.
+
+    Returns:
+        Zero or more alarms, stamped with the last step.
+    """
+    if len(history) < WINDOW:
+        return []
+    recent = history[-WINDOW:]
+    found = [
+        _copying(recent),
+        _sacrificed_first_attempt(history),
+        _no_signal(recent),
+        _truncation(recent),
+        _moved_first_attempt(recent, strict_stage),
+        _mismatch(recent),
+        _verifier_errors(recent),
+    ]
+    step = history[-1].step
+    return [AlarmRecord(step=step, name=name, message=message) for name, message in filter(None, found)]
+
+
+Finding = tuple[str, str] | None
+
+
+def _copying(recent: Sequence[StepRecord]) -> Finding:
+    changes = [r.answer_change for r in recent if r.answer_change is not None]
+    wrong = 1 - np.mean([r.reward[-1] for r in recent])
+    if len(changes) == len(recent) and np.mean(changes) < 0.02 and wrong > 0.1:
+        return "copying", (
+            f"the last attempt repeats the one before in {1 - np.mean(changes):.0%} of episodes although {wrong:.0%} are "
+            "wrong: the collapse the paper describes. Try a longer or stricter Stage I (method.stage1_share, method.beta2)."
+        )
+    return None
+
+
+def _sacrificed_first_attempt(history: Sequence[StepRecord]) -> Finding:
+    if len(history[-1].reward) < 2 or len(history) < 3 * WINDOW:
+        return None
+    start, now = history[:WINDOW], history[-WINDOW:]
+    lost = np.mean([r.reward[0] for r in start]) - np.mean([r.reward[0] for r in now])
+    won = np.mean([r.reward[-1] for r in now]) - np.mean([r.reward[-1] for r in start])
+    if lost > 0.05 and won > 0.05:
+        return "first attempt sacrificed", (
+            f"attempt 1 lost {lost:.0%} while the last attempt won {won:.0%}: the bonus may be earned by being wrong first. "
+            "Compare the last attempt with the base, not delta; lower method.alpha or raise method.beta2."
+        )
+    return None
+
+
+def _no_signal(recent: Sequence[StepRecord]) -> Finding:
+    share = np.mean([min(r.zero_variance) for r in recent])
+    if share > 0.9:
+        return "no signal", (
+            f"in {share:.0%} of groups all samples get the same verdict, so reward teaches nothing. The task is too easy or "
+            "too hard for this model: change the difficulty or raise train.samples_per_problem."
+        )
+    return None
+
+
+def _truncation(recent: Sequence[StepRecord]) -> Finding:
+    share = np.mean([max(r.truncated) for r in recent])
+    if share > 0.1:
+        return "truncation", f"{share:.0%} of answers hit the token cap before an answer; raise train.max_new_tokens."
+    return None
+
+
+def _moved_first_attempt(recent: Sequence[StepRecord], strict_stage: str | None) -> Finding:
+    if any(r.stage != strict_stage for r in recent):
+        return None
+    kl = np.mean([r.kl[0] for r in recent])
+    if kl > 0.5:
+        return "first attempt moved", (
+            f"attempt 1 is {kl:.2f} nats from the base in Stage I, which is meant to hold it there: raise method.beta2 or "
+            "lower train.learning_rate."
+        )
+    return None
+
+
+def _mismatch(recent: Sequence[StepRecord]) -> Finding:
+    worst = max(r.sampler_mismatch for r in recent)
+    if worst > 1.0:
+        return "sampler mismatch", (
+            f"trainer and sampler disagree by up to {worst:.2f} nats on a token: the importance ratio is far from 1. Use "
+            "model.dtype=float32 to see whether precision is the cause."
+        )
+    return None
+
+
+def _verifier_errors(recent: Sequence[StepRecord]) -> Finding:
+    total = sum(r.errors for r in recent)
+    share = total / sum(r.episodes * len(r.reward) for r in recent)
+    if share > 0.01:
+        return "verifier errors", f"the verifier itself failed on {share:.1%} of answers; these episodes teach nothing."
+    return None

@@ -1,0 +1,1 @@
+"""Where tokens are sampled and weights are trained. Engines know nothing of self-correction."""

@@ -1,0 +1,152 @@
+"""The engine contract: the verbs a training loop needs, shaped on the Tinker API so that a remote adapter stays thin.
+
+Token ids in, token ids out. ``sample`` is asynchronous: a rollout is one coroutine per problem, a remote engine
+pipelines them and a local one coalesces concurrent calls into one batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from selfcorrect.types import BoolArray, Datum, FloatArray, IntArray, LossName
+
+if TYPE_CHECKING:
+    from selfcorrect.engines.chat import ChatFormat
+
+CURRENT = "current"
+"""Policy name of the weights being trained; any other name is that of a frozen snapshot."""
+BASE = "base"
+"""Snapshot of the policy as it was loaded at step 0 of the first stage: the reference of every method."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One answer to sample."""
+
+    prompt_ids: tuple[int, ...]
+    key: tuple[int | str, ...]
+    """Names this row's own random stream, e.g. (seed, step, problem id, sample, attempt). Equal keys and prompts give
+    equal tokens, whatever else is in the batch."""
+
+    def stream_key(self) -> int:
+        """128-bit key of the row's random stream."""
+        return int.from_bytes(hashlib.blake2b(repr(self.key).encode(), digest_size=16).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy. There is no top-p or top-k, and a model's own generation defaults are never read."""
+    stop_ids: frozenset[int] = frozenset()
+    continued: bool = False
+    """The answers will be extended by a later prompt: an engine may keep their key-value cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    token_ids: tuple[int, ...]
+    """With the end token when the model emitted it; at least one token."""
+    logprobs: tuple[float, ...]
+    """Log-probs in nats of the sampling law (at temperature 0: of the model at temperature 1)."""
+    stop: Literal["end", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdamParams:
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OptimResult:
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+    clipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine is and can do; written into the run's records."""
+
+    name: str
+    device: str
+    dtype: str
+    parameters: int
+    trainable_parameters: int
+    max_length: int
+    """Longest sequence in tokens the model accepts."""
+
+
+class Scored(Protocol):
+    """A token sequence with the positions whose log-probs are wanted."""
+
+    @property
+    def tokens_T(self) -> IntArray: ...
+    @property
+    def sampled_T(self) -> BoolArray: ...
+
+
+class Engine(Protocol):
+    """Every verb either completes or raises ``EngineError`` that says whether the engine is still usable."""
+
+    info: EngineInfo
+    chat: ChatFormat
+
+    async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+        """Sample one answer per request from the published weights, in the order of the requests."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
+        """Log-probs in nats at the sampled positions, 0 elsewhere; one array of shape [T] per sequence.
+
+        Args:
+            sequences: token sequences with their mask of wanted positions.
+            policy: ``"current"`` or the name of a frozen snapshot.
+        """
+        ...
+
+    def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
+        """Add the gradient of the summed loss over all data; nothing is averaged.
+
+        Returns:
+            The trainer's log-probs at positions of non-zero weight, NaN elsewhere; one array of shape [T] per datum.
+        """
+        ...
+
+    def optim_step(self, adam: AdamParams) -> OptimResult:
+        """Apply the accumulated gradient and clear it."""
+        ...
+
+    def reset_optimiser(self) -> None:
+        """Forget Adam's moments (between stages)."""
+        ...
+
+    def publish(self) -> None:
+        """Make the trained weights those that ``sample`` uses, and drop every cache made with older ones."""
+        ...
+
+    def snapshot(self, name: str) -> None:
+        """Freeze a named copy of the current policy. It never moves; an existing name is replaced."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write everything ``load`` needs to go on bit for bit: weights, optimiser, snapshots."""
+        ...
+
+    def load(self, path: Path) -> None:
+        """Return to a saved state. The weights are published."""
+        ...
+
+    def export(self, path: Path) -> None:
+        """Write an ordinary Hugging Face (or PEFT adapter) directory with the tokenizer."""
+        ...

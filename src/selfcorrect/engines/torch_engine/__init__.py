@@ -1,0 +1,5 @@
+"""The embedded engine: PyTorch on a CPU or one GPU, trainer and sampler on the same weights."""
+
+from selfcorrect.engines.torch_engine.engine import TorchEngine
+
+__all__ = ["TorchEngine"]

@@ -1,0 +1,150 @@
+"""Key-value caches of a batch of unequal rows, addressed by slot, and the store that carries them between attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+
+class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checked here
+    """A cache in which all rows write the same slot and a mask says which slots of a row hold real tokens.
+
+    Rows of unequal length have holes (``valid_BS`` False) instead of shifted contents, so that an answer that ended
+    early can be extended later in the same buffer. Positions are passed to the model explicitly.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor] | None], valid_BS: Tensor, length: int) -> None:
+        super().__init__(layers=[])
+        self._layers: list[tuple[Tensor, Tensor] | None] = list(layers)
+        self.valid_BS = valid_BS
+        """True where a slot holds a token of the row; shape [B, capacity]."""
+        self.length = length
+        """Slots written so far, by all layers."""
+
+    @classmethod
+    def empty(cls, n_layers: int, rows: int, capacity: int, device: torch.device) -> SlotCache:
+        return cls([None] * n_layers, torch.zeros(rows, capacity, dtype=torch.bool, device=device), 0)
+
+    @property
+    def capacity(self) -> int:
+        return self.valid_BS.shape[1]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: object, **_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write this step's keys and values after the ``length`` slots of earlier steps; return all slots so far."""
+        stored = self._layers[layer_idx]
+        if stored is None:
+            rows, heads, _, width = key_states.shape
+            value_width = value_states.shape[-1]
+            stored = (
+                key_states.new_zeros(rows, heads, self.capacity, width),
+                value_states.new_zeros(rows, heads, self.capacity, value_width),
+            )
+            self._layers[layer_idx] = stored
+        end = self.length + key_states.shape[2]
+        stored[0][:, :, self.length : end] = key_states
+        stored[1][:, :, self.length : end] = value_states
+        return stored[0][:, :, :end], stored[1][:, :, :end]
+
+    def advance(self, slots: int) -> None:
+        """Call after a forward pass: the slots it wrote become part of the past."""
+        self.length += slots
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def select(self, rows: Tensor, capacity: int) -> SlotCache:
+        """Copy of some rows (repeats allowed) with room for ``capacity`` slots."""
+        layers = [None if kv is None else (self._take(kv[0], rows, capacity), self._take(kv[1], rows, capacity)) for kv in self._layers]
+        valid_BS = torch.zeros(len(rows), capacity, dtype=torch.bool, device=self.valid_BS.device)
+        valid_BS[:, : self.length] = self.valid_BS[rows, : self.length]
+        return SlotCache(layers, valid_BS, self.length)
+
+    def _take(self, tensor: Tensor, rows: Tensor, capacity: int) -> Tensor:
+        out = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
+        out[:, :, : self.length] = tensor[rows, :, : self.length]
+        return out
+
+    @staticmethod
+    def concatenate(parts: Sequence[SlotCache]) -> SlotCache:
+        """Stack the rows of caches of equal capacity; shorter ones get holes up to the longest."""
+        if len(parts) == 1:
+            return parts[0]
+        layers: list[tuple[Tensor, Tensor] | None] = []
+        for kvs in zip(*(part._layers for part in parts), strict=True):
+            written = [kv for kv in kvs if kv is not None]
+            layers.append((torch.cat([k for k, _ in written]), torch.cat([v for _, v in written])))
+        return SlotCache(layers, torch.cat([p.valid_BS for p in parts]), max(p.length for p in parts))
+
+
+def prefix_key(token_ids: Sequence[int]) -> bytes:
+    return np.asarray(token_ids, dtype=np.int32).tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    cache: SlotCache
+    keys: tuple[bytes, ...]
+
+
+class PrefixStore:
+    """Caches of answered prompts, found again by the exact token ids that were fed. Oldest dropped first."""
+
+    def __init__(self, slot_budget: int) -> None:
+        self._slot_budget = slot_budget
+        self._kept: dict[int, _Kept] = {}
+        self._where: dict[bytes, tuple[int, int]] = {}
+        self._next_id = 0
+
+    def clear(self) -> None:
+        """Forget everything: the weights that made these caches are gone."""
+        self._kept.clear()
+        self._where.clear()
+
+    def add(self, cache: SlotCache, fed_ids: Sequence[Sequence[int]]) -> None:
+        """Keep a cache whose row i holds exactly the tokens ``fed_ids[i]``."""
+        if cache.valid_BS.shape[0] * cache.length > self._slot_budget:
+            return
+        keys = tuple(prefix_key(ids) for ids in fed_ids)
+        self._kept[self._next_id] = _Kept(cache, keys)
+        self._where.update({key: (self._next_id, row) for row, key in enumerate(keys)})
+        self._next_id += 1
+        while sum(k.cache.valid_BS.numel() for k in self._kept.values()) > self._slot_budget:
+            oldest = next(iter(self._kept))
+            for key in self._kept.pop(oldest).keys:
+                if self._where.get(key, (None,))[0] == oldest:
+                    del self._where[key]
+
+    def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, int, int] | None]:
+        """Per prompt, (cache id, row, tokens covered) of its longest stored proper prefix, or None."""
+        lengths = sorted({len(key) for key in self._where}, reverse=True)
+        return [self._longest(prefix_key(p), lengths) for p in prompts]
+
+    def _longest(self, whole: bytes, lengths: Sequence[int]) -> tuple[int, int, int] | None:
+        for n_bytes in lengths:
+            if n_bytes < len(whole) and (hit := self._where.get(whole[:n_bytes])) is not None:
+                return (*hit, n_bytes // 4)
+        return None
+
+    def gather(self, hits: Sequence[tuple[int, int, int]], extra_slots: int) -> SlotCache:
+        """One cache with the rows of ``hits`` in order and room for ``extra_slots`` more."""
+        used = sorted({cache_id for cache_id, _, _ in hits})
+        capacity = max(self._kept[i].cache.length for i in used) + extra_slots
+        parts, order = [], []
+        for cache_id in used:
+            wanted = [n for n, hit in enumerate(hits) if hit[0] == cache_id]
+            cache = self._kept[cache_id].cache
+            rows = torch.tensor([hits[n][1] for n in wanted], device=cache.valid_BS.device)
+            parts.append(cache.select(rows, capacity))
+            order += wanted
+        merged = SlotCache.concatenate(parts)
+        if order == list(range(len(hits))):
+            return merged
+        back = torch.tensor(np.argsort(order), device=merged.valid_BS.device)
+        return merged.select(back, capacity)

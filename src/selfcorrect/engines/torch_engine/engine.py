@@ -1,0 +1,264 @@
+"""The torch engine: the verbs of the contract on one process, one device, one copy of the weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from selfcorrect.config import EngineConfig, ModelConfig
+from selfcorrect.engines.base import (
+    AdamParams,
+    EngineInfo,
+    OptimResult,
+    Sampled,
+    SampleRequest,
+    SamplingParams,
+    Scored,
+)
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.models import ResolvedModel, check_attention, load_model
+from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches
+from selfcorrect.engines.torch_engine.sampler import Sampler
+from selfcorrect.engines.torch_engine.weights import Weights
+from selfcorrect.errors import EngineError, ModelError
+from selfcorrect.objective.losses import cross_entropy_loss, importance_sampling_loss
+from selfcorrect.types import Datum, FloatArray, LossName
+
+Pending = tuple[Sequence[SampleRequest], SamplingParams, "asyncio.Future[list[Sampled]]"]
+
+
+class TorchEngine:
+    """Any Hugging Face causal language model with full attention, on a CPU or one GPU.
+
+    Args:
+        model: a causal language model, any dtype; moved to evaluation mode (no dropout in any pass).
+        chat: the model's chat format.
+        settings: token budgets and device.
+        lora: rank and alpha of LoRA adapters, or None to train every weight.
+
+    Raises:
+        ModelError: the model's logits are not its output head on its last hidden state, so that log-probs at chosen
+            positions would differ from the model's own.
+    """
+
+    def __init__(
+        self, model: nn.Module, chat: ChatFormat, settings: EngineConfig, lora: tuple[int, float] | None = None
+    ) -> None:
+        self.chat = chat
+        self._settings = settings
+        self._device = next(model.parameters()).device
+        self._base = model
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()  # type: ignore[operator]
+        self._model: nn.Module = model if lora is None else _with_adapters(model, *lora)
+        self._model.eval()
+        self._weights = Weights(self._model)
+        self._scorer = Scorer(model)
+        config = model.config
+        self._sampler = Sampler(
+            model, config.num_hidden_layers, chat.pad_id, self._device, settings.tokens_per_sampling_batch  # type: ignore[union-attr, arg-type]
+        )
+        self._pending: list[Pending] = []
+        self._stale = False
+        self._broken: str | None = None
+        self.info = EngineInfo(
+            name="torch",
+            device=str(self._device),
+            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            parameters=sum(p.numel() for p in self._model.parameters()),
+            trainable_parameters=self._weights.count,
+            max_length=int(config.max_position_embeddings),  # type: ignore[union-attr, arg-type]
+        )
+        self._check_scorer()
+
+    @classmethod
+    def from_config(cls, resolved: ResolvedModel, chat: ChatFormat, model: ModelConfig, settings: EngineConfig, max_length: int) -> TorchEngine:
+        """Load a model and put the engine on it.
+
+        Args:
+            resolved: where the model is.
+            chat: its chat format (already checked).
+            model: precision and adapter settings.
+            settings: engine settings.
+            max_length: longest sequence in tokens that the run will need.
+
+        Raises:
+            ModelError: the model cannot be loaded or does not fit the job.
+        """
+        device = _pick_device(settings.device)
+        dtype = getattr(torch, model.dtype)
+        module = load_model(resolved, dtype, device, model.revision, model.trust_remote_code)
+        check_attention(module.config, max_length)
+        torch.manual_seed(0)  # adapters are initialised at random: the same in every run, as the base model is
+        lora = (model.lora_rank, model.lora_alpha) if model.lora_rank else None
+        return cls(module, chat, settings, lora)
+
+    async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+        """See ``Engine.sample``. Calls made in the same turn of the event loop are answered by one batch."""
+        self._require_usable()
+        if self._stale:
+            raise EngineError("the weights changed since the last publish(); call publish() before sampling", usable=True)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Sampled]] = loop.create_future()
+        self._pending.append((requests, params, future))
+        if len(self._pending) == 1:
+            loop.call_soon(self._flush)
+        return await future
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        for params in dict.fromkeys(p for _, p, _ in pending):
+            calls = [(requests, future) for requests, p, future in pending if p == params and not future.done()]
+            try:
+                flat = self._sampler.run([r for requests, _ in calls for r in requests], params)
+            except Exception as error:  # noqa: BLE001  # handed to every waiting caller; nothing of the engine's state moved
+                self._sampler.drop_caches()
+                for _, future in calls:
+                    future.set_exception(EngineError(f"sampling failed: {error}", usable=True))
+                continue
+            start = 0
+            for requests, future in calls:
+                future.set_result(flat[start : start + len(requests)])
+                start += len(requests)
+
+    def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
+        """See ``Engine.logprobs``."""
+        self._require_usable()
+        out = [np.zeros(len(s.tokens_T)) for s in sequences]
+        with torch.no_grad(), self._verb("logprobs"), self._weights.acting_as(policy):
+            for batch in self._batches([s.tokens_T for s in sequences], [s.sampled_T for s in sequences]):
+                _scatter(self._scorer.logprobs(batch), batch, out)
+        return out
+
+    def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
+        """See ``Engine.forward_backward``."""
+        self._require_usable()
+        out = [np.full(len(d.tokens_T), np.nan) for d in data]
+        with self._verb("forward_backward"):
+            for batch in self._batches([d.tokens_T for d in data], [d.weights_T != 0 for d in data]):
+                logprobs_N = self._scorer.logprobs(batch)
+                weights_N = self._gather([d.weights_T for d in data], batch, logprobs_N)
+                if loss == "importance_sampling":
+                    sampled_N = self._gather([d.logprobs_T for d in data], batch, logprobs_N)
+                    total = importance_sampling_loss(logprobs_N, sampled_N, weights_N)
+                else:
+                    total = cross_entropy_loss(logprobs_N, weights_N)
+                total.backward()  # type: ignore[no-untyped-call]
+                self._weights.collect_gradients()
+                _scatter(logprobs_N.detach(), batch, out)
+        return out
+
+    def optim_step(self, adam: AdamParams) -> OptimResult:
+        """See ``Engine.optim_step``."""
+        self._require_usable()
+        with self._verb("optim_step"):
+            result = self._weights.step(adam)
+        self._stale = True
+        return result
+
+    def reset_optimiser(self) -> None:
+        """See ``Engine.reset_optimiser``."""
+        self._weights.reset_optimiser()
+
+    def publish(self) -> None:
+        """See ``Engine.publish``. Trainer and sampler share the weights: only the caches must go."""
+        self._sampler.drop_caches()
+        self._stale = False
+
+    def snapshot(self, name: str) -> None:
+        """See ``Engine.snapshot``."""
+        self._weights.snapshot(name)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Accumulated float32 gradients by parameter name. Not part of the contract: for tests and diagnostics."""
+        return self._weights.gradients()
+
+    def save(self, path: Path) -> None:
+        """See ``Engine.save``."""
+        path.mkdir(parents=True, exist_ok=True)
+        self._weights.save(path)
+
+    def load(self, path: Path) -> None:
+        """See ``Engine.load``."""
+        self._weights.load(path)
+        self.publish()
+
+    def export(self, path: Path) -> None:
+        """See ``Engine.export``. The generation config holds the end and padding ids and no sampling defaults."""
+        path.mkdir(parents=True, exist_ok=True)
+        self._model.save_pretrained(path)  # type: ignore[operator]
+        self.chat.tokenizer.save_pretrained(path)
+
+    def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
+        return micro_batches(tokens, positions, self._settings.tokens_per_microbatch, self.chat.pad_id, self._device)
+
+    def _gather(self, arrays: list[FloatArray], batch: MicroBatch, like: torch.Tensor) -> torch.Tensor:
+        rows, columns = batch.rows_N.tolist(), batch.columns_N.tolist()
+        picked = [arrays[batch.index[r]][c] for r, c in zip(rows, columns, strict=True)]
+        return torch.tensor(np.asarray(picked, dtype=np.float64), dtype=like.dtype, device=like.device)
+
+    @contextmanager
+    def _verb(self, name: str) -> Iterator[None]:
+        """A failed verb clears half-made gradients, so that the engine stays usable."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self._weights.zero_gradients()
+            raise EngineError(
+                f"{name} ran out of memory ({error}); lower engine.tokens_per_microbatch", usable=True
+            ) from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            if name == "optim_step":
+                self._broken = "an optimiser step failed half-way; load a checkpoint"
+            self._weights.zero_gradients()
+            raise EngineError(f"{name} failed: {error}", usable=self._broken is None) from error
+
+    def _require_usable(self) -> None:
+        if self._broken is not None:
+            raise EngineError(f"the engine is not usable: {self._broken}", usable=False)
+
+    def _check_scorer(self) -> None:
+        """The head on chosen positions must give the model's own logits (some models scale or cap them)."""
+        ids = np.arange(1, 9) % max(2, min(100, self.info.parameters))
+        wanted = np.arange(8) > 0
+        with torch.no_grad():
+            (batch,) = self._batches([ids], [wanted])
+            ours = self._scorer.logprobs(batch)
+            logits = self._base(input_ids=batch.ids_BT, use_cache=False).logits[0, :-1].float()
+            theirs = logits.log_softmax(-1).gather(1, batch.targets_N[:, None]).squeeze(1)
+        bound = 1e-3 if self.info.dtype == "float32" else 0.1
+        if not torch.allclose(ours, theirs, atol=bound):
+            raise ModelError(
+                f"this model's logits differ from its output head on its last hidden state by "
+                f"{float((ours - theirs).abs().max()):.3g} nats, so log-probs at chosen positions would be wrong (it scales "
+                "or caps its logits in a way not supported here); use another model"
+            )
+
+
+def _with_adapters(model: nn.Module, rank: int, alpha: float) -> nn.Module:
+    """LoRA on all linear layers but the head; adapters in float32 over a base of any precision."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=True)
+    return adapted
+
+
+def _pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("engine.device=cuda, but this PyTorch sees no CUDA device; use engine.device=cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _scatter(logprobs_N: torch.Tensor, batch: MicroBatch, out: list[FloatArray]) -> None:
+    values = logprobs_N.double().cpu().numpy()
+    rows, columns = batch.rows_N.tolist(), batch.columns_N.tolist()
+    for value, row, column in zip(values, rows, columns, strict=True):
+        out[batch.index[row]][column] = value

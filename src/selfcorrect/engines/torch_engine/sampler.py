@@ -1,0 +1,198 @@
+"""Sampling with a key-value cache for batches of unequal prompts, exactly at the asked temperature.
+
+Each row draws from its own counter-based random stream, so its tokens do not depend on its neighbours, on the order
+of rows or on how a batch is split. An answer's cache is kept, so that the next attempt feeds only the bridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
+from selfcorrect.engines.torch_engine.cache import PrefixStore, SlotCache
+from selfcorrect.types import FloatArray
+
+COMPACT_BELOW = 0.75
+"""Finished rows are dropped from the batch when fewer than this share still runs: a copy of the cache must pay."""
+
+
+@dataclass
+class _Row:
+    """One answer in the making."""
+
+    request: SampleRequest
+    uniforms: FloatArray
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+    def result(self) -> Sampled:
+        return Sampled(tuple(self.token_ids), tuple(self.logprobs), "end" if self.ended else "length")
+
+    def fed_ids(self) -> tuple[int, ...]:
+        """Tokens whose keys and values are in the cache: the last sampled token has not been fed."""
+        return (*self.request.prompt_ids, *self.token_ids[:-1])
+
+
+class Sampler:
+    """Batched autoregressive sampling on a Hugging Face causal language model."""
+
+    def __init__(self, model: nn.Module, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int) -> None:
+        self._model = model
+        self._n_layers = n_layers
+        self._pad_id = pad_id
+        self._device = device
+        self._slots_per_batch = slots_per_batch
+        self._store = PrefixStore(slots_per_batch)
+
+    def drop_caches(self) -> None:
+        self._store.clear()
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+        """Answer all requests, in their order."""
+        results: list[Sampled | None] = [None] * len(requests)
+        hits = self._store.find([r.prompt_ids for r in requests])
+        made: list[tuple[SlotCache, list[_Row]]] = []
+        for batch in self._batches(requests, hits, params.max_new_tokens):
+            rows = [_Row(requests[i], _uniforms(requests[i], params.max_new_tokens)) for i in batch]
+            made += self._run_batch(rows, [hits[i] for i in batch], params)
+            for i, row in zip(batch, rows, strict=True):
+                results[i] = row.result()
+        for cache, rows in made:  # only now: adding may push out a cache that a later batch of this run continues
+            self._store.add(cache, [row.fed_ids() for row in rows])
+        return [r for r in results if r is not None]
+
+    def _batches(self, requests: Sequence[SampleRequest], hits: Sequence[object], max_new: int) -> list[list[int]]:
+        """Split into batches of similar prompts within the slot budget; continued rows apart from fresh ones."""
+        order = sorted(range(len(requests)), key=lambda i: (hits[i] is None, len(requests[i].prompt_ids)))
+        batches: list[list[int]] = []
+        for i in order:
+            slots = len(requests[i].prompt_ids) + max_new
+            same_kind = batches and (hits[batches[-1][0]] is None) == (hits[i] is None)
+            if same_kind and (len(batches[-1]) + 1) * slots <= self._slots_per_batch:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    def _run_batch(
+        self, rows: list[_Row], hits: list[tuple[int, int, int] | None], params: SamplingParams
+    ) -> list[tuple[SlotCache, list[_Row]]]:
+        cache, logits_BV, positions_B = self._prefill(rows, hits, params.max_new_tokens)
+        stop_ids = torch.tensor(sorted(params.stop_ids), dtype=torch.long, device=self._device)
+        alive = torch.ones(len(rows), dtype=torch.bool, device=self._device)
+        retired: list[tuple[SlotCache, list[_Row]]] = []
+        running = list(rows)
+        for step in range(params.max_new_tokens):
+            uniforms_B = torch.tensor([row.uniforms[step] for row in running], dtype=torch.float64, device=self._device)
+            tokens_B, logprobs_B = _draw(logits_BV, uniforms_B, params.temperature)
+            ends_B = torch.isin(tokens_B, stop_ids)
+            _record(running, alive, tokens_B, logprobs_B, ends_B)
+            alive = alive & ~ends_B
+            n_alive = int(alive.sum())
+            if n_alive == 0 or step == params.max_new_tokens - 1:
+                break
+            if n_alive < COMPACT_BELOW * len(running):
+                if params.continued:
+                    done = torch.nonzero(~alive).flatten()
+                    retired.append((cache.select(done, cache.length), [running[i] for i in done.tolist()]))
+                keep = torch.nonzero(alive).flatten()
+                cache = cache.select(keep, cache.capacity)
+                running = [running[i] for i in keep.tolist()]
+                tokens_B, positions_B, alive = tokens_B[keep], positions_B[keep], alive[keep]
+            logits_BV = self._forward(cache, tokens_B[:, None], positions_B[:, None], alive[:, None])
+            positions_B = positions_B + 1
+        if params.continued:
+            retired.append((cache, running))
+        return retired
+
+    def _prefill(
+        self, rows: Sequence[_Row], hits: Sequence[tuple[int, int, int] | None], max_new: int
+    ) -> tuple[SlotCache, Tensor, Tensor]:
+        """Feed the prompts (each distinct one once), left-padded, after whatever the store already holds of them."""
+        first_of: dict[tuple[int, ...], int] = {}
+        unique: list[int] = []
+        for i, row in enumerate(rows):
+            if row.request.prompt_ids not in first_of:
+                first_of[row.request.prompt_ids] = len(unique)
+                unique.append(i)
+        covered = [hit[2] if (hit := hits[i]) is not None else 0 for i in unique]
+        suffixes = [rows[i].request.prompt_ids[n:] for i, n in zip(unique, covered, strict=True)]
+        width = max(len(s) for s in suffixes)
+        known = [hit for i in unique if (hit := hits[i]) is not None]
+        if known:
+            cache = self._store.gather(known, width + max_new)
+        else:
+            cache = SlotCache.empty(self._n_layers, len(unique), width + max_new, self._device)
+        ids_BQ = torch.full((len(unique), width), self._pad_id, dtype=torch.long)
+        real_BQ = torch.zeros(len(unique), width, dtype=torch.bool)
+        for b, suffix in enumerate(suffixes):
+            ids_BQ[b, width - len(suffix) :] = torch.tensor(suffix)
+            real_BQ[b, width - len(suffix) :] = True
+        start_B = torch.tensor(covered)
+        positions_BQ = (real_BQ.cumsum(1) - 1).clamp(min=0) + start_B[:, None]
+        logits_BV = self._forward(cache, ids_BQ.to(self._device), positions_BQ.to(self._device), real_BQ.to(self._device))
+        next_B = torch.tensor([len(rows[i].request.prompt_ids) for i in unique], device=self._device)
+        if len(unique) == len(rows):
+            return cache, logits_BV, next_B
+        spread = torch.tensor([first_of[row.request.prompt_ids] for row in rows], device=self._device)
+        return cache.select(spread, cache.capacity), logits_BV[spread], next_B[spread]
+
+    def _forward(self, cache: SlotCache, ids_BQ: Tensor, positions_BQ: Tensor, real_BQ: Tensor) -> Tensor:
+        """One pass over Q new tokens per row; returns the last position's logits, shape [B, V], float32."""
+        past, width = cache.length, ids_BQ.shape[1]
+        end = past + width
+        cache.valid_BS[:, past:end] = real_BQ
+        if width == 1:
+            mask = cache.valid_BS[:, None, None, :end].clone()
+            mask[..., -1] = True  # a finished row attends to its own padding: a softmax over nothing is NaN
+        else:
+            causal_QQ = torch.ones(width, width, dtype=torch.bool, device=self._device).tril()
+            own_QQ = torch.eye(width, dtype=torch.bool, device=self._device)
+            new = (real_BQ[:, None, :] & causal_QQ) | own_QQ
+            old = cache.valid_BS[:, None, :past].expand(-1, width, -1)
+            mask = torch.cat([old, new], dim=2)[:, None]
+        out = self._model(
+            input_ids=ids_BQ,
+            attention_mask=mask,
+            position_ids=positions_BQ,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache.advance(width)
+        logits_BV: Tensor = out.logits[:, -1].float()
+        return logits_BV
+
+
+def _uniforms(request: SampleRequest, n: int) -> FloatArray:
+    """The row's own random stream in [0, 1): Philox, keyed by the request, counted by token position."""
+    return np.random.Generator(np.random.Philox(key=request.stream_key())).random(n)
+
+
+def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token per row by inverse CDF, and its log-prob. No top-k, no top-p: the law is softmax(logits / T)."""
+    if temperature == 0:
+        logprobs_BV = logits_BV.log_softmax(-1)
+        tokens_B = logits_BV.argmax(-1)
+    else:
+        logprobs_BV = (logits_BV / temperature).log_softmax(-1)
+        cdf_BV = logprobs_BV.double().exp().cumsum(-1)  # float64: float32 sums over a large vocabulary drift
+        targets_B1 = uniforms_B[:, None] * cdf_BV[:, -1:]
+        tokens_B = torch.searchsorted(cdf_BV, targets_B1, right=True).squeeze(1).clamp(max=logits_BV.shape[-1] - 1)
+    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1)
+
+
+def _record(running: Sequence[_Row], alive: Tensor, tokens_B: Tensor, logprobs_B: Tensor, ends_B: Tensor) -> None:
+    columns = zip(running, alive.tolist(), tokens_B.tolist(), logprobs_B.tolist(), ends_B.tolist(), strict=True)
+    for row, is_alive, token, logprob, ends in columns:
+        if is_alive:
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+            row.ended = ends

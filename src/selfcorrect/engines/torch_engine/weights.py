@@ -1,0 +1,135 @@
+"""Trainable weights: float32 masters under any compute precision, named frozen copies, the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selfcorrect.engines.base import CURRENT, AdamParams, OptimResult
+
+
+class Weights:
+    """The trainable parameters of a model, their float32 masters, Adam, and snapshots.
+
+    A parameter in float32 is its own master. A bfloat16 one gets a float32 copy: at small learning rates pure bfloat16
+    updates are lost to rounding. Gradients are summed into the masters after every micro-batch for the same reason.
+
+    Snapshots are copies of the trainable tensors only, swapped in by pointer: the frozen policy then runs through the
+    very same modules and kernels as the current one, so that at step 0 the KL between them is exactly 0.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self.names = [n for n, _ in named]
+        self._params: list[Tensor] = [p for _, p in named]
+        self._masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self._params]
+        self._adam = torch.optim.AdamW(self._masters, lr=0.0)
+        self._snapshots: dict[str, list[Tensor]] = {}
+
+    @property
+    def count(self) -> int:
+        return sum(p.numel() for p in self._params)
+
+    @property
+    def snapshot_names(self) -> tuple[str, ...]:
+        return tuple(self._snapshots)
+
+    def snapshot(self, name: str) -> None:
+        self._snapshots[name] = [p.detach().clone() for p in self._params]
+
+    @contextmanager
+    def acting_as(self, policy: str) -> Iterator[None]:
+        """Run the model with the weights of a snapshot (``"current"``: as they are)."""
+        if policy == CURRENT:
+            yield
+            return
+        frozen = self._snapshots[policy]
+        current = [p.data for p in self._params]
+        try:
+            for p, f in zip(self._params, frozen, strict=True):
+                p.data = f
+            yield
+        finally:
+            for p, c in zip(self._params, current, strict=True):
+                p.data = c
+
+    def collect_gradients(self) -> None:
+        """Move the gradients of a micro-batch into the float32 masters."""
+        for p, m in zip(self._params, self._masters, strict=True):
+            if p is not m and p.grad is not None:
+                m.grad = p.grad.float() if m.grad is None else m.grad.add_(p.grad)
+                p.grad = None
+
+    def zero_gradients(self) -> None:
+        for tensor in (*self._params, *self._masters):
+            tensor.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Copies of the accumulated float32 gradients by parameter name; for tests and diagnostics."""
+        return {n: m.grad.clone() for n, m in zip(self.names, self._masters, strict=True) if m.grad is not None}
+
+    def step(self, adam: AdamParams) -> OptimResult:
+        """One Adam update with decoupled weight decay; clears the gradients."""
+        norm = self._clip(adam.grad_clip)
+        for group in self._adam.param_groups:
+            group.update(
+                lr=adam.learning_rate,
+                betas=(adam.beta1, adam.beta2),
+                eps=adam.eps,
+                weight_decay=adam.weight_decay,
+            )
+        self._adam.step()
+        self._masters_to_params()
+        self.zero_gradients()
+        return OptimResult(norm, adam.learning_rate, adam.grad_clip is not None and norm > adam.grad_clip)
+
+    def _clip(self, limit: float | None) -> float:
+        grads = [m.grad for m in self._masters if m.grad is not None]
+        if not grads:
+            return 0.0
+        norm = torch.nn.utils.get_total_norm(grads)
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._masters, limit, norm)
+        return float(norm)
+
+    @torch.no_grad()
+    def _masters_to_params(self) -> None:
+        for p, m in zip(self._params, self._masters, strict=True):
+            if p is not m:
+                p.copy_(m)
+
+    def save(self, path: Path) -> None:
+        """Write masters, snapshots and optimiser state into a directory."""
+        save_file(dict(zip(self.names, (m.detach().contiguous() for m in self._masters), strict=True)), path / "weights.safetensors")
+        for name, frozen in self._snapshots.items():
+            save_file(dict(zip(self.names, (f.contiguous() for f in frozen), strict=True)), path / f"snapshot-{name}.safetensors")
+        torch.save(self._adam.state_dict(), path / "optimiser.pt")
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Restore what ``save`` wrote, bit for bit.
+
+        Raises:
+            KeyError: the file lacks a parameter of this model.
+        """
+        stored = load_file(path / "weights.safetensors")
+        for name, p, m in zip(self.names, self._params, self._masters, strict=True):
+            m.copy_(stored[name])
+            p.copy_(stored[name])
+        self._snapshots = {}
+        for file in sorted(path.glob("snapshot-*.safetensors")):
+            tensors = load_file(file)
+            self._snapshots[file.stem.removeprefix("snapshot-")] = [
+                tensors[n].to(p.device) for n, p in zip(self.names, self._params, strict=True)
+            ]
+        self._adam.load_state_dict(torch.load(path / "optimiser.pt", weights_only=True, map_location="cpu"))
+        self.zero_gradients()
+
+    def reset_optimiser(self) -> None:
+        """Forget Adam's moments (between stages: our choice, the paper is silent)."""
+        self._adam = torch.optim.AdamW(self._masters, lr=0.0)

@@ -1,0 +1,98 @@
+"""SCoRe, multi-turn and single-turn RL as stages. What differs is in the table of method.md, nothing else.
+
+| stage             | w      | beta                  | alpha |
+|-------------------|--------|-----------------------|-------|
+| SCoRe Stage I     | (0, 1) | (beta1 + beta2, beta1) | 0     |
+| SCoRe Stage II    | (1, 1) | (beta1, beta1)         | alpha |
+| multi-turn RL     | (1, 1) | (beta1, beta1)         | 0     |
+| single-turn RL    | (1,)   | (beta1,)               | 0     |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from selfcorrect.config import Config, MethodConfig
+from selfcorrect.errors import ConfigError
+from selfcorrect.objective import Credit
+from selfcorrect.types import LossName
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of training with one objective."""
+
+    name: str
+    title: str
+    """For people: shown in progress and tables."""
+    steps: int
+    samples_per_problem: int
+    credit: Credit
+    reference: str = BASE
+    """Snapshot that the KL terms are measured against: the policy as it was loaded, in every stage."""
+    loss: LossName = "importance_sampling"
+
+    @property
+    def attempts(self) -> int:
+        return len(self.credit.reward_weights_K)
+
+
+def score(config: Config) -> list[Stage]:
+    """SCoRe, two stages (v2 Eq. 3 and Eq. 4).
+
+    Stage I rewards the last attempt only and holds the earlier ones at the base with the strict beta2 on top of the
+    beta1 that is on everything. Stage II rewards all attempts and adds the progress bonus.
+    """
+    m = config.method
+    first = max(1, round(config.train.steps * m.stage1_share))
+    earlier = m.attempts - 1
+    stage1 = _credit(m, rewards=(0.0,) * earlier + (1.0,), betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,))
+    stage2 = _credit(m, rewards=(1.0,) * m.attempts, betas=(m.beta1,) * m.attempts, alpha=m.alpha)
+    k = config.train.samples_per_problem
+    return [
+        Stage("stage1", "Stage I", first, k, stage1),
+        Stage("stage2", "Stage II", config.train.steps - first, k, stage2),
+    ]
+
+
+def multi_turn(config: Config) -> list[Stage]:
+    """Plain multi-turn RL: every attempt paid its own reward, no Stage I, no bonus (v2 Eq. 1 with the KL of Eq. 2)."""
+    m = config.method
+    credit = _credit(m, rewards=(1.0,) * m.attempts, betas=(m.beta1,) * m.attempts)
+    return [Stage("multi_turn", "Multi-turn RL", config.train.steps, config.train.samples_per_problem, credit)]
+
+
+def single_turn(config: Config) -> list[Stage]:
+    """RL on the first attempt only (v2 Eq. 2). The budget of sampled responses goes into more samples per problem."""
+    m = config.method
+    credit = _credit(m, rewards=(1.0,), betas=(m.beta1,))
+    samples = config.train.samples_per_problem * m.attempts
+    return [Stage("single_turn", "Single-turn RL", config.train.steps, samples, credit)]
+
+
+METHODS: dict[str, Callable[[Config], list[Stage]]] = {
+    "score": score,
+    "multi_turn": multi_turn,
+    "single_turn": single_turn,
+}
+
+
+def plan(config: Config) -> list[Stage]:
+    """The stages of a run.
+
+    Raises:
+        ConfigError: the method's settings do not fit together.
+    """
+    m = config.method
+    if m.name in ("score", "multi_turn") and m.attempts < 2:
+        raise ConfigError(f"method={m.name} needs method.attempts >= 2: there is nothing to correct in a single attempt")
+    if m.name == "score" and config.train.steps < 2:
+        raise ConfigError("method=score has two stages: train.steps must be at least 2")
+    return METHODS[m.name](config)
+
+
+def _credit(m: MethodConfig, *, rewards: tuple[float, ...], betas: tuple[float, ...], alpha: float = 0.0) -> Credit:
+    return Credit(rewards, betas, alpha=alpha, gamma=m.gamma, kl_credit=m.kl_credit)

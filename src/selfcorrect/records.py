@@ -1,0 +1,134 @@
+"""Typed records: one JSONL stream per run is the only truth; reports, comparisons and servers read it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from selfcorrect.types import Episode
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StartRecord(_Record):
+    kind: Literal["start"] = "start"
+    time: str
+    command: str
+    versions: dict[str, str]
+    engine: dict[str, Any]
+    resumed_from_step: int | None = None
+
+
+class StepRecord(_Record):
+    """One optimiser step. Lists have one entry per attempt unless their name says otherwise."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    """1-based over the whole run."""
+    stage: str
+    stage_step: int
+    episodes: int
+    reward: list[float]
+    """Share of correct answers: unshaped."""
+    kl: list[float]
+    """Mean KL estimate to the reference in nats per attempt."""
+    truncated: list[float]
+    no_answer: list[float]
+    errors: int
+    """Verifier failures in this step, all attempts."""
+    answer_tokens: list[float]
+    """Mean sampled tokens."""
+    zero_variance: list[float]
+    skipped_groups: list[int]
+    answer_change: float | None
+    """Share of episodes whose extracted answer differs between the last two attempts; None with one attempt."""
+    fixed: float | None
+    """Share of episodes wrong at the first and right at the last attempt."""
+    broken: float | None
+    grad_norm: float
+    clipped: bool
+    learning_rate: float
+    sampler_mismatch: float
+    """Largest |trainer log-prob - sampler log-prob| over trained tokens, nats."""
+    sampled_tokens: int
+    seconds: dict[str, float]
+    """Wall seconds by phase: sample, reference, update."""
+
+
+class AlarmRecord(_Record):
+    kind: Literal["alarm"] = "alarm"
+    step: int
+    name: str
+    message: str
+
+
+class CheckpointRecord(_Record):
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    window_reward: float | None
+    """Windowed mean of the unshaped last-attempt training reward; None outside the final stage."""
+    best: bool
+
+
+class EvalRecord(_Record):
+    kind: Literal["eval"] = "eval"
+    name: str
+    """``base``, ``final``, or that of a control."""
+    step: int
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    """As written by ``metrics.EvalSummary.to_json``."""
+    seconds: float
+
+
+class EndRecord(_Record):
+    kind: Literal["end"] = "end"
+    step: int
+    reason: Literal["finished", "interrupted"]
+    train_seconds: float
+    sampled_tokens: int
+    sampled_responses: int
+
+
+Record = Annotated[
+    StartRecord | StepRecord | AlarmRecord | CheckpointRecord | EvalRecord | EndRecord, Field(discriminator="kind")
+]
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+def parse_record(line: str) -> Record:
+    """One line of metrics.jsonl.
+
+    Raises:
+        pydantic.ValidationError: not a record of this version.
+    """
+    return _ADAPTER.validate_json(line)
+
+
+def episode_row(episode: Episode, *, step: int | None = None, stage: str | None = None) -> dict[str, Any]:
+    """An episode as one JSON object: texts and verdicts, no token ids."""
+    row: dict[str, Any] = {
+        "problem": episode.problem.id,
+        "question": episode.problem.question,
+        "gold": episode.problem.answer,
+        "level": episode.problem.level,
+        "sample": episode.sample,
+        "attempts": [
+            {
+                "text": a.text,
+                "verdict": a.grade.verdict.value if a.grade else None,
+                "extracted": a.grade.extracted if a.grade else None,
+                "detail": a.grade.detail if a.grade else "",
+                "tokens": len(a.token_ids) if a.token_ids is not None else None,
+                "stop": a.stop,
+                "source": a.source,
+            }
+            for a in episode.attempts
+        ],
+    }
+    if step is not None:
+        row = {"step": step, "stage": stage, **row}
+    return row

@@ -1,0 +1,124 @@
+"""Playing episodes: N attempts per sample, token ids in and token ids out, graded at the end.
+
+Nothing about correctness reaches the model: the instruction between attempts is the task's fixed text, and attempts
+are graded only after the last one has been sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
+from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.tasks.base import Message, Task
+from selfcorrect.types import Attempt, Episode, Problem
+
+GivenFirst = Mapping[str, Sequence[tuple[int, ...]]]
+"""Per problem id, one stored first answer (token ids) for every sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """How episodes are played."""
+
+    attempts: int
+    samples: int
+    """Episodes per problem."""
+    max_new_tokens: int
+    """Per attempt."""
+    temperature: float
+    stream: tuple[int | str, ...]
+    """Start of every row's random-stream key, e.g. (seed, "train", step)."""
+
+
+async def play(
+    engine: Engine, task: Task, problems: Sequence[Problem], how: Play, given_first: GivenFirst | None = None
+) -> list[list[Episode]]:
+    """Play all problems at once, one coroutine per problem.
+
+    Args:
+        engine: samples from its published weights.
+        task: prompts, instruction and verdicts.
+        problems: no two with the same id, which names a random stream.
+        how: attempts, samples, caps.
+        given_first: stored first answers instead of sampled ones; they carry no log-probs and are never trained on.
+
+    Returns:
+        ``groups[b][g]``: the g-th episode of problem b.
+    """
+    groups = (_play_group(engine, task, p, how, None if given_first is None else given_first[p.id]) for p in problems)
+    return list(await asyncio.gather(*groups))
+
+
+async def _play_group(
+    engine: Engine, task: Task, problem: Problem, how: Play, given: Sequence[tuple[int, ...]] | None
+) -> list[Episode]:
+    messages = task.first_messages(problem)
+    prompts = [engine.chat.prompt_ids(messages)] * how.samples
+    attempts: list[list[Attempt]] = [[] for _ in range(how.samples)]
+    for k in range(how.attempts):
+        if k == 0 and given is not None:
+            answers = [Sampled(ids, (), "end") for ids in given]
+            source_given = True
+        else:
+            params = SamplingParams(how.max_new_tokens, how.temperature, engine.chat.end_ids, continued=k + 1 < how.attempts)
+            keys = [(*how.stream, problem.id, g, k) for g in range(how.samples)]
+            answers = await engine.sample([SampleRequest(p, key) for p, key in zip(prompts, keys, strict=True)], params)
+            source_given = False
+        for g, answer in enumerate(answers):
+            attempts[g].append(_attempt(engine, task, problem, prompts[g], answer, k, source_given))
+            if k + 1 < how.attempts:
+                prompts[g] = _next_prompt(engine, messages, task.instruction, prompts[g], answer)
+    return [Episode(problem, g, tuple(a)) for g, a in enumerate(attempts)]
+
+
+def _next_prompt(
+    engine: Engine, messages: Sequence[Message], instruction: str, prompt: tuple[int, ...], answer: Sampled
+) -> tuple[int, ...]:
+    """The conversation so far as it was sampled, then the bridge: nothing is decoded and tokenised again."""
+    ended = answer.token_ids[-1] in engine.chat.end_ids
+    return (*prompt, *answer.token_ids, *engine.chat.bridge_ids(list(messages), instruction, ended))
+
+
+def _attempt(
+    engine: Engine, task: Task, problem: Problem, prompt: tuple[int, ...], answer: Sampled, k: int, given: bool
+) -> Attempt:
+    text = engine.chat.text(answer.token_ids)
+    return Attempt(
+        text=text,
+        prompt_ids=prompt,
+        token_ids=answer.token_ids,
+        logprobs=None if given else answer.logprobs,
+        stop="given" if given else answer.stop,
+        grade=task.grade(problem, text, truncated=answer.stop == "length"),
+        source="given" if given else "sampled",
+        parent=k - 1 if k else None,
+        group=f"{problem.id}/{k}",
+    )
+
+
+def check_fit(engine: Engine, task: Task, problems: Sequence[Problem], attempts: int, max_new_tokens: int) -> None:
+    """Refuse a cap or a problem that cannot work, before anything is sampled.
+
+    Raises:
+        ConfigError: the cap is shorter than a correct answer in the asked-for form.
+        DataError: a problem's whole conversation does not fit the model's length.
+    """
+    chat = engine.chat
+    needed = max(len(chat.tokenizer.encode(task.reference_answer(p), add_special_tokens=False)) + 1 for p in problems[:200])
+    if max_new_tokens < needed:
+        raise ConfigError(
+            f"train.max_new_tokens={max_new_tokens} is shorter than the answer format: a correct answer of task "
+            f"{task.name} takes up to {needed} tokens with this model; set train.max_new_tokens={needed + needed // 4} or more"
+        )
+    longest = max(problems, key=lambda p: len(p.question))
+    messages = task.first_messages(longest)
+    bridge = len(chat.bridge_ids(messages, task.instruction, False))
+    total = len(chat.prompt_ids(messages)) + attempts * max_new_tokens + (attempts - 1) * bridge
+    if total > engine.info.max_length:
+        raise DataError(
+            f"problem {longest.id!r} needs {total} tokens for {attempts} attempts of {max_new_tokens}, but the model takes "
+            f"{engine.info.max_length}; lower train.max_new_tokens or method.attempts, or drop such problems"
+        )
