@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from selfcorrect.types import Episode
+from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 
 class _Record(BaseModel):
@@ -132,3 +132,26 @@ def episode_row(episode: Episode, *, step: int | None = None, stage: str | None 
     if step is not None:
         row = {"step": step, "stage": stage, **row}
     return row
+
+
+def episode_from_row(row: dict[str, Any]) -> Episode:
+    """The episode that ``episode_row`` wrote, without token ids and log-probs.
+
+    Raises:
+        KeyError, ValueError: the row has another form.
+    """
+    attempts = tuple(
+        Attempt(
+            text=a["text"],
+            prompt_ids=None,
+            token_ids=None,
+            logprobs=None,
+            stop=a["stop"],
+            grade=None if a["verdict"] is None else Grade(Verdict(a["verdict"]), a["extracted"], a["detail"]),
+            source=a["source"],
+            parent=k - 1 if k else None,
+        )
+        for k, a in enumerate(row["attempts"])
+    )
+    problem = Problem(row["problem"], row["question"], row["gold"], row["level"])
+    return Episode(problem, row["sample"], attempts)

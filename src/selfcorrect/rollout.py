@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
-from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Message, Task
 from selfcorrect.types import Attempt, Episode, Problem
 
 GivenFirst = Mapping[str, Sequence[tuple[int, ...]]]
 """Per problem id, one stored first answer (token ids) for every sample."""
+
+SAMPLED_PROBLEMS = 200
+"""Problems whose correct answers are measured against the token cap before a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +103,21 @@ def _attempt(
     )
 
 
-def check_fit(engine: Engine, task: Task, problems: Sequence[Problem], attempts: int, max_new_tokens: int) -> None:
-    """Refuse a cap or a problem that cannot work, before anything is sampled.
+def longest_conversation(chat: ChatFormat, task: Task, problems: Sequence[Problem], attempts: int, max_new_tokens: int) -> int:
+    """Tokens of the longest episode that these problems can give: prompt, all attempts at the cap, all bridges.
 
     Raises:
         ConfigError: the cap is shorter than a correct answer in the asked-for form.
-        DataError: a problem's whole conversation does not fit the model's length.
     """
-    chat = engine.chat
-    needed = max(len(chat.tokenizer.encode(task.reference_answer(p), add_special_tokens=False)) + 1 for p in problems[:200])
-    if max_new_tokens < needed:
+    answers = (chat.tokenizer.encode(task.reference_answer(p), add_special_tokens=False) for p in problems[:SAMPLED_PROBLEMS])
+    needed = sorted(len(ids) + 1 for ids in answers)
+    typical = needed[len(needed) // 2]
+    if max_new_tokens < typical:
         raise ConfigError(
-            f"train.max_new_tokens={max_new_tokens} is shorter than the answer format: a correct answer of task "
-            f"{task.name} takes up to {needed} tokens with this model; set train.max_new_tokens={needed + needed // 4} or more"
+            f"train.max_new_tokens={max_new_tokens} is shorter than the answer format: half of the correct answers of task "
+            f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise train.max_new_tokens"
         )
     longest = max(problems, key=lambda p: len(p.question))
     messages = task.first_messages(longest)
     bridge = len(chat.bridge_ids(messages, task.instruction, False))
-    total = len(chat.prompt_ids(messages)) + attempts * max_new_tokens + (attempts - 1) * bridge
-    if total > engine.info.max_length:
-        raise DataError(
-            f"problem {longest.id!r} needs {total} tokens for {attempts} attempts of {max_new_tokens}, but the model takes "
-            f"{engine.info.max_length}; lower train.max_new_tokens or method.attempts, or drop such problems"
-        )
+    return len(chat.prompt_ids(messages)) + attempts * max_new_tokens + (attempts - 1) * bridge

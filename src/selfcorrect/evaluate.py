@@ -1,0 +1,136 @@
+"""Measuring a model on held-out problems: t1..tN with intervals, and whether attempt 2 reads attempt 1 at all."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from selfcorrect.config import EvalConfig
+from selfcorrect.engines.base import Engine
+from selfcorrect.metrics import EvalSummary, summarise
+from selfcorrect.rollout import GivenFirst, Play, play
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Episode, Problem
+
+TRIES_FOR_A_WRONG_ANSWER = 8
+"""First answers sampled per problem when looking for a wrong one to give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One measurement: every episode, and what they add up to."""
+
+    name: str
+    episodes: list[Episode]
+    summary: EvalSummary
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def held_out(task: Task, limit: int | None) -> list[Problem]:
+    """The first ``limit`` test problems of one fixed shuffle: the same for every run, so that runs can be paired."""
+    problems = task.problems("test")
+    order = np.random.default_rng(0).permutation(len(problems))
+    return [problems[i] for i in order[:limit]]
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    settings: EvalConfig,
+    max_new_tokens: int,
+    *,
+    name: str = "eval",
+    seed: int = 0,
+    given_first: GivenFirst | None = None,
+) -> Evaluation:
+    """Play every problem and summarise.
+
+    Args:
+        engine: its published weights are measured.
+        task: prompts and verdicts.
+        problems: held-out problems.
+        settings: attempts, temperature, samples.
+        max_new_tokens: cap per attempt.
+        name: goes into the records.
+        seed: of the random streams (unused when greedy) and of the bootstrap.
+        given_first: first answers to start from instead of sampled ones.
+    """
+    start = time.perf_counter()
+    how = Play(settings.attempts, settings.samples, max_new_tokens, settings.temperature, (seed, "eval"))
+    groups = asyncio.run(play(engine, task, problems, how, given_first))
+    episodes = [e for group in groups for e in group]
+    described = {
+        "task": task.name,
+        "problems": len(problems),
+        "attempts": settings.attempts,
+        "samples": settings.samples,
+        "temperature": settings.temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    return Evaluation(name, episodes, summarise(episodes, seed=seed), described, time.perf_counter() - start)
+
+
+def controls(
+    engine: Engine, task: Task, measured: Evaluation, settings: EvalConfig, max_new_tokens: int, *, seed: int = 0
+) -> list[Evaluation]:
+    """Measure the second attempt again after first attempts it did not write.
+
+    ``swapped``: another problem's first attempt (of the same level where there is one). A model that uses attempt 1
+    loses most of its gain. ``given_wrong``: a wrong first attempt of its own at the same problem, sampled at
+    temperature 1; problems at which none of a few samples is wrong are left out.
+
+    Args:
+        engine: its published weights are measured.
+        task: prompts and verdicts.
+        measured: a plain evaluation of the same weights; its first attempts are those that are swapped.
+        settings: temperature of the second attempt.
+        max_new_tokens: cap per attempt.
+        seed: of the random streams.
+    """
+    once = settings.model_copy(update={"samples": 1, "attempts": 2})
+    firsts = {e.problem.id: (e.attempts[0].token_ids or (),) for e in measured.episodes if e.sample == 0}
+    problems = list({e.problem.id: e.problem for e in measured.episodes}.values())
+    partner = _partners(problems)
+    swapped = {p.id: firsts[partner[p.id]] for p in problems}
+    wrong = _wrong_firsts(engine, task, problems, max_new_tokens, seed)
+    out = []
+    for name, given in ((f"{measured.name}-swapped", swapped), (f"{measured.name}-given-wrong", wrong)):
+        usable = [p for p in problems if p.id in given]
+        if usable:
+            out.append(evaluate(engine, task, usable, once, max_new_tokens, name=name, seed=seed, given_first=given))
+    return out
+
+
+def _partners(problems: Sequence[Problem]) -> dict[str, str]:
+    """Another problem's id for each problem: the next one of the same level, else simply the next one."""
+    by_level: dict[str | None, list[Problem]] = {}
+    for p in problems:
+        by_level.setdefault(p.level, []).append(p)
+    rings = [ring for ring in by_level.values() if len(ring) > 1]
+    alone = [ring[0] for ring in by_level.values() if len(ring) == 1]
+    partner = {p.id: ring[(i + 1) % len(ring)].id for ring in rings for i, p in enumerate(ring)}
+    for p in alone:
+        partner[p.id] = next((q.id for q in problems if q.id != p.id), p.id)
+    return partner
+
+
+def _wrong_firsts(
+    engine: Engine, task: Task, problems: Sequence[Problem], max_new_tokens: int, seed: int
+) -> dict[str, tuple[tuple[int, ...]]]:
+    how = Play(1, TRIES_FOR_A_WRONG_ANSWER, max_new_tokens, 1.0, (seed, "wrong firsts"))
+    found: dict[str, tuple[tuple[int, ...]]] = {}
+    for group in asyncio.run(play(engine, task, problems, how)):
+        for episode in group:
+            first = episode.attempts[0]
+            if not first.correct and first.stop == "end" and first.token_ids is not None:
+                found[episode.problem.id] = (first.token_ids,)
+                break
+    return found

@@ -1,0 +1,173 @@
+"""One run from config to table: checks, base evaluation, training, choice of checkpoint, final evaluation, export."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from selfcorrect.config import Config
+from selfcorrect.engines.base import Engine
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.models import ResolvedModel, check_length, load_config, load_tokenizer, resolve_model
+from selfcorrect.errors import DataError, Interrupted
+from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
+from selfcorrect.methods import plan
+from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
+from selfcorrect.rollout import longest_conversation
+from selfcorrect.run import Progress, RunDirectory
+from selfcorrect.tasks import make_task
+from selfcorrect.tasks.base import Task
+from selfcorrect.train import Observer, train
+
+TRACKED_PACKAGES = ("selfcorrect", "torch", "transformers", "tokenizers", "peft", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is known, and was checked, before any weights load."""
+
+    config: Config
+    task: Task
+    resolved: ResolvedModel
+    chat: ChatFormat
+    longest: int
+    """Tokens of the longest episode."""
+
+
+def prepare(config: Config, *, training: bool = True) -> Job:
+    """Check settings, data, model files, chat template and lengths. Loads no weights, writes nothing.
+
+    Raises:
+        SelfCorrectError: whatever is wrong, in one paragraph.
+    """
+    if training:
+        plan(config)
+    task = make_task(config.task)
+    splits = [task.problems("test"), *([task.problems("train")] if training else [])]
+    if not all(splits):
+        raise DataError(f"task {task.name} has an empty split; check task.path and the task's settings")
+    resolved = resolve_model(config.model.name)
+    chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
+    attempts = max(config.eval.attempts, config.method.attempts if training else 1)
+    longest = max(longest_conversation(chat, task, split, attempts, config.train.max_new_tokens) for split in splits)
+    check_length(load_config(resolved, config.model.revision, config.model.trust_remote_code), longest)
+    return Job(config, task, resolved, chat, longest)
+
+
+def make_engine(job: Job) -> Engine:
+    """Load the weights and build the engine that the config names.
+
+    Raises:
+        ModelError: they cannot be loaded.
+    """
+    from selfcorrect.engines.torch_engine import TorchEngine
+
+    return TorchEngine.from_config(job.resolved, job.chat, job.config.model, job.config.engine, job.longest)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    run: RunDirectory
+    progress: Progress
+    evaluations: dict[str, Evaluation]
+    """By name: base, final and their controls."""
+
+
+def run_experiment(
+    job: Job,
+    run: RunDirectory,
+    engine: Engine,
+    observer: Observer,
+    say: Callable[[str], None] = lambda _text: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Evaluate, train, keep the best checkpoint by training reward, evaluate again, export.
+
+    Args:
+        job: from ``prepare``.
+        run: a new or reopened run directory; a reopened one is continued from its latest checkpoint.
+        engine: fresh, on the job's model.
+        observer: watches the training.
+        say: receives one line per phase, for people.
+        stop_requested: see ``train``.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint was written.
+    """
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        run.rewind(run.read_progress(checkpoint))
+    run.append(_start_record(engine, checkpoint is not None and run.read_progress(checkpoint).step or None))
+    done: dict[str, Evaluation] = {}
+    if checkpoint is None:
+        say("measuring the base model")
+        done |= _measure(job, run, engine, "base", 0)
+    try:
+        progress = train(run, engine, job.task, observer, stop_requested)
+    except Interrupted:
+        run.append(_end_record(run, "interrupted"))
+        raise
+    kept = progress.best_step or progress.step
+    say(f"keeping step {kept}, the best by training reward; measuring it")
+    engine.load(run.checkpoint(kept))
+    export(engine, run.path / "model")
+    done |= _measure(job, run, engine, "final", kept)
+    run.append(_end_record(run, "finished"))
+    return Outcome(run, progress, done)
+
+
+def export(engine: Engine, target: Path) -> None:
+    """Write the model directory, replacing an earlier one only when complete."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    engine.export(part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+
+
+def _measure(job: Job, run: RunDirectory, engine: Engine, name: str, step: int) -> dict[str, Evaluation]:
+    config = job.config
+    problems = held_out(job.task, config.eval.problems)
+    cap = config.train.max_new_tokens
+    evaluations = [evaluate(engine, job.task, problems, config.eval, cap, name=name, seed=config.seed)]
+    if config.eval.controls and config.eval.attempts > 1:
+        evaluations += controls(engine, job.task, evaluations[0], config.eval, cap, seed=config.seed)
+    for e in evaluations:
+        run.write_evaluation(e.name, (episode_row(episode) for episode in e.episodes))
+        run.append(
+            EvalRecord(name=e.name, step=step, settings=e.settings, summary=e.summary.to_json(), seconds=e.seconds)
+        )
+    return {e.name: e for e in evaluations}
+
+
+def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
+    versions = {name: metadata.version(name) for name in TRACKED_PACKAGES}
+    versions["python"] = platform.python_version()
+    versions["platform"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return StartRecord(
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        versions=versions,
+        engine=asdict(engine.info),
+        resumed_from_step=resumed_from,
+    )
+
+
+def _end_record(run: RunDirectory, reason: str) -> EndRecord:
+    checkpoint = run.latest_checkpoint()
+    progress = run.read_progress(checkpoint) if checkpoint is not None else Progress()
+    return EndRecord(
+        step=progress.step,
+        reason="finished" if reason == "finished" else "interrupted",
+        train_seconds=progress.train_seconds,
+        sampled_tokens=progress.sampled_tokens,
+        sampled_responses=progress.sampled_responses,
+    )
