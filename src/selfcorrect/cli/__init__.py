@@ -1,0 +1,39 @@
+"""The command line: one file per command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from selfcorrect.cli.compare import compare
+from selfcorrect.cli.doctor import doctor
+from selfcorrect.cli.evaluate import evaluate
+from selfcorrect.cli.sft import sft
+from selfcorrect.cli.train import train
+from selfcorrect.errors import SelfCorrectError
+
+app = typer.Typer(
+    help="Train a language model to correct its own answers (SCoRe, arXiv:2409.12917).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command(name="eval")(evaluate)
+app.command()(compare)
+app.command()(sft)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Entry point: the user's errors are printed as one paragraph, not as a traceback."""
+    try:
+        app()
+    except SelfCorrectError as error:
+        print(f"selfcorrect: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("selfcorrect: stopped at once; a run continues from its last checkpoint", file=sys.stderr)
+        sys.exit(130)

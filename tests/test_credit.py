@@ -1,0 +1,188 @@
+"""Hand-computed goldens and properties of the credit equations."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from selfcorrect.objective import (
+    Credit,
+    attempt_returns,
+    counted_mask,
+    group_token_weights,
+    kl_per_token_credit,
+    leave_one_out_advantages,
+    shaping_bonus,
+    zero_variance,
+)
+
+ALL = np.ones((4, 2), dtype=bool)
+# wrong->right, right->right, wrong->wrong, right->wrong
+FOUR = np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+
+
+def flat_logratios(rewards_GK, length=3, value=0.0):
+    return [[np.full(length, value) for _ in row] for row in rewards_GK]
+
+
+def test_effective_rewards_of_attempt_2_are_11_1_0_minus10():
+    returns = attempt_returns(FOUR, np.array([1.0, 1.0]), alpha=10.0, gamma=0.0)
+    assert returns[:, 1].tolist() == [11.0, 1.0, 0.0, -10.0]
+    assert returns[:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]  # the bonus is on attempt 2 only
+
+
+def test_gamma_1_pays_attempt_1_minus_9_for_being_right_first():
+    # right->wrong: r1 + gamma * (r2 + bonus) = 1 + (0 - 10) = -9 = (1 - alpha) r1 + (1 + alpha) r2
+    returns = attempt_returns(FOUR, np.array([1.0, 1.0]), alpha=10.0, gamma=1.0)
+    assert returns[:, 0].tolist() == [11.0, 2.0, 0.0, -9.0]
+
+
+def test_bonus_is_between_consecutive_attempts():
+    rewards = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert shaping_bonus(rewards, 10.0).tolist() == [[0.0, 10.0, -10.0], [0.0, 0.0, 10.0]]
+
+
+def test_stage_1_ignores_the_reward_of_attempt_1():
+    returns = attempt_returns(FOUR, np.array([0.0, 1.0]), alpha=0.0, gamma=0.0)
+    assert returns[:, 0].tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert returns[:, 1].tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_leave_one_out_golden():
+    # others' means: (2+6)/2=4, (0+6)/2=3, (0+2)/2=1
+    assert leave_one_out_advantages(np.array([0.0, 2.0, 6.0]), np.ones(3, bool)).tolist() == [-4.0, -1.0, 5.0]
+
+
+def test_leave_one_out_without_the_failed_sample():
+    # sample 1 is out: 0 - 6 and 6 - 0
+    counted = np.array([True, False, True])
+    assert leave_one_out_advantages(np.array([0.0, 2.0, 6.0]), counted).tolist() == [-6.0, 0.0, 6.0]
+
+
+def test_leave_one_out_with_one_left_gives_no_weight():
+    counted = np.array([True, False, False])
+    assert leave_one_out_advantages(np.array([5.0, 2.0, 6.0]), counted).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_group_of_one_is_refused():
+    one = FOUR[:1]
+    with pytest.raises(ValueError, match="samples_per_problem >= 2"):
+        group_token_weights(one, ALL[:1], flat_logratios(one), Credit((1, 1), (0, 0)))
+
+
+def test_token_weights_golden_stage_2():
+    # r1 = 1, 0 -> A1 = 1, -1.  R2: (1->0) -10, (0->1) 11 -> A2 = -21, 21.  beta = 0
+    rewards = np.array([[1.0, 0.0], [0.0, 1.0]])
+    weights = group_token_weights(rewards, ALL[:2], flat_logratios(rewards, 2), Credit((1, 1), (0, 0), alpha=10))
+    assert [[w.tolist() for w in sample] for sample in weights] == [
+        [[1.0, 1.0], [-21.0, -21.0]],
+        [[-1.0, -1.0], [21.0, 21.0]],
+    ]
+
+
+def test_stage_1_strict_beta_is_on_attempt_1_and_beta1_on_attempt_2():
+    # equal rewards, so only KL is left. Attempt 1: kl = 0.3 and 0.1 -> -0.11 * (0.3 - 0.1) = -0.022
+    # attempt 2: kl = 1.0 and 3.0 -> -0.01 * (1 - 3) = +0.02
+    rewards = np.zeros((2, 2))
+    logratios = [[np.array([0.1, 0.2]), np.array([1.0])], [np.array([0.1]), np.array([1.0, 2.0])]]
+    weights = group_token_weights(rewards, ALL[:2], logratios, Credit((0, 1), (0.11, 0.01)))
+    np.testing.assert_allclose(weights[0][0], [-0.022, -0.022])
+    np.testing.assert_allclose(weights[0][1], [0.02])
+    np.testing.assert_allclose(weights[1][0], [0.022])
+    np.testing.assert_allclose(weights[1][1], [-0.02, -0.02])
+
+
+def test_kl_never_crosses_attempts():
+    rewards = np.zeros((2, 2))
+    quiet = [[np.zeros(2), np.array([1.0, 2.0])], [np.zeros(2), np.array([5.0, 0.0])]]
+    weights = group_token_weights(rewards, ALL[:2], quiet, Credit((1, 1), (0.5, 0.5), gamma=0.0))
+    assert all(w == 0 for g in range(2) for w in weights[g][0])
+
+
+def test_kl_credit_goldens():
+    logratio = np.array([1.0, 2.0, 4.0])
+    assert kl_per_token_credit(logratio, "sequence").tolist() == [7.0, 7.0, 7.0]
+    assert kl_per_token_credit(logratio, "to_go").tolist() == [7.0, 6.0, 4.0]
+    assert kl_per_token_credit(logratio, "token").tolist() == [1.0, 2.0, 4.0]
+
+
+def test_to_go_baseline_is_that_of_the_same_index_and_0_past_the_end():
+    # to-go: g0 = (3, 2), g1 = (5,). Baselines: g0 gets (5, 0), g1 gets (3,). beta = 1
+    rewards = np.zeros((2, 1))
+    logratios = [[np.array([1.0, 2.0])], [np.array([5.0])]]
+    weights = group_token_weights(rewards, ALL[:2, :1], logratios, Credit((1,), (1.0,), kl_credit="to_go"))
+    np.testing.assert_allclose(weights[0][0], [-(3 - 5), -(2 - 0)])
+    np.testing.assert_allclose(weights[1][0], [-(5 - 3)])
+
+
+def test_error_at_attempt_1_takes_the_sample_out_of_both_attempts_while_shaping():
+    valid = np.array([[True, True], [False, True], [True, True]])
+    assert counted_mask(valid, alpha=10, gamma=0)[1].tolist() == [False, False]
+    assert counted_mask(valid, alpha=0, gamma=0)[1].tolist() == [False, True]
+
+
+def test_error_at_attempt_2_reaches_attempt_1_only_through_gamma():
+    valid = np.array([[True, True], [True, False], [True, True]])
+    assert counted_mask(valid, alpha=10, gamma=0)[1].tolist() == [True, False]
+    assert counted_mask(valid, alpha=10, gamma=1)[1].tolist() == [False, False]
+
+
+def test_error_inside_a_group_weighs_nothing_and_leaves_the_others_right():
+    rewards = np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    valid = np.array([[True, True], [True, False], [True, True]])
+    weights = group_token_weights(rewards, valid, flat_logratios(rewards, 1), Credit((1, 1), (0, 0)))
+    assert [float(weights[g][1][0]) for g in range(3)] == [1.0, 0.0, -1.0]  # attempt 2 without sample 1
+    assert [float(weights[g][0][0]) for g in range(3)] == [1.0, -0.5, -0.5]  # attempt 1 with it
+
+
+def test_zero_variance_is_counted_on_verdicts():
+    everyone = np.ones(3, bool)
+    assert zero_variance(np.array([1.0, 1.0, 1.0]), everyone)
+    assert not zero_variance(np.array([1.0, 0.0, 1.0]), everyone)
+    assert zero_variance(np.array([1.0, 0.0, 1.0]), np.array([True, False, True]))
+
+
+def test_a_given_attempt_gets_no_weight_but_enters_the_bonus():
+    rewards = np.array([[1.0, 0.0], [0.0, 1.0]])
+    logratios = [[np.zeros(0), np.zeros(1)], [np.zeros(0), np.zeros(1)]]
+    weights = group_token_weights(rewards, ALL[:2], logratios, Credit((1, 1), (0, 0), alpha=10))
+    assert weights[0][0].size == 0
+    assert [float(weights[g][1][0]) for g in range(2)] == [-21.0, 21.0]
+
+
+binary = arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(1, 4)), elements=st.sampled_from([0.0, 1.0]))
+
+
+@given(binary)
+def test_alpha_0_is_the_identity(rewards):
+    ones = np.ones(rewards.shape[1])
+    np.testing.assert_array_equal(attempt_returns(rewards, ones, 0.0, 0.0), rewards)
+
+
+@given(binary, st.floats(0, 20))
+def test_advantages_of_an_attempt_sum_to_zero(rewards, alpha):
+    returns = attempt_returns(rewards, np.ones(rewards.shape[1]), alpha, 0.0)
+    for k in range(rewards.shape[1]):
+        advantages = leave_one_out_advantages(returns[:, k], np.ones(len(rewards), bool))
+        assert abs(advantages.sum()) < 1e-9
+
+
+@given(binary, st.randoms(use_true_random=False))
+def test_order_of_samples_does_not_matter(rewards, random):
+    order = list(range(len(rewards)))
+    random.shuffle(order)
+    credit = Credit((1.0,) * rewards.shape[1], (0.1,) * rewards.shape[1], alpha=10)
+    logratios = [[np.array([0.1 * g, 0.2 * k]) for k in range(rewards.shape[1])] for g in range(len(rewards))]
+    valid = np.ones(rewards.shape, bool)
+    straight = group_token_weights(rewards, valid, logratios, credit)
+    shuffled = group_token_weights(rewards[order], valid, [logratios[i] for i in order], credit)
+    for place, g in enumerate(order):
+        for k in range(rewards.shape[1]):
+            np.testing.assert_allclose(shuffled[place][k], straight[g][k], atol=1e-12)
+
+
+@given(binary)
+def test_bonus_sums_to_alpha_times_total_progress(rewards):
+    total = shaping_bonus(rewards, 10.0).sum(axis=1)
+    np.testing.assert_allclose(total, 10.0 * (rewards[:, -1] - rewards[:, 0]))
