@@ -1,0 +1,314 @@
+"""Finding, checking and loading models. Importing this module, and ``resolve_model``, load no model library.
+
+The order that makes every fault show before it costs time:
+
+    resolved = resolve_model(name)                       # files and packages only
+    config = load_config(resolved)                       # check_attention, check_length
+    tokenizer = load_tokenizer(resolved)                 # ChatFormat(tokenizer), check_vocabulary
+    model = load_model(resolved, dtype="float32", device="cpu")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from selfcorrect.engines.chat import require_chat_template
+from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
+from selfcorrect.errors import ConfigError, ModelError
+
+Kind = Literal["tiny", "smollm2", "directory", "hub"]
+
+EMBEDDED = ("tiny", "smollm2")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    path_or_id: str
+    """A directory, or a Hub id. The directory of ``smollm2`` is made when it is first loaded."""
+    kind: Kind
+
+
+def resolve_model(name: str) -> ResolvedModel:
+    """Say what a model name stands for, from files and installed packages alone.
+
+    An embedded name wins over a directory of the same name (write ``./tiny`` for that one); a directory wins over a
+    Hub id. Whether a Hub id exists is not asked here.
+
+    Raises:
+        ModelError: the name stands for nothing, or its files are missing.
+    """
+    if name == "tiny":
+        return ResolvedModel(str(_tiny_directory()), "tiny")
+    if name == "smollm2":
+        if not smollm2_cache().is_dir():
+            smollm2_gguf()
+        return ResolvedModel(str(smollm2_cache()), "smollm2")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _require_files(path)
+        return ResolvedModel(str(path), "directory")
+    if _HUB_ID.fullmatch(name) and not (path.parent.is_dir() or path.exists()):
+        return ResolvedModel(name, "hub")
+    found = "is a file, not a directory" if path.exists() else "does not exist"
+    raise ModelError(
+        f"model {name!r} {found}, and is no embedded model either; give {' or '.join(EMBEDDED)}, a directory with "
+        "config.json and the tokenizer's files, or a Hugging Face id of the form owner/name"
+    )
+
+
+def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model's configuration, checked to be one of a causal language model. Loads no weights.
+
+    Raises:
+        ModelError: no such model, not a causal language model, or its own code would have to run.
+        ConfigError: a revision for something that is not on the Hub.
+    """
+    from transformers import AutoConfig
+
+    with _explained(resolved):
+        config = AutoConfig.from_pretrained(
+            _location(resolved), **_source(resolved, revision), trust_remote_code=trust_remote_code
+        )
+    _require_causal(resolved, config, trust_remote_code)
+    return config
+
+
+def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer, with a chat template.
+
+    Raises:
+        ModelError: no such model, its tokenizer cannot be read, or it has no chat template.
+        ConfigError: a revision for something that is not on the Hub.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(resolved):
+        tokenizer = AutoTokenizer.from_pretrained(
+            _location(resolved), **_source(resolved, revision), trust_remote_code=trust_remote_code
+        )
+    require_chat_template(tokenizer, resolved.path_or_id)
+    return tokenizer
+
+
+def load_model(
+    resolved: ResolvedModel,
+    dtype: Literal["float32", "bfloat16"],
+    device: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The causal language model, in eval mode (no dropout), with PyTorch's SDPA attention.
+
+    Raises:
+        ModelError: as ``load_config``, or weights are missing, broken or too large for the device.
+        ConfigError: a revision for something that is not on the Hub.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(resolved, revision, trust_remote_code)
+    with _explained(resolved), quiet_progress():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            _location(resolved),
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **_source(resolved, revision),
+        )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): they would "
+                "start at random; take a complete checkpoint of a causal language model"
+            )
+        return model.to(device).eval()
+
+
+def check_attention(config: Any, max_length: int) -> None:
+    """Refuse a model whose past is not a plain key-value cache over all earlier tokens.
+
+    Args:
+        config: from ``load_config``.
+        max_length: the most positions a sequence may take. A window of at least that many never cuts anything off.
+
+    Raises:
+        ModelError: recurrent, hybrid or sparse attention, or a window shorter than ``max_length``.
+    """
+    model_class = _causal_class(config)
+    text = config.get_text_config(decoder=True)
+    for kind, window in _layers(text):
+        if kind in ("sliding_attention", "chunked_attention"):
+            if window is None or window < max_length:
+                raise ModelError(
+                    f"the model attends to the last {window} tokens only ({kind}), fewer than the {max_length} positions of "
+                    "an episode, and windowed key-value caches are not supported; lower train.max_new_tokens or "
+                    "method.attempts, or take a model with full attention"
+                )
+        elif kind != "full_attention":
+            raise _not_plain(f"layers of type {kind}")
+    if getattr(model_class, "_is_stateful", False):
+        raise _not_plain(f"a recurrent state (model type {config.model_type})")
+
+
+def check_length(config: Any, needed: int) -> None:
+    """Refuse a model too short for prompt + attempts x cap + bridges.
+
+    Raises:
+        ModelError: ``max_position_embeddings`` is below ``needed``.
+    """
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and limit < needed:
+        raise ModelError(
+            f"an episode may take {needed} tokens (prompt, attempts at their cap, instructions), but the model has only "
+            f"{limit} positions; lower train.max_new_tokens or method.attempts, or take a model with a longer context"
+        )
+
+
+def check_vocabulary(config: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that knows ids for which the model has no embedding.
+
+    Raises:
+        ModelError: the tokenizer is larger than the model's vocabulary.
+    """
+    size = config.get_text_config(decoder=True).vocab_size
+    if len(tokenizer) > size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size}: the two do not belong together, or "
+            "tokens were added without resizing the model; use the model's own tokenizer"
+        )
+
+
+@contextlib.contextmanager
+def quiet_progress() -> Iterator[None]:
+    """No progress bars of transformers meanwhile: they would tear up our own live display."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def _tiny_directory() -> Path:
+    path = Path(str(resources.files("selfcorrect").joinpath("models/tiny")))
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"the embedded model 'tiny' is not at {path}: the installation is incomplete; install selfcorrect again"
+        )
+    return path
+
+
+def _require_files(path: Path) -> None:
+    if (path / "config.json").is_file():
+        if any((path / name).is_file() for name in _TOKENIZER_FILES):
+            return
+        raise ModelError(
+            f"directory {path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy the tokenizer's files "
+            "of the model into it"
+        )
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"directory {path} holds a PEFT adapter, not a whole model; merge it into its base model "
+            "(merge_and_unload, save_pretrained) and give that directory"
+        )
+    inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+    hint = f"perhaps {path / inside[0]} is meant" if inside else "give a directory as save_pretrained writes it"
+    raise ModelError(f"directory {path} holds no config.json, so it is not a model; {hint}")
+
+
+def _location(resolved: ResolvedModel) -> str:
+    return str(smollm2_directory()) if resolved.kind == "smollm2" else resolved.path_or_id
+
+
+def _source(resolved: ResolvedModel, revision: str | None) -> dict[str, Any]:
+    if revision is None:
+        return {} if resolved.kind == "hub" else {"local_files_only": True}
+    if resolved.kind != "hub":
+        raise ConfigError(
+            f"model.revision = {revision!r} would be ignored: {resolved.path_or_id} is not on the Hub; drop the setting"
+        )
+    return {"revision": revision}
+
+
+@contextlib.contextmanager
+def _explained(resolved: ResolvedModel) -> Iterator[None]:
+    """Turn the many exceptions of a load into one that names fault, reason and way out."""
+    from safetensors import SafetensorError
+
+    name = resolved.path_or_id
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            fault = (
+                f"model {name!r} can be loaded only by running the code in its repository, which is not done unasked"
+            )
+            way_out = "read that code, then set model.trust_remote_code=true, or take another model"
+            raise ModelError(f"{fault}; {way_out}") from error
+        way_out = (
+            "check the spelling and the network (`hf auth login` for a gated model), give the path of a local copy, or "
+            "take an embedded model, which needs no network: model=tiny or model=smollm2"
+            if resolved.kind == "hub"
+            else "give a directory as save_pretrained writes it, or a smaller model if memory ran out"
+        )
+        where = "from the Hugging Face Hub or its local cache" if resolved.kind == "hub" else "from its directory"
+        raise ModelError(f"model {name!r} could not be loaded {where}: {reason}; {way_out}") from error
+
+
+def _require_causal(resolved: ResolvedModel, config: Any, trust_remote_code: bool) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
+    known: set[str] = set()
+    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        known.update([names] if isinstance(names, str) else names)
+    declared = config.architectures or []
+    if _causal_class(config) is None or config.is_encoder_decoder or (declared and known.isdisjoint(declared)):
+        what = ", ".join(declared) or f"model type {config.model_type}"
+        raise ModelError(
+            f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled from and "
+            "trained here; take one whose config.json names a ...ForCausalLM architecture"
+        )
+
+
+def _causal_class(config: Any) -> Any:
+    """The transformers class that would be built; None for other kinds of model and for remote code."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _layers(config: Any) -> Iterator[tuple[str, int | None]]:
+    """Kind and window of every layer, as transformers' own cache reads them from a configuration."""
+    sliding = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        sliding = None
+    chunk = getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if sliding else "chunked_attention" if chunk else "full_attention"]
+    for kind in kinds:
+        yield kind, chunk if kind == "chunked_attention" else sliding
+
+
+def _not_plain(what: str) -> ModelError:
+    return ModelError(
+        f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not go on from attempt 1's; "
+        "take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
+    )
