@@ -1,0 +1,121 @@
+"""Graded episodes as columns, and their averages per problem: the ground under `selfcorrect.metrics`.
+
+Shape suffixes: ``_E`` episodes, sorted by problem id and sample; ``_N`` problems, sorted by id; ``_K`` attempts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cpdist
+
+from selfcorrect.errors import DataError
+from selfcorrect.types import Attempt, BoolArray, Episode, Verdict
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_CODES = {verdict: code for code, verdict in enumerate(Verdict)}
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTable:
+    """Sorted, so that nothing computed from it depends on the order in which the episodes came."""
+
+    problem_ids: tuple[str, ...]
+    problem_E: Ints
+    """Index into ``problem_ids``."""
+    attempts: tuple[tuple[Attempt, ...], ...]
+    """[E][K] graded attempts."""
+    codes_EK: Ints
+    """The verdicts, by their place in `Verdict`."""
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> EpisodeTable:
+        """Build the table; turns without a grade (feedback) are passed over.
+
+        Raises:
+            DataError: (problem id, sample) appears twice, or graded attempts differ in number or are none.
+        """
+        ordered = sorted(episodes, key=lambda e: (e.problem.id, e.sample))
+        _refuse_doubles([(e.problem.id, e.sample) for e in ordered])
+        attempts = tuple(tuple(a for a in e.attempts if a.grade is not None) for e in ordered)
+        n_attempts = _common_length(attempts)
+        problem_ids = tuple(dict.fromkeys(e.problem.id for e in ordered))
+        index = {name: i for i, name in enumerate(problem_ids)}
+        codes = [[_CODES[a.grade.verdict] for a in row if a.grade] for row in attempts]
+        return cls(
+            problem_ids,
+            np.array([index[e.problem.id] for e in ordered], dtype=np.int64),
+            attempts,
+            np.array(codes, dtype=np.int64).reshape(len(ordered), n_attempts),
+        )
+
+    @property
+    def n_attempts(self) -> int:
+        return int(self.codes_EK.shape[1])
+
+    @property
+    def valid_EK(self) -> BoolArray:
+        """False where the verifier itself failed."""
+        return ~self.is_EK(Verdict.ERROR)
+
+    def is_EK(self, verdict: Verdict) -> BoolArray:
+        """True where the attempt has this verdict."""
+        matches_EK: BoolArray = self.codes_EK == _CODES[verdict]
+        return matches_EK
+
+    def problem_means(self, values_E: NDArray[Any], keep_E: BoolArray) -> Floats:
+        """Mean over each problem's kept samples; nan for a problem without any; shape [N]."""
+        n = len(self.problem_ids)
+        count_N = np.bincount(self.problem_E[keep_E], minlength=n)
+        sum_N = np.bincount(self.problem_E[keep_E], weights=values_E[keep_E], minlength=n)
+        mean_N: Floats = np.divide(sum_N, count_N, out=np.full(n, np.nan), where=count_N > 0)
+        return mean_N
+
+    def accuracy_N(self, k: int) -> Floats:
+        """Share of the samples right at index k, of those with a verdict; shape [N]."""
+        return self.problem_means(self.is_EK(Verdict.CORRECT)[:, k], self.valid_EK[:, k])
+
+    def gain_N(self, first: int, second: int) -> Floats:
+        """Correctness at index ``second`` minus at ``first``, on samples with both verdicts; shape [N]."""
+        correct_EK = self.is_EK(Verdict.CORRECT).astype(np.int64)
+        keep_E = self.valid_EK[:, first] & self.valid_EK[:, second]
+        return self.problem_means(correct_EK[:, second] - correct_EK[:, first], keep_E)
+
+
+def edit_distances(pairs: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
+    """Levenshtein distance (insert, delete, replace cost 1 each) in characters, and the summed lengths, of each pair.
+
+    Their quotient is the paper's edit-distance ratio: 0 for a copy, 1 only where one text is empty, 0/0 where both are.
+    """
+    length_E = np.array([len(a) + len(b) for a, b in pairs], dtype=np.int64)
+    if not pairs:
+        return length_E, length_E
+    first, second = zip(*pairs, strict=True)
+    return cpdist(first, second, scorer=Levenshtein.distance, dtype=np.int64), length_E
+
+
+def _refuse_doubles(keys: Sequence[tuple[str, int]]) -> None:
+    for before, (problem_id, sample) in pairwise(keys):
+        if before == (problem_id, sample):
+            raise DataError(
+                f"Problem {problem_id!r}, sample {sample}, appears more than once: rows of several runs or seeds would "
+                "be pooled as if independent. Summarise each run alone (stats.across_seeds combines their means), and "
+                "give every problem its own id."
+            )
+
+
+def _common_length(attempts: Sequence[Sequence[Attempt]]) -> int:
+    counts = sorted({len(row) for row in attempts})
+    if len(counts) > 1 or counts == [0]:
+        raise DataError(
+            f"Episodes have {' or '.join(map(str, counts))} graded attempts: every metric needs the same number in "
+            "each, at least one. Grade all attempts of an episode, and evaluate each number of attempts by itself."
+        )
+    return counts[0] if counts else 0

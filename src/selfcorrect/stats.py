@@ -1,0 +1,305 @@
+"""Intervals for the numbers in a table: over problems within one run, over seeds across runs.
+
+Which one is right depends on what the sentence in the paper or README claims:
+
+==============================  =========================================================================
+claim                           function
+==============================  =========================================================================
+"this checkpoint scores p"      `bootstrap_mean`: the problems are a sample, the weights are fixed
+"checkpoint b beats a"          `paired_difference`: the same problems answered by both
+"this method scores p"          `across_seeds`: training is repeated, one number per seed
+"method b beats method a"       `paired_across_seeds`: seed s of both shares what the seed fixes
+==============================  =========================================================================
+
+Rows of different seeds are never pooled as independent: problems answered by one checkpoint share its luck in training,
+so S * N pooled rows hold far less than S * N rows' worth of information, and the pooled interval is too narrow.
+
+An interval over seeds speaks of the problems that were used. It holds no uncertainty from drawing other problems, which
+all seeds share; for that, look at the interval over problems of each seed.
+
+Shape suffixes: ``_N`` problems, ``_S`` seeds. Values are in the unit of the input (shares in [0, 1], not per cent).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from selfcorrect.errors import DataError
+
+RESAMPLES = 10_000
+_CELLS_PER_CHUNK = 2_000_000
+"""Bounds the memory of a bootstrap: at most this many draws are held at once, 16 MB of indices and 16 MB of values."""
+_MULTINOMIAL_COST = 8
+"""Measured: one multinomial cell takes about as long as 8 drawn and gathered indices."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its interval. ``n == 0`` is "not measured": value, low and high are nan, and it prints n/a."""
+
+    value: float
+    low: float
+    """nan where there is no interval; ``kind`` then says why."""
+    high: float
+    n: int
+    """Independent units behind the value: problems for a bootstrap, seeds for a t interval."""
+    level: float = 0.95
+    kind: str = "bootstrap over problems"
+
+    @property
+    def has_interval(self) -> bool:
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+    def text(self, *, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
+        """The table cell, such as ``60.0 [55.7, 64.3]``.
+
+        Args:
+            scale: 100 prints shares as percent points; 1 prints the unit of the input (tokens, for instance).
+            digits: decimals.
+            sign: print a plus before positive numbers, for differences.
+        """
+        if self.n == 0:
+            return "n/a"
+        spec = f"{'+' if sign else ''}z.{digits}f"  # z: never "-0.0"
+        value = format(self.value * scale, spec)
+        if not self.has_interval:
+            return f"{value} [n/a]"
+        return f"{value} [{format(self.low * scale, spec)}, {format(self.high * scale, spec)}]"
+
+    def __str__(self) -> str:
+        """Percent points with the level, the kind of interval and n."""
+        if self.n == 0:
+            return "n/a"
+        level = f"{self.level * 100:g} % " if self.has_interval else ""
+        return f"{self.text()} ({level}{self.kind}, n = {self.n})"
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that strict JSON can hold: nan becomes null."""
+        return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Estimate:
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: a field is missing or unknown.
+        """
+        try:
+            return cls(**{**data, **{key: math.nan for key in ("value", "low", "high") if data[key] is None}})
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"This is not a stored estimate: {error!r}. It needs value, low, high, n, level and kind. "
+                "Write the file again with this version, for instance by evaluating the run once more."
+            ) from error
+
+
+def not_measured(level: float = 0.95, kind: str = "no data") -> Estimate:
+    """The estimate from no data at all. It prints n/a."""
+    return Estimate(math.nan, math.nan, math.nan, 0, level, kind)
+
+
+def bootstrap_mean(
+    x_N: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    support: tuple[float, float] | None = None,
+) -> Estimate:
+    """Mean with a percentile bootstrap interval over problems (Efron & Tibshirani 1993, chapter 13).
+
+    Right for one checkpoint, with one value per problem. Several samples of a problem must be averaged first: they are
+    not independent of each other. Wrong for "this method scores p", where the training seed varies too: `across_seeds`.
+    A share within a few problems of 0 or 1 gets an interval that is too narrow, as with every percentile bootstrap.
+
+    The order of the rows does not change the result. Few distinct values (0/1 above all) are resampled through their
+    multinomial counts, which is the same law as drawing rows.
+
+    Args:
+        x_N: finite values, one per problem; shape [N]; N = 0 gives n/a.
+        seed: of the resampling only.
+        resamples: bootstrap means drawn. Memory stays below about 50 MB up to two million problems.
+        level: of the interval.
+        support: smallest and largest possible value of a row, (0, 1) for a share. Used only where every row has the
+            same value, so that resampling says nothing: were other values more common than 1 - (1 - level)^(1/N), one
+            would have been seen with probability ``level``, which bounds the mean ("rule of three": 3/N at 95 %).
+            Without it such an interval is nan, never of width 0.
+
+    Raises:
+        ValueError: x_N is not a flat array of finite numbers, or a setting is out of range.
+    """
+    x_N = np.sort(_checked(x_N, level))  # sorted: the order of the rows must not matter
+    n = len(x_N)
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, not {resamples}")
+    if n == 0:
+        return not_measured(level)
+    if x_N[0] == x_N[-1]:
+        return _all_equal(float(x_N[0]), n, level, support)
+    means_R = _resampled_means(x_N, np.random.default_rng(seed), resamples)
+    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(x_N.mean()), float(low), float(high), n, level, "bootstrap over problems")
+
+
+def paired_difference(
+    a_N: ArrayLike,
+    b_N: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    support: tuple[float, float] | None = None,
+) -> Estimate:
+    """Mean of b - a with a bootstrap that resamples problems, keeping each problem's pair together.
+
+    Right for two checkpoints, or two attempts of one, on the same problems in the same order. How hard a problem is
+    cancels, so the interval is narrower than that of two separate runs (on MATH-500 about 1.2 against 2.2 points of
+    standard error). It says nothing of another training seed: `paired_across_seeds`.
+
+    Args:
+        a_N: values of the first, one per problem; shape [N].
+        b_N: values of the second, row i being the same problem as row i of a_N; shape [N].
+        seed: see `bootstrap_mean`, as for resamples and level.
+        support: smallest and largest possible *difference*, (-1, 1) for shares; see `bootstrap_mean`.
+
+    Raises:
+        ValueError: as `bootstrap_mean`; also where the lengths differ.
+    """
+    d_N = _difference(a_N, b_N, level)
+    estimate = bootstrap_mean(d_N, seed=seed, resamples=resamples, level=level, support=support)
+    return replace(estimate, kind=f"paired {estimate.kind}") if estimate.has_interval else estimate
+
+
+def across_seeds(values_S: ArrayLike, level: float = 0.95) -> Estimate:
+    """Mean of one number per training seed with Student's t interval, S - 1 degrees of freedom.
+
+    Right for "this method scores p on these problems". Each value is a seed's own mean over problems; nothing else of
+    the problems enters, so values pooled from rows of several seeds have no place here. With one seed there is no
+    interval: low and high are nan and ``kind`` says so. Seeds that agree to the last bit give a width of 0, which
+    ``kind`` points out.
+
+    Args:
+        values_S: finite, one per seed; shape [S]; S = 0 gives n/a.
+        level: of the interval.
+
+    Raises:
+        ValueError: values_S is not a flat array of finite numbers, or level is out of range.
+    """
+    return _t_interval(_checked(values_S, level), level, "t over seeds")
+
+
+def paired_across_seeds(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95) -> Estimate:
+    """Mean of b - a over seeds with Student's t interval on the S differences.
+
+    Right for "method b beats method a" where seed s of both shares what the seed fixes (base model, data order): what
+    they share cancels. Where they share nothing it still covers, with a wider interval than need be.
+
+    Args:
+        a_S: one number per seed of the first method; shape [S].
+        b_S: one number per seed of the second, in the same order of seeds; shape [S].
+        level: of the interval.
+
+    Raises:
+        ValueError: as `across_seeds`; also where the lengths differ.
+    """
+    return _t_interval(_difference(a_S, b_S, level), level, "paired t over seeds")
+
+
+@lru_cache(maxsize=256)
+def t_quantile(probability: float, df: int) -> float:
+    """Quantile of Student's t for whole degrees of freedom, by bisection on the angle theta = atan(t / sqrt(df)).
+
+    For whole df, P(|T| < t) is a finite sum (Abramowitz & Stegun 26.7.3 and 26.7.4), which spares a dependency on
+    scipy of over 100 MB for one number. Relative error below 1e-9 for probabilities in [0.001, 0.999].
+
+    Args:
+        probability: P(T < t), strictly between 0 and 1.
+        df: degrees of freedom, at least 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if not 0 < probability < 1 or df < 1:
+        raise ValueError(f"t_quantile needs 0 < probability < 1 and df >= 1, not {probability} and {df}")
+    if probability < 0.5:
+        return -t_quantile(1 - probability, df)
+    two_sided, low, high = 2 * probability - 1, 0.0, math.pi / 2
+    for _ in range(80):  # beyond the 53 bits of a double
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_central(middle, df) < two_sided else (low, middle)
+    return math.tan((low + high) / 2) * math.sqrt(df)
+
+
+def _t_central(theta: float, df: int) -> float:
+    """P(|T| < sqrt(df) * tan(theta)) for whole df: the sums of Abramowitz & Stegun 26.7.3 (odd) and 26.7.4 (even)."""
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = df % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for j in range(df // 2):
+        total += term
+        term *= cosine**2 * ((2 * j + 2) / (2 * j + 3) if odd else (2 * j + 1) / (2 * j + 2))
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+def _checked(x: ArrayLike, level: float) -> Floats:
+    x_N = np.asarray(x, dtype=np.float64)
+    if x_N.ndim != 1 or not np.isfinite(x_N).all():
+        raise ValueError(f"expected a flat array of finite numbers, got shape {x_N.shape}: drop and count nan rows")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie strictly between 0 and 1 (0.95 for 95 %), not {level}")
+    return x_N
+
+
+def _difference(a: ArrayLike, b: ArrayLike, level: float) -> Floats:
+    a_N, b_N = _checked(a, level), _checked(b, level)
+    if len(a_N) != len(b_N):
+        raise ValueError(f"a pair needs both sides: {len(a_N)} values against {len(b_N)}")
+    return b_N - a_N
+
+
+def _all_equal(value: float, n: int, level: float, support: tuple[float, float] | None) -> Estimate:
+    if support is None:
+        return Estimate(value, math.nan, math.nan, n, level, "no interval: every problem has the same value")
+    if not support[0] <= value <= support[1]:
+        raise ValueError(f"the value {value} lies outside the stated support {support}")
+    unseen = 1 - (1 - level) ** (1 / n)
+    low, high = value - unseen * (value - support[0]), value + unseen * (support[1] - value)
+    return Estimate(value, low, high, n, level, "bound over problems, every one having the same value")
+
+
+def _resampled_means(x_N: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+    n = len(x_N)
+    values_U, counts_U = np.unique(x_N, return_counts=True)
+    by_counts = len(values_U) * _MULTINOMIAL_COST <= n
+    width = len(values_U) if by_counts else n
+    rows = max(1, _CELLS_PER_CHUNK // width)
+    means_R = np.empty(resamples)
+    for start in range(0, resamples, rows):
+        m = min(rows, resamples - start)
+        if by_counts:
+            means_R[start : start + m] = rng.multinomial(n, counts_U / n, size=m) @ values_U / n
+        else:
+            means_R[start : start + m] = x_N[rng.integers(0, n, size=(m, n))].mean(axis=1)
+    return means_R
+
+
+def _t_interval(x_S: Floats, level: float, kind: str) -> Estimate:
+    n = len(x_S)
+    if n == 0:
+        return not_measured(level, kind)
+    mean = float(x_S.mean())
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan, 1, level, "no interval: one seed")
+    if (x_S == x_S[0]).all():
+        return Estimate(mean, mean, mean, n, level, f"{kind}, all of them equal")
+    half = t_quantile((1 + level) / 2, n - 1) * float(x_S.std(ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n, level, kind)
