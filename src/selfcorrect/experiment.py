@@ -16,7 +16,15 @@ from pathlib import Path
 from selfcorrect.config import Config
 from selfcorrect.engines.base import Engine
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import ResolvedModel, check_length, load_config, load_tokenizer, resolve_model
+from selfcorrect.engines.models import (
+    ResolvedModel,
+    check_attention,
+    check_length,
+    check_vocabulary,
+    load_config,
+    load_tokenizer,
+    resolve_model,
+)
 from selfcorrect.errors import DataError, Interrupted
 from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
@@ -58,7 +66,10 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
     attempts = max(config.eval.attempts, config.method.attempts if training else 1)
     longest = max(longest_conversation(chat, task, split, attempts, config.train.max_new_tokens) for split in splits)
-    check_length(load_config(resolved, config.model.revision, config.model.trust_remote_code), longest)
+    hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
+    check_length(hf_config, longest)
+    check_attention(hf_config, longest)
+    check_vocabulary(hf_config, chat.tokenizer)
     return Job(config, task, resolved, chat, longest)
 
 
@@ -70,7 +81,7 @@ def make_engine(job: Job) -> Engine:
     """
     from selfcorrect.engines.torch_engine import TorchEngine
 
-    return TorchEngine.from_config(job.resolved, job.chat, job.config.model, job.config.engine, job.longest)
+    return TorchEngine.from_config(job.resolved, job.chat, job.config.model, job.config.engine)
 
 
 @dataclass(frozen=True)

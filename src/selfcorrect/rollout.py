@@ -82,8 +82,8 @@ def _next_prompt(
     engine: Engine, messages: Sequence[Message], instruction: str, prompt: tuple[int, ...], answer: Sampled
 ) -> tuple[int, ...]:
     """The conversation so far as it was sampled, then the bridge: nothing is decoded and tokenised again."""
-    ended = answer.token_ids[-1] in engine.chat.end_ids
-    return (*prompt, *answer.token_ids, *engine.chat.bridge_ids(list(messages), instruction, ended))
+    ended = engine.chat.ended(answer.token_ids)
+    return (*prompt, *answer.token_ids, *engine.chat.bridge_ids(messages, instruction, ended))
 
 
 def _attempt(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 
 from selfcorrect.config import TaskConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Task
 
 
-def make_task(config: TaskConfig, seed: int) -> Task:
+def make_task(config: TaskConfig) -> Task:
     """Build the task that a config names. Reads no data yet.
 
     Args:
         config: the task section.
-        seed: for tasks that draw their own problems.
 
     Raises:
         ConfigError: unknown task, a setting that this task would ignore, or an empty instruction.
@@ -26,26 +24,26 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         raise ConfigError(
             "task.instruction is empty, so attempt 2 would not be asked for; drop the setting or write one"
         )
-    task = TASKS[config.name](config, seed)
+    task = TASKS[config.name](config)
     if config.instruction is not None:
         task.instruction = config.instruction
     return task
 
 
-def _arithmetic(config: TaskConfig, seed: int) -> Task:
+def _arithmetic(config: TaskConfig) -> Task:
     if config.path is not None:
         raise ConfigError(
             f"task.path = {config.path!r} would be ignored: arithmetic draws its problems; drop the setting"
         )
-    module = import_module("selfcorrect.tasks.arithmetic")
-    task: Task = module.Arithmetic(terms_min=config.terms_min, terms_max=config.terms_max, seed=seed)
-    return task
+    from selfcorrect.tasks.arithmetic import Arithmetic
+
+    return Arithmetic(config.terms_min, config.terms_max)
 
 
-def _gsm8k(config: TaskConfig, seed: int) -> Task:
+def _gsm8k(config: TaskConfig) -> Task:
     from selfcorrect.tasks.gsm8k import Gsm8k
 
     return Gsm8k(config.path)
 
 
-TASKS: dict[str, Callable[[TaskConfig, int], Task]] = {"arithmetic": _arithmetic, "gsm8k": _gsm8k}
+TASKS: dict[str, Callable[[TaskConfig], Task]] = {"arithmetic": _arithmetic, "gsm8k": _gsm8k}

@@ -23,7 +23,7 @@ from selfcorrect.engines.base import (
     Scored,
 )
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import ResolvedModel, check_attention, load_model
+from selfcorrect.engines.models import ResolvedModel, load_model
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches
 from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.weights import Weights
@@ -79,7 +79,9 @@ class TorchEngine:
         self._check_scorer()
 
     @classmethod
-    def from_config(cls, resolved: ResolvedModel, chat: ChatFormat, model: ModelConfig, settings: EngineConfig, max_length: int) -> TorchEngine:
+    def from_config(
+        cls, resolved: ResolvedModel, chat: ChatFormat, model: ModelConfig, settings: EngineConfig
+    ) -> TorchEngine:
         """Load a model and put the engine on it.
 
         Args:
@@ -87,15 +89,12 @@ class TorchEngine:
             chat: its chat format (already checked).
             model: precision and adapter settings.
             settings: engine settings.
-            max_length: longest sequence in tokens that the run will need.
 
         Raises:
             ModelError: the model cannot be loaded or does not fit the job.
         """
         device = _pick_device(settings.device)
-        dtype = getattr(torch, model.dtype)
-        module = load_model(resolved, dtype, device, model.revision, model.trust_remote_code)
-        check_attention(module.config, max_length)
+        module = load_model(resolved, model.dtype, str(device), model.revision, model.trust_remote_code)
         torch.manual_seed(0)  # adapters are initialised at random: the same in every run, as the base model is
         lora = (model.lora_rank, model.lora_alpha) if model.lora_rank else None
         return cls(module, chat, settings, lora)
@@ -214,7 +213,7 @@ class TorchEngine:
             raise EngineError(
                 f"{name} ran out of memory ({error}); lower engine.tokens_per_microbatch", usable=True
             ) from error
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError) as error:
             if name == "optim_step":
                 self._broken = "an optimiser step failed half-way; load a checkpoint"
             self._weights.zero_gradients()

@@ -1,0 +1,5 @@
+"""``selfcorrect sft``."""
+
+
+def sft() -> None:
+    """Placeholder."""

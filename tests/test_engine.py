@@ -1,0 +1,375 @@
+"""Conformance of an engine: tokens in and out, both losses, the reduction, masks, snapshots, determinism."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
+from selfcorrect.errors import EngineError
+from selfcorrect.types import Datum
+
+END = tiny.tokenizer().eos_token_id
+FREE = SamplingParams(12, 1.0, frozenset({END}))
+
+
+def prompts(n, seed=0):
+    """Unequal lengths, ids of ordinary characters."""
+    rng = np.random.default_rng(seed)
+    return [tuple(int(t) for t in rng.integers(5, 200, size=rng.integers(3, 15))) for _ in range(n)]
+
+
+def requests(n=6, seed=0):
+    return [SampleRequest(p, (seed, "test", i)) for i, p in enumerate(prompts(n, seed))]
+
+
+def sample(engine, reqs, params=FREE):
+    return asyncio.run(engine.sample(reqs, params))
+
+
+def datum(prompt, answer, logprobs, weights):
+    tokens = np.array([*prompt, *answer])
+    n = len(prompt)
+    mask = np.arange(len(tokens)) >= n
+    spread = np.zeros(len(tokens))
+    spread[n:] = weights
+    lps = np.zeros(len(tokens))
+    lps[n:] = logprobs
+    return Datum(tokens, spread, lps, mask)
+
+
+def sampled_data(engine, n=6, weight=lambda i: 0.1 * (i - 2.3)):
+    reqs = requests(n)
+    return [datum(r.prompt_ids, s.token_ids, s.logprobs, weight(i)) for i, (r, s) in enumerate(zip(reqs, sample(engine, reqs), strict=True))]
+
+
+def test_same_key_same_tokens_and_other_key_other_tokens():
+    engine = tiny.engine()
+    first, second = sample(engine, requests()), sample(engine, requests())
+    assert first == second
+    other = [SampleRequest(r.prompt_ids, ("other", i)) for i, r in enumerate(requests())]
+    assert [s.token_ids for s in sample(engine, other)] != [s.token_ids for s in first]
+
+
+def test_row_order_batch_split_and_neighbours_do_not_change_the_tokens():
+    together = sample(tiny.engine(), requests(12))
+    backwards = sample(tiny.engine(), requests(12)[::-1])[::-1]
+    alone = [sample(tiny.engine(), [r])[0] for r in requests(12)]
+    split = sample(tiny.engine(tokens_per_sampling_batch=60), requests(12))
+    for other in (backwards, alone, split):
+        assert [s.token_ids for s in other] == [s.token_ids for s in together]
+
+
+def test_concurrent_calls_are_answered_by_one_batch_and_to_the_right_caller():
+    engine = tiny.engine()
+    calls = []
+    run = engine._sampler.run
+    engine._sampler.run = lambda reqs, params: calls.append(len(reqs)) or run(reqs, params)
+
+    async def many():
+        return await asyncio.gather(*(engine.sample([r], FREE) for r in requests(8)))
+
+    answers = [a[0].token_ids for a in asyncio.run(many())]
+    assert calls == [8]
+    assert answers == [s.token_ids for s in sample(tiny.engine(), requests(8))]
+
+
+def test_sampler_and_trainer_logprobs_agree_in_fp32():
+    engine = tiny.engine()
+    data = sampled_data(engine, 16)
+    trained = engine.logprobs(data, "current")
+    for d, lp in zip(data, trained, strict=True):
+        np.testing.assert_allclose(lp[d.sampled_T], d.logprobs_T[d.sampled_T], atol=1e-4)
+
+
+def test_logprobs_equal_the_plain_model():
+    engine = tiny.engine()
+    for d, lp in zip(data := sampled_data(engine), engine.logprobs(data, "current"), strict=True):
+        with torch.no_grad():
+            logits = tiny.random_model()(torch.tensor(d.tokens_T)[None]).logits[0]
+        slow = logits[:-1].log_softmax(-1).gather(1, torch.tensor(d.tokens_T[1:])[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(lp[1:][d.sampled_T[1:]], slow[d.sampled_T[1:]], atol=1e-5)
+        assert (lp[~d.sampled_T] == 0).all()
+
+
+def test_a_continued_answer_reuses_its_cache_and_gives_the_same_tokens():
+    params = SamplingParams(8, 1.0, frozenset({END}), continued=True)
+
+    def second(engine, drop):
+        firsts = sample(engine, requests(10), params)
+        if drop:
+            engine._sampler.drop_caches()
+        fed = []
+        forward = engine._sampler._forward
+        engine._sampler._forward = lambda cache, ids, *rest: fed.append(ids.shape[1]) or forward(cache, ids, *rest)
+        longer = [
+            SampleRequest((*r.prompt_ids, *s.token_ids, 7, 8, 9), ("second", i))
+            for i, (r, s) in enumerate(zip(requests(10), firsts, strict=True))
+        ]
+        return [s.token_ids for s in sample(engine, longer, params)], fed[0]
+
+    cached, fed_cached = second(tiny.engine(), drop=False)
+    fresh, fed_fresh = second(tiny.engine(), drop=True)
+    assert cached == fresh
+    assert fed_cached == 4  # the last sampled token, which had not been fed, and the three new ones
+    assert fed_fresh > 10
+
+
+def test_publish_drops_the_caches():
+    engine = tiny.engine()
+    params = SamplingParams(8, 1.0, frozenset({END}), continued=True)
+    firsts = sample(engine, requests(), params)
+    longer = [SampleRequest((*r.prompt_ids, *s.token_ids, 7), ("second", i)) for i, (r, s) in enumerate(zip(requests(), firsts, strict=True))]
+    engine.forward_backward(sampled_data(engine), "importance_sampling")
+    engine.optim_step(AdamParams(0.1))
+    engine.publish()
+    moved = sample(engine, longer, params)
+    for r, s in zip(longer, moved, strict=True):
+        d = datum(r.prompt_ids, s.token_ids, s.logprobs, 1.0)
+        np.testing.assert_allclose(engine.logprobs([d], "current")[0][d.sampled_T], s.logprobs, atol=1e-4)
+
+
+def test_greedy_takes_the_mode_and_temperature_scales_the_law():
+    engine = tiny.engine()
+    greedy = sample(engine, requests(4), SamplingParams(1, 0.0))
+    with torch.no_grad():
+        for r, s in zip(requests(4), greedy, strict=True):
+            assert s.token_ids[0] == int(tiny.random_model()(torch.tensor([r.prompt_ids])).logits[0, -1].argmax())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sampling_follows_the_softmax_at_the_asked_temperature(temperature):
+    engine, prompt = tiny.engine(), prompts(1)[0]
+    n = 4000
+    drawn = sample(engine, [SampleRequest(prompt, ("law", i)) for i in range(n)], SamplingParams(1, temperature))
+    with torch.no_grad():
+        law = (tiny.random_model()(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1).numpy()
+    counts = np.bincount([s.token_ids[0] for s in drawn], minlength=len(law))
+    # chi-square over tokens with at least 5 expected, the rest in one bin; 5 standard deviations of slack
+    common = law * n >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(law[common] * n, law[~common].sum() * n)
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    freedom = len(observed) - 1
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+    lps = {s.token_ids[0]: s.logprobs[0] for s in drawn}
+    for token, lp in lps.items():
+        assert lp == pytest.approx(np.log(law[token]), abs=1e-4)
+
+
+def test_an_answer_stops_at_the_end_token_and_says_so():
+    engine = tiny.engine()
+    params = SamplingParams(60, 1.0, frozenset(range(5, 60)))
+    for s in sample(engine, requests(12), params):
+        assert (s.token_ids[-1] in params.stop_ids) == (s.stop == "end")
+        assert not set(s.token_ids[:-1]) & params.stop_ids
+        assert s.stop == "end" or len(s.token_ids) == 60
+
+
+def test_a_models_own_generation_defaults_never_leak_in():
+    model = tiny.random_model()
+    model.generation_config.update(top_k=1, temperature=0.01, do_sample=True, repetition_penalty=5.0)
+    leaking = tiny.TorchEngine(model, tiny.ChatFormat(tiny.tokenizer()), tiny.EngineConfig(device="cpu"))
+    assert sample(leaking, requests()) == sample(tiny.engine(), requests())
+
+
+def gradients(engine, data, loss="importance_sampling"):
+    engine.forward_backward(data, loss)
+    return {name: g.double() for name, g in engine.gradients().items()}
+
+
+def assert_same_gradients(a, b, rtol=1e-4):
+    assert a.keys() == b.keys()
+    for name in a:
+        scale = a[name].abs().max() + 1e-12
+        assert float((a[name] - b[name]).abs().max() / scale) < rtol, name
+
+
+@pytest.mark.parametrize("loss", ["importance_sampling", "cross_entropy"])
+def test_the_loss_is_a_sum_and_the_micro_batch_split_changes_nothing(loss):
+    data = sampled_data(tiny.engine(), 8)
+    whole = gradients(tiny.engine(), data, loss)
+    split = gradients(tiny.engine(tokens_per_microbatch=1), data, loss)
+    shuffled = gradients(tiny.engine(), data[::-1], loss)
+    one_by_one = tiny.engine()
+    for d in data:
+        one_by_one.forward_backward([d], loss)
+    for other in (split, shuffled, {n: g.double() for n, g in one_by_one.gradients().items()}):
+        assert_same_gradients(whole, other)
+
+
+def test_both_losses_have_the_policy_gradient_on_policy():
+    # at lp == lp_sampled: d/dtheta of -exp(lp - lp_s) w and of -w lp are the same
+    data = sampled_data(tiny.engine(), 6)
+    assert_same_gradients(gradients(tiny.engine(), data), gradients(tiny.engine(), data, "cross_entropy"), rtol=1e-3)
+
+
+def test_gradient_of_the_plain_loss_by_hand():
+    data = sampled_data(tiny.engine(), 4)
+    model = tiny.random_model()
+    total = torch.zeros(())
+    for d in data:
+        logits = model(torch.tensor(d.tokens_T)[None]).logits[0]
+        lp = logits[:-1].log_softmax(-1).gather(1, torch.tensor(d.tokens_T[1:])[:, None])[:, 0]
+        total = total - (lp * torch.tensor(d.weights_T[1:], dtype=torch.float32)).sum()
+    total.backward()
+    slow = {n: p.grad.double() for n, p in model.named_parameters()}
+    assert_same_gradients(slow, gradients(tiny.engine(), data, "cross_entropy"))
+
+
+def test_off_policy_the_ratio_scales_the_gradient():
+    data = sampled_data(tiny.engine(), 3)
+    doubled = [Datum(d.tokens_T, d.weights_T, np.where(d.sampled_T, d.logprobs_T - np.log(2), 0), d.sampled_T) for d in data]
+    base, twice = gradients(tiny.engine(), data), gradients(tiny.engine(), doubled)
+    assert_same_gradients({n: 2 * g for n, g in base.items()}, twice, rtol=1e-3)
+
+
+def test_weight_zero_positions_give_no_gradient_even_where_the_ratio_overflows():
+    (d, *_) = sampled_data(tiny.engine(), 1)
+    absurd = np.where(d.sampled_T, -1e30, 0.0)
+    absurd[-1] = d.logprobs_T[-1]
+    weights = np.zeros_like(d.weights_T)
+    weights[-1] = 1.0
+    got = gradients(tiny.engine(), [Datum(d.tokens_T, weights, absurd, d.sampled_T)])
+    assert all(bool(torch.isfinite(g).all()) for g in got.values())
+    assert_same_gradients(got, gradients(tiny.engine(), [Datum(d.tokens_T, weights, d.logprobs_T, d.sampled_T)]))
+
+
+def test_training_logprobs_come_back_at_weighted_positions_only():
+    engine = tiny.engine()
+    data = sampled_data(engine, 3)
+    for d, lp in zip(data, engine.forward_backward(data, "importance_sampling"), strict=True):
+        np.testing.assert_array_equal(~np.isnan(lp), d.weights_T != 0)
+        np.testing.assert_allclose(lp[d.sampled_T], d.logprobs_T[d.sampled_T], atol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, (4, 8.0)])
+def test_a_snapshot_never_moves_and_kl_to_it_is_exactly_0_before_the_first_step(lora):
+    engine = tiny.engine(lora=lora)
+    data = sampled_data(engine)
+    engine.snapshot("base")
+    before = engine.logprobs(data, "base")
+    for a, b in zip(before, engine.logprobs(data, "current"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for _ in range(3):
+        engine.forward_backward(data, "importance_sampling")
+        engine.optim_step(AdamParams(0.05))
+    engine.publish()
+    for a, b in zip(before, engine.logprobs(data, "base"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    gaps = [np.abs(a - b).max() for a, b in zip(before, engine.logprobs(data, "current"), strict=True)]
+    assert max(gaps) > 0.01
+
+
+@pytest.mark.parametrize("lora", [None, (4, 8.0)])
+def test_a_base_taken_after_a_warm_up_is_the_warmed_policy(lora):
+    engine = tiny.engine(lora=lora)
+    data = sampled_data(engine)
+    cold = engine.logprobs(data, "current")
+    engine.forward_backward(data, "cross_entropy")
+    engine.optim_step(AdamParams(0.05))
+    engine.publish()
+    engine.snapshot("base")
+    for warm, base, old in zip(engine.logprobs(data, "current"), engine.logprobs(data, "base"), cold, strict=True):
+        np.testing.assert_array_equal(warm, base)
+        assert np.abs(base - old).max() > 1e-3
+
+
+def test_gradients_accumulate_until_the_step_and_are_cleared_by_it():
+    data = sampled_data(tiny.engine(), 4)
+    engine = tiny.engine()
+    engine.forward_backward(data, "cross_entropy")
+    engine.forward_backward(data, "cross_entropy")
+    assert_same_gradients({n: 2 * g for n, g in gradients(tiny.engine(), data, "cross_entropy").items()}, engine.gradients())
+    engine.optim_step(AdamParams(0.01))
+    assert engine.gradients() == {}
+
+
+def test_bf16_weights_train_through_fp32_masters():
+    # 1e-4 is below bfloat16's resolution of most weights: without masters, repeated small steps would be lost
+    engine = tiny.engine(dtype=torch.bfloat16)
+    data = sampled_data(engine)
+    before = np.concatenate(engine.logprobs(data, "current"))
+    for _ in range(100):
+        engine.forward_backward(data, "cross_entropy")
+        engine.optim_step(AdamParams(1e-4))
+    engine.publish()
+    masters = torch.cat([m.flatten() for m in engine._weights._masters])
+    params = torch.cat([p.detach().float().flatten() for p in engine._weights._params])
+    start = torch.cat([p.detach().float().flatten() for p in tiny.random_model(dtype=torch.bfloat16).parameters()])
+    travelled = (masters - start).abs()
+    assert float(travelled.median()) > 2e-3  # about 100 steps of 1e-4, Adam moves each weight by about the rate
+    assert float((params - masters).abs().max()) <= float(masters.abs().max()) * 2**-8
+    assert np.abs(np.concatenate(engine.logprobs(data, "current")) - before).max() > 0.01
+
+
+def test_bf16_sampler_and_trainer_agree_within_the_stated_bound():
+    engine = tiny.engine(dtype=torch.bfloat16)
+    data = sampled_data(engine, 16)
+    gaps = [np.abs(lp - d.logprobs_T)[d.sampled_T] for d, lp in zip(data, engine.logprobs(data, "current"), strict=True)]
+    assert np.concatenate(gaps).max() < 0.25  # bfloat16 keeps 8 bits: logits near 8 are known to about 0.03
+    assert np.concatenate(gaps).mean() < 0.03
+
+
+def test_lora_adapters_are_float32_over_a_bf16_base_and_only_they_train():
+    engine = tiny.engine(lora=(4, 8.0), dtype=torch.bfloat16)
+    assert all("lora" in name for name in engine._weights.names)
+    assert all(m is p and p.dtype == torch.float32 for m, p in zip(engine._weights._masters, engine._weights._params, strict=True))
+    assert engine.info.trainable_parameters < engine.info.parameters / 2
+
+
+@pytest.mark.parametrize("lora", [None, (4, 8.0)])
+def test_save_and_load_go_on_bit_for_bit(tmp_path, lora):
+    def steps(engine, n):
+        for _ in range(n):
+            engine.forward_backward(sampled_data_fixed, "cross_entropy")
+            engine.optim_step(AdamParams(0.01))
+        engine.publish()
+
+    sampled_data_fixed = sampled_data(tiny.engine(), 4)
+    straight = tiny.engine(lora=lora)
+    straight.snapshot("base")
+    steps(straight, 4)
+    stopped = tiny.engine(lora=lora)
+    stopped.snapshot("base")
+    steps(stopped, 2)
+    stopped.save(tmp_path / "ck")
+    resumed = tiny.engine(seed=5, lora=lora) if lora is None else tiny.engine(lora=lora)
+    resumed.load(tmp_path / "ck")
+    steps(resumed, 2)
+    for policy in ("current", "base"):
+        for a, b in zip(straight.logprobs(sampled_data_fixed, policy), resumed.logprobs(sampled_data_fixed, policy), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_sampling_with_unpublished_weights_is_refused():
+    engine = tiny.engine()
+    engine.forward_backward(sampled_data(engine), "cross_entropy")
+    engine.optim_step(AdamParams(0.01))
+    with pytest.raises(EngineError, match="publish"):
+        sample(engine, requests())
+
+
+def test_a_failed_verb_leaves_the_engine_usable():
+    engine = tiny.engine()
+    good = sampled_data(engine, 2)
+    bad = Datum(np.array([1, 10**6]), np.array([0.0, 1.0]), np.zeros(2), np.array([False, True]))
+    with pytest.raises(EngineError) as caught:
+        engine.forward_backward([*good, bad], "cross_entropy")
+    assert caught.value.usable
+    assert_same_gradients(gradients(tiny.engine(), good, "cross_entropy"), gradients(engine, good, "cross_entropy"))
+    with pytest.raises(EngineError):
+        sample(engine, [SampleRequest((10**6,), ("bad",))])
+    assert sample(engine, requests()) == sample(tiny.engine(), requests())
+
+
+def test_gradient_clipping_reports_the_norm_before_and_that_it_clipped():
+    data = sampled_data(tiny.engine(), 4)
+    engine = tiny.engine()
+    engine.forward_backward(data, "cross_entropy")
+    norm = float(torch.cat([g.flatten() for g in engine.gradients().values()]).norm())
+    result = engine.optim_step(AdamParams(0.01, grad_clip=norm / 2))
+    assert result.clipped
+    assert result.grad_norm == pytest.approx(norm, rel=1e-5)
