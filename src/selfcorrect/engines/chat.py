@@ -33,7 +33,8 @@ def require_chat_template(tokenizer: Any, name: str = "") -> None:
     """
     if tokenizer.chat_template is None:
         raise ModelError(
-            f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r} has no chat template, so it is not "
+            f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r} has no chat template, so it "
+            f"is not "
             "known how the model marks turns (base models have none); take an instruct model, or add a "
             "chat_template.jinja to its directory"
         )
@@ -146,14 +147,17 @@ class ChatFormat:
         before, kept, after = self._render(turns, generate=True).partition(content.strip())
         if not kept:
             raise self._fault(
-                f"drops or rewrites an earlier answer that holds {kind}, so attempt 2 would not see attempt 1 as it was sampled",
-                way_out="take an instruct model whose template keeps earlier answers, or save the model's directory with a "
+                f"drops or rewrites an earlier answer that holds {kind}, so attempt 2 would not see attempt 1 as it "
+                f"was sampled",
+                way_out="take an instruct model whose template keeps earlier answers, or save the model's directory "
+                "with a "
                 "chat_template.jinja that writes message.content unchanged",
             )
         surplus = before.removeprefix(prompt) if before.startswith(prompt) else before
         if surplus.strip() or after.strip() != bridge.strip():
             raise self._fault(
-                f"writes a conversation with an earlier answer that holds {kind} differently from the prompt of that answer",
+                f"writes a conversation with an earlier answer that holds {kind} differently from the prompt of that "
+                f"answer",
                 way_out="take a model whose generation prompt is the start of every assistant turn",
             )
 
@@ -171,7 +175,8 @@ class ChatFormat:
         # White space aside: some tokenizers put a space before each piece, some special tokens swallow the one after.
         if _squash(self._decode(ids, skip_special_tokens=False)) != _squash(text):
             raise self._fault(
-                "writes text that the tokenizer does not give back (unknown characters, or special tokens added by itself)",
+                "writes text that the tokenizer does not give back (unknown characters, or special tokens added by "
+                "itself)",
                 way_out="use the tokenizer that belongs to this chat template",
             )
 

@@ -128,7 +128,8 @@ def load_model(
         missing = sorted(info["missing_keys"])
         if missing:
             raise ModelError(
-                f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): they would "
+                f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): "
+                f"they would "
                 "start at random; take a complete checkpoint of a causal language model"
             )
         return model.to(device).eval()
@@ -150,7 +151,8 @@ def check_attention(config: Any, max_length: int) -> None:
         if kind in ("sliding_attention", "chunked_attention"):
             if window is None or window < max_length:
                 raise ModelError(
-                    f"the model attends to the last {window} tokens only ({kind}), fewer than the {max_length} positions of "
+                    f"the model attends to the last {window} tokens only ({kind}), fewer than the {max_length} "
+                    f"positions of "
                     "an episode, and windowed key-value caches are not supported; lower train.max_new_tokens or "
                     "method.attempts, or take a model with full attention"
                 )
@@ -169,7 +171,8 @@ def check_length(config: Any, needed: int) -> None:
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and limit < needed:
         raise ModelError(
-            f"an episode may take {needed} tokens (prompt, attempts at their cap, instructions), but the model has only "
+            f"an episode may take {needed} tokens (prompt, attempts at their cap, instructions), but the model has "
+            f"only "
             f"{limit} positions; lower train.max_new_tokens or method.attempts, or take a model with a longer context"
         )
 
@@ -183,7 +186,8 @@ def check_vocabulary(config: Any, tokenizer: Any) -> None:
     size = config.get_text_config(decoder=True).vocab_size
     if len(tokenizer) > size:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size}: the two do not belong together, or "
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size}: the two do not belong together, "
+            f"or "
             "tokens were added without resizing the model; use the model's own tokenizer"
         )
 
@@ -216,7 +220,8 @@ def _require_files(path: Path) -> None:
         if any((path / name).is_file() for name in _TOKENIZER_FILES):
             return
         raise ModelError(
-            f"directory {path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy the tokenizer's files "
+            f"directory {path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy the tokenizer's "
+            f"files "
             "of the model into it"
         )
     if (path / "adapter_config.json").is_file():
@@ -281,7 +286,8 @@ def _require_causal(resolved: ResolvedModel, config: Any, trust_remote_code: boo
     if _causal_class(config) is None or config.is_encoder_decoder or (declared and known.isdisjoint(declared)):
         what = ", ".join(declared) or f"model type {config.model_type}"
         raise ModelError(
-            f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled from and "
+            f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled "
+            f"from and "
             "trained here; take one whose config.json names a ...ForCausalLM architecture"
         )
 
@@ -309,6 +315,7 @@ def _layers(config: Any) -> Iterator[tuple[str, int | None]]:
 
 def _not_plain(what: str) -> ModelError:
     return ModelError(
-        f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not go on from attempt 1's; "
+        f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not go on from attempt "
+        f"1's; "
         "take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
     )

@@ -22,7 +22,8 @@ PROMPT = (
     "Problem: {question}"
 )
 INSTRUCTION = (
-    "There might be an error in your solution, caused by a lack of understanding of the problem. Go through it, correct "
+    "There might be an error in your solution, caused by a lack of understanding of the problem. Go through it, "
+    "correct "
     "the error if there is any, and write out the whole solution again. End with one line of the form\n"
     "Final answer: <number>"
 )
@@ -60,7 +61,8 @@ class Gsm8k:
             found = tuple(_problem(f"gsm8k-{split}-{i}", row, where) for i, (where, row) in enumerate(rows))
             if not found:
                 raise DataError(
-                    f"the {split} split of gsm8k from {self._path or HUB_ID} is empty; give a file with at least one row"
+                    f"the {split} split of gsm8k from {self._path or HUB_ID} is empty; give a file with at least one "
+                    f"row"
                 )
             self._splits[split] = found
         return self._splits[split]
@@ -127,7 +129,8 @@ def _local_rows(path: Path, split: Split) -> Iterable[tuple[str, dict[str, Any]]
         if path.name.startswith(named) and path.is_file():
             if named != split:
                 raise DataError(
-                    f"task.path {path} holds the {named} split by its name, and the {split} split is needed too; set task.path "
+                    f"task.path {path} holds the {named} split by its name, and the {split} split is needed too; set "
+                    f"task.path "
                     "to a directory with train.jsonl and test.jsonl"
                 )
             return read_jsonl(path)
@@ -151,7 +154,8 @@ def _hub_rows(split: Split) -> list[tuple[str, dict[str, Any]]]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(
-            f"data set {HUB_ID} could not be had from the Hugging Face Hub or its local cache: {reason}; set task.path to a "
+            f"data set {HUB_ID} could not be had from the Hugging Face Hub or its local cache: {reason}; set "
+            f"task.path to a "
             "directory with train.jsonl and test.jsonl (plain or .gz), rows {question, answer}"
         ) from error
     return [(f"{HUB_ID} {split} row {i}", dict(row)) for i, row in enumerate(data)]
