@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfcorrect.engines.chat import require_chat_template
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
 from selfcorrect.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 Kind = Literal["tiny", "smollm2", "directory", "hub"]
 
@@ -82,17 +85,18 @@ def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remo
 
 
 def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, with a chat template.
+    """The model's tokenizer, with a chat template. Looks at the configuration first, which fails sooner and clearer.
 
     Raises:
-        ModelError: no such model, its tokenizer cannot be read, or it has no chat template.
+        ModelError: as ``load_config``, its tokenizer cannot be read, or it has no chat template.
         ConfigError: a revision for something that is not on the Hub.
     """
     from transformers import AutoTokenizer
 
+    config = load_config(resolved, revision, trust_remote_code)
     with _explained(resolved):
         tokenizer = AutoTokenizer.from_pretrained(
-            _location(resolved), **_source(resolved, revision), trust_remote_code=trust_remote_code
+            _location(resolved), config=config, **_source(resolved, revision), trust_remote_code=trust_remote_code
         )
     require_chat_template(tokenizer, resolved.path_or_id)
     return tokenizer
@@ -100,18 +104,24 @@ def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_r
 
 def load_model(
     resolved: ResolvedModel,
-    dtype: Literal["float32", "bfloat16"],
-    device: str,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """The causal language model, in eval mode (no dropout), with PyTorch's SDPA attention.
 
+    Args:
+        resolved: from ``resolve_model``.
+        dtype: ``float32``, ``bfloat16`` or the torch dtype.
+        device: where the weights go.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the Python code that comes with the model.
+
     Raises:
         ModelError: as ``load_config``, or weights are missing, broken or too large for the device.
         ConfigError: a revision for something that is not on the Hub.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     config = load_config(resolved, revision, trust_remote_code)
@@ -119,7 +129,7 @@ def load_model(
         model, info = AutoModelForCausalLM.from_pretrained(
             _location(resolved),
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
             trust_remote_code=trust_remote_code,

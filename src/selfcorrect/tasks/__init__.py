@@ -10,7 +10,7 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Task
 
 
-def make_task(config: TaskConfig, seed: int) -> Task:
+def make_task(config: TaskConfig, seed: int = 0) -> Task:
     """Build the task that a config names. Reads no data yet.
 
     Args:
