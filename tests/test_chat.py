@@ -157,9 +157,9 @@ def test_template_that_trims_outer_white_space_is_accepted() -> None:
         ("m['content']", "(m['content'] if loop.first or m['role'] != 'user' else '')", "drops .* the instruction"),
         ("assistant\n' }}", "assistant\n<think>\n' }}", "differently from the prompt"),
         ("{% for m in messages %}", "{% for m in messages[-3:] %}", "rewrites the first turns"),
-        ("{% for m in messages %}", "{{ raise_exception('one turn only') if messages | length > 1 }}{% for m in messages %}", "one turn only"),
+        ("{% for m", "{{ raise_exception('one turn only') if messages | length > 1 }}{% for m", "one turn only"),
     ],
-)  # fmt: skip
+)
 def test_templates_that_cannot_carry_attempts_are_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         ChatFormat(chatml(CHATML.replace(old, new)))
@@ -168,33 +168,33 @@ def test_templates_that_cannot_carry_attempts_are_refused(old: str, new: str, re
 def test_tokenizer_that_loses_template_text_is_refused() -> None:
     tokenizer = llama2()
     tokenizer.chat_template = tokenizer.chat_template.replace("[INST] ", "[ÎNST] ")
-    with pytest.raises(ModelError, match="does not give back"):
+    with pytest.raises(ModelError, match=r"does not give back"):
         ChatFormat(tokenizer)
 
 
 def test_no_chat_template() -> None:
-    with pytest.raises(ModelError, match="has no chat template.*instruct model"):
+    with pytest.raises(ModelError, match=r"has no chat template.*instruct model"):
         ChatFormat(chatml(None))
 
 
 def test_no_way_to_end() -> None:
     tokenizer = markdown()
     tokenizer.eos_token = None
-    with pytest.raises(ModelError, match="no answer could ever end"):
+    with pytest.raises(ModelError, match=r"no answer could ever end"):
         ChatFormat(tokenizer)
 
 
 def test_system_message_refused_by_the_template() -> None:
     chat = ChatFormat(gemma())
     chat.prompt_ids(USER)
-    with pytest.raises(ModelError, match="System role not supported.*no system message"):
+    with pytest.raises(ModelError, match=r"no system role.*no system message"):
         chat.prompt_ids(SYSTEM)
 
 
 def test_system_message_dropped_by_the_template() -> None:
     silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
     chat = ChatFormat(chatml(silent))
-    with pytest.raises(ModelError, match="leaves out the text of the system message"):
+    with pytest.raises(ModelError, match=r"leaves out the text of the system message"):
         chat.prompt_ids(SYSTEM)
 
 

@@ -41,36 +41,22 @@ def verdict(text: str, *, truncated: bool = False, gold: str = "18") -> Verdict:
 
 @pytest.mark.parametrize(
     "answer",
-    [
-        "18",
-        "18.00",
-        "$18",
-        "18.",
-        "$18.00.",
-        "**18**",
-        "+0018"[1:],
-        "36/2",
-        "\\$18",
-        "18 %",
-        "`18`",
-        " 18 ",
-        "$ 18",
-        "18€",
-    ],
-)
+    ["18", "18.00", "$18", "18.", "$18.00.", "**18**", "+18", "0018", "36/2", "\\$18", "18 %", "`18`",
+     " 18 ", "$ 18", "18€"],
+)  # fmt: skip
 def test_correct(answer: str) -> None:
     assert verdict(f"Steps.\nFinal answer: {answer}") is Verdict.CORRECT
 
 
-@pytest.mark.parametrize("answer", ["18.000001", "-18", "180", "1", "1,800", "0.18", "18/19", "18%1"[:1] + "7"])
+@pytest.mark.parametrize("answer", ["18.000001", "-18", "180", "1", "1,800", "0.18", "18/19", "17"])
 def test_wrong(answer: str) -> None:
     assert verdict(f"Final answer: {answer}") is Verdict.WRONG
 
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "eighteen", "18 or 20", "1_8", "1e1", "18/0", "1,8", "18,00", "<number>", "9" * 200, "--18", "-$-18", "18 apples", "x=18",
-     "(18)", "1 8", "٤", "18..", "∞", "nan", "-"],
+    ["", "eighteen", "18 or 20", "1_8", "1e1", "18/0", "1,8", "18,00", "<number>", "9" * 200, "--18", "-$-18",
+     "18 apples", "x=18", "(18)", "1 8", "٤", "18..", "∞", "nan", "-"],
 )  # fmt: skip
 def test_answers_that_are_not_one_number(answer: str) -> None:
     assert verdict(f"Final answer: {answer}") is Verdict.NO_ANSWER
@@ -204,16 +190,23 @@ def test_malformed_rows_are_named_by_line(line: str, reason: str, tmp_path: Path
         Gsm8k(str(tmp_path / "data.jsonl")).problems("train")
 
 
+def test_a_malformed_row_shows_whichever_split_it_would_be_in(tmp_path: Path) -> None:
+    task = Gsm8k(str(write(tmp_path / "data.jsonl", *[{**ROW, "question": str(i)} for i in range(20)], {})))
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=r"line 21"):
+            task.problems(split)
+
+
 def test_missing_empty_and_damaged_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none.jsonl does not exist; set task.path"):
+    with pytest.raises(DataError, match=r"none.jsonl does not exist; set task.path"):
         Gsm8k(str(tmp_path / "none.jsonl")).problems("train")
     with pytest.raises(DataError, match=r"neither train.jsonl nor train.jsonl.gz"):
         Gsm8k(str(tmp_path)).problems("train")
     (tmp_path / "train.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match="train split of gsm8k .* is empty"):
+    with pytest.raises(DataError, match=r"train split of gsm8k .* is empty"):
         Gsm8k(str(tmp_path)).problems("train")
     (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROW).encode() * 100)[:-20])
-    with pytest.raises(DataError, match="damaged gzip"):
+    with pytest.raises(DataError, match=r"damaged gzip"):
         Gsm8k(str(tmp_path)).problems("test")
 
 
@@ -248,7 +241,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.answer for p in task.problems("train")] == ["18"]
     assert task.problems("train") is task.problems("train"), "read once"
     assert asked == [(("openai/gsm8k", "main"), {"split": "train"})]
-    with pytest.raises(DataError, match="openai/gsm8k test row 1 has no '####'"):
+    with pytest.raises(DataError, match=r"openai/gsm8k test row 1 has no '####'"):
         task.problems("test")
 
 
@@ -259,9 +252,9 @@ def test_make_task(tmp_path: Path) -> None:
     assert make_task(TaskConfig(name="gsm8k")).instruction != "Try again."
     with pytest.raises(ConfigError, match=r"'gsm9k' is not a task; take one of: arithmetic, gsm8k"):
         make_task(TaskConfig(name="gsm9k"))
-    with pytest.raises(ConfigError, match="instruction is empty"):
+    with pytest.raises(ConfigError, match=r"instruction is empty"):
         make_task(TaskConfig(name="gsm8k", instruction=" "))
-    with pytest.raises(ConfigError, match="would be ignored"):
+    with pytest.raises(ConfigError, match=r"would be ignored"):
         make_task(TaskConfig(name="arithmetic", path="x"))
 
 

@@ -86,13 +86,13 @@ def test_resolve(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve_model("owner/some-model_1.5") == ResolvedModel("owner/some-model_1.5", "hub")
     monkeypatch.chdir(tmp_path)
     assert resolve_model("model") == ResolvedModel("model", "directory")
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match=r"does not exist"):
         resolve_model("model/step-7")  # its parent is here, so it is a path, not owner/name
 
 
 def test_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.resources, "files", lambda package: tmp_path / package)
-    with pytest.raises(ModelError, match="installation is incomplete; install"):
+    with pytest.raises(ModelError, match=r"installation is incomplete; install"):
         resolve_model("tiny")
     directory = tmp_path / "selfcorrect" / "models" / "tiny"
     directory.mkdir(parents=True)
@@ -113,16 +113,16 @@ def test_directories_that_are_no_models(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"no config.json.*perhaps {saved} is meant"):
         resolve_model(str(tmp_path))
     (tmp_path / "adapter").mkdir()
-    with pytest.raises(ModelError, match="no config.json.*as save_pretrained writes it"):
+    with pytest.raises(ModelError, match=r"no config.json.*as save_pretrained writes it"):
         resolve_model(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "adapter_config.json").touch()
-    with pytest.raises(ModelError, match="PEFT adapter.*merge"):
+    with pytest.raises(ModelError, match=r"PEFT adapter.*merge"):
         resolve_model(str(tmp_path / "adapter"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (saved / name).unlink()
-    with pytest.raises(ModelError, match="a model but no tokenizer"):
+    with pytest.raises(ModelError, match=r"a model but no tokenizer"):
         resolve_model(str(saved))
-    with pytest.raises(ModelError, match="is a file, not a directory"):
+    with pytest.raises(ModelError, match=r"is a file, not a directory"):
         resolve_model(str(saved / "config.json"))
 
 
@@ -147,7 +147,7 @@ def test_no_chat_template(saved: Path) -> None:
 
 
 def test_revision_of_a_directory(saved: Path) -> None:
-    with pytest.raises(ConfigError, match="model.revision = 'main' would be ignored"):
+    with pytest.raises(ConfigError, match=r"model.revision = 'main' would be ignored"):
         load_config(resolve_model(str(saved)), revision="main")
 
 
@@ -171,7 +171,7 @@ def test_remote_code_is_not_run_unasked(saved: Path, capfd: pytest.CaptureFixtur
 @pytest.mark.parametrize("config", [T5Config(), BertConfig(architectures=["BertForMaskedLM"])])
 def test_other_kinds_of_model(config: Any, saved: Path) -> None:
     config.save_pretrained(saved)
-    with pytest.raises(ModelError, match="not a causal language model"):
+    with pytest.raises(ModelError, match=r"not a causal language model"):
         load_config(resolve_model(str(saved)))
 
 
@@ -194,14 +194,16 @@ def test_damaged_weights(damage: str, saved: Path) -> None:
         weights.write_bytes(b"junk" * 10)
     else:
         rewrite_config(saved, hidden_size=32)
-    with pytest.raises(ModelError, match=f"{saved}' could not be loaded from its directory"):
+    with pytest.raises(ModelError, match=rf"{saved}' could not be loaded from its directory"):
         load_model(resolve_model(str(saved)), "float32", "cpu")
 
 
-@pytest.mark.parametrize("text", ["{broken", '{"model_type": "whatnot"}', "{}"])
+@pytest.mark.parametrize(
+    "text", ["{broken", '{"model_type": "whatnot"}', "{}", '{"model_type": "llama", "hidden_size": "big"}']
+)
 def test_damaged_config(text: str, saved: Path) -> None:
     (saved / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="could not be loaded from its directory"):
+    with pytest.raises(ModelError, match=r"could not be loaded from its directory"):
         load_config(resolve_model(str(saved)))
 
 
@@ -235,7 +237,7 @@ def test_windows_too_short(config: Any) -> None:
 
 @pytest.mark.parametrize("config", [MambaConfig(), Qwen3NextConfig()])
 def test_recurrent_models(config: Any) -> None:
-    with pytest.raises(ModelError, match="plain key-value cache cannot hold.*full attention"):
+    with pytest.raises(ModelError, match=r"plain key-value cache cannot hold.*full attention"):
         check_attention(config, max_length=100)
 
 

@@ -107,14 +107,14 @@ def test_two_processes_race(cache: Path, package: Path, monkeypatch: pytest.Monk
 
 def test_incomplete_cache_is_named(cache: Path, package: Path) -> None:
     (smollm2.smollm2_directory() / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="incomplete; delete that directory"):
+    with pytest.raises(ModelError, match=r"incomplete; delete that directory"):
         smollm2.smollm2_directory()
 
 
 def test_cache_that_cannot_be_made(tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SELFCORRECT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="cannot be written to .*SELFCORRECT_CACHE"):
+    with pytest.raises(ModelError, match=r"cannot be written to .*SELFCORRECT_CACHE"):
         smollm2.smollm2_directory()
 
 

