@@ -79,9 +79,14 @@ def compare_runs(runs: Sequence[Path]) -> list[Row]:
             "these runs were measured on different held-out problems, so their rows cannot be paired; give runs with the same "
             "task and eval settings"
         )
+    doubled = [m for i, m in enumerate(measured) if any((m.method, m.seed) == (o.method, o.seed) for o in measured[:i])]
+    if doubled:
+        raise DataError(
+            f"two of these runs are {doubled[0].method} with seed {doubled[0].seed}: they are not independent; give each "
+            "method and seed once"
+        )
     methods = list(dict.fromkeys(m.method for m in measured))
-    first_of_seed = list({m.seed: m for m in measured}.values())
-    rows = [_row("base", [(m.base, m.base) for m in first_of_seed])]
+    rows = [_row("base", [(measured[0].base, measured[0].base)])]  # greedy and untrained: one base, whatever the seed
     rows += [_row(name, [(m.final, m.base) for m in measured if m.method == name]) for name in methods]
     return rows
 
@@ -95,20 +100,21 @@ def _read(path: Path) -> _Measured:
 def _row(name: str, pairs: Sequence[tuple[CorrectnessMatrix, CorrectnessMatrix]]) -> Row:
     finals = [f.correct_NK for f, _ in pairs]
     bases = [b.correct_NK for _, b in pairs]
+    nothing = [np.zeros(len(f)) for f in finals]
     return Row(
         name=name,
-        t1=_estimate([f[:, 0] for f in finals]),
-        t2=_estimate([f[:, -1] for f in finals]),
-        delta=_estimate([f[:, -1] - f[:, 0] for f in finals]),
-        t2_over_base=_estimate([f[:, -1] - b[:, -1] for f, b in zip(finals, bases, strict=True)]),
+        t1=_estimate(nothing, [f[:, 0] for f in finals], (0, 1)),
+        t2=_estimate(nothing, [f[:, -1] for f in finals], (0, 1)),
+        delta=_estimate([f[:, 0] for f in finals], [f[:, -1] for f in finals], (-1, 1)),
+        t2_over_base=_estimate([b[:, -1] for b in bases], [f[:, -1] for f in finals], (-1, 1)),
         seeds=len(pairs),
         problems=len(finals[0]),
     )
 
 
-def _estimate(per_seed: Sequence[FloatArray]) -> Estimate:
-    """Of per-problem values, one array per seed."""
-    known = [x[~np.isnan(x)] for x in per_seed]
-    if len(known) == 1:
-        return bootstrap_mean(known[0])
-    return across_seeds(np.array([x.mean() for x in known]))
+def _estimate(a: Sequence[FloatArray], b: Sequence[FloatArray], support: tuple[float, float]) -> Estimate:
+    """Mean of b - a from per-problem values, one pair of arrays per seed; nan rows (verifier failures) left out."""
+    differences = [(y - x)[~np.isnan(y - x)] for x, y in zip(a, b, strict=True)]
+    if len(differences) == 1:
+        return bootstrap_mean(differences[0], support=support)
+    return across_seeds(np.array([d.mean() for d in differences if len(d)]))

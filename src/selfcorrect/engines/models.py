@@ -16,11 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfcorrect.engines.chat import require_chat_template
+from selfcorrect.engines.quiet import quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
 from selfcorrect.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 Kind = Literal["tiny", "smollm2", "directory", "hub"]
 
@@ -82,17 +86,18 @@ def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remo
 
 
 def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, with a chat template.
+    """The model's tokenizer, with a chat template. Looks at the configuration first, which fails sooner and clearer.
 
     Raises:
-        ModelError: no such model, its tokenizer cannot be read, or it has no chat template.
+        ModelError: as ``load_config``, its tokenizer cannot be read, or it has no chat template.
         ConfigError: a revision for something that is not on the Hub.
     """
     from transformers import AutoTokenizer
 
+    config = load_config(resolved, revision, trust_remote_code)
     with _explained(resolved):
         tokenizer = AutoTokenizer.from_pretrained(
-            _location(resolved), **_source(resolved, revision), trust_remote_code=trust_remote_code
+            _location(resolved), config=config, **_source(resolved, revision), trust_remote_code=trust_remote_code
         )
     require_chat_template(tokenizer, resolved.path_or_id)
     return tokenizer
@@ -100,18 +105,24 @@ def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_r
 
 def load_model(
     resolved: ResolvedModel,
-    dtype: Literal["float32", "bfloat16"],
-    device: str,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """The causal language model, in eval mode (no dropout), with PyTorch's SDPA attention.
 
+    Args:
+        resolved: from ``resolve_model``.
+        dtype: ``float32``, ``bfloat16`` or the torch dtype.
+        device: where the weights go.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the Python code that comes with the model.
+
     Raises:
         ModelError: as ``load_config``, or weights are missing, broken or too large for the device.
         ConfigError: a revision for something that is not on the Hub.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     config = load_config(resolved, revision, trust_remote_code)
@@ -119,7 +130,7 @@ def load_model(
         model, info = AutoModelForCausalLM.from_pretrained(
             _location(resolved),
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
@@ -128,7 +139,8 @@ def load_model(
         missing = sorted(info["missing_keys"])
         if missing:
             raise ModelError(
-                f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): they would "
+                f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): "
+                f"they would "
                 "start at random; take a complete checkpoint of a causal language model"
             )
         return model.to(device).eval()
@@ -150,7 +162,8 @@ def check_attention(config: Any, max_length: int) -> None:
         if kind in ("sliding_attention", "chunked_attention"):
             if window is None or window < max_length:
                 raise ModelError(
-                    f"the model attends to the last {window} tokens only ({kind}), fewer than the {max_length} positions of "
+                    f"the model attends to the last {window} tokens only ({kind}), fewer than the {max_length} "
+                    f"positions of "
                     "an episode, and windowed key-value caches are not supported; lower train.max_new_tokens or "
                     "method.attempts, or take a model with full attention"
                 )
@@ -169,7 +182,8 @@ def check_length(config: Any, needed: int) -> None:
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and limit < needed:
         raise ModelError(
-            f"an episode may take {needed} tokens (prompt, attempts at their cap, instructions), but the model has only "
+            f"an episode may take {needed} tokens (prompt, attempts at their cap, instructions), but the model has "
+            f"only "
             f"{limit} positions; lower train.max_new_tokens or method.attempts, or take a model with a longer context"
         )
 
@@ -183,23 +197,10 @@ def check_vocabulary(config: Any, tokenizer: Any) -> None:
     size = config.get_text_config(decoder=True).vocab_size
     if len(tokenizer) > size:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size}: the two do not belong together, or "
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size}: the two do not belong together, "
+            f"or "
             "tokens were added without resizing the model; use the model's own tokenizer"
         )
-
-
-@contextlib.contextmanager
-def quiet_progress() -> Iterator[None]:
-    """No progress bars of transformers meanwhile: they would tear up our own live display."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
 
 
 def _tiny_directory() -> Path:
@@ -216,7 +217,8 @@ def _require_files(path: Path) -> None:
         if any((path / name).is_file() for name in _TOKENIZER_FILES):
             return
         raise ModelError(
-            f"directory {path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy the tokenizer's files "
+            f"directory {path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy the tokenizer's "
+            f"files "
             "of the model into it"
         )
     if (path / "adapter_config.json").is_file():
@@ -246,13 +248,15 @@ def _source(resolved: ResolvedModel, revision: str | None) -> dict[str, Any]:
 @contextlib.contextmanager
 def _explained(resolved: ResolvedModel) -> Iterator[None]:
     """Turn the many exceptions of a load into one that names fault, reason and way out."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    known = (OSError, ValueError, TypeError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
     name = resolved.path_or_id
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    except known as error:
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         if "trust_remote_code" in str(error):
             fault = (
                 f"model {name!r} can be loaded only by running the code in its repository, which is not done unasked"
@@ -281,7 +285,8 @@ def _require_causal(resolved: ResolvedModel, config: Any, trust_remote_code: boo
     if _causal_class(config) is None or config.is_encoder_decoder or (declared and known.isdisjoint(declared)):
         what = ", ".join(declared) or f"model type {config.model_type}"
         raise ModelError(
-            f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled from and "
+            f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled "
+            f"from and "
             "trained here; take one whose config.json names a ...ForCausalLM architecture"
         )
 
@@ -309,6 +314,7 @@ def _layers(config: Any) -> Iterator[tuple[str, int | None]]:
 
 def _not_plain(what: str) -> ModelError:
     return ModelError(
-        f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not go on from attempt 1's; "
+        f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not go on from attempt "
+        f"1's; "
         "take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
     )

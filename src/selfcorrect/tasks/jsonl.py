@@ -64,7 +64,8 @@ def split_file(directory: Path, split: str) -> Path:
         if path.is_file():
             return path
     raise DataError(
-        f"directory {directory} holds neither {candidates[0].name} nor {candidates[1].name}; put the {split} split there "
+        f"directory {directory} holds neither {candidates[0].name} nor {candidates[1].name}; put the {split} split "
+        f"there "
         "under one of these names, or set task.path to another directory"
     )
 

@@ -1,0 +1,204 @@
+"""Chat templates: what is sampled stays as it was sampled, and what stands between attempts is the template's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import processors
+
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.errors import ModelError
+from tokenizers_in_process import CHATML, QWEN3, byte_level, chatml, gemma, llama2, llama3, markdown
+
+USER = [{"role": "user", "content": "What is 2 + 2?"}]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *USER]
+FIX = "There might be an error. Try again."
+BUILDERS = [chatml, llama3, gemma, llama2, markdown]
+
+
+def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def shown(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def test_golden_chatml() -> None:
+    tokenizer = chatml()
+    chat = ChatFormat(tokenizer)
+    prompt = "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    bridge = f"<|im_end|>\n<|im_start|>user\n{FIX}<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(tokenizer, chat.prompt_ids(USER)) == prompt
+    assert shown(tokenizer, chat.bridge_ids(USER, FIX, ended=False)) == bridge
+    assert shown(tokenizer, chat.bridge_ids(USER, FIX, ended=True)) == bridge.removeprefix("<|im_end|>")
+    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert (chat.turn_end_id, chat.end_ids, chat.pad_id) == (end, {end}, pad)
+
+
+def test_golden_llama3_ends_answers_on_both_tokens_but_writes_its_own() -> None:
+    tokenizer = llama3()
+    chat = ChatFormat(tokenizer)
+    end, eos = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>"])
+    assert chat.end_ids == {end, eos}
+    assert chat.turn_end_id == end
+    assert chat.pad_id in chat.end_ids, "no pad token: an end token stands in"
+    # An answer that stopped on eos has not closed its turn: the bridge still writes the template's end of turn.
+    assert chat.ended((5, end))
+    assert not chat.ended((5, eos))
+    assert not chat.ended(())
+    assert shown(tokenizer, chat.bridge_ids(USER, FIX, ended=chat.ended((5, eos)))).startswith(
+        "<|eot_id|><|start_header"
+    )
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_three_attempts_read_as_the_template_writes_them(build: Any) -> None:
+    """Prompt + answer + bridge + answer + bridge = the ids of the whole rendered conversation."""
+    tokenizer = build()
+    chat = ChatFormat(tokenizer)
+    answers = ["It is 5.", "It is 4."]
+    turns, ids = list(USER), chat.prompt_ids(USER)
+    for answer in answers:
+        ids += encode(tokenizer, answer)
+        ids += chat.bridge_ids(turns, FIX, ended=False)
+        turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": FIX}]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert shown(tokenizer, ids).split() == shown(tokenizer, encode(tokenizer, rendered)).split()
+    if build is not llama2:  # whose answers stand between spaces, which a model samples or not
+        assert ids == encode(tokenizer, rendered)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_ended_answers_give_the_same_conversation(build: Any) -> None:
+    chat = ChatFormat(build())
+    whole = chat.bridge_ids(USER, FIX, ended=False)
+    rest = chat.bridge_ids(USER, FIX, ended=True)
+    if chat.turn_end_id is None:
+        assert rest == whole
+    else:
+        cut = len(whole) - len(rest)
+        assert whole[cut:] == rest
+        assert whole[cut - 1] == chat.turn_end_id
+        assert chat.turn_end_id not in whole[: cut - 1]
+
+
+@given(answer=st.lists(st.integers(0, 255), max_size=30))
+def test_sampled_ids_are_never_encoded_again(answer: list[int]) -> None:
+    """Ids that no text encodes to (broken UTF-8 here) go into attempt 2's prompt as they are."""
+    chat = CHATML_FORMAT
+    prompt = chat.prompt_ids(USER)
+    second = (*prompt, *answer, *chat.bridge_ids(USER, FIX, ended=False))
+    assert second[len(prompt) : len(prompt) + len(answer)] == tuple(answer)
+    assert isinstance(chat.text(answer), str)
+
+
+CHATML_FORMAT = ChatFormat(chatml())
+
+
+def test_no_second_bos() -> None:
+    tokenizer = llama3()
+    bos = tokenizer.convert_tokens_to_ids("<|begin|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", bos)]
+    )
+    assert tokenizer("x")["input_ids"][0] == bos, "the tokenizer would add one by itself"
+    chat = ChatFormat(tokenizer)
+    assert chat.prompt_ids(USER).count(bos) == 1
+    assert bos not in chat.bridge_ids(USER, FIX, ended=False)
+
+
+def test_bos_that_the_template_writes_at_each_turn_stays() -> None:
+    tokenizer = llama2()
+    bos = tokenizer.convert_tokens_to_ids("<s>")
+    assert ChatFormat(tokenizer).bridge_ids(USER, FIX, ended=False).count(bos) == 1
+
+
+def test_pad_may_equal_eos() -> None:
+    chat = ChatFormat(chatml(pad_token="<|im_end|>"))
+    assert chat.pad_id in chat.end_ids
+    end = chat.pad_id
+    assert chat.text((*encode(chat.tokenizer, "a"), end)) == "a"
+
+
+def test_text_leaves_out_the_end_token_and_keeps_white_space() -> None:
+    chat = CHATML_FORMAT
+    ids = encode(chat.tokenizer, " 4 .\n")
+    assert chat.text(ids) == " 4 .\n", "no clean-up of spaces before punctuation"
+    assert chat.text((*ids, *chat.end_ids)) == " 4 .\n"
+    assert chat.text(()) == ""
+
+
+def test_text_drops_an_end_token_that_is_not_marked_special() -> None:
+    tokenizer = byte_level(CHATML, ["</s>", "<|im_start|>"], eos_token="</s>")
+    tokenizer.add_tokens(["<|im_end|>"])
+    chat = ChatFormat(tokenizer)
+    assert chat.turn_end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert chat.text((*encode(tokenizer, "4"), chat.turn_end_id)) == "4"
+
+
+def test_template_that_strips_think_blocks_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"think block.*attempt 2 would not see attempt 1.*chat_template.jinja"):
+        ChatFormat(chatml(QWEN3))
+
+
+def test_template_that_trims_outer_white_space_is_accepted() -> None:
+    ChatFormat(chatml(CHATML.replace("m['content']", "m['content'] | trim")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("m['content']", "m['content'].replace('\n', ' ')", "line breaks"),
+        ("m['content']", "(m['content'] if m['role'] == 'user' else '...')", "drops an earlier answer"),
+        ("m['content']", "(m['content'] if loop.first or m['role'] != 'user' else '')", "drops .* the instruction"),
+        ("assistant\n' }}", "assistant\n<think>\n' }}", "differently from the prompt"),
+        ("{% for m in messages %}", "{% for m in messages[-3:] %}", "rewrites the first turns"),
+        ("{% for m", "{{ raise_exception('one turn only') if messages | length > 1 }}{% for m", "one turn only"),
+    ],
+)
+def test_templates_that_cannot_carry_attempts_are_refused(old: str, new: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        ChatFormat(chatml(CHATML.replace(old, new)))
+
+
+def test_tokenizer_that_loses_template_text_is_refused() -> None:
+    tokenizer = llama2()
+    tokenizer.chat_template = tokenizer.chat_template.replace("[INST] ", "[ÎNST] ")
+    with pytest.raises(ModelError, match=r"does not give back"):
+        ChatFormat(tokenizer)
+
+
+def test_no_chat_template() -> None:
+    with pytest.raises(ModelError, match=r"has no chat template.*instruct model"):
+        ChatFormat(chatml(None))
+
+
+def test_no_way_to_end() -> None:
+    tokenizer = markdown()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match=r"no answer could ever end"):
+        ChatFormat(tokenizer)
+
+
+def test_system_message_refused_by_the_template() -> None:
+    chat = ChatFormat(gemma())
+    chat.prompt_ids(USER)
+    with pytest.raises(ModelError, match=r"no system role.*no system message"):
+        chat.prompt_ids(SYSTEM)
+
+
+def test_system_message_dropped_by_the_template() -> None:
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    chat = ChatFormat(chatml(silent))
+    with pytest.raises(ModelError, match=r"leaves out the text of the system message"):
+        chat.prompt_ids(SYSTEM)
+
+
+def test_the_date_in_a_template_stands_still() -> None:
+    llama = "{% set today = strftime_now('%d %b %Y') if strftime_now is defined else 'no clock' %}{{ today + '\n' }}"
+    dated = chatml(llama + CHATML)
+    assert shown(dated, ChatFormat(dated).prompt_ids(USER)).startswith("26 Jul 2024\n<|im_start|>user")

@@ -1,0 +1,248 @@
+"""Model names, files and configurations: what is wrong is said before weights load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MambaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3NextConfig,
+    T5Config,
+)
+
+from selfcorrect.engines import models
+from selfcorrect.engines.models import (
+    ResolvedModel,
+    check_attention,
+    check_length,
+    check_vocabulary,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
+from selfcorrect.errors import ConfigError, ModelError
+from tokenizers_in_process import chatml
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 300,
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A complete directory of a random model."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.5))
+    model.generation_config.update(do_sample=True, top_k=3, temperature=0.6)
+    model.save_pretrained(tmp_path / "model")
+    chatml().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def rewrite_config(directory: Path, **changes: Any) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_resolving_loads_no_model_library(saved: Path) -> None:
+    code = (
+        "import sys; from selfcorrect.engines.models import resolve_model;"
+        f"resolve_model({str(saved)!r}); resolve_model('owner/name');"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_resolve(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_model(str(saved)) == ResolvedModel(str(saved), "directory")
+    assert resolve_model("owner/some-model_1.5") == ResolvedModel("owner/some-model_1.5", "hub")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("model") == ResolvedModel("model", "directory")
+    with pytest.raises(ModelError, match=r"does not exist"):
+        resolve_model("model/step-7")  # its parent is here, so it is a path, not owner/name
+
+
+def test_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.resources, "files", lambda package: tmp_path / package)
+    with pytest.raises(ModelError, match=r"installation is incomplete; install"):
+        resolve_model("tiny")
+    directory = tmp_path / "selfcorrect" / "models" / "tiny"
+    directory.mkdir(parents=True)
+    (directory / "config.json").touch()
+    assert resolve_model("tiny") == ResolvedModel(str(directory), "tiny")
+
+
+@pytest.mark.parametrize("name", ["tinny", "./none", "/none/at/all", "~/none", "a/b/c", "", "../up", "owner/"])
+def test_names_that_stand_for_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "":
+        name = "no model"
+    with pytest.raises(ModelError, match=r"does not exist.*tiny or smollm2, a directory .*owner/name"):
+        resolve_model(name)
+
+
+def test_directories_that_are_no_models(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"no config.json.*perhaps {saved} is meant"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(ModelError, match=r"no config.json.*as save_pretrained writes it"):
+        resolve_model(str(tmp_path / "adapter"))
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    with pytest.raises(ModelError, match=r"PEFT adapter.*merge"):
+        resolve_model(str(tmp_path / "adapter"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (saved / name).unlink()
+    with pytest.raises(ModelError, match=r"a model but no tokenizer"):
+        resolve_model(str(saved))
+    with pytest.raises(ModelError, match=r"is a file, not a directory"):
+        resolve_model(str(saved / "config.json"))
+
+
+def test_load(saved: Path) -> None:
+    resolved = resolve_model(str(saved))
+    model = load_model(resolved, "float32", "cpu")
+    assert not model.training, "no dropout"
+    assert model.config._attn_implementation == "sdpa"
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert load_model(resolved, torch.bfloat16, torch.device("cpu")).dtype == torch.bfloat16
+    tokenizer = load_tokenizer(resolved)
+    assert tokenizer.chat_template == chatml().chat_template
+    check_vocabulary(model.config, tokenizer)
+    with pytest.raises(ModelError, match=r"259 tokens but the model embeds 200"):
+        check_vocabulary(LlamaConfig(**SMALL | {"vocab_size": 200}), tokenizer)
+
+
+def test_no_chat_template(saved: Path) -> None:
+    (saved / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=rf"{saved}.*has no chat template"):
+        load_tokenizer(resolve_model(str(saved)))
+
+
+def test_revision_of_a_directory(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.revision = 'main' would be ignored"):
+        load_config(resolve_model(str(saved)), revision="main")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("load", [load_config, load_tokenizer, lambda r: load_model(r, "float32", "cpu")])
+def test_hub_out_of_reach(load: Any) -> None:
+    with pytest.raises(
+        ModelError, match=r"'owner/name' could not be loaded from the .*Hub.*network.*local copy.*model=tiny"
+    ):
+        load(resolve_model("owner/name"))
+
+
+def test_remote_code_is_not_run_unasked(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rewrite_config(saved, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (saved / "own.py").write_text("print('owned')")
+    with pytest.raises(ModelError, match=r"only by running the code.*model.trust_remote_code=true"):
+        load_config(resolve_model(str(saved)))
+    assert "owned" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("config", [T5Config(), BertConfig(architectures=["BertForMaskedLM"])])
+def test_other_kinds_of_model(config: Any, saved: Path) -> None:
+    config.save_pretrained(saved)
+    with pytest.raises(ModelError, match=r"not a causal language model"):
+        load_config(resolve_model(str(saved)))
+
+
+def test_weights_without_a_language_model_head(saved: Path) -> None:
+    LlamaModel(LlamaConfig(**SMALL)).save_pretrained(saved)
+    resolved = resolve_model(str(saved))
+    with pytest.raises(ModelError, match=r"not a causal language model \(LlamaModel\)"):
+        load_config(resolved)
+    rewrite_config(saved, architectures=["LlamaForCausalLM"])
+    with pytest.raises(ModelError, match=r"lacks weights .*lm_head.weight.* start at random"):
+        load_model(resolved, "float32", "cpu")
+
+
+@pytest.mark.parametrize("damage", ["missing", "junk", "shapes"])
+def test_damaged_weights(damage: str, saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "junk":
+        weights.write_bytes(b"junk" * 10)
+    else:
+        rewrite_config(saved, hidden_size=32)
+    with pytest.raises(ModelError, match=rf"{saved}' could not be loaded from its directory"):
+        load_model(resolve_model(str(saved)), "float32", "cpu")
+
+
+@pytest.mark.parametrize(
+    "text", ["{broken", '{"model_type": "whatnot"}', "{}", '{"model_type": "llama", "hidden_size": "big"}']
+)
+def test_damaged_config(text: str, saved: Path) -> None:
+    (saved / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"could not be loaded from its directory"):
+        load_config(resolve_model(str(saved)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(),
+        GemmaConfig(),
+        Qwen2Config(sliding_window=8),  # use_sliding_window is False: nothing slides
+        MistralConfig(sliding_window=None),
+        MistralConfig(sliding_window=100),
+        Gemma3TextConfig(sliding_window=100),
+    ],
+)
+def test_attention_over_all_positions(config: Any) -> None:
+    check_attention(config, max_length=100)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(sliding_window=99),
+        Gemma3TextConfig(sliding_window=99),
+        Qwen2Config(sliding_window=99, use_sliding_window=True, max_window_layers=2),
+    ],
+)
+def test_windows_too_short(config: Any) -> None:
+    with pytest.raises(ModelError, match=r"last 99 tokens only .*fewer than the 100 positions.*train.max_new_tokens"):
+        check_attention(config, max_length=100)
+
+
+@pytest.mark.parametrize("config", [MambaConfig(), Qwen3NextConfig()])
+def test_recurrent_models(config: Any) -> None:
+    with pytest.raises(ModelError, match=r"plain key-value cache cannot hold.*full attention"):
+        check_attention(config, max_length=100)
+
+
+def test_length() -> None:
+    config = LlamaConfig(max_position_embeddings=100)
+    check_length(config, 100)
+    with pytest.raises(ModelError, match=r"may take 101 tokens.*only 100 positions.*lower train.max_new_tokens"):
+        check_length(config, 101)
