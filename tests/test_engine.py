@@ -4,9 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.errors import EngineError
 from selfcorrect.types import Datum
@@ -42,7 +42,10 @@ def datum(prompt, answer, logprobs, weights):
 
 def sampled_data(engine, n=6, weight=lambda i: 0.1 * (i - 2.3)):
     reqs = requests(n)
-    return [datum(r.prompt_ids, s.token_ids, s.logprobs, weight(i)) for i, (r, s) in enumerate(zip(reqs, sample(engine, reqs), strict=True))]
+    return [
+        datum(r.prompt_ids, s.token_ids, s.logprobs, weight(i))
+        for i, (r, s) in enumerate(zip(reqs, sample(engine, reqs), strict=True))
+    ]
 
 
 def test_same_key_same_tokens_and_other_key_other_tokens():
@@ -121,7 +124,10 @@ def test_publish_drops_the_caches():
     engine = tiny.engine()
     params = SamplingParams(8, 1.0, frozenset({END}), continued=True)
     firsts = sample(engine, requests(), params)
-    longer = [SampleRequest((*r.prompt_ids, *s.token_ids, 7), ("second", i)) for i, (r, s) in enumerate(zip(requests(), firsts, strict=True))]
+    longer = [
+        SampleRequest((*r.prompt_ids, *s.token_ids, 7), ("second", i))
+        for i, (r, s) in enumerate(zip(requests(), firsts, strict=True))
+    ]
     engine.forward_backward(sampled_data(engine), "importance_sampling")
     engine.optim_step(AdamParams(0.1))
     engine.publish()
@@ -221,7 +227,9 @@ def test_gradient_of_the_plain_loss_by_hand():
 
 def test_off_policy_the_ratio_scales_the_gradient():
     data = sampled_data(tiny.engine(), 3)
-    doubled = [Datum(d.tokens_T, d.weights_T, np.where(d.sampled_T, d.logprobs_T - np.log(2), 0), d.sampled_T) for d in data]
+    doubled = [
+        Datum(d.tokens_T, d.weights_T, np.where(d.sampled_T, d.logprobs_T - np.log(2), 0), d.sampled_T) for d in data
+    ]
     base, twice = gradients(tiny.engine(), data), gradients(tiny.engine(), doubled)
     assert_same_gradients({n: 2 * g for n, g in base.items()}, twice, rtol=1e-3)
 
@@ -282,7 +290,9 @@ def test_gradients_accumulate_until_the_step_and_are_cleared_by_it():
     engine = tiny.engine()
     engine.forward_backward(data, "cross_entropy")
     engine.forward_backward(data, "cross_entropy")
-    assert_same_gradients({n: 2 * g for n, g in gradients(tiny.engine(), data, "cross_entropy").items()}, engine.gradients())
+    assert_same_gradients(
+        {n: 2 * g for n, g in gradients(tiny.engine(), data, "cross_entropy").items()}, engine.gradients()
+    )
     engine.optim_step(AdamParams(0.01))
     assert engine.gradients() == {}
 
@@ -308,7 +318,9 @@ def test_bf16_weights_train_through_fp32_masters():
 def test_bf16_sampler_and_trainer_agree_within_the_stated_bound():
     engine = tiny.engine(dtype=torch.bfloat16)
     data = sampled_data(engine, 16)
-    gaps = [np.abs(lp - d.logprobs_T)[d.sampled_T] for d, lp in zip(data, engine.logprobs(data, "current"), strict=True)]
+    gaps = [
+        np.abs(lp - d.logprobs_T)[d.sampled_T] for d, lp in zip(data, engine.logprobs(data, "current"), strict=True)
+    ]
     assert np.concatenate(gaps).max() < 0.25  # bfloat16 keeps 8 bits: logits near 8 are known to about 0.03
     assert np.concatenate(gaps).mean() < 0.03
 
@@ -316,7 +328,10 @@ def test_bf16_sampler_and_trainer_agree_within_the_stated_bound():
 def test_lora_adapters_are_float32_over_a_bf16_base_and_only_they_train():
     engine = tiny.engine(lora=(4, 8.0), dtype=torch.bfloat16)
     assert all("lora" in name for name in engine._weights.names)
-    assert all(m is p and p.dtype == torch.float32 for m, p in zip(engine._weights._masters, engine._weights._params, strict=True))
+    assert all(
+        m is p and p.dtype == torch.float32
+        for m, p in zip(engine._weights._masters, engine._weights._params, strict=True)
+    )
     assert engine.info.trainable_parameters < engine.info.parameters / 2
 
 
@@ -340,7 +355,9 @@ def test_save_and_load_go_on_bit_for_bit(tmp_path, lora):
     resumed.load(tmp_path / "ck")
     steps(resumed, 2)
     for policy in ("current", "base"):
-        for a, b in zip(straight.logprobs(sampled_data_fixed, policy), resumed.logprobs(sampled_data_fixed, policy), strict=True):
+        for a, b in zip(
+            straight.logprobs(sampled_data_fixed, policy), resumed.logprobs(sampled_data_fixed, policy), strict=True
+        ):
             np.testing.assert_array_equal(a, b)
 
 

@@ -38,25 +38,27 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def random_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: object) -> LlamaForCausalLM:
     """Two layers, grouped-query attention, weights large enough that its distribution is not flat."""
     torch.manual_seed(seed)
-    settings = dict(
-        vocab_size=len(tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer().eos_token_id,
-        pad_token_id=tokenizer().pad_token_id,
-    )
+    settings = {
+        "vocab_size": len(tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer().eos_token_id,
+        "pad_token_id": tokenizer().pad_token_id,
+    }
     model = LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
     return model.to(dtype).eval()
 
 
-def engine(seed: int = 0, *, lora: tuple[int, float] | None = None, dtype: torch.dtype = torch.float32, **settings: object) -> TorchEngine:
+def engine(
+    seed: int = 0, *, lora: tuple[int, float] | None = None, dtype: torch.dtype = torch.float32, **settings: object
+) -> TorchEngine:
     return TorchEngine(random_model(seed, dtype), ChatFormat(tokenizer()), EngineConfig(device="cpu", **settings), lora)
 
 

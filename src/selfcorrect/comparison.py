@@ -53,7 +53,9 @@ def read_evaluation(run: Path, name: str) -> list[Episode]:
     """
     file = run / "evaluations" / f"{name}.jsonl"
     if not file.exists():
-        raise DataError(f"{run} has no evaluation {name!r}: the run has not finished; continue it with `selfcorrect train --resume {run}`")
+        raise DataError(
+            f"{run} has no evaluation {name!r}: the run has not finished; continue it with `selfcorrect train --resume {run}`"
+        )
     out = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:

@@ -106,6 +106,14 @@ class TrainConfig(Section):
     """Problems per step whose episodes go into episodes.jsonl in full."""
 
 
+class SftConfig(Section):
+    """`selfcorrect sft`: supervised steps on a task's demonstrations, to teach its answer format."""
+
+    steps: int = Field(100, ge=1)
+    examples_per_step: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+
+
 class EngineConfig(Section):
     name: Literal["torch"] = "torch"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -141,6 +149,7 @@ class Config(Section):
     task: TaskConfig = TaskConfig()
     method: MethodConfig = MethodConfig()
     train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
     engine: EngineConfig = EngineConfig()
     eval: EvalConfig = EvalConfig()
     seed: int = Field(0, ge=0, lt=2**31)
@@ -192,11 +201,15 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"config file {file} does not exist; give the path of a TOML file, or key=value settings") from None
+        raise ConfigError(
+            f"config file {file} does not exist; give the path of a TOML file, or key=value settings"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {file} is not valid TOML: {error}; mend that line") from None
     except OSError as error:
-        raise ConfigError(f"config file {file} cannot be read: {error.strerror}; check the path and its permissions") from None
+        raise ConfigError(
+            f"config file {file} cannot be read: {error.strerror}; check the path and its permissions"
+        ) from None
 
 
 def _preset(model: str) -> dict[str, Any]:
@@ -250,7 +263,9 @@ def _refuse_unknown(values: Mapping[str, Any], section: type[BaseModel], prefix:
         annotation = section.model_fields[key].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{full!r} is a section, not a value; set one of: {', '.join(annotation.model_fields)}")
+                raise ConfigError(
+                    f"{full!r} is a section, not a value; set one of: {', '.join(annotation.model_fields)}"
+                )
             _refuse_unknown(value, annotation, f"{full}.")
 
 
@@ -292,4 +307,4 @@ def _explain(error: Any) -> str:
             f"train.samples_per_problem = {error['input']!r} is refused: the leave-one-out baseline needs at least "
             "2 samples of each problem; use 4 or more"
         )
-    return f"{where} = {error['input']!r}: {message}" if where and "." in where or where in ("seed",) else message
+    return f"{where} = {error['input']!r}: {message}" if (where and "." in where) or where in ("seed",) else message

@@ -25,7 +25,7 @@ from selfcorrect.engines.models import (
     load_tokenizer,
     resolve_model,
 )
-from selfcorrect.errors import DataError, Interrupted
+from selfcorrect.errors import DataError, Interrupted, RunError
 from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
@@ -116,7 +116,7 @@ def run_experiment(
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
         run.rewind(run.read_progress(checkpoint))
-    run.append(_start_record(engine, checkpoint is not None and run.read_progress(checkpoint).step or None))
+    run.append(_start_record(engine, (checkpoint is not None and run.read_progress(checkpoint).step) or None))
     done: dict[str, Evaluation] = {}
     if checkpoint is None:
         say("measuring the base model")
@@ -135,9 +135,20 @@ def run_experiment(
     return Outcome(run, progress, done)
 
 
+def refuse_existing(target: Path) -> None:
+    """Refuse an output path that holds something, before any work.
+
+    Raises:
+        RunError: it exists.
+    """
+    if target.exists():
+        raise RunError(f"{target} exists already and is not overwritten; remove it or name another place")
+
+
 def export(engine: Engine, target: Path) -> None:
     """Write the model directory, replacing an earlier one only when complete."""
     part = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(part, ignore_errors=True)
     engine.export(part)
     shutil.rmtree(target, ignore_errors=True)

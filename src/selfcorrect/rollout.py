@@ -67,7 +67,9 @@ async def _play_group(
             answers = [Sampled(ids, (), "end") for ids in given]
             source_given = True
         else:
-            params = SamplingParams(how.max_new_tokens, how.temperature, engine.chat.end_ids, continued=k + 1 < how.attempts)
+            params = SamplingParams(
+                how.max_new_tokens, how.temperature, engine.chat.end_ids, continued=k + 1 < how.attempts
+            )
             keys = [(*how.stream, problem.id, g, k) for g in range(how.samples)]
             answers = await engine.sample([SampleRequest(p, key) for p, key in zip(prompts, keys, strict=True)], params)
             source_given = False
@@ -103,13 +105,17 @@ def _attempt(
     )
 
 
-def longest_conversation(chat: ChatFormat, task: Task, problems: Sequence[Problem], attempts: int, max_new_tokens: int) -> int:
+def longest_conversation(
+    chat: ChatFormat, task: Task, problems: Sequence[Problem], attempts: int, max_new_tokens: int
+) -> int:
     """Tokens of the longest episode that these problems can give: prompt, all attempts at the cap, all bridges.
 
     Raises:
         ConfigError: the cap is shorter than a correct answer in the asked-for form.
     """
-    answers = (chat.tokenizer.encode(task.reference_answer(p), add_special_tokens=False) for p in problems[:SAMPLED_PROBLEMS])
+    answers = (
+        chat.tokenizer.encode(task.reference_answer(p), add_special_tokens=False) for p in problems[:SAMPLED_PROBLEMS]
+    )
     needed = sorted(len(ids) + 1 for ids in answers)
     typical = needed[len(needed) // 2]
     if max_new_tokens < typical:

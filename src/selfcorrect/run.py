@@ -1,12 +1,12 @@
 """The run directory: config, records, episodes, atomic checkpoints. Nothing existing is ever overwritten.
 
-    RUN/
-      config.json            the resolved config
-      metrics.jsonl          typed records (records.py), the only truth about a run
-      episodes.jsonl         sampled training episodes in full text
-      evaluations/NAME.jsonl every evaluated episode
-      checkpoints/step-N/    engine state and progress; complete or absent
-      model/                 the best checkpoint as an ordinary Hugging Face (or PEFT) directory
+RUN/
+  config.json            the resolved config
+  metrics.jsonl          typed records (records.py), the only truth about a run
+  episodes.jsonl         sampled training episodes in full text
+  evaluations/NAME.jsonl every evaluated episode
+  checkpoints/step-N/    engine state and progress; complete or absent
+  model/                 the best checkpoint as an ordinary Hugging Face (or PEFT) directory
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class RunDirectory:
         free = shutil.disk_usage(path).free
         if free < RUNNING_OUT_OF_ROOM:
             shutil.rmtree(path)
-            raise RunError(f"only {free / 2**20:.0f} MiB are free at {path}, too little for a checkpoint; free room or set run_dir")
+            raise RunError(
+                f"only {free / 2**20:.0f} MiB are free at {path}, too little for a checkpoint; free room or set run_dir"
+            )
         return cls(path, config)
 
     @classmethod
@@ -96,7 +98,9 @@ class RunDirectory:
         try:
             values = json.loads((path / "config.json").read_text())
         except (OSError, ValueError):
-            raise RunError(f"{path} is not a run directory (no readable config.json); give the path that `train` printed") from None
+            raise RunError(
+                f"{path} is not a run directory (no readable config.json); give the path that `train` printed"
+            ) from None
         return cls(path, validate(values))
 
     def append(self, record: Record) -> None:
@@ -131,7 +135,9 @@ class RunDirectory:
             except ValueError:
                 if number == len(lines):
                     break
-                raise RunError(f"{self.metrics_file}, line {number} is not a record of this version; the file was changed") from None
+                raise RunError(
+                    f"{self.metrics_file}, line {number} is not a record of this version; the file was changed"
+                ) from None
         return out
 
     def latest_checkpoint(self) -> Path | None:

@@ -142,7 +142,11 @@ def _step(
     """Play, weight, update, publish: one optimiser step."""
     clock = _Clock({})
     how = Play(
-        stage.attempts, stage.samples_per_problem, config.train.max_new_tokens, 1.0, (config.seed, "train", progress.step)
+        stage.attempts,
+        stage.samples_per_problem,
+        config.train.max_new_tokens,
+        1.0,
+        (config.seed, "train", progress.step),
     )
     with clock.phase("sample"):
         groups = runner.run(play(engine, task, batch, how))
@@ -157,7 +161,9 @@ def _step(
     return record, groups
 
 
-def _reference_logprobs(engine: Engine, groups: Sequence[Sequence[Episode]], policy: str) -> list[list[list[FloatArray]]]:
+def _reference_logprobs(
+    engine: Engine, groups: Sequence[Sequence[Episode]], policy: str
+) -> list[list[list[FloatArray]]]:
     """Reference log-probs of every sequence, nested as the groups are."""
     laid_out = [[sequences(episode) for episode in group] for group in groups]
     flat = iter(engine.logprobs([s for group in laid_out for seqs in group for s in seqs], policy))

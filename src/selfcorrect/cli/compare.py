@@ -28,7 +28,9 @@ def compare(
 
     rows = compare_runs(runs)
     if not rows:
-        raise DataError("no finished run among those given: `compare` needs the final evaluation that `train` ends with")
+        raise DataError(
+            "no finished run among those given: `compare` needs the final evaluation that `train` ends with"
+        )
     if as_json:
         print(json.dumps([row.to_json() for row in rows]))
         return

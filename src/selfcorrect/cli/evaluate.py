@@ -10,13 +10,20 @@ import typer
 
 from selfcorrect.cli.settings import read_settings
 
-SHORT = {"attempts": "eval.attempts", "temperature": "eval.temperature", "limit": "eval.problems", "samples": "eval.samples"}
+SHORT = {
+    "attempts": "eval.attempts",
+    "temperature": "eval.temperature",
+    "limit": "eval.problems",
+    "samples": "eval.samples",
+}
 """Evaluation settings that may be written without their section here."""
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -45,7 +52,9 @@ def evaluate(
     if config.eval.controls and config.eval.attempts > 1:
         results += controls(engine, job.task, results[0], config.eval, cap, seed=config.seed)
     if out is not None:
-        out.write_text("".join(json.dumps({"evaluation": r.name, **episode_row(e)}) + "\n" for r in results for e in r.episodes))
+        out.write_text(
+            "".join(json.dumps({"evaluation": r.name, **episode_row(e)}) + "\n" for r in results for e in r.episodes)
+        )
     if as_json:
         print(json.dumps({r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}))
     else:

@@ -8,7 +8,15 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from selfcorrect.methods import Stage
@@ -44,7 +52,9 @@ class TerminalObserver:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -66,10 +76,14 @@ class TerminalObserver:
         elif time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S or record.step == self._total:
             self._last_line = time.monotonic()
             left = sum(self._steps_timed) / len(self._steps_timed) * (self._total - record.step)
-            self._console.print(f"{self._stage.title} {_line(record)}  left {left:.0f} s", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{self._stage.title} {_line(record)}  left {left:.0f} s", highlight=False, soft_wrap=True
+            )
 
     def on_alarm(self, record: AlarmRecord) -> None:
-        self._console.print(f"alarm at step {record.step}, {record.name}: {record.message}", style="yellow", highlight=False)
+        self._console.print(
+            f"alarm at step {record.step}, {record.name}: {record.message}", style="yellow", highlight=False
+        )
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         """Checkpoints are not announced: their absence is what a user must hear of, as an error."""

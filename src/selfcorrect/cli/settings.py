@@ -17,5 +17,7 @@ def read_settings(arguments: Sequence[str]) -> Config:
     """
     files = [a for a in arguments if "=" not in a]
     if len(files) > 1:
-        raise ConfigError(f"two config files are given ({files[0]}, {files[1]}); settings are written key=value, without spaces")
+        raise ConfigError(
+            f"two config files are given ({files[0]}, {files[1]}); settings are written key=value, without spaces"
+        )
     return load_config(Path(files[0]) if files else None, [a for a in arguments if "=" in a])

@@ -1,5 +1,39 @@
 """``selfcorrect sft``."""
 
+from __future__ import annotations
 
-def sft() -> None:
-    """Placeholder."""
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfcorrect.cli.settings import read_settings
+
+
+def sft(
+    out: Annotated[Path, typer.Argument(help="Directory to write the warmed model to; must not exist.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A config file, then settings.")
+    ] = None,
+) -> None:
+    """Teach a model a task's answer format before any reinforcement learning, and write it as an ordinary directory.
+
+    The warmed directory is then the base of every comparison: give it as `model=DIR`.
+
+    Example: `selfcorrect sft models/smollm2-warm model=smollm2 task=arithmetic sft.steps=100`
+    """
+    from rich.console import Console
+
+    from selfcorrect.experiment import make_engine, prepare, refuse_existing
+    from selfcorrect.warmup import warm_up
+
+    config = read_settings(settings or [])
+    refuse_existing(out)
+    job = prepare(config)
+    console = Console(stderr=True)
+    engine = make_engine(job)
+    warm_up(engine, job.task, config, console.print)
+    from selfcorrect.experiment import export
+
+    export(engine, out)
+    print(f"model    {out}")

@@ -32,11 +32,18 @@ def summary_table(rows: Mapping[str, EvalSummary], title: str) -> Table:
         if attempts > 1:
             if s.revisions:
                 last = s.revisions[-1]
-                cells += [_cell(last.delta, sign=True), _cell(last.i_to_c), _cell(last.c_to_i), _cell(last.answer_changed)]
+                cells += [
+                    _cell(last.delta, sign=True),
+                    _cell(last.i_to_c),
+                    _cell(last.c_to_i),
+                    _cell(last.answer_changed),
+                ]
             else:
                 cells += ["n/a"] * 4
         table.add_row(name, *cells, str(s.n_problems))
-    table.caption = "percent; 95 % interval by bootstrap over problems (one training seed: not the spread between seeds)"
+    table.caption = (
+        "percent; 95 % interval by bootstrap over problems (one training seed: not the spread between seeds)"
+    )
     return table
 
 

@@ -18,7 +18,9 @@ def train(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to continue from its latest checkpoint.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")
+    ] = False,
 ) -> None:
     """Train a model: measure it, run the method's stages, keep the best checkpoint, measure again.
 
@@ -27,7 +29,9 @@ def train(
     With a real model: `selfcorrect train model=Qwen/Qwen2.5-0.5B-Instruct task=gsm8k model.lora_rank=32`
     """
     if resume is not None and settings:
-        raise ConfigError("--resume continues a run with its own settings; drop the settings, or start a new run without --resume")
+        raise ConfigError(
+            "--resume continues a run with its own settings; drop the settings, or start a new run without --resume"
+        )
     if resume is not None:
         _run(None, resume, as_json)
         return
@@ -52,7 +56,10 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     job = prepare(config)
     run = run or RunDirectory.create(config)
     console = Console(stderr=True)
-    console.print(f"{config.model.name}, {config.task.name}, {config.method.name}, seed {config.seed} -> {run.path}", highlight=False)
+    console.print(
+        f"{config.model.name}, {config.task.name}, {config.method.name}, seed {config.seed} -> {run.path}",
+        highlight=False,
+    )
     engine = make_engine(job)
     with stop_on_signal() as stop_requested, TerminalObserver(console) as observer:
         outcome = run_experiment(job, run, engine, observer, console.print, stop_requested)

@@ -89,11 +89,6 @@ class ChatFormat:
         self.pad_id = pad if pad is not None else min(self.end_ids)
         self.check()
 
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer itself: to measure texts and to save beside exported weights, never to rebuild a prompt."""
-        return self._tokenizer
-
     def prompt_ids(self, messages: Messages) -> tuple[int, ...]:
         """Ids of a conversation that ends in a user turn, up to where the assistant's answer starts.
 

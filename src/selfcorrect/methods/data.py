@@ -72,7 +72,9 @@ def sequences(episode: Episode) -> list[Sequenced]:
 
 def _trainable(attempt: Attempt) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
     if attempt.prompt_ids is None or attempt.token_ids is None or attempt.logprobs is None:
-        raise ValueError("an attempt without token ids or log-probs cannot be trained on: sample it from a training engine")
+        raise ValueError(
+            "an attempt without token ids or log-probs cannot be trained on: sample it from a training engine"
+        )
     return attempt.prompt_ids, attempt.token_ids, attempt.logprobs
 
 

@@ -88,7 +88,9 @@ def plan(config: Config) -> list[Stage]:
     """
     m = config.method
     if m.name in ("score", "multi_turn") and m.attempts < 2:
-        raise ConfigError(f"method={m.name} needs method.attempts >= 2: there is nothing to correct in a single attempt")
+        raise ConfigError(
+            f"method={m.name} needs method.attempts >= 2: there is nothing to correct in a single attempt"
+        )
     if m.name == "score" and config.train.steps < 2:
         raise ConfigError("method=score has two stages: train.steps must be at least 2")
     return METHODS[m.name](config)

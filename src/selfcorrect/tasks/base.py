@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, TypedDict
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 from selfcorrect.types import Grade, Problem
 
@@ -40,4 +40,16 @@ class Task(Protocol):
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
         """Verdict on one attempt. ``truncated`` says that the token cap cut the text. Pure and deterministic."""
+        ...
+
+
+@runtime_checkable
+class Demonstrates(Protocol):
+    """A task that can show its answer format, for a warm-up before any reinforcement learning."""
+
+    def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
+        """An endless seeded stream of problems with the texts of consecutive attempts.
+
+        The problems are neither in the training nor in the test split.
+        """
         ...

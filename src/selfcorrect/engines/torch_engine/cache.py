@@ -61,7 +61,10 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checke
 
     def select(self, rows: Tensor, capacity: int) -> SlotCache:
         """Copy of some rows (repeats allowed) with room for ``capacity`` slots."""
-        layers = [None if kv is None else (self._take(kv[0], rows, capacity), self._take(kv[1], rows, capacity)) for kv in self._layers]
+        layers = [
+            None if kv is None else (self._take(kv[0], rows, capacity), self._take(kv[1], rows, capacity))
+            for kv in self._layers
+        ]
         valid_BS = torch.zeros(len(rows), capacity, dtype=torch.bool, device=self.valid_BS.device)
         valid_BS[:, : self.length] = self.valid_BS[rows, : self.length]
         return SlotCache(layers, valid_BS, self.length)

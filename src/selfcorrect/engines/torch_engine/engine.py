@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 
 from selfcorrect.config import EngineConfig, ModelConfig
 from selfcorrect.engines.base import (
@@ -24,6 +24,7 @@ from selfcorrect.engines.base import (
 )
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, load_model
+from selfcorrect.engines.quiet import quiet_progress
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches
 from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.weights import Weights
@@ -49,21 +50,25 @@ class TorchEngine:
     """
 
     def __init__(
-        self, model: nn.Module, chat: ChatFormat, settings: EngineConfig, lora: tuple[int, float] | None = None
+        self, model: Any, chat: ChatFormat, settings: EngineConfig, lora: tuple[int, float] | None = None
     ) -> None:
         self.chat = chat
         self._settings = settings
         self._device = next(model.parameters()).device
         self._base = model
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()  # type: ignore[operator]
-        self._model: nn.Module = model if lora is None else _with_adapters(model, *lora)
+            model.gradient_checkpointing_enable()
+        self._model: Any = model if lora is None else _with_adapters(model, *lora)
         self._model.eval()
         self._weights = Weights(self._model)
         self._scorer = Scorer(model)
         config = model.config
         self._sampler = Sampler(
-            model, config.num_hidden_layers, chat.pad_id, self._device, settings.tokens_per_sampling_batch  # type: ignore[union-attr, arg-type]
+            model,
+            config.num_hidden_layers,
+            chat.pad_id,
+            self._device,
+            settings.tokens_per_sampling_batch,
         )
         self._pending: list[Pending] = []
         self._stale = False
@@ -74,7 +79,7 @@ class TorchEngine:
             dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
             parameters=sum(p.numel() for p in self._model.parameters()),
             trainable_parameters=self._weights.count,
-            max_length=int(config.max_position_embeddings),  # type: ignore[union-attr, arg-type]
+            max_length=int(config.max_position_embeddings),
         )
         self._check_scorer()
 
@@ -103,7 +108,9 @@ class TorchEngine:
         """See ``Engine.sample``. Calls made in the same turn of the event loop are answered by one batch."""
         self._require_usable()
         if self._stale:
-            raise EngineError("the weights changed since the last publish(); call publish() before sampling", usable=True)
+            raise EngineError(
+                "the weights changed since the last publish(); call publish() before sampling", usable=True
+            )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Sampled]] = loop.create_future()
         self._pending.append((requests, params, future))
@@ -130,7 +137,7 @@ class TorchEngine:
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
         """See ``Engine.logprobs``."""
         self._require_usable()
-        out = [np.zeros(len(s.tokens_T)) for s in sequences]
+        out: list[FloatArray] = [np.zeros(len(s.tokens_T)) for s in sequences]
         with torch.no_grad(), self._verb("logprobs"), self._weights.acting_as(policy):
             for batch in self._batches([s.tokens_T for s in sequences], [s.sampled_T for s in sequences]):
                 _scatter(self._scorer.logprobs(batch), batch, out)
@@ -139,7 +146,7 @@ class TorchEngine:
     def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
         """See ``Engine.forward_backward``."""
         self._require_usable()
-        out = [np.full(len(d.tokens_T), np.nan) for d in data]
+        out: list[FloatArray] = [np.full(len(d.tokens_T), np.nan) for d in data]
         with self._verb("forward_backward"):
             for batch in self._batches([d.tokens_T for d in data], [d.weights_T != 0 for d in data]):
                 logprobs_N = self._scorer.logprobs(batch)
@@ -192,7 +199,8 @@ class TorchEngine:
     def export(self, path: Path) -> None:
         """See ``Engine.export``. The generation config holds the end and padding ids and no sampling defaults."""
         path.mkdir(parents=True, exist_ok=True)
-        self._model.save_pretrained(path)  # type: ignore[operator]
+        with quiet_progress():
+            self._model.save_pretrained(path)
         self.chat.tokenizer.save_pretrained(path)
 
     def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
@@ -241,11 +249,10 @@ class TorchEngine:
             )
 
 
-def _with_adapters(model: nn.Module, rank: int, alpha: float) -> nn.Module:
+def _with_adapters(model: Any, rank: int, alpha: float) -> Any:
     """LoRA on all linear layers but the head; adapters in float32 over a base of any precision."""
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=True)
-    return adapted
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
 def _pick_device(name: str) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +66,9 @@ def _micro_batch(
 class Scorer:
     """Log-probs of chosen tokens: decoder once, output head only at the chosen positions, in chunks."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
-        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    def __init__(self, model: Any) -> None:
+        self._decoder: nn.Module = model.get_decoder()
+        self._head: Any = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
@@ -77,11 +78,11 @@ class Scorer:
         """
         hidden_BTH: Tensor = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         hidden_NH = hidden_BTH[batch.rows_N, batch.columns_N - 1]
-        vocabulary = self._head.weight.shape[0]
-        rows = max(1, LOGITS_CHUNK // int(vocabulary))
-        recompute = torch.is_grad_enabled() and len(hidden_NH) * int(vocabulary) > LOGITS_KEPT
+        vocabulary = int(self._head.weight.shape[0])
+        rows = max(1, LOGITS_CHUNK // vocabulary)
+        recompute = torch.is_grad_enabled() and len(hidden_NH) * vocabulary > LOGITS_KEPT
         chunks = []
-        for hidden, targets in zip(hidden_NH.split(rows), batch.targets_N.split(rows), strict=True):
+        for hidden, targets in zip(torch.split(hidden_NH, rows), torch.split(batch.targets_N, rows), strict=True):
             if recompute:
                 chunks.append(checkpoint(self._score, hidden, targets, use_reentrant=False))
             else:
@@ -89,7 +90,7 @@ class Scorer:
         return torch.cat(chunks)
 
     def _score(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = self._head(hidden_NH).float()
+        logits_NV: Tensor = self._head(hidden_NH).float()
         if self._softcap is not None:
             logits_NV = self._softcap * torch.tanh(logits_NV / self._softcap)
         picked_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1)

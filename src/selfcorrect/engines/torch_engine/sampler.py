@@ -42,7 +42,9 @@ class _Row:
 class Sampler:
     """Batched autoregressive sampling on a Hugging Face causal language model."""
 
-    def __init__(self, model: nn.Module, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int) -> None:
+    def __init__(
+        self, model: nn.Module, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int
+    ) -> None:
         self._model = model
         self._n_layers = n_layers
         self._pad_id = pad_id
@@ -137,7 +139,9 @@ class Sampler:
             real_BQ[b, width - len(suffix) :] = True
         start_B = torch.tensor(covered)
         positions_BQ = (real_BQ.cumsum(1) - 1).clamp(min=0) + start_B[:, None]
-        logits_BV = self._forward(cache, ids_BQ.to(self._device), positions_BQ.to(self._device), real_BQ.to(self._device))
+        logits_BV = self._forward(
+            cache, ids_BQ.to(self._device), positions_BQ.to(self._device), real_BQ.to(self._device)
+        )
         next_B = torch.tensor([len(rows[i].request.prompt_ids) for i in unique], device=self._device)
         if len(unique) == len(rows):
             return cache, logits_BV, next_B

@@ -105,9 +105,15 @@ class Weights:
 
     def save(self, path: Path) -> None:
         """Write masters, snapshots and optimiser state into a directory."""
-        save_file(dict(zip(self.names, (m.detach().contiguous() for m in self._masters), strict=True)), path / "weights.safetensors")
+        save_file(
+            dict(zip(self.names, (m.detach().contiguous() for m in self._masters), strict=True)),
+            path / "weights.safetensors",
+        )
         for name, frozen in self._snapshots.items():
-            save_file(dict(zip(self.names, (f.contiguous() for f in frozen), strict=True)), path / f"snapshot-{name}.safetensors")
+            save_file(
+                dict(zip(self.names, (f.contiguous() for f in frozen), strict=True)),
+                path / f"snapshot-{name}.safetensors",
+            )
         torch.save(self._adam.state_dict(), path / "optimiser.pt")
 
     @torch.no_grad()
