@@ -246,7 +246,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_make_task(tmp_path: Path) -> None:
-    task = make_task(TaskConfig(name="gsm8k", path=str(tmp_path), instruction="Try again."), seed=0)
+    task = make_task(TaskConfig(name="gsm8k", path=str(tmp_path), instruction="Try again."))
     assert isinstance(task, Gsm8k)
     assert task.instruction == "Try again."
     assert make_task(TaskConfig(name="gsm8k")).instruction != "Try again."
