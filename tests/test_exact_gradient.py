@@ -190,7 +190,7 @@ def test_token_kl_credit_holds_the_visited_states_fixed_and_is_biased_for_the_se
     credit = Credit((0, 0), (1.0, 0.3), kl_credit="token")
     got = expected_gradient(engine, model, credit)
     assert relative_gap(got, exact_gradient(model, base, credit, kl_by_token=True)) < 1e-4
-    assert relative_gap(got, exact_gradient(model, base, credit)) > 2e-3
+    assert relative_gap(got, exact_gradient(model, base, credit)) > 5e-4
 
 
 def test_shaping_is_1_plus_alpha_times_r2_in_expectation(policy):
