@@ -110,7 +110,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The causal language model, in eval mode (no dropout), with PyTorch's SDPA attention.
+    """The causal language model, in eval mode as transformers returns it (no dropout), with PyTorch's SDPA attention.
 
     Args:
         resolved: from ``resolve_model``.
@@ -143,7 +143,7 @@ def load_model(
                 f"they would "
                 "start at random; take a complete checkpoint of a causal language model"
             )
-        return model.to(device).eval()
+        return model.to(device)
 
 
 def check_attention(config: Any, max_length: int) -> None:
