@@ -136,6 +136,7 @@ def test_pad_may_equal_eos() -> None:
 def test_text_leaves_out_the_end_token_and_keeps_white_space() -> None:
     chat = ChatFormat(chatml())
     chat.tokenizer.clean_up_tokenization_spaces = True  # as many saved tokenizers ask for
+    chat.tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     ids = encode(chat.tokenizer, " 4 .\n")
     assert chat.text(ids) == " 4 .\n", "no clean-up of spaces before punctuation"
     assert chat.text((*ids, *chat.end_ids)) == " 4 .\n"
