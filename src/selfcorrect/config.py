@@ -81,10 +81,10 @@ class MethodConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = Field(300, ge=1)
+    steps: int = Field(200, ge=1)
     """Optimiser steps in all, over all stages."""
     problems_per_step: int = Field(64, ge=1)
-    samples_per_problem: int = Field(4, ge=2)
+    samples_per_problem: int = Field(8, ge=2)
     """Group size of the leave-one-out baseline. 1 is refused: there would be no baseline."""
     max_new_tokens: int = Field(16, ge=1)
     """Token cap per attempt."""
