@@ -117,6 +117,15 @@ def test_bos_that_the_template_writes_at_each_turn_stays() -> None:
     assert ChatFormat(tokenizer).bridge_ids(USER, FIX, ended=False).count(bos) == 1
 
 
+def test_an_end_token_written_after_the_last_turn_only_is_no_end_of_turn() -> None:
+    tokenizer = markdown()
+    tokenizer.chat_template += "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    chat = ChatFormat(tokenizer)
+    assert chat.turn_end_id is None
+    assert chat.end_ids == {tokenizer.eos_token_id}
+    assert not chat.ended((tokenizer.eos_token_id,))
+
+
 def test_pad_may_equal_eos() -> None:
     chat = ChatFormat(chatml(pad_token="<|im_end|>"))
     assert chat.pad_id in chat.end_ids
@@ -125,7 +134,9 @@ def test_pad_may_equal_eos() -> None:
 
 
 def test_text_leaves_out_the_end_token_and_keeps_white_space() -> None:
-    chat = CHATML_FORMAT
+    chat = ChatFormat(chatml())
+    chat.tokenizer.clean_up_tokenization_spaces = True  # as many saved tokenizers ask for
+    chat.tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     ids = encode(chat.tokenizer, " 4 .\n")
     assert chat.text(ids) == " 4 .\n", "no clean-up of spaces before punctuation"
     assert chat.text((*ids, *chat.end_ids)) == " 4 .\n"
@@ -156,6 +167,7 @@ def test_template_that_trims_outer_white_space_is_accepted() -> None:
         ("m['content']", "(m['content'] if m['role'] == 'user' else '...')", "drops an earlier answer"),
         ("m['content']", "(m['content'] if loop.first or m['role'] != 'user' else '')", "drops .* the instruction"),
         ("assistant\n' }}", "assistant\n<think>\n' }}", "differently from the prompt"),
+        ("+ '<|im_end|>'", "+ ('...' if '\n' in m['content'] else '') + '<|im_end|>'", "differently from the prompt"),
         ("{% for m in messages %}", "{% for m in messages[-3:] %}", "rewrites the first turns"),
         ("{% for m", "{{ raise_exception('one turn only') if messages | length > 1 }}{% for m", "one turn only"),
     ],

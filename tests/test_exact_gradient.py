@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from selfcorrect.config import load_config
 from selfcorrect.engines.base import AdamParams
 from selfcorrect.engines.torch_engine import TorchEngine
@@ -48,7 +48,7 @@ def make_engine():
     ]
     for _ in range(3):
         engine.forward_backward(push, "cross_entropy")
-        engine.optim_step(AdamParams(0.02))
+        engine.optim_step(AdamParams(0.05))
     engine.publish()
     return engine, model, base
 
@@ -75,17 +75,23 @@ def episode(sample, y1, y2, lp1, lp2):
     return Episode(PROBLEM, sample, (first, second))
 
 
-def expected_gradient(engine, model, credit):
-    """Sum over all groups of P(group) * the gradient the shipped code makes of it, sign flipped to an ascent direction."""
+def all_groups(engine, model):
+    """Every group of two episodes with its reference log-probs and its probability."""
     with torch.no_grad():
         lp1, lp2 = answer_logprobs(model)
     probability = {(y1, y2): float((lp1[y1].sum() + lp2[y1, y2].sum()).exp()) for y1, y2 in PAIRS}
-    data = []
+    laid_out = [sequences(episode(0, *pair, lp1, lp2))[0] for pair in PAIRS]
+    reference = dict(zip(PAIRS, engine.logprobs(laid_out, "base"), strict=True))
     for a, b in itertools.product(PAIRS, PAIRS):
         group = [episode(0, *a, lp1, lp2), episode(1, *b, lp1, lp2)]
-        references = [[engine.logprobs(sequences(e), "base") for e in group]]
+        yield (a, b), group, [[[reference[a]], [reference[b]]]], probability[a] * probability[b]
+
+
+def expected_gradient(engine, model, credit):
+    """Sum over all groups of P(group) * the gradient the shipped code makes of it, sign flipped to an ascent direction."""
+    data = []
+    for _, group, references, p in all_groups(engine, model):
         made, _ = policy_gradient_data([group], references, credit)
-        p = probability[a] * probability[b]
         data += [Datum(d.tokens_T, d.weights_T * p, d.logprobs_T, d.sampled_T) for d in made]
     engine.forward_backward(data, "importance_sampling")
     gradient = {n: -g.double() for n, g in engine.gradients().items()}
@@ -161,6 +167,8 @@ CASES = {
     "multi_turn": stage("multi_turn", "multi_turn", **LOUD),
     "stage2 gamma 1": stage("stage2", "score", gamma=1, **LOUD),
     "stage1 gamma 1": stage("stage1", "score", gamma=1, **LOUD),
+    "KL alone, sequence": Credit((0, 0), (1.0, 0.3)),
+    "KL alone, to_go": Credit((0, 0), (1.0, 0.3), kl_credit="to_go"),
     "multi_turn gamma 0.5": stage("multi_turn", "multi_turn", gamma=0.5, **LOUD),
 }
 
@@ -179,10 +187,10 @@ def test_expected_gradient_is_that_of_the_objective(policy, name):
 
 def test_token_kl_credit_holds_the_visited_states_fixed_and_is_biased_for_the_sequence_kl(policy):
     engine, model, base = policy
-    credit = replace(CASES["stage2"], kl_credit="token")
+    credit = Credit((0, 0), (1.0, 0.3), kl_credit="token")
     got = expected_gradient(engine, model, credit)
     assert relative_gap(got, exact_gradient(model, base, credit, kl_by_token=True)) < 1e-4
-    assert relative_gap(got, exact_gradient(model, base, credit)) > 1e-3
+    assert relative_gap(got, exact_gradient(model, base, credit)) > 5e-4
 
 
 def test_shaping_is_1_plus_alpha_times_r2_in_expectation(policy):
@@ -197,21 +205,17 @@ def test_shaping_is_1_plus_alpha_times_r2_in_expectation(policy):
 def test_gamma_1_is_another_gradient_than_gamma_0(policy):
     engine, model, _ = policy
     a, b = (expected_gradient(engine, model, CASES[n]) for n in ("stage2", "stage2 gamma 1"))
-    assert relative_gap(a, b) > 0.1
+    assert relative_gap(a, b) > 0.05
 
 
 def attempt_weights(engine, model, credit, reward):
     """Weights on attempt 1's tokens over all groups, with rewards given by a function of the pair."""
-    with torch.no_grad():
-        lp1, lp2 = answer_logprobs(model)
     found = []
-    for a, b in itertools.product(PAIRS, PAIRS):
-        group = [episode(0, *a, lp1, lp2), episode(1, *b, lp1, lp2)]
+    for pairs, episodes, references, _ in all_groups(engine, model):
         group = [
             replace(e, attempts=(replace(e.attempts[0], grade=Grade(reward(pair), "x")), e.attempts[1]))
-            for e, pair in zip(group, (a, b), strict=True)
+            for e, pair in zip(episodes, pairs, strict=True)
         ]
-        references = [[engine.logprobs(sequences(e), "base") for e in group]]
         made, _ = policy_gradient_data([group], references, credit)
         found += [d.weights_T[len(PROMPT) : len(PROMPT) + 2].copy() for d in made]
     return np.array(found)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    BartConfig,
     BertConfig,
     Gemma3TextConfig,
     GemmaConfig,
@@ -21,6 +22,7 @@ from transformers import (
     MistralConfig,
     Qwen2Config,
     Qwen3NextConfig,
+    RwkvConfig,
     T5Config,
 )
 
@@ -168,7 +170,7 @@ def test_remote_code_is_not_run_unasked(saved: Path, capfd: pytest.CaptureFixtur
     assert "owned" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("config", [T5Config(), BertConfig(architectures=["BertForMaskedLM"])])
+@pytest.mark.parametrize("config", [T5Config(), BartConfig(), BertConfig(architectures=["BertForMaskedLM"])])
 def test_other_kinds_of_model(config: Any, saved: Path) -> None:
     config.save_pretrained(saved)
     with pytest.raises(ModelError, match=r"not a causal language model"):
@@ -235,7 +237,7 @@ def test_windows_too_short(config: Any) -> None:
         check_attention(config, max_length=100)
 
 
-@pytest.mark.parametrize("config", [MambaConfig(), Qwen3NextConfig()])
+@pytest.mark.parametrize("config", [MambaConfig(), Qwen3NextConfig(), RwkvConfig()])
 def test_recurrent_models(config: Any) -> None:
     with pytest.raises(ModelError, match=r"plain key-value cache cannot hold.*full attention"):
         check_attention(config, max_length=100)

@@ -37,7 +37,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gguf.write_bytes(b"weights")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(smollm2, "GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
-    monkeypatch.setattr(smollm2, "_convert", lambda gguf, out: [(out / n).touch() for n in smollm2._NEEDED])
+    monkeypatch.setattr(smollm2, "_convert", lambda gguf, out: [(out / n).touch(0o600) for n in smollm2._NEEDED])
     return gguf
 
 
@@ -64,6 +64,7 @@ def test_made_once(cache: Path, package: Path, monkeypatch: pytest.MonkeyPatch) 
     made = smollm2.smollm2_directory()
     assert str(made) == resolved.path_or_id
     assert made.stat().st_mode & 0o777 == 0o755
+    assert {file.stat().st_mode & 0o777 for file in made.iterdir()} == {0o644}
     monkeypatch.setattr(smollm2, "_convert", None)
     assert smollm2.smollm2_directory() == made
     package.unlink()

@@ -42,9 +42,8 @@ def require_chat_template(tokenizer: Any, name: str = "") -> None:
     """
     if tokenizer.chat_template is None:
         raise ModelError(
-            f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r} has no chat template, so it "
-            f"is not "
-            "known how the model marks turns (base models have none); take an instruct model, or add a "
+            f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r} has no chat template, so it is "
+            "not known how the model marks turns (base models have none); take an instruct model, or add a "
             "chat_template.jinja to its directory"
         )
 
@@ -161,8 +160,7 @@ class ChatFormat:
                 f"drops or rewrites an earlier answer that holds {kind}, so attempt 2 would not see attempt 1 as it "
                 f"was sampled",
                 way_out="take an instruct model whose template keeps earlier answers, or save the model's directory "
-                "with a "
-                "chat_template.jinja that writes message.content unchanged",
+                "with a chat_template.jinja that writes message.content unchanged",
             )
         surplus = before.removeprefix(prompt) if before.startswith(prompt) else before
         if surplus.strip() or after.strip() != bridge.strip():

@@ -110,7 +110,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The causal language model, in eval mode (no dropout), with PyTorch's SDPA attention.
+    """The causal language model, in eval mode as transformers returns it (no dropout), with PyTorch's SDPA attention.
 
     Args:
         resolved: from ``resolve_model``.
@@ -140,10 +140,9 @@ def load_model(
         if missing:
             raise ModelError(
                 f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): "
-                f"they would "
-                "start at random; take a complete checkpoint of a causal language model"
+                "they would start at random; take a complete checkpoint of a causal language model"
             )
-        return model.to(device).eval()
+        return model.to(device)
 
 
 def check_attention(config: Any, max_length: int) -> None:
@@ -163,9 +162,8 @@ def check_attention(config: Any, max_length: int) -> None:
             if window is None or window < max_length:
                 raise ModelError(
                     f"the model attends to the last {window} tokens only ({kind}), fewer than the {max_length} "
-                    f"positions of "
-                    "an episode, and windowed key-value caches are not supported; lower train.max_new_tokens or "
-                    "method.attempts, or take a model with full attention"
+                    "positions of an episode, and windowed key-value caches are not supported; lower "
+                    "train.max_new_tokens or method.attempts, or take a model with full attention"
                 )
         elif kind != "full_attention":
             raise _not_plain(f"layers of type {kind}")
@@ -183,8 +181,8 @@ def check_length(config: Any, needed: int) -> None:
     if limit is not None and limit < needed:
         raise ModelError(
             f"an episode may take {needed} tokens (prompt, attempts at their cap, instructions), but the model has "
-            f"only "
-            f"{limit} positions; lower train.max_new_tokens or method.attempts, or take a model with a longer context"
+            f"only {limit} positions; lower train.max_new_tokens or method.attempts, or take a model with a longer "
+            "context"
         )
 
 
@@ -198,8 +196,7 @@ def check_vocabulary(config: Any, tokenizer: Any) -> None:
     if len(tokenizer) > size:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size}: the two do not belong together, "
-            f"or "
-            "tokens were added without resizing the model; use the model's own tokenizer"
+            "or tokens were added without resizing the model; use the model's own tokenizer"
         )
 
 
@@ -218,8 +215,7 @@ def _require_files(path: Path) -> None:
             return
         raise ModelError(
             f"directory {path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy the tokenizer's "
-            f"files "
-            "of the model into it"
+            "files of the model into it"
         )
     if (path / "adapter_config.json").is_file():
         raise ModelError(
@@ -286,8 +282,7 @@ def _require_causal(resolved: ResolvedModel, config: Any, trust_remote_code: boo
         what = ", ".join(declared) or f"model type {config.model_type}"
         raise ModelError(
             f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled "
-            f"from and "
-            "trained here; take one whose config.json names a ...ForCausalLM architecture"
+            "from and trained here; take one whose config.json names a ...ForCausalLM architecture"
         )
 
 
@@ -315,6 +310,5 @@ def _layers(config: Any) -> Iterator[tuple[str, int | None]]:
 def _not_plain(what: str) -> ModelError:
     return ModelError(
         f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not go on from attempt "
-        f"1's; "
-        "take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
+        "1's; take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
     )

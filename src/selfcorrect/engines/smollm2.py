@@ -78,13 +78,20 @@ def smollm2_directory() -> Path:
         raise _unwritable(final, error) from error
     try:
         _convert(gguf, work)
-        work.chmod(0o755)  # mkdtemp gives a private directory; a cache may be shared
+        _open_to_readers(work)
         _publish(work, final)
     except (OSError, SafetensorError) as error:
         raise _unwritable(final, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+def _open_to_readers(work: Path) -> None:
+    """A cache may be shared, but mkdtemp and safetensors write for their owner alone."""
+    work.chmod(0o755)
+    for file in work.iterdir():
+        file.chmod(0o644)
 
 
 def _publish(work: Path, final: Path) -> None:

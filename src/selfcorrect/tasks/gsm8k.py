@@ -23,8 +23,7 @@ PROMPT = (
 )
 INSTRUCTION = (
     "There might be an error in your solution, caused by a lack of understanding of the problem. Go through it, "
-    "correct "
-    "the error if there is any, and write out the whole solution again. End with one line of the form\n"
+    "correct the error if there is any, and write out the whole solution again. End with one line of the form\n"
     "Final answer: <number>"
 )
 
@@ -69,8 +68,7 @@ class Gsm8k:
             if not found:
                 raise DataError(
                     f"the {split} split of gsm8k from {self._path or HUB_ID} is empty; give a file with at least one "
-                    f"row"
-                    " for it"
+                    "row for it"
                 )
             self._splits[split] = tuple(found)
         return self._splits[split]
@@ -159,7 +157,6 @@ def _hub_rows(split: Split) -> list[tuple[str, dict[str, Any]]]:
         reason = str(error).strip().split("\n")[0]
         raise DataError(
             f"data set {HUB_ID} could not be had from the Hugging Face Hub or its local cache: {reason}; set "
-            f"task.path to a "
-            "directory with train.jsonl and test.jsonl (plain or .gz), rows {question, answer}"
+            "task.path to a directory with train.jsonl and test.jsonl (plain or .gz), rows {question, answer}"
         ) from error
     return [(f"{HUB_ID} {split} row {i}", dict(row)) for i, row in enumerate(data)]

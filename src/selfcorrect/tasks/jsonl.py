@@ -65,8 +65,7 @@ def split_file(directory: Path, split: str) -> Path:
             return path
     raise DataError(
         f"directory {directory} holds neither {candidates[0].name} nor {candidates[1].name}; put the {split} split "
-        f"there "
-        "under one of these names, or set task.path to another directory"
+        "there under one of these names, or set task.path to another directory"
     )
 
 
