@@ -27,7 +27,7 @@ from selfcorrect.run import RunDirectory
 from selfcorrect.stats import Estimate, bootstrap_mean
 
 METHODS = ("score", "multi_turn", "single_turn")
-GRID = (3e-4, 1e-3, 3e-3)
+GRID = (1e-4, 3e-4)
 LEARNING_RATES = {"score": 1e-3, "multi_turn": 1e-3, "single_turn": 1e-3}
 
 
