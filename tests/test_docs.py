@@ -1,0 +1,165 @@
+"""What the pages say, held against the code: links, names of functions, commands, settings, the worked example."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import tiny
+from selfcorrect.cli import app
+from selfcorrect.cli.evaluate import _long
+from selfcorrect.cli.settings import read_settings
+from selfcorrect.config import Config, all_keys
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.methods import plan
+from selfcorrect.objective import Credit, group_token_weights
+from selfcorrect.tasks import make_task
+from selfcorrect.tasks.arithmetic import INSTRUCTION, question, solution
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+NAME = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)`")
+SETTING = re.compile(r"(?<![\w./-])((?:model|task|method|train|sft|engine|eval)\.[a-z]\w*)(?![\w/(])")
+NOT_SETTINGS = (".py", ".md", ".toml", ".jsonl")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def relative_links(page: Path) -> list[tuple[str, Path]]:
+    found = LINK.findall(text_of(page))
+    return [(label, (page.parent / target).resolve()) for label, target in found if not re.match(r"\w+:|#", target)]
+
+
+def defines(source: str, dotted: str) -> bool:
+    """Whether a module's text defines a function, class, constant or field of that name; its class too, if dotted."""
+    return all(
+        re.search(rf"^\s*(?:(?:async )?def|class) {n}\b|^\s*{n}\s*[:=]", source, re.M) for n in dotted.split(".")
+    )
+
+
+def commands(page: Path) -> list[str]:
+    """``selfcorrect`` command lines: whole lines of shell blocks, and code inside sentences."""
+    text = text_of(page)
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in blocks.splitlines() if line.startswith("selfcorrect ")]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return lines + re.findall(r"`(selfcorrect [^`]+)`", prose)
+
+
+def on_every_page(find):
+    return [
+        pytest.param(page, found, id=f"{page.name}: {found}") for page in PAGES for found in dict.fromkeys(find(page))
+    ]
+
+
+def test_the_pages_are_there():
+    names = {p.relative_to(ROOT).as_posix() for p in PAGES}
+    assert names >= {"README.md", "AGENTS.md", "CHANGELOG.md", "docs/architecture.md", "docs/reproduction.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_resolve_and_name_what_their_file_defines(page):
+    for label, target in relative_links(page):
+        assert target.exists(), f"{page.name} links to {target}, which does not exist"
+        name = NAME.fullmatch(label)
+        if name and target.suffix == ".py":
+            assert defines(text_of(target), name[1]), f"{page.name}: {target.name} defines no {name[1]}"
+
+
+def test_the_link_check_can_fail():
+    assert defines("class A:\n    def b(self): ...\nC: int = 3\n", "A.b")
+    assert not defines("def other(): ...\nx = b\n", "b")
+
+
+@pytest.mark.parametrize(("page", "line"), on_every_page(commands))
+def test_commands_parse(page, line):
+    name, *arguments = shlex.split(line)[1:]
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group) or hasattr(command, "commands")
+    known = command.commands
+    assert name in known, f"{page.name} shows a command that does not exist: {line}"
+    if not arguments:
+        return
+    settings = [_long(a) if name == "eval" else a for a in arguments if re.match(r"[a-z_.0-9]+=", a)]
+    config = read_settings(settings)
+    plan(config)
+    make_task(config.task)
+    known[name].make_context(name, list(arguments))
+    if name == "train" and "--resume" not in arguments:
+        result = CliRunner().invoke(
+            app, ["train", *arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])]
+        )
+        assert result.exit_code == 0, result.output
+        assert Config.model_validate(json.loads(result.stdout)) == config
+
+
+def test_the_readme_shows_every_command():
+    shown = {shlex.split(line)[1] for line in commands(ROOT / "README.md")}
+    assert shown >= {"train", "eval", "compare", "sft", "doctor"}
+
+
+def settings_named(page: Path) -> list[str]:
+    return [s for s in SETTING.findall(text_of(page)) if not s.endswith(NOT_SETTINGS)]
+
+
+@pytest.mark.parametrize(("page", "key"), on_every_page(settings_named))
+def test_settings_exist(page, key):
+    assert key in all_keys(), f"{page.name} names a setting that does not exist: {key}"
+
+
+@pytest.mark.parametrize(
+    ("page", "target"), on_every_page(lambda p: re.findall(r"\bmake ([a-z][a-z-]+)\b(?=[^`\n]*`|  |\n)", text_of(p)))
+)
+def test_make_targets_exist(page, target):
+    assert re.search(rf"^{target}:", text_of(ROOT / "Makefile"), re.M), f"{page.name}: make has no target {target}"
+
+
+def test_the_architecture_page_has_a_place_for_every_module():
+    text = text_of(ROOT / "docs/architecture.md")
+    inside = (ROOT / "src/selfcorrect").iterdir()
+    names = [p.name for p in inside if p.suffix == ".py" or (p.is_dir() and any(p.glob("*.py")))]
+    missing = [n for n in names if n != "__init__.py" and f"src/selfcorrect/{n})" not in text]
+    assert not missing, f"docs/architecture.md does not say what these hold: {missing}"
+
+
+def test_the_worked_example_is_what_the_code_does():
+    """The table "One episode's life": 35 + 21 + 112 + 21 tokens, A1 = -1, A2 = +10."""
+    text = text_of(ROOT / "docs/architecture.md")
+    chat = ChatFormat(tiny.tokenizer())
+    asked = [{"role": "user", "content": question((4, 7, 2))}]
+    wrong, right = (solution((4, 7, 2), off) for off in (2, 0))
+    sampled = [(*chat.tokenizer.encode(s, add_special_tokens=False), chat.turn_end_id) for s in (wrong, right)]
+    parts = [
+        chat.prompt_ids(asked),
+        sampled[0],
+        chat.bridge_ids(asked, INSTRUCTION, chat.ended(sampled[0])),
+        sampled[1],
+    ]
+    start = 0
+    for ids in parts:
+        assert f"| {start} to {start + len(ids) - 1} |" in text
+        start += len(ids)
+    assert f"one sequence of {start} tokens" in text
+    assert all(s.replace("\n", "⏎") in text for s in (wrong, right)) and INSTRUCTION[:20] in text
+    rewards_GK = np.array([[0.0, 1.0], [1.0, 1.0]])
+    unmoved = [[np.zeros(1), np.zeros(1)]] * 2
+    weights = group_token_weights(rewards_GK, rewards_GK >= 0, unmoved, Credit((1, 1), (0.01, 0.01), alpha=10))
+    assert [float(w[0]) for w in weights[0]] == [-1, 10]
+
+
+def test_make_lists_its_targets():
+    shown = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = ("demo", "demo-seeds", "test", "test-slow", "test-gpu", "check", "mutants", "clean")
+    assert all(f"make {t} " in shown for t in targets)
