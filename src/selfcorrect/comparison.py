@@ -41,6 +41,9 @@ class Row:
 class _Measured:
     method: str
     seed: int
+    model: str
+    settings: dict[str, Any]
+    """What runs of one row must share."""
     base: CorrectnessMatrix
     final: CorrectnessMatrix
 
@@ -87,16 +90,36 @@ def compare_runs(runs: Sequence[Path]) -> list[Row]:
             f"two of these runs are {doubled[0].method} with seed {doubled[0].seed}: they are not independent; give each "
             "method and seed once"
         )
+    _refuse_other_differences(measured)
     methods = list(dict.fromkeys(m.method for m in measured))
     rows = [_row("base", [(measured[0].base, measured[0].base)])]  # greedy and untrained: one base, whatever the seed
     rows += [_row(name, [(m.final, m.base) for m in measured if m.method == name]) for name in methods]
     return rows
 
 
+def _refuse_other_differences(measured: Sequence[_Measured]) -> None:
+    """Seeds may differ within a row; another model anywhere, or another setting within a row, would be hidden by it."""
+    for i, m in enumerate(measured):
+        for other in measured[:i]:
+            if m.model != other.model:
+                raise DataError(
+                    f"these runs start from different models ({other.model}, {m.model}), so they have no common base; compare "
+                    "the runs of one model at a time"
+                )
+            different = sorted(k for k in m.settings.keys() & other.settings if m.settings[k] != other.settings[k])
+            if m.method == other.method and different:
+                raise DataError(
+                    f"two {m.method} runs differ in more than the seed ({', '.join(different)}), so they cannot share a row; "
+                    "compare runs of one setting at a time"
+                )
+
+
 def _read(path: Path) -> _Measured:
     run = RunDirectory.open(path)
     base, final = (correctness_matrix(read_evaluation(path, name)) for name in ("base", "final"))
-    return _Measured(run.config.method.name, run.config.seed, base, final)
+    dumped = run.config.model_dump(exclude={"seed", "run_dir", "sft", "engine"})
+    settings = {f"{section}.{k}": v for section, values in dumped.items() for k, v in values.items()}
+    return _Measured(run.config.method.name, run.config.seed, run.config.model.name, settings, base, final)
 
 
 def _row(name: str, pairs: Sequence[tuple[CorrectnessMatrix, CorrectnessMatrix]]) -> Row:

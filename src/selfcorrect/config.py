@@ -184,6 +184,22 @@ def load_config(file: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     return validate(layers)
 
 
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """A resolved config with some settings changed.
+
+    Args:
+        config: e.g. that of a finished run.
+        overrides: as for ``load_config``.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    values = config.model_dump()
+    for text in overrides:
+        _apply_override(values, text)
+    return validate(values)
+
+
 def validate(values: Mapping[str, Any]) -> Config:
     """Build a ``Config`` from nested values, with one-paragraph errors.
 

@@ -25,7 +25,7 @@ from selfcorrect.engines.models import (
     load_tokenizer,
     resolve_model,
 )
-from selfcorrect.errors import DataError, Interrupted, RunError
+from selfcorrect.errors import DataError, EngineError, Interrupted, RunError
 from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
@@ -114,9 +114,9 @@ def run_experiment(
         Interrupted: asked to stop; a checkpoint was written.
     """
     checkpoint = run.latest_checkpoint()
-    if checkpoint is not None:
-        run.rewind(run.read_progress(checkpoint))
-    run.append(_start_record(engine, (checkpoint is not None and run.read_progress(checkpoint).step) or None))
+    reached = run.read_progress(checkpoint) if checkpoint is not None else None
+    run.rewind(reached or Progress())
+    run.append(_start_record(engine, reached.step if reached else None))
     done: dict[str, Evaluation] = {}
     if checkpoint is None:
         say("measuring the base model")
@@ -126,33 +126,62 @@ def run_experiment(
     except Interrupted:
         run.append(_end_record(run, "interrupted"))
         raise
-    kept = progress.best_step or progress.step
+    kept = load_kept(run, engine)
     say(f"keeping step {kept}, the best by training reward; measuring it")
-    engine.load(run.checkpoint(kept))
     export(engine, run.path / "model")
     done |= _measure(job, run, engine, "final", kept)
     run.append(_end_record(run, "finished"))
     return Outcome(run, progress, done)
 
 
-def refuse_existing(target: Path) -> None:
-    """Refuse an output path that holds something, before any work.
+def load_kept(run: RunDirectory, engine: Engine) -> int:
+    """Load the checkpoint that a run keeps, the best by training reward, and return its step.
 
     Raises:
-        RunError: it exists.
+        RunError: the run has no checkpoint yet.
+    """
+    latest = run.latest_checkpoint()
+    if latest is None:
+        raise RunError(f"{run.path} has no checkpoint yet; start it again with `selfcorrect train --resume {run.path}`")
+    progress = run.read_progress(latest)
+    kept = progress.best_step or progress.step
+    engine.load(run.checkpoint(kept))
+    return kept
+
+
+def claim(target: Path) -> None:
+    """Refuse an output path that holds something or cannot be written, before any work.
+
+    Raises:
+        RunError: it exists, or its directory refuses a file.
     """
     if target.exists():
         raise RunError(f"{target} exists already and is not overwritten; remove it or name another place")
+    trial = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise RunError(f"{target} cannot be written: {error.strerror}; name another place") from None
 
 
 def export(engine: Engine, target: Path) -> None:
-    """Write the model directory, replacing an earlier one only when complete."""
+    """Write the model directory, replacing an earlier one only when complete.
+
+    Raises:
+        RunError: the disk refused; an earlier one is untouched.
+    """
     part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(part, ignore_errors=True)
-    engine.export(part)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        engine.export(part)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    except (OSError, EngineError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise RunError(f"model {target} could not be written: {error}; free room or name another place") from error
 
 
 def _measure(job: Job, run: RunDirectory, engine: Engine, name: str, step: int) -> dict[str, Evaluation]:

@@ -69,7 +69,8 @@ class CheckpointRecord(_Record):
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
     window_reward: float | None
-    """Windowed mean of the unshaped last-attempt training reward; None outside the final stage."""
+    """Windowed mean of the unshaped last-attempt training reward; None outside the final stage, and where
+    a stop wrote a checkpoint that was not due."""
     best: bool
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from selfcorrect.config import Config, validate
-from selfcorrect.errors import RunError
+from selfcorrect.errors import ConfigError, EngineError, RunError
 from selfcorrect.records import Record, parse_record
 
 RUNNING_OUT_OF_ROOM = 64 * 2**20
@@ -65,20 +65,20 @@ class RunDirectory:
             RunError: it exists already, or cannot be written.
         """
         path = config.resolved_run_dir
+        cls.refuse_existing(config)
+        ours = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
+            ours = True
             (path / "checkpoints").mkdir()
             (path / "evaluations").mkdir()
             (path / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-        except FileExistsError:
-            raise RunError(
-                f"run directory {path} exists already and is not overwritten: it may hold results. Continue it with "
-                f"`selfcorrect train --resume {path}`, or choose another with run_dir=NEW"
-            ) from None
         except OSError as error:
+            if ours:
+                shutil.rmtree(path, ignore_errors=True)
             raise RunError(
-                f"run directory {path} cannot be written: {error.strerror}; choose another place with run_dir=NEW"
+                f"run directory {path} cannot be written: {_reason(error)}; choose another place with run_dir=NEW"
             ) from None
         free = shutil.disk_usage(path).free
         if free < RUNNING_OUT_OF_ROOM:
@@ -87,6 +87,20 @@ class RunDirectory:
                 f"only {free / 2**20:.0f} MiB are free at {path}, too little for a checkpoint; free room or set run_dir"
             )
         return cls(path, config)
+
+    @staticmethod
+    def refuse_existing(config: Config) -> None:
+        """Refuse to write over anything. Looks at the path only: the first check of a command.
+
+        Raises:
+            RunError: something is there already.
+        """
+        path = config.resolved_run_dir
+        if path.exists():
+            raise RunError(
+                f"run directory {path} exists already and is not overwritten: it may hold results. Continue it with "
+                f"`selfcorrect train --resume {path}`, or choose another with run_dir=NEW"
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -97,11 +111,21 @@ class RunDirectory:
         """
         try:
             values = json.loads((path / "config.json").read_text())
+            if not isinstance(values, dict) or "method" not in values:
+                raise ValueError("it is not the config of a run")
         except (OSError, ValueError):
             raise RunError(
-                f"{path} is not a run directory (no readable config.json); give the path that `train` printed"
+                f"{path} is not a run directory (no config.json of a run); give the path that `train` printed"
             ) from None
-        return cls(path, validate(values))
+        try:
+            return cls(path, validate(values))
+        except ConfigError as error:
+            raise RunError(f"{path / 'config.json'} was written by another version or changed: {error}") from None
+
+    def abandon(self) -> None:
+        """Remove a new run in which nothing has been recorded, so that a failed start leaves nothing behind."""
+        if not self.metrics_file.exists():
+            shutil.rmtree(self.path)
 
     def append(self, record: Record) -> None:
         """Add one record to metrics.jsonl."""
@@ -111,13 +135,24 @@ class RunDirectory:
         self._append_line(self.episodes_file, json.dumps(row, ensure_ascii=True))
 
     def write_evaluation(self, name: str, rows: Iterator[Mapping[str, Any]]) -> None:
-        """Write all episodes of one evaluation, replacing an earlier one of the same name only when complete."""
+        """Write all episodes of one evaluation, replacing an earlier one of the same name only when complete.
+
+        Raises:
+            RunError: the disk refused.
+        """
         target = self.path / "evaluations" / f"{name}.jsonl"
         part = target.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=True) + "\n")
-        part.replace(target)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=True) + "\n")
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise RunError(
+                f"{target} could not be written: {_reason(error)}. The last checkpoint is whole; free room and continue with "
+                f"`selfcorrect train --resume {self.path}`"
+            ) from error
 
     def records(self) -> list[Record]:
         """All records so far.
@@ -127,7 +162,7 @@ class RunDirectory:
         """
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        lines = self.metrics_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         out: list[Record] = []
         for number, line in enumerate(lines, 1):
             try:
@@ -148,7 +183,18 @@ class RunDirectory:
         return self.path / "checkpoints" / f"step-{step:07d}"
 
     def read_progress(self, checkpoint: Path) -> Progress:
-        return Progress.model_validate_json((checkpoint / "progress.json").read_text())
+        """Where training stood at a checkpoint.
+
+        Raises:
+            RunError: its progress cannot be read.
+        """
+        try:
+            return Progress.model_validate_json((checkpoint / "progress.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"checkpoint {checkpoint} is damaged or of another version ({type(error).__name__} in progress.json); delete "
+                "it to continue from the one before"
+            ) from None
 
     @contextlib.contextmanager
     def writing_checkpoint(self, progress: Progress) -> Iterator[Path]:
@@ -169,9 +215,9 @@ class RunDirectory:
                 shutil.rmtree(final)
             part.rename(final)
             _sync(final.parent)
-        except OSError as error:
+        except (OSError, EngineError) as error:
             raise RunError(
-                f"checkpoint {final} could not be written: {error.strerror or error}. Earlier checkpoints are whole; free room and "
+                f"checkpoint {final} could not be written: {_reason(error)}. Earlier checkpoints are whole; free room and "
                 f"continue with `selfcorrect train --resume {self.path}`"
             ) from error
         finally:
@@ -186,7 +232,7 @@ class RunDirectory:
         """Forget what was recorded after a checkpoint, and what a killed process left half-written."""
         for name, size in (("metrics", progress.metrics_bytes), ("episodes", progress.episodes_bytes)):
             file = self._files()[name]
-            if file.exists():
+            if file.exists() and file.stat().st_size > size:
                 os.truncate(file, size)
         for part in (self.path / "checkpoints").glob(".part-*"):
             shutil.rmtree(part)
@@ -213,6 +259,10 @@ class RunDirectory:
             raise RunError(
                 f"{file} could not be written: {error.strerror}. The last checkpoint is whole; free room and resume the run"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _sync(path: Path) -> None:

@@ -108,10 +108,12 @@ def train(
                 _write_step(run, record, groups, observer)
                 _ring(run, history, stages, observer)
                 stop = stop_requested()
-                if stop or progress.stage_step == stage.steps or progress.step % config.train.checkpoint_every == 0:
-                    judged = [r for r in history if r.stage == stage.name] if final else None
+                due = progress.stage_step == stage.steps or progress.step % config.train.checkpoint_every == 0
+                if stop or due:
+                    # only checkpoints that are due compete for the best: a stop must not change what is kept
+                    judged = [r for r in history if r.stage == stage.name] if final and due else None
                     progress = _checkpoint(run, engine, progress, judged, observer)
-                if stop and progress.step < config.train.steps:
+                if stop:
                     raise Interrupted(
                         f"stopped after step {progress.step} as asked; continue with `selfcorrect train --resume {run.path}`"
                     )

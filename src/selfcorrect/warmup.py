@@ -22,6 +22,19 @@ from selfcorrect.types import Datum, Problem
 REPORT_EVERY = 10
 
 
+def require_demonstrations(task: Task) -> Demonstrates:
+    """The task as one that can show its answer format.
+
+    Raises:
+        ConfigError: it has no demonstrations.
+    """
+    if not isinstance(task, Demonstrates):
+        raise ConfigError(
+            f"task {task.name} has no demonstrations to warm up on; train on it directly, or use task=arithmetic"
+        )
+    return task
+
+
 def warm_up(engine: Engine, task: Task, config: Config, say: Callable[[str], None]) -> list[float]:
     """Train on demonstrations by cross-entropy over the answers' tokens.
 
@@ -37,11 +50,7 @@ def warm_up(engine: Engine, task: Task, config: Config, say: Callable[[str], Non
     Raises:
         ConfigError: the task has no demonstrations.
     """
-    if not isinstance(task, Demonstrates):
-        raise ConfigError(
-            f"task {task.name} has no demonstrations to warm up on; train on it directly, or use task=arithmetic"
-        )
-    stream = task.demonstrations(config.seed)
+    stream = require_demonstrations(task).demonstrations(config.seed)
     losses = []
     for step in range(config.sft.steps):
         start = time.perf_counter()

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfcorrect.cli.settings import read_settings
+from selfcorrect.config import Config, override
+from selfcorrect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from selfcorrect.run import RunDirectory
 
 SHORT = {
     "attempts": "eval.attempts",
@@ -34,17 +40,18 @@ def evaluate(
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.evaluate import controls, held_out
     from selfcorrect.evaluate import evaluate as measure
-    from selfcorrect.experiment import make_engine, prepare
+    from selfcorrect.experiment import claim, load_kept, make_engine, prepare
     from selfcorrect.records import episode_row
 
-    run_model = Path(model) / "model"
     given = [_long(s) for s in settings or []]
-    if (Path(model) / "config.json").exists() and (Path(model) / "metrics.jsonl").exists():
-        given = [*_settings_of_run(Path(model)), *given]
-        model = str(run_model)
-    config = read_settings([f"model={json.dumps(model)}", *given])
+    run = _run(model)
+    config = read_settings([f"model={json.dumps(model)}", *given]) if run is None else _of_run(run, given)
+    if out is not None:
+        claim(out)
     job = prepare(config, training=False)
     engine = make_engine(job)
+    if run is not None:
+        load_kept(run, engine)
     engine.publish()
     problems = held_out(job.task, config.eval.problems)
     cap = config.train.max_new_tokens
@@ -66,8 +73,20 @@ def _long(setting: str) -> str:
     return f"{SHORT.get(key, key)}{equals}{value}"
 
 
-def _settings_of_run(run: Path) -> list[str]:
-    """Task and cap of a run, so that its model is measured on what it was trained for unless told otherwise."""
-    values = json.loads((run / "config.json").read_text())
-    task = [f"task.{k}={json.dumps(v)}" for k, v in values["task"].items() if v is not None]
-    return [*task, f"train.max_new_tokens={values['train']['max_new_tokens']}"]
+def _run(model: str) -> RunDirectory | None:
+    """The run directory that a name stands for; None where it is that of a model."""
+    from selfcorrect.run import RunDirectory
+
+    path = Path(model)
+    return RunDirectory.open(path) if (path / "checkpoints").is_dir() and (path / "config.json").exists() else None
+
+
+def _of_run(run: RunDirectory, given: Sequence[str]) -> Config:
+    """A run's own settings, so that its model is measured as the run itself measured it, unless told otherwise."""
+    refused = [s for s in given if "=" not in s or s.partition("=")[0].partition(".")[0] == "model"]
+    if refused:
+        raise ConfigError(
+            f"{refused[0]!r} cannot be combined with a run, which brings its own model and settings; give eval.* or task.* "
+            f"settings, or measure the exported model with `selfcorrect eval {run.path / 'model'}`"
+        )
+    return override(run.config, given)

@@ -24,16 +24,15 @@ def sft(
     """
     from rich.console import Console
 
-    from selfcorrect.experiment import make_engine, prepare, refuse_existing
-    from selfcorrect.warmup import warm_up
+    from selfcorrect.experiment import claim, export, make_engine, prepare
+    from selfcorrect.warmup import require_demonstrations, warm_up
 
     config = read_settings(settings or [])
-    refuse_existing(out)
+    claim(out)
     job = prepare(config)
+    require_demonstrations(job.task)
     console = Console(stderr=True)
     engine = make_engine(job)
     warm_up(engine, job.task, config, console.print)
-    from selfcorrect.experiment import export
-
     export(engine, out)
     print(f"model    {out}")

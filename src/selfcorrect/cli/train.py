@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selfcorrect.cli.settings import read_settings
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, SelfCorrectError
 
 
 def train(
@@ -53,6 +53,8 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
 
     run = RunDirectory.open(resume) if resume is not None else None
     config = run.config if run is not None else config
+    if run is None:
+        RunDirectory.refuse_existing(config)
     job = prepare(config)
     run = run or RunDirectory.create(config)
     console = Console(stderr=True)
@@ -60,7 +62,11 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
         f"{config.model.name}, {config.task.name}, {config.method.name}, seed {config.seed} -> {run.path}",
         highlight=False,
     )
-    engine = make_engine(job)
+    try:
+        engine = make_engine(job)
+    except SelfCorrectError:
+        run.abandon()
+        raise
     with stop_on_signal() as stop_requested, TerminalObserver(console) as observer:
         outcome = run_experiment(job, run, engine, observer, console.print, stop_requested)
     summaries = {r.name: r.summary for r in _evaluations(run)}

@@ -47,7 +47,7 @@ def score(config: Config) -> list[Stage]:
     beta1 that is on everything. Stage II rewards all attempts and adds the progress bonus.
     """
     m = config.method
-    first = max(1, round(config.train.steps * m.stage1_share))
+    first = min(max(1, round(config.train.steps * m.stage1_share)), config.train.steps - 1)  # a step for each stage
     earlier = m.attempts - 1
     stage1 = _credit(m, rewards=(0.0,) * earlier + (1.0,), betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,))
     stage2 = _credit(m, rewards=(1.0,) * m.attempts, betas=(m.beta1,) * m.attempts, alpha=m.alpha)

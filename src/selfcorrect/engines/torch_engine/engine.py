@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 
 from selfcorrect.config import EngineConfig, ModelConfig
 from selfcorrect.engines.base import (
@@ -25,7 +26,7 @@ from selfcorrect.engines.base import (
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, load_model
 from selfcorrect.engines.quiet import quiet_progress
-from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches
+from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
 from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.weights import Weights
 from selfcorrect.errors import EngineError, ModelError
@@ -57,7 +58,7 @@ class TorchEngine:
         self._device = next(model.parameters()).device
         self._base = model
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            recompute_layers(model)
         self._model: Any = model if lora is None else _with_adapters(model, *lora)
         self._model.eval()
         self._weights = Weights(self._model)
@@ -188,20 +189,23 @@ class TorchEngine:
 
     def save(self, path: Path) -> None:
         """See ``Engine.save``."""
-        path.mkdir(parents=True, exist_ok=True)
-        self._weights.save(path)
+        with self._verb("save"):
+            path.mkdir(parents=True, exist_ok=True)
+            self._weights.save(path)
 
     def load(self, path: Path) -> None:
         """See ``Engine.load``."""
-        self._weights.load(path)
+        with self._verb("load"):
+            self._weights.load(path)
+        self._broken = None
         self.publish()
 
     def export(self, path: Path) -> None:
         """See ``Engine.export``. The generation config holds the end and padding ids and no sampling defaults."""
-        path.mkdir(parents=True, exist_ok=True)
-        with quiet_progress():
+        with self._verb("export"), quiet_progress():
+            path.mkdir(parents=True, exist_ok=True)
             self._model.save_pretrained(path)
-        self.chat.tokenizer.save_pretrained(path)
+            self.chat.tokenizer.save_pretrained(path)
 
     def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
         return micro_batches(tokens, positions, self._settings.tokens_per_microbatch, self.chat.pad_id, self._device)
@@ -221,9 +225,9 @@ class TorchEngine:
             raise EngineError(
                 f"{name} ran out of memory ({error}); lower engine.tokens_per_microbatch", usable=True
             ) from error
-        except (RuntimeError, ValueError, LookupError) as error:
-            if name == "optim_step":
-                self._broken = "an optimiser step failed half-way; load a checkpoint"
+        except (RuntimeError, ValueError, LookupError, OSError, SafetensorError) as error:
+            if name in ("optim_step", "load"):
+                self._broken = f"{name} failed half-way; load a checkpoint"
             self._weights.zero_gradients()
             raise EngineError(f"{name} failed: {error}", usable=self._broken is None) from error
 

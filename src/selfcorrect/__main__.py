@@ -1,0 +1,5 @@
+"""``python -m selfcorrect``: the command line."""
+
+from selfcorrect.cli import main
+
+main()

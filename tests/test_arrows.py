@@ -1,0 +1,90 @@
+"""Imports point one way, and reading a config or the objective loads no heavy library."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import selfcorrect
+
+SOURCE = Path(selfcorrect.__file__).parent
+
+LAYERS = [
+    {"__init__", "types", "errors"},
+    {"config"},
+    {"objective", "stats", "verify", "records", "episode_table"},
+    {"methods", "metrics", "alarms"},
+    {"tasks", "engines"},
+    {"rollout"},
+    {"run", "evaluate", "warmup"},
+    {"train", "comparison"},
+    {"experiment"},
+    {"report", "serve"},
+    {"cli"},
+    {"__main__"},
+]
+"""An import may point to an earlier row only. Members of one row do not know each other."""
+
+RANK = {name: i for i, row in enumerate(LAYERS) for name in row}
+HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "tinker", "skyrl")
+
+
+def imported(file: Path) -> set[str]:
+    """Every dotted module of a file's imports, inside functions and TYPE_CHECKING blocks too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part_of(file: Path) -> str:
+    """Top-level part of the package that a file belongs to."""
+    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def parts_imported(file: Path) -> set[str]:
+    dotted = [name.split(".") for name in imported(file)]
+    return {d[1] for d in dotted if d[0] == "selfcorrect" and len(d) > 1 and d[1] in RANK}
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def test_every_part_has_its_place():
+    assert {part_of(f) for f in FILES} <= RANK.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SOURCE)))
+def test_no_import_points_back(file):
+    own = part_of(file)
+    wrong = {p for p in parts_imported(file) - {own} if RANK[p] >= RANK[own]}
+    assert not wrong, f"{own} may not import {', '.join(sorted(wrong))}"
+
+
+def test_the_check_sees_an_arrow_that_points_back(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from selfcorrect.train import train\n    import selfcorrect.engines.base\n")
+    assert parts_imported(bad) == {"train", "engines"}
+
+
+def test_the_objective_knows_no_config_and_only_its_losses_know_torch():
+    for file in (SOURCE / "objective").glob("*.py"):
+        names = {name.split(".")[0] for name in imported(file)}
+        assert "selfcorrect.config" not in imported(file)
+        assert ("torch" in names) == (file.name == "losses.py")
+
+
+@pytest.mark.parametrize(
+    "module", ["selfcorrect", "selfcorrect.objective", "selfcorrect.config", "selfcorrect.methods", "selfcorrect.cli"]
+)
+def test_importing_is_light(module):
+    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,149 @@
+"""One run from base evaluation to export, and what happens when it stops on the way."""
+
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file
+
+import toy
+from selfcorrect import experiment
+from selfcorrect.comparison import read_evaluation
+from selfcorrect.errors import Interrupted, RunError
+from selfcorrect.experiment import run_experiment
+from selfcorrect.run import Progress, RunDirectory
+
+
+def job(c):
+    return SimpleNamespace(config=c, task=toy.Toy(), resolved=None, chat=None, longest=99)
+
+
+def engine(c):
+    """The random model with many end tokens, so that some answers end on their own, as ``given-wrong`` needs."""
+    e = toy.engine(c)
+    e.chat.end_ids |= frozenset(range(5, 60))
+    return e
+
+
+def whole(run_dir, *overrides, stop=lambda: False, watcher=None):
+    c = toy.config(run_dir, *overrides)
+    run = RunDirectory.create(c)
+    return run_experiment(job(c), run, engine(c), watcher or toy.Watcher(), stop_requested=stop)
+
+
+def again(run_dir):
+    run = RunDirectory.open(run_dir)
+    return run_experiment(job(run.config), run, engine(run.config), toy.Watcher())
+
+
+def evals(run):
+    return {r.name: (r.step, r.summary) for r in run.records() if r.kind == "eval"}
+
+
+def test_a_whole_run_leaves_everything_that_its_docstring_names(tmp_path):
+    outcome = whole(tmp_path / "run")
+    run = outcome.run
+    inside = {p.name for p in run.path.iterdir()}
+    assert inside == {"config.json", "metrics.jsonl", "episodes.jsonl", "evaluations", "checkpoints", "model"}
+    assert (run.path / "model" / "config.json").exists() and not list(run.path.glob(".*"))
+    kinds = [r.kind for r in run.records()]
+    assert kinds[0] == "start" and kinds[-1] == "end"
+    names = {"base", "base-swapped", "base-given-wrong", "final", "final-swapped", "final-given-wrong"}
+    assert {r.name for r in run.records() if r.kind == "eval"} == names == outcome.evaluations.keys()
+    for name in names:
+        stored = read_evaluation(run.path, name)
+        assert [e.problem.id for e in stored] == [e.problem.id for e in outcome.evaluations[name].episodes]
+        assert [e.rewards_K.tolist() for e in stored] == [
+            e.rewards_K.tolist() for e in outcome.evaluations[name].episodes
+        ]
+    end = run.records()[-1]
+    assert (end.step, end.reason) == (5, "finished")
+    assert end.sampled_responses == sum(r.episodes * len(r.reward) for r in run.records() if r.kind == "step")
+
+
+def test_the_exported_and_measured_model_is_the_kept_checkpoint(tmp_path):
+    outcome = whole(tmp_path / "run", "train.checkpoint_every=1", "eval.controls=false")
+    kept = outcome.progress.best_step
+    model = load_file(outcome.run.path / "model" / "model.safetensors")
+    stored = load_file(outcome.run.checkpoint(kept) / "weights.safetensors")
+    assert model.keys() == stored.keys()
+    assert all(model[n].equal(stored[n]) for n in model)
+    assert evals(outcome.run)["final"][0] == kept
+    assert evals(outcome.run)["base"][0] == 0
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
+    straight = whole(tmp_path / "straight")
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted):
+        whole(tmp_path / "run", stop=lambda: len(watcher.steps) >= 4, watcher=watcher)
+    resumed = again(tmp_path / "run")
+    assert evals(resumed.run) == evals(straight.run)
+    kinds = [r.kind for r in resumed.run.records() if r.kind in ("start", "end")]
+    assert kinds == ["start", "start", "end"]  # the interrupted end is cut back, as it is after the checkpoint
+
+
+def test_a_stop_at_the_last_step_leaves_the_measuring_to_the_resumed_run(tmp_path):
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted, match="stopped after step 5"):
+        whole(tmp_path / "run", stop=lambda: len(watcher.steps) >= 5, watcher=watcher)
+    assert "final" in evals(again(tmp_path / "run").run)
+
+
+def test_a_finished_run_resumed_measures_again_and_repeats_nothing(tmp_path):
+    first = whole(tmp_path / "run")
+    before = evals(first.run)
+    resumed = again(tmp_path / "run")
+    assert evals(resumed.run) == before
+    names = [r.name for r in resumed.run.records() if r.kind == "eval"]
+    assert len(names) == len(set(names))
+    assert [r.step for r in resumed.run.records() if r.kind == "step"] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(tmp_path, monkeypatch):
+    def die(*_args):
+        raise RuntimeError("power failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train", die)
+        with pytest.raises(RuntimeError):
+            whole(tmp_path / "run")
+    assert "base" in evals(RunDirectory.open(tmp_path / "run"))
+    resumed = again(tmp_path / "run")
+    names = [r.name for r in resumed.run.records() if r.kind == "eval"]
+    assert len(names) == len(set(names)) == 6
+    assert [r.resumed_from_step for r in resumed.run.records() if r.kind == "start"] == [None]
+
+
+def test_an_existing_run_directory_is_left_as_it_is(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("results")
+    with pytest.raises(RunError, match="exists already and is not overwritten"):
+        RunDirectory.create(toy.config(tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_checkpoint_that_fails_to_be_written_leaves_no_trace(tmp_path):
+    run = RunDirectory.create(toy.config(tmp_path / "run"))
+    with run.writing_checkpoint(Progress(step=1)) as directory:
+        (directory / "weights").write_text("good")
+    with pytest.raises(RunError, match="No space left"), run.writing_checkpoint(Progress(step=2)) as directory:
+        (directory / "weights").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert [p.name for p in (run.path / "checkpoints").iterdir()] == ["step-0000001"]
+    assert run.latest_checkpoint() == run.checkpoint(1)
+
+
+def test_an_export_replaces_an_older_one_only_when_complete(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+
+    def broken(path):
+        path.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        experiment.export(SimpleNamespace(export=broken), target)
+    assert (target / "old").exists()
+    experiment.export(SimpleNamespace(export=lambda path: path.mkdir()), target)
+    assert list(target.iterdir()) == []

@@ -1,0 +1,350 @@
+"""Every setting changes something: no key of the config is without an entry here."""
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import tiny
+import toy
+from selfcorrect.config import all_keys, load_config
+from selfcorrect.engines.base import SampleRequest, SamplingParams
+from selfcorrect.errors import ConfigError, ModelError
+from selfcorrect.evaluate import controls, evaluate, held_out
+from selfcorrect.experiment import prepare
+from selfcorrect.rollout import Play, play
+from selfcorrect.tasks import make_task
+from selfcorrect.warmup import warm_up
+from test_experiment import whole
+
+STAGE_1, STAGE_2 = (1, 2), (3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A setting that changes the step records of a run of two steps of Stage I and three of Stage II."""
+
+    value: str
+    since: tuple[int, ...]
+    """The first step whose record differs is one of these; steps before it are bit for bit the same."""
+    beside: tuple[str, ...] = ()
+    """Other settings, of both runs."""
+
+
+TRAINED = {
+    "seed": Trained("3", (1,)),
+    "model.dtype": Trained("bfloat16", (1,)),
+    "model.lora_rank": Trained("2", (1,)),
+    "model.lora_alpha": Trained("8", (1,), ("model.lora_rank=2",)),
+    "method.name": Trained("multi_turn", (1,)),
+    "method.attempts": Trained("3", (1,)),
+    "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
+    "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding
+    "method.beta2": Trained("3", STAGE_1),
+    "method.gamma": Trained("0.5", (1,)),
+    "method.kl_credit": Trained("token", STAGE_1),
+    "method.stage1_share": Trained("0.6", (3,)),
+    "train.steps": Trained("10", (3,)),  # Stage I grows with it
+    "train.problems_per_step": Trained("3", (1,)),
+    "train.samples_per_problem": Trained("3", (1,)),
+    "train.max_new_tokens": Trained("5", (1,)),
+    "train.learning_rate": Trained("2e-2", (1,)),
+    "train.warmup_steps": Trained("2", (1,)),
+    "train.adam_beta1": Trained("0.5", (2, 3)),  # Adam's first step is the same whatever its betas
+    "train.adam_beta2": Trained("0.5", (2, 3)),
+    "train.adam_eps": Trained("10", (2,)),
+    "train.weight_decay": Trained("5", (2,)),
+    "train.grad_clip": Trained("0.1", (1,)),
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    made = {}
+
+    def get(*overrides):
+        if overrides not in made:
+            run, _, _ = toy.run(tmp_path_factory.mktemp("knob") / "run", *overrides)
+            made[overrides] = toy.step_records(run)
+        return made[overrides]
+
+    return get
+
+
+@pytest.mark.parametrize("key", TRAINED)
+def test_a_setting_of_training_changes_the_steps_it_should(records, key):
+    knob = TRAINED[key]
+    before, after = records(*knob.beside), records(*knob.beside, f"{key}={knob.value}")
+    different = [a.step for a, b in zip(before, after, strict=False) if a != b]
+    assert different, f"{key} changed nothing"
+    assert different[0] in knob.since
+
+
+def checkpoints(run):
+    return sorted(int(p.name.removeprefix("step-")) for p in (run.path / "checkpoints").iterdir())
+
+
+def probe_checkpoint_every(tmp):
+    run, _, _ = toy.run(tmp / "run", "train.checkpoint_every=1", "train.keep_checkpoints=10")
+    assert checkpoints(run) == [0, 1, 2, 3, 4, 5]
+
+
+def probe_keep_checkpoints(tmp):
+    for keep in (1, 2):
+        run, _, progress = toy.run(tmp / f"run{keep}", "train.checkpoint_every=1", f"train.keep_checkpoints={keep}")
+        assert set(checkpoints(run)) == {5, 5 - keep + 1, progress.best_step}
+
+
+def probe_best_window(tmp):
+    runs = [
+        toy.run(tmp / str(w), f"train.best_window={w}", "method=multi_turn", "train.checkpoint_every=1")[0]
+        for w in (1, 5)
+    ]
+    last = next([r.reward[-1] for r in toy.step_records(run)] for run in runs)
+    windows = [[r.window_reward for r in run.records() if r.kind == "checkpoint"][-1] for run in runs]
+    assert windows == [pytest.approx(last[-1]), pytest.approx(np.mean(last))]
+
+
+def probe_log_problems(tmp):
+    for n in (0, 3):
+        run, _, _ = toy.run(tmp / str(n), f"train.log_problems_per_step={n}")
+        lines = run.episodes_file.read_text().splitlines() if run.episodes_file.exists() else []
+        assert len(lines) == 5 * 2 * n  # steps x samples x problems
+
+
+def probe_run_dir(tmp):
+    assert load_config(None, [f"run_dir={tmp / 'x'}"]).resolved_run_dir == tmp / "x"
+    named = load_config(None, ["seed=4", "method=multi_turn"]).resolved_run_dir
+    assert named.as_posix() == "runs/tiny-arithmetic-multi_turn-s4"
+
+
+def probe_model_name(tmp):
+    model = tiny.save_model(tmp / "m")
+    task = ["task.terms_min=5", "train.max_new_tokens=40"]
+    assert prepare(load_config(None, [f"model={model}", *task])).resolved.path_or_id == str(model)
+    with pytest.raises(ModelError, match="does not exist"):
+        prepare(load_config(None, [f"model={tmp / 'none'}", *task]))
+
+
+def probe_revision(tmp):
+    model = tiny.save_model(tmp / "m")
+    with pytest.raises(ConfigError, match="would be ignored"):  # a Hub's revision, asked of a directory
+        prepare(load_config(None, [f"model={model}", "model.revision=v2"]))
+
+
+def probe_trust_remote_code(tmp):
+    seen = []
+    original = transformers.AutoConfig.from_pretrained
+
+    def spy(*args, trust_remote_code, **kwargs):
+        seen.append(trust_remote_code)
+        return original(*args, **kwargs)
+
+    model = tiny.save_model(tmp / "m")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.AutoConfig, "from_pretrained", spy)
+        for value in ("false", "true"):
+            seen.clear()
+            settings = [f"model={model}", f"model.trust_remote_code={value}", "train.max_new_tokens=40"]
+            prepare(load_config(None, settings))
+            assert set(seen) == {value == "true"}
+
+
+def probe_task_name(tmp):
+    assert make_task(load_config(None, ["task=gsm8k"]).task).name == "gsm8k"
+    with pytest.raises(ConfigError, match="not a task"):
+        make_task(load_config(None, ["task=chess"]).task)
+
+
+def probe_task_path(tmp):
+    (tmp / "train.jsonl").write_text('{"question": "1+1?", "answer": "it is #### 2"}\n')
+    task = make_task(load_config(None, ["task=gsm8k", f"task.path={tmp}"]).task)
+    assert [p.question for p in task.problems("train")] == ["1+1?"]
+
+
+def probe_terms(tmp):
+    task = make_task(load_config(None, ["task.terms_min=3", "task.terms_max=4"]).task)
+    assert {len(p.meta["digits"]) for p in task.problems("test")} == {3, 4}
+
+
+def probe_instruction(tmp):
+    task = make_task(load_config(None, ["task.instruction=Think twice."]).task)
+    assert task.instruction == "Think twice."
+    e = toy.engine(toy.config(tmp))
+    ((episode,),) = asyncio.run(play(e, task, task.problems("test")[:1], Play(2, 1, 4, 0.0, ("s",))))
+    assert "Think twice." in e.chat.tokenizer.decode(episode.attempts[1].prompt_ids)
+
+
+def sampled_batches(settings):
+    e = tiny.engine(**settings)
+    sizes = []
+    run = e._sampler._run_batch
+    e._sampler._run_batch = lambda rows, *rest: sizes.append(len(rows)) or run(rows, *rest)
+    requests = [SampleRequest((10, 11, 12), (i,)) for i in range(6)]
+    asyncio.run(e.sample(requests, SamplingParams(5)))
+    return sizes
+
+
+def probe_sampling_batch(tmp):
+    assert sampled_batches({}) == [6]
+    assert sampled_batches({"tokens_per_sampling_batch": 16}) == [2, 2, 2]  # 16 slots hold two rows of 3 + 5
+
+
+def probe_microbatch(tmp):
+    for budget, passes in ((16_384, 1), (20, 3)):
+        e = tiny.engine(tokens_per_microbatch=budget)
+        seen = []
+        score = e._scorer.logprobs
+        e._scorer.logprobs = lambda batch, seen=seen, score=score: seen.append(len(batch.index)) or score(batch)
+        data = [_datum() for _ in range(6)]
+        e.forward_backward(data, "cross_entropy")
+        assert len(seen) == passes and sum(seen) == 6
+
+
+def _datum():
+    from selfcorrect.types import Datum
+
+    on = np.arange(10) > 0
+    return Datum(np.arange(10) + 5, on * 0.1, np.zeros(10), on)
+
+
+def probe_gradient_checkpointing(tmp):
+    gradients, passes = [], []
+    for saving in (False, True):
+        e = tiny.engine(gradient_checkpointing=saving)
+        calls = []
+        layer = e._base.model.layers[0].mlp
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        e.forward_backward([_datum()], "cross_entropy")
+        gradients.append(e.gradients())
+        passes.append(len(calls))
+    assert passes == [1, 2]  # run again in the backward pass
+    assert all(gradients[0][n].equal(gradients[1][n]) for n in gradients[0])
+
+
+def probe_device(tmp):
+    from selfcorrect.engines.torch_engine.engine import _pick_device
+
+    assert _pick_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        assert _pick_device("auto").type == "cpu"
+        with pytest.raises(ModelError, match="no CUDA device"):
+            _pick_device("cuda")
+
+
+def probe_engine_name(tmp):
+    with pytest.raises(ConfigError, match=r"engine\.name"):
+        load_config(None, ["engine=vllm"])  # one engine so far; another name is refused
+
+
+def measured(tmp, *overrides):
+    c = toy.config(tmp, *overrides)
+    task = toy.Toy()
+    problems = held_out(task, c.eval.problems)
+    return evaluate(toy.engine(c), task, problems, c.eval, 4)
+
+
+def probe_eval_problems(tmp):
+    assert len(measured(tmp).episodes) == 6
+    assert len(measured(tmp, "eval.problems=none").episodes) == 12
+
+
+def probe_eval_attempts(tmp):
+    assert {len(e.attempts) for e in measured(tmp, "eval.attempts=3").episodes} == {3}
+
+
+def probe_eval_temperature(tmp):
+    greedy, warm = measured(tmp), measured(tmp, "eval.temperature=1.0")
+    assert [e.attempts[0].text for e in greedy.episodes] != [e.attempts[0].text for e in warm.episodes]
+
+
+def probe_eval_samples(tmp):
+    episodes = measured(tmp, "eval.samples=3", "eval.temperature=1").episodes
+    assert len(episodes) == 18
+    with pytest.raises(ConfigError, match="repeat the same greedy answer"):
+        toy.config(tmp, "eval.samples=3")
+
+
+def probe_eval_controls(tmp):
+    for value in (True, False):
+        outcome = whole(tmp / str(value), f"eval.controls={str(value).lower()}")
+        names = {r.name for r in outcome.run.records() if r.kind == "eval"}
+        controls_of_it = {f"{model}-{how}" for model in ("base", "final") for how in ("swapped", "given-wrong")}
+        assert names == {"base", "final"} | (controls_of_it if value else set())
+
+
+def losses(tmp, *overrides):
+    c = toy.config(tmp, "sft.steps=2", "sft.examples_per_step=3", *overrides)
+    return warm_up(toy.engine(c), toy.Toy(), c, lambda _: None)
+
+
+def probe_sft_steps(tmp):
+    assert len(losses(tmp, "sft.steps=3")) == 3
+
+
+def probe_sft_examples(tmp):
+    assert losses(tmp) != losses(tmp, "sft.examples_per_step=4")
+
+
+def probe_sft_rate(tmp):
+    slow, fast = losses(tmp), losses(tmp, "sft.learning_rate=1e-2")
+    assert slow[0] == fast[0] and fast[1] < slow[1]
+
+
+PROBES = {
+    "train.checkpoint_every": probe_checkpoint_every,
+    "train.keep_checkpoints": probe_keep_checkpoints,
+    "train.best_window": probe_best_window,
+    "train.log_problems_per_step": probe_log_problems,
+    "run_dir": probe_run_dir,
+    "model.name": probe_model_name,
+    "model.revision": probe_revision,
+    "model.trust_remote_code": probe_trust_remote_code,
+    "task.name": probe_task_name,
+    "task.path": probe_task_path,
+    "task.terms_min": probe_terms,
+    "task.terms_max": probe_terms,
+    "task.instruction": probe_instruction,
+    "engine.name": probe_engine_name,
+    "engine.device": probe_device,
+    "engine.tokens_per_microbatch": probe_microbatch,
+    "engine.tokens_per_sampling_batch": probe_sampling_batch,
+    "engine.gradient_checkpointing": probe_gradient_checkpointing,
+    "eval.problems": probe_eval_problems,
+    "eval.attempts": probe_eval_attempts,
+    "eval.temperature": probe_eval_temperature,
+    "eval.samples": probe_eval_samples,
+    "eval.controls": probe_eval_controls,
+    "sft.steps": probe_sft_steps,
+    "sft.examples_per_step": probe_sft_examples,
+    "sft.learning_rate": probe_sft_rate,
+}
+
+
+@pytest.mark.parametrize("key", PROBES)
+def test_a_setting_does_what_it_says(tmp_path, key):
+    PROBES[key](tmp_path)
+
+
+def test_no_setting_is_without_a_test():
+    assert TRAINED.keys() | PROBES.keys() == set(all_keys())
+    assert not TRAINED.keys() & PROBES.keys()
+    assert len(all_keys()) <= 60
+
+
+def test_controls_measure_swapped_and_wrong_first_attempts(tmp_path):
+    c = toy.config(tmp_path)
+    e, task = toy.engine(c), toy.Toy()
+    plain = evaluate(e, task, held_out(task, 6), c.eval, 4, name="base")
+    swapped, wrong = controls(e, task, plain, c.eval, 4)
+    own = {ep.problem.id: ep.attempts[0].token_ids for ep in plain.episodes}
+    level = {ep.problem.id: ep.problem.level for ep in plain.episodes}
+    for ep in swapped.episodes:
+        givers = [i for i, ids in own.items() if ids == ep.attempts[0].token_ids]
+        assert ep.attempts[0].source == "given" and any(i != ep.problem.id for i in givers)
+        assert level[ep.problem.id] in {level[i] for i in givers}
+    assert all(not ep.attempts[0].correct for ep in wrong.episodes)
+    assert wrong.episodes and {ep.problem.id for ep in wrong.episodes} <= own.keys()

@@ -1,0 +1,354 @@
+"""Whole runs of the shipped loop on a random model of a few thousand weights."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny
+import toy
+from selfcorrect.config import load_config
+from selfcorrect.engines.base import SampleRequest, SamplingParams
+from selfcorrect.errors import ConfigError, Interrupted, RunError
+from selfcorrect.experiment import export
+from selfcorrect.methods import plan
+from selfcorrect.run import RunDirectory
+from selfcorrect.train import problems_of_step, stop_on_signal, train
+from selfcorrect.types import Grade, Verdict
+
+LORA = "model.lora_rank=2"
+
+
+def weights(run):
+    """Every tensor of the latest checkpoint, snapshots too."""
+    return {
+        f"{file.stem}/{name}": tensor
+        for file in run.latest_checkpoint().glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_same_run(a, b):
+    assert toy.step_records(a) == toy.step_records(b)
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    assert a.episodes_file.read_text() == b.episodes_file.read_text()
+
+
+def interrupt(run_dir, step, *overrides):
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted, match="--resume"):
+        toy.run(run_dir, *overrides, watcher=watcher, stop=lambda: len(watcher.steps) >= step)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Uninterrupted runs by their overrides."""
+    made = {}
+
+    def get(*overrides):
+        if overrides not in made:
+            made[overrides] = toy.run(tmp_path_factory.mktemp("straight") / "run", *overrides)
+        return made[overrides]
+
+    return get
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, straight, step):
+    interrupt(tmp_path / "run", step)
+    resumed, _, progress = toy.resume(tmp_path / "run")
+    whole, _, expected = straight()
+    assert_same_run(resumed, whole)
+    assert (progress.best_step, progress.best_reward) == (expected.best_step, expected.best_reward)
+    assert progress.sampled_tokens == expected.sampled_tokens
+
+
+@pytest.mark.parametrize("overrides", [(LORA,), ("method=multi_turn",), ("method=single_turn", "train.warmup_steps=4")])
+def test_every_kind_of_run_resumes_bit_for_bit(tmp_path, straight, overrides):
+    interrupt(tmp_path / "run", 3, *overrides)
+    resumed, _, _ = toy.resume(tmp_path / "run")
+    assert_same_run(resumed, straight(*overrides)[0])
+
+
+def test_the_same_seed_is_the_same_run_and_another_seed_is_not(tmp_path, straight):
+    again, _, _ = toy.run(tmp_path / "again")
+    assert_same_run(again, straight()[0])
+    other, _, _ = toy.run(tmp_path / "other", "seed=1")
+    assert toy.step_records(other) != toy.step_records(again)
+
+
+def test_records_written_after_the_checkpoint_are_cut_back(tmp_path, straight):
+    def crash(record):
+        if record.step == 3:
+            raise RuntimeError("power failure")
+
+    with pytest.raises(RuntimeError):
+        toy.run(tmp_path / "run", watcher=toy.Watcher(crash))
+    run = RunDirectory.open(tmp_path / "run")
+    assert [r.step for r in run.records() if r.kind == "step"] == [1, 2, 3]  # 3 is after the checkpoint of step 2
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "st')  # and a line cut by the crash
+    resumed, _, _ = toy.resume(tmp_path / "run")
+    assert [r.step for r in resumed.records() if r.kind == "step"] == [1, 2, 3, 4, 5]
+    assert_same_run(resumed, straight()[0])
+    steps = [json.loads(line)["step"] for line in resumed.episodes_file.read_text().splitlines()]
+    assert steps == sorted(steps) and len(steps) == 5 * 2 * 2  # two problems of two samples are logged per step
+
+
+def test_a_line_in_the_middle_that_is_no_record_is_an_error(tmp_path, straight):
+    run = straight()[0]
+    copy = RunDirectory(tmp_path, run.config)
+    lines = run.metrics_file.read_text().splitlines()
+    copy.metrics_file.write_text("\n".join([lines[0], "{}", *lines[1:]]))
+    with pytest.raises(RunError, match="line 2"):
+        copy.records()
+
+
+def cli(arguments, tmp_path, **environment):
+    script = Path(__file__).with_name("toy_cli.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | environment,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("model"))
+
+
+def arguments(model, tmp_path):
+    return ["train", *toy.SMALL, f"model={model}", f"run_dir={tmp_path / 'run'}", "eval.controls=false"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_exits_130_with_the_way_to_go_on(tmp_path, straight, model, number):
+    code, out, err = cli(arguments(model, tmp_path), tmp_path, SIGNAL_AT=f"2:{int(number)}")
+    assert code == 130
+    assert "Traceback" not in err and out == ""
+    last = err.strip().splitlines()[-1]
+    assert last == (
+        f"selfcorrect: stopped after step 3 as asked; continue with `selfcorrect train --resume {tmp_path / 'run'}`"
+    )
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.latest_checkpoint().name == "step-0000003"
+    assert [r.reason for r in run.records() if r.kind == "end"] == ["interrupted"]
+    resumed, _, _ = toy.resume(tmp_path / "run")
+    assert_same_run(resumed, straight()[0])
+
+
+def test_killed_in_the_middle_of_a_checkpoint_resumes_from_the_last_good_one(tmp_path, straight, model):
+    # saves: step 0, step 2 (end of Stage I), step 4 (half-written)
+    code, _, _ = cli(arguments(model, tmp_path), tmp_path, KILL_IN_SAVE="3")
+    assert code == -signal.SIGKILL
+    run = RunDirectory.open(tmp_path / "run")
+    assert len(list((run.path / "checkpoints").glob(".part-*"))) == 1
+    assert run.latest_checkpoint().name == "step-0000002"
+    code, out, err = cli(["train", "--resume", str(run.path), "--json"], tmp_path)
+    assert code == 0, err
+    assert list((run.path / "checkpoints").glob(".part-*")) == []
+    assert_same_run(run, straight()[0])
+    printed = json.loads(out)
+    assert {"base", "final"} == printed["evaluations"].keys()
+    assert [r.resumed_from_step for r in run.records() if r.kind == "start"] == [None, 2]
+    assert [r.reason for r in run.records() if r.kind == "end"] == ["finished"]
+    assert [r.name for r in run.records() if r.kind == "eval"] == ["base", "final"]
+
+
+def test_the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window_in_the_final_stage(tmp_path):
+    settings = ["train.steps=8", "train.checkpoint_every=1", "train.best_window=2", "method.stage1_share=0.25"]
+    run, _engine, progress = toy.run(tmp_path / "run", *settings)
+    steps = toy.step_records(run)
+    final = [s for s in steps if s.stage == "stage2"]
+    assert [s.step for s in final] == [3, 4, 5, 6, 7, 8]
+    found = {r.step: r for r in run.records() if r.kind == "checkpoint"}
+    assert all(found[k].window_reward is None and not found[k].best for k in (0, 1, 2))
+    best = None
+    for i, s in enumerate(final):
+        window = float(np.mean([f.reward[-1] for f in final[max(0, i - 1) : i + 1]]))  # never reaches into Stage I
+        assert found[s.step].window_reward == pytest.approx(window)
+        assert found[s.step].best == (best is None or window > best)
+        best = window if best is None else max(best, window)
+    assert progress.best_reward == pytest.approx(best)
+    assert found[progress.best_step].window_reward == pytest.approx(best)
+
+
+class Early(toy.Toy):
+    """Right in every answer to begin with, wrong in every later one."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self._left = answers
+
+    def grade(self, problem, text, *, truncated):
+        self._left -= 1
+        return Grade(Verdict.CORRECT if self._left >= 0 else Verdict.WRONG, text)
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    per_step = 4 * 2 * 2
+    settings = ["train.steps=8", "train.checkpoint_every=1", "train.best_window=1", "train.keep_checkpoints=2"]
+    run, engine, progress = toy.run(tmp_path / "run", *settings, task=Early(4 * per_step))  # Stage I takes 3 steps
+    assert progress.best_step == 4
+    names = sorted(p.name for p in (run.path / "checkpoints").iterdir())
+    assert names == ["step-0000004", "step-0000007", "step-0000008"]
+    engine.load(run.checkpoint(4))
+
+
+def greedy(engine, prompts):
+    requests = [SampleRequest(p, (i,)) for i, p in enumerate(prompts)]
+    return asyncio.run(engine.sample(requests, SamplingParams(12, 0.0, engine.chat.end_ids)))
+
+
+def generated(model, prompts):
+    out = []
+    for prompt in prompts:
+        ids = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+        out.append(tuple(ids.tolist()))
+    return out
+
+
+@pytest.mark.parametrize("overrides", [(), (LORA,)])
+def test_an_export_loads_without_us_and_answers_with_the_same_tokens(tmp_path, straight, overrides):
+    _run, engine, _progress = straight(*overrides)
+    export(engine, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    if overrides:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(tiny.random_model(), tmp_path / "model")
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    prompts = [
+        tuple(
+            tokenizer.apply_chat_template([{"role": "user", "content": f"test {i}"}], add_generation_prompt=True)[
+                "input_ids"
+            ]
+        )
+        for i in range(4)
+    ]
+    assert prompts == [engine.chat.prompt_ids([{"role": "user", "content": f"test {i}"}]) for i in range(4)]
+    ours = [s.token_ids for s in greedy(engine, prompts)]
+    assert generated(loaded, prompts) == ours
+    untrained = generated(tiny.random_model(), prompts)
+    assert untrained != ours
+
+
+def test_the_optimiser_starts_afresh_in_stage_2(straight):
+    _, engine, _ = straight()
+    counts = {int(state["step"]) for state in engine._weights._adam.state.values()}
+    assert counts == {3}  # five steps, two of them in Stage I
+    _, engine, _ = straight("method=multi_turn")
+    assert {int(state["step"]) for state in engine._weights._adam.state.values()} == {5}
+
+
+@pytest.mark.parametrize("overrides", [(), (LORA,), ("method=single_turn",)])
+def test_kl_is_0_at_the_first_step_and_not_later(straight, overrides):
+    steps = toy.step_records(straight(*overrides)[0])
+    assert max(map(abs, steps[0].kl)) < 1e-4
+    assert max(map(abs, steps[-1].kl)) > 1e-2
+
+
+def test_the_reference_of_stage_2_is_the_base_not_the_stage_1_checkpoint(straight):
+    run, _, _ = straight()
+    frozen = load_file(run.latest_checkpoint() / "snapshot-base.safetensors")
+    base = dict(tiny.random_model().named_parameters())
+    assert all(tensor.equal(base[name]) for name, tensor in frozen.items())
+    steps = toy.step_records(run)
+    assert min(steps[2].kl) > 0.1  # the first step of Stage II is already away from the reference
+
+
+def test_training_samples_at_temperature_1_with_the_cap_and_the_end_tokens(tmp_path):
+    run = RunDirectory.create(toy.config(tmp_path / "run", "eval.temperature=0.3"))
+    engine = toy.engine(run.config)
+    seen, keys = set(), []
+    sample = engine.sample
+
+    async def spy(requests, params):
+        seen.add((params.temperature, params.max_new_tokens, params.stop_ids))
+        keys.extend(r.key for r in requests)
+        return await sample(requests, params)
+
+    engine.sample = spy
+    train(run, engine, toy.Toy(), toy.Watcher())
+    assert seen == {(1.0, 4, engine.chat.end_ids)}
+    assert len(set(keys)) == len(keys) == 5 * 4 * 2 * 2  # no two answers of a run share a random stream
+
+
+def test_the_sampler_has_no_cache_of_older_weights(straight):
+    """Trainer and sampler agree at every step: an answer sampled from a stale cache would show here."""
+    for overrides in ((), (LORA,), ("method.attempts=3",)):
+        assert max(r.sampler_mismatch for r in toy.step_records(straight(*overrides)[0])) < 1e-3
+
+
+def test_signals_ask_first_and_stop_at_once_the_second_time():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with stop_on_signal() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_stages_share_the_steps_and_each_gets_one():
+    for steps, share, expected in ((10, 0.4, (4, 6)), (2, 0.99, (1, 1)), (10, 0.99, (9, 1)), (10, 0.01, (1, 9))):
+        stages = plan(load_config(None, [f"train.steps={steps}", f"method.stage1_share={share}"]))
+        assert tuple(s.steps for s in stages) == expected
+
+
+def test_every_method_samples_the_same_number_of_responses_per_step(straight):
+    totals = {m: straight(f"method={m}")[2].sampled_responses for m in ("score", "multi_turn", "single_turn")}
+    assert set(totals.values()) == {5 * 4 * 2 * 2}
+
+
+def test_a_group_of_one_is_refused_by_the_config():
+    with pytest.raises(ConfigError, match="at least 2 samples"):
+        load_config(None, ["train.samples_per_problem=1"])
+
+
+PROBLEMS = toy.Toy(n_train=17).problems("train")
+
+
+@given(st.integers(0, 5), st.integers(0, 60), st.integers(1, 30))
+def test_problems_of_a_step(seed, step, count):
+    drawn = problems_of_step(PROBLEMS, seed, step, count)
+    assert drawn == problems_of_step(PROBLEMS, seed, step, count)
+    ids = [p.id for p in drawn]
+    assert len(set(ids)) == len(ids) <= count
+    assert ids  # a step always plays something
+
+
+@given(st.integers(0, 5), st.integers(1, 17), st.integers(0, 3))
+def test_every_epoch_visits_every_problem_once(seed, count, epoch):
+    problems = PROBLEMS[: 17 // count * count]
+    steps = len(problems) // count
+    drawn = [p.id for s in range(steps) for p in problems_of_step(problems, seed, epoch * steps + s, count)]
+    assert sorted(drawn) == sorted(p.id for p in problems)
+
+
+def test_epochs_and_seeds_have_different_orders():
+    orders = {
+        tuple(p.id for p in problems_of_step(PROBLEMS, seed, epoch, 17)) for seed in range(3) for epoch in range(3)
+    }
+    assert len(orders) == 9
