@@ -91,6 +91,11 @@ def compare_runs(runs: Sequence[Path]) -> list[Row]:
             "method and seed once"
         )
     _refuse_other_differences(measured)
+    if any(not np.array_equal(m.base.correct_NK, measured[0].base.correct_NK, equal_nan=True) for m in measured):
+        raise DataError(
+            "these runs did not start from the same base model (their base evaluations differ), so one base row cannot stand "
+            "for all; compare runs of one model"
+        )
     methods = list(dict.fromkeys(m.method for m in measured))
     rows = [_row("base", [(measured[0].base, measured[0].base)])]  # greedy and untrained: one base, whatever the seed
     rows += [_row(name, [(m.final, m.base) for m in measured if m.method == name]) for name in methods]

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from selfcorrect.errors import ConfigError
 
+PRESET_MARKER = "selfcorrect_preset.txt"
+"""File in a model directory that names the preset its settings start from."""
+
 HINTS = {
     "temperature": "training samples at temperature 1 with no top-p or top-k: the log-probs must be those of the sampling "
     "law (the paper samples at T = 1 too). For an evaluation use eval.temperature.",
@@ -229,11 +232,21 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _preset(model: str) -> dict[str, Any]:
-    """Vetted settings of one embedded model, or of any other language model; class defaults are those of ``tiny``."""
-    name = model if model in ("tiny", "smollm2") else "language_model"
+    """Vetted settings of one embedded model, or of any other language model; class defaults are those of ``tiny``.
+
+    A directory written by `selfcorrect sft` keeps the preset of the model it was warmed from.
+    """
+    name = preset_name(model)
     if name == "tiny":
         return {}
     return tomllib.loads(resources.files("selfcorrect").joinpath(f"presets/{name}.toml").read_text(encoding="utf-8"))
+
+
+def preset_name(model: str) -> str:
+    """``tiny``, ``smollm2`` or ``language_model``."""
+    marker = Path(model) / PRESET_MARKER
+    name = marker.read_text(encoding="utf-8").strip() if marker.is_file() else model
+    return name if name in ("tiny", "smollm2") else "language_model"
 
 
 def _expand_names(values: dict[str, Any]) -> None:

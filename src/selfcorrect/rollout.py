@@ -1,7 +1,7 @@
-"""Playing episodes: N attempts per sample, token ids in and token ids out, graded at the end.
+"""Playing episodes: N attempts per sample, token ids in and token ids out, every attempt graded.
 
-Nothing about correctness reaches the model: the instruction between attempts is the task's fixed text, and attempts
-are graded only after the last one has been sampled.
+Nothing about correctness reaches the model: the instruction between attempts is the task's fixed text, and no verdict
+is ever part of a prompt.
 """
 
 from __future__ import annotations

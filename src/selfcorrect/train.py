@@ -14,7 +14,7 @@ import numpy as np
 
 from selfcorrect import alarms
 from selfcorrect.config import Config, TrainConfig
-from selfcorrect.engines.base import BASE, AdamParams, Engine, OptimResult
+from selfcorrect.engines.base import AdamParams, Engine, OptimResult
 from selfcorrect.errors import Interrupted
 from selfcorrect.methods import BatchReport, Stage, plan, policy_gradient_data
 from selfcorrect.methods.data import sequences
@@ -22,7 +22,7 @@ from selfcorrect.records import AlarmRecord, CheckpointRecord, StepRecord, episo
 from selfcorrect.rollout import Play, play
 from selfcorrect.run import Progress, RunDirectory
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Datum, Episode, FloatArray, Problem, Verdict
+from selfcorrect.types import BASE, Datum, Episode, FloatArray, Problem, Verdict
 
 
 class Observer(Protocol):

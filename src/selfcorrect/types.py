@@ -26,6 +26,9 @@ IntArray = NDArray[np.integer[Any]]
 LossName = Literal["importance_sampling", "cross_entropy"]
 """The losses an engine applies to per-token weights; see ``objective/losses.py``."""
 
+BASE = "base"
+"""Snapshot of the policy as it was loaded at step 0 of the first stage: the reference of every method."""
+
 
 class Verdict(StrEnum):
     """What the verifier says of one attempt. Only ``CORRECT`` earns reward."""

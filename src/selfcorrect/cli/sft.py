@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from selfcorrect.cli.settings import read_settings
+from selfcorrect.config import PRESET_MARKER, override, preset_name
 
 
 def sft(
@@ -27,7 +28,8 @@ def sft(
     from selfcorrect.experiment import claim, export, make_engine, prepare
     from selfcorrect.warmup import require_demonstrations, warm_up
 
-    config = read_settings(settings or [])
+    # every weight is trained: adapters could neither be the base of a run nor be merged into bfloat16 without loss
+    config = override(read_settings(settings or []), ["model.lora_rank=0"])
     claim(out)
     job = prepare(config)
     require_demonstrations(job.task)
@@ -35,4 +37,5 @@ def sft(
     engine = make_engine(job)
     warm_up(engine, job.task, config, console.print)
     export(engine, out)
+    (out / PRESET_MARKER).write_text(preset_name(config.model.name) + "\n")
     print(f"model    {out}")

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 CURRENT = "current"
 """Policy name of the weights being trained; any other name is that of a frozen snapshot."""
-BASE = "base"
-"""Snapshot of the policy as it was loaded at step 0 of the first stage: the reference of every method."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from selfcorrect.config import Config, MethodConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.objective import Credit
-from selfcorrect.types import LossName
-
-BASE = "base"
+from selfcorrect.types import BASE, LossName
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ For sample g of a group of G answers to one problem, attempts k = 1..K:
 
     kl_k    = sum_t (lp_k,t - ref_k,t)                                   k1 estimate of KL(pi || ref), a constant
     R_k     = sum_{j>=k} gamma^(j-k) (w_j r_j + bonus_j) - beta_k kl_k   Eq. 3 and 4; gamma = 0 in the paper
-    bonus_k = alpha (r_k - r_{k-1}) for k >= 2                           Section 4.3; Stage II only
+    bonus_k = alpha (r_k - r_{k-1}) for k >= 2                           the progress bonus; Stage II only
     A_k,g   = R_k,g - mean over g' != g of R_k,g'                        leave-one-out (Ahmadian et al. 2024)
     weight of every token of attempt k = A_k
 
@@ -54,7 +54,7 @@ def shaping_bonus(rewards_GK: FloatArray, alpha: float) -> FloatArray:
         Bonus per attempt, shape [G, K]; column 0 is 0. With alpha = 10 the reward plus bonus of a second attempt is
         11 (wrong -> right), 1 (right -> right), 0 (wrong -> wrong) or -10 (right -> wrong).
 
-    Source: v2 Section 4.3.
+    Source: the progress bonus of v2.
     """
     bonus_GK = np.zeros_like(rewards_GK, dtype=np.float64)
     bonus_GK[:, 1:] = alpha * (rewards_GK[:, 1:] - rewards_GK[:, :-1])
@@ -73,7 +73,7 @@ def attempt_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha:
     Returns:
         Returns without the KL term; shape [G, K].
 
-    Source: v2 Eq. 3, Eq. 4 and Section 4.3.
+    Source: v2 Eq. 3 and Eq. 4, with the progress bonus.
     """
     per_attempt_GK = rewards_GK * reward_weights_K + shaping_bonus(rewards_GK, alpha)
     returns_GK = per_attempt_GK.astype(np.float64)
@@ -114,7 +114,7 @@ def leave_one_out_advantages(returns_G: FloatArray, counted_G: BoolArray) -> Flo
     Returns:
         Advantages, same shape; 0 for samples that do not count, and everywhere when fewer than two do.
 
-    Source: RLOO, Ahmadian et al. 2024 (arXiv:2402.14740); v2 Section 4 ("base RL").
+    Source: RLOO, Ahmadian et al. 2024 (arXiv:2402.14740); v2 Eq. 2.
     """
     n = int(counted_G.sum())
     advantages_G = np.zeros(returns_G.shape, dtype=np.float64)
