@@ -110,7 +110,10 @@ BAD = {
     ),
     "two files": (lambda t, m: ["train", "a.toml", "b.toml"], ["two config files", "key=value"]),
     "group of one": (lambda t, m: ["train", "train.samples_per_problem=1"], ["leave-one-out", "at least 2"]),
-    "one attempt": (lambda t, m: ["train", "method.attempts=1", f"model={m}"], ["method.attempts", "nothing to correct"]),
+    "one attempt": (
+        lambda t, m: ["train", "method.attempts=1", f"model={m}"],
+        ["method.attempts", "nothing to correct"],
+    ),
     "one step": (lambda t, m: ["train", "train.steps=1", f"model={m}"], ["two stages", "at least 2"]),
     "greedy samples": (lambda t, m: ["train", "eval.samples=4"], ["eval.samples", "same greedy answer"]),
     "missing model": (lambda t, m: ["train", f"model={t / 'none'}"], ["does not exist", "tiny", "smollm2"]),
@@ -132,12 +135,18 @@ BAD = {
         ["would be ignored", "drop the setting"],
     ),
     "empty data set": (lambda t, m: ["train", f"model={m}", *gsm8k(t, "")], ["empty", "at least one row"]),
-    "malformed line": (lambda t, m: ["train", f"model={m}", *gsm8k(t, LINE + '{"question": \n')], ["train.jsonl line 2"]),
+    "malformed line": (
+        lambda t, m: ["train", f"model={m}", *gsm8k(t, LINE + '{"question": \n')],
+        ["train.jsonl line 2"],
+    ),
     "missing field": (
         lambda t, m: ["train", f"model={m}", *gsm8k(t, LINE * 2 + '{"prompt": "?"}\n')],
         ["train.jsonl line 3", "question"],
     ),
-    "no data": (lambda t, m: ["train", f"model={m}", "task=gsm8k", f"task.path={t / 'x'}"], ["does not exist", "task.path"]),
+    "no data": (
+        lambda t, m: ["train", f"model={m}", "task=gsm8k", f"task.path={t / 'x'}"],
+        ["does not exist", "task.path"],
+    ),
     "data for nothing": (lambda t, m: ["train", f"model={m}", "task.path=x"], ["would be ignored", "drop the setting"]),
     "short cap": (
         lambda t, m: ["train", f"model={m}", "train.max_new_tokens=9"],
@@ -331,7 +340,7 @@ def finished(tmp_path_factory, model):
     patch.setitem(TASKS, "toy", lambda config: toy.Toy())
     root = tmp_path_factory.mktemp("runs")
     for method in ("score", "multi_turn"):
-        settings = [a for a in quick(model, root / method, f"method={method}")[1:]]
+        settings = quick(model, root / method, f"method={method}")[1:]
         config = load_config(None, settings)
         job = experiment.prepare(config)
         experiment.run_experiment(job, RunDirectory.create(config), experiment.make_engine(job), toy.Watcher())
@@ -345,7 +354,9 @@ def test_train_ends_with_a_table_and_the_paths_of_what_it_wrote(cli, model, tmp_
     rows = [line for line in out.splitlines() if line.startswith("│")]
     assert [row.split("│")[1].strip() for row in rows][:2] == ["base", "base, attempt 1 of another problem"]
     assert any(row.split("│")[1].strip() == "score" for row in rows)
-    paths = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.split()[:1] in (["run"], ["model"], ["records"])]
+    paths = [
+        line.split(maxsplit=1)[1] for line in out.splitlines() if line.split()[:1] in (["run"], ["model"], ["records"])
+    ]
     assert len(paths) == 3 and all(Path(p).exists() for p in paths)
     assert "Stage I" in err and "Stage II" in err and "measuring the base model" in err
 
@@ -427,7 +438,13 @@ def test_sft_writes_a_model_that_train_starts_from(cli, model, tmp_path):
 
 
 def test_a_real_task_trains_from_a_model_directory(cli, model, tmp_path):
-    settings = ["task=arithmetic", "train.max_new_tokens=24", "eval.problems=3", "train.steps=2", "train.problems_per_step=2"]
+    settings = [
+        "task=arithmetic",
+        "train.max_new_tokens=24",
+        "eval.problems=3",
+        "train.steps=2",
+        "train.problems_per_step=2",
+    ]
     code, out, _ = cli(*quick(model, tmp_path / "run", *settings), "--json")
     assert code == 0
     final = strict(out)["evaluations"]["final"]
