@@ -340,7 +340,7 @@ def finished(tmp_path_factory, model):
     patch.setitem(TASKS, "toy", lambda config: toy.Toy())
     root = tmp_path_factory.mktemp("runs")
     for method in ("score", "multi_turn"):
-        settings = [a for a in quick(model, root / method, f"method={method}")[1:]]
+        settings = quick(model, root / method, f"method={method}")[1:]
         config = load_config(None, settings)
         job = experiment.prepare(config)
         experiment.run_experiment(job, RunDirectory.create(config), experiment.make_engine(job), toy.Watcher())

@@ -271,7 +271,7 @@ def _apply_override(values: dict[str, Any], text: str) -> None:
     for part in path[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"setting {text!r}: {part!r} is a value, not a section; drop what follows it")
+            raise ConfigError(f"setting {text!r}: {part!r} is not a section; write section.key=value")
     node[path[-1]] = _parse_value(raw.strip())
 
 
@@ -336,4 +336,9 @@ def _explain(error: Any) -> str:
             f"train.samples_per_problem = {error['input']!r} is refused: the leave-one-out baseline needs at least "
             "2 samples of each problem; use 4 or more"
         )
-    return f"{where} = {error['input']!r}: {message}" if (where and "." in where) or where in ("seed",) else message
+    if where not in all_keys():  # a check between settings: its message names them
+        return message
+    default: Any = Config()
+    for part in error["loc"]:
+        default = getattr(default, part)
+    return f"{where} = {error['input']!r}: {message}; the default is {default!r}"

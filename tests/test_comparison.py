@@ -1,0 +1,118 @@
+"""Runs side by side: goldens, pairing, and what is refused."""
+
+import numpy as np
+import pytest
+
+import toy
+from selfcorrect.comparison import compare_runs, read_evaluation
+from selfcorrect.errors import DataError
+from selfcorrect.records import episode_row
+from selfcorrect.run import RunDirectory
+from selfcorrect.stats import across_seeds
+from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
+
+MARK = {"+": Verdict.CORRECT, "-": Verdict.WRONG, "!": Verdict.ERROR}
+
+
+def episodes(pairs, prefix="p"):
+    """``"-+ ++"``: problem p0 wrong then right, problem p1 right twice."""
+    return [
+        Episode(
+            Problem(f"{prefix}{i}", "?", "a"),
+            0,
+            tuple(Attempt("x", None, None, None, "end", Grade(MARK[m], "x")) for m in pair),
+        )
+        for i, pair in enumerate(pairs.split())
+    ]
+
+
+def a_run(path, base, final, *overrides, prefix="p"):
+    run = RunDirectory.create(toy.config(path, *overrides))
+    for name, pairs in (("base", base), ("final", final)):
+        if pairs is not None:
+            run.write_evaluation(name, (episode_row(e) for e in episodes(pairs, prefix)))
+    return path
+
+
+BASE = "-- -- +- ++"
+
+
+def test_one_seed_is_measured_over_problems_and_paired_with_its_base(tmp_path):
+    base, score = compare_runs([a_run(tmp_path / "a", BASE, "-+ -- ++ ++")])
+    assert (base.name, score.name) == ("base", "score")
+    assert (base.t1.value, base.t2.value, base.delta.value, base.t2_over_base.value) == (0.5, 0.25, -0.25, 0)
+    assert (score.t1.value, score.t2.value, score.delta.value, score.t2_over_base.value) == (0.5, 0.75, 0.25, 0.5)
+    assert (score.seeds, score.problems) == (1, 4)
+    assert score.t2_over_base.low < 0.5 < score.t2_over_base.high
+
+
+def test_several_seeds_are_a_t_interval_over_their_means(tmp_path):
+    finals = ("-+ -- ++ ++", "-+ -+ ++ ++", "-- -- ++ ++")
+    runs = [a_run(tmp_path / str(i), BASE, f, f"seed={i}") for i, f in enumerate(finals)]
+    _, score = compare_runs(runs)
+    assert score.seeds == 3
+    assert score.t2 == across_seeds(np.array([0.75, 1.0, 0.5]))
+    assert score.t2_over_base == across_seeds(np.array([0.5, 0.75, 0.25]))
+
+
+def test_methods_have_their_own_rows_in_the_order_given(tmp_path):
+    runs = [
+        a_run(tmp_path / "b", BASE, "++ ++ ++ ++", "method=multi_turn"),
+        a_run(tmp_path / "a", BASE, "-- -- -- --"),
+    ]
+    assert [row.name for row in compare_runs(runs)] == ["base", "multi_turn", "score"]
+    assert [row.t2.value for row in compare_runs(runs)] == [0.25, 1.0, 0.0]
+
+
+def test_a_verifier_failure_is_left_out_not_counted_as_wrong(tmp_path):
+    _, score = compare_runs([a_run(tmp_path / "a", BASE, "-! -+ ++ ++")])
+    assert score.t2.value == 1.0
+    assert score.t1.value == 0.5  # attempt 1 of that problem was graded
+    assert score.delta.value == pytest.approx(1 / 3)
+
+
+def test_the_order_of_rows_in_a_file_does_not_matter(tmp_path):
+    run = a_run(tmp_path / "a", BASE, "-+ -- ++ ++")
+    straight = compare_runs([run])
+    file = run / "evaluations" / "final.jsonl"
+    file.write_text("\n".join(reversed(file.read_text().splitlines())) + "\n")
+    assert compare_runs([run]) == straight
+
+
+def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(tmp_path):
+    with pytest.raises(DataError, match=r"no evaluation 'final'.*has not finished.*--resume"):
+        compare_runs([a_run(tmp_path / "a", BASE, None)])
+
+
+def test_runs_on_different_problems_are_refused(tmp_path):
+    runs = [a_run(tmp_path / "a", BASE, BASE), a_run(tmp_path / "b", BASE, BASE, "seed=1", prefix="q")]
+    with pytest.raises(DataError, match="different held-out problems"):
+        compare_runs(runs)
+
+
+def test_the_same_method_and_seed_twice_is_not_two_samples(tmp_path):
+    with pytest.raises(DataError, match="not independent"):
+        compare_runs([a_run(tmp_path / "a", BASE, BASE), a_run(tmp_path / "b", BASE, BASE)])
+
+
+def test_runs_of_different_models_have_no_common_base(tmp_path):
+    runs = [a_run(tmp_path / "a", BASE, BASE), a_run(tmp_path / "b", BASE, BASE, "seed=1", "model.name=other/model")]
+    with pytest.raises(DataError, match="different models"):
+        compare_runs(runs)
+
+
+def test_a_row_holds_runs_that_differ_in_the_seed_only(tmp_path):
+    runs = [a_run(tmp_path / "a", BASE, BASE), a_run(tmp_path / "b", BASE, BASE, "seed=1", "method.alpha=3")]
+    with pytest.raises(DataError, match=r"differ in more than the seed \(method\.alpha\)"):
+        compare_runs(runs)
+    other = a_run(tmp_path / "c", BASE, BASE, "method=multi_turn", "train.learning_rate=1e-6")
+    assert len(compare_runs([runs[0], other])) == 3  # methods may have their own settings
+
+
+def test_a_changed_file_is_named_with_its_line(tmp_path):
+    run = a_run(tmp_path / "a", BASE, BASE)
+    file = run / "evaluations" / "final.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], '{"problem": "p1"}', *lines[2:]]))
+    with pytest.raises(DataError, match=r"final\.jsonl, line 2"):
+        read_evaluation(run, "final")

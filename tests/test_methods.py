@@ -1,0 +1,60 @@
+"""The methods as tables of numbers, exactly those of the paper."""
+
+import pytest
+
+from selfcorrect.config import load_config
+from selfcorrect.errors import ConfigError
+from selfcorrect.methods import METHODS, plan
+from selfcorrect.objective import Credit
+
+NUMBERS = ["method.alpha=10", "method.beta1=0.25", "method.beta2=0.5"]  # sums of these are exact
+
+
+def stages(*overrides):
+    return plan(load_config(None, [*NUMBERS, *overrides]))
+
+
+def test_score():
+    first, second = stages("train.steps=10", "method.stage1_share=0.4")
+    assert first.credit == Credit((0.0, 1.0), (0.75, 0.25), alpha=0.0, gamma=0.0)
+    assert second.credit == Credit((1.0, 1.0), (0.25, 0.25), alpha=10.0, gamma=0.0)
+    assert (first.name, first.steps, second.name, second.steps) == ("stage1", 4, "stage2", 6)
+
+
+def test_score_with_three_attempts_holds_all_but_the_last_in_stage_1():
+    first, second = stages("method.attempts=3")
+    assert first.credit == Credit((0.0, 0.0, 1.0), (0.75, 0.75, 0.25))
+    assert second.credit == Credit((1.0, 1.0, 1.0), (0.25,) * 3, alpha=10.0)
+
+
+def test_multi_turn_has_neither_stage_1_nor_bonus():
+    (only,) = stages("method=multi_turn", "train.steps=10")
+    assert only.credit == Credit((1.0, 1.0), (0.25, 0.25))
+    assert only.steps == 10
+
+
+def test_single_turn_spends_the_same_responses_on_one_attempt():
+    (only,) = stages("method=single_turn", "train.samples_per_problem=4")
+    assert only.credit == Credit((1.0,), (0.25,))
+    assert only.attempts * only.samples_per_problem == 2 * 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_of_every_method_is_measured_against_the_base(method):
+    assert {(s.reference, s.loss) for s in stages(f"method={method}")} == {("base", "importance_sampling")}
+
+
+def test_gamma_and_the_kl_credit_reach_every_stage():
+    for stage in stages("method.gamma=0.5", "method.kl_credit=to_go"):
+        assert (stage.credit.gamma, stage.credit.kl_credit) == (0.5, "to_go")
+
+
+@pytest.mark.parametrize(
+    "overrides", [("method.attempts=1",), ("method=multi_turn", "method.attempts=1"), ("train.steps=1",)]
+)
+def test_settings_that_do_not_fit_a_method_are_refused(overrides):
+    with pytest.raises(ConfigError):
+        stages(*overrides)
+    stages(
+        "method=single_turn", *[o for o in overrides if not o.startswith("method=")]
+    )  # which needs no second attempt

@@ -1,0 +1,312 @@
+"""Break the code on purpose, one named fault at a time: a test must notice each.
+
+    python tools/mutants.py [NAME ...]
+
+Each mutant replaces one piece of text in a copy of ``src`` and runs the few tests that should turn red. Survivors, and
+mutants whose text is no longer in the source, make the exit code 1. Nothing in the working tree is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS_FAILED = 1
+"""pytest's exit code when tests ran and one failed; any other says that the mutant did not even run."""
+
+CREDIT, ROLLOUT, METHODS = ("tests/test_credit.py",), ("tests/test_rollout.py",), ("tests/test_methods.py",)
+
+
+def engine(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_engine.py::test_{name}" for name in names)
+
+
+def run(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_train.py::test_{name}" for name in names)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    """Below src/selfcorrect."""
+    old: str
+    """Occurs exactly once in the file."""
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant(
+        "sign of the loss",
+        "objective/losses.py",
+        "return -((logprobs_N - sampled",
+        "return ((logprobs_N - sampled",
+        engine("both_losses_have_the_policy_gradient_on_policy"),
+    ),
+    Mutant(
+        "no importance ratio",
+        "objective/losses.py",
+        "logprobs_N - sampled_logprobs_N.detach()",
+        "logprobs_N - logprobs_N.detach()",
+        engine("off_policy_the_ratio_scales_the_gradient"),
+    ),
+    Mutant(
+        "mask shifted by one",
+        "methods/data.py",
+        "spans.append((k, len(prompt), len(tokens)))",
+        "spans.append((k, len(prompt) - 1, len(tokens) - 1))",
+        ROLLOUT,
+    ),
+    Mutant(
+        "end token without weight",
+        "methods/data.py",
+        "spans.append((k, len(prompt), len(tokens)))",
+        "spans.append((k, len(prompt), len(tokens) - 1))",
+        ROLLOUT,
+    ),
+    Mutant(
+        "prediction read at its own column",
+        "engines/torch_engine/passes.py",
+        "batch.columns_N - 1]",
+        "batch.columns_N]",
+        engine("logprobs_equal_the_plain_model"),
+    ),
+    Mutant(
+        "bonus on attempt 1",
+        "objective/credit.py",
+        "bonus_GK[:, 1:] = alpha",
+        "bonus_GK[:, :-1] = alpha",
+        CREDIT,
+    ),
+    Mutant(
+        "bonus clamped",
+        "objective/credit.py",
+        "bonus_GK[:, 1:] = alpha * (rewards_GK[:, 1:] - rewards_GK[:, :-1])",
+        "bonus_GK[:, 1:] = np.clip(alpha * (rewards_GK[:, 1:] - rewards_GK[:, :-1]), -1, 1)",
+        CREDIT,
+    ),
+    Mutant(
+        "bonus against attempt 1 instead of the previous one",
+        "objective/credit.py",
+        "rewards_GK[:, 1:] - rewards_GK[:, :-1]",
+        "rewards_GK[:, 1:] - rewards_GK[:, :1]",
+        CREDIT,
+    ),
+    Mutant(
+        "beta2 on attempt 2",
+        "methods/stages.py",
+        "betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,)",
+        "betas=(m.beta1,) * earlier + (m.beta1 + m.beta2,)",
+        METHODS,
+    ),
+    Mutant(
+        "beta1 dropped on attempt 2 in Stage I",
+        "methods/stages.py",
+        "betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,)",
+        "betas=(m.beta1 + m.beta2,) * earlier + (0.0,)",
+        METHODS,
+    ),
+    Mutant(
+        "Stage I rewards attempt 1",
+        "methods/stages.py",
+        "rewards=(0.0,) * earlier + (1.0,)",
+        "rewards=(1.0,) * earlier + (1.0,)",
+        METHODS,
+    ),
+    Mutant("gamma leaks", "objective/credit.py", "+= gamma * returns", "+= returns", CREDIT),
+    Mutant("gamma is 1 by default", "config.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS),
+    Mutant(
+        "denominator is a token count",
+        "methods/data.py",
+        "1.0 / episodes_played) for s in seqs",
+        "1.0 / s.sampled_T.sum()) for s in seqs",
+        ROLLOUT,
+    ),
+    Mutant(
+        "groups without signal left out of the denominator",
+        "methods/data.py",
+        "sum(len(group) for group in groups)",
+        "sum(len(g) for g in groups if len({e.attempts[-1].correct for e in g}) > 1) or 1",
+        ROLLOUT,
+    ),
+    Mutant(
+        "baseline includes the sample itself",
+        "objective/credit.py",
+        "(kept.sum(axis=0) - kept) / (n - 1)",
+        "kept.sum(axis=0) / n",
+        CREDIT,
+    ),
+    Mutant(
+        "advantages standardised",
+        "objective/credit.py",
+        "kept - (kept.sum(axis=0) - kept) / (n - 1)",
+        "(kept - kept.mean(axis=0)) / (kept.std(axis=0) + 1e-8)",
+        CREDIT,
+    ),
+    Mutant(
+        "sign of the KL",
+        "objective/credit.py",
+        "- credit.kl_weights_K[k] * pen",
+        "+ credit.kl_weights_K[k] * pen",
+        CREDIT,
+    ),
+    Mutant(
+        "KL as a number in attempt 2's return only",
+        "objective/credit.py",
+        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * penalties_G[g])",
+        "weights[g].append(advantages_G[g] - (k > 0) * credit.kl_weights_K[k] * penalties_G[g])",
+        CREDIT,
+    ),
+    Mutant(
+        "a verifier's failure is a reward of 0",
+        "types.py",
+        "a.grade is not None and a.grade.verdict is not Verdict.ERROR for a",
+        "a.grade is not None for a",
+        ROLLOUT,
+    ),
+    Mutant(
+        "attempt 1 decoded and encoded again",
+        "rollout.py",
+        "return (*prompt, *answer.token_ids, *engine",
+        "return (*prompt, *engine.chat._encode(engine.chat.tokenizer.decode(answer.token_ids)), *engine",
+        ROLLOUT,
+    ),
+    Mutant(
+        "a cut answer's turn is not closed",
+        "rollout.py",
+        "ended = engine.chat.ended(answer.token_ids)",
+        "ended = True",
+        ROLLOUT,
+    ),
+    Mutant("given answers are trained on", "methods/data.py", 'if attempt.source == "given":', "if False:", ROLLOUT),
+    Mutant(
+        "reference reset to the Stage I checkpoint",
+        "train.py",
+        "engine.reset_optimiser()",
+        "engine.reset_optimiser(), engine.snapshot(BASE)",
+        run("the_reference_of_stage_2_is_the_base_not_the_stage_1_checkpoint"),
+    ),
+    Mutant(
+        "optimiser kept between stages",
+        "train.py",
+        "engine.reset_optimiser()",
+        "pass",
+        run("the_optimiser_starts_afresh_in_stage_2"),
+    ),
+    Mutant(
+        "training at temperature 0.7",
+        "train.py",
+        '1.0,\n        (config.seed, "train"',
+        '0.7,\n        (config.seed, "train"',
+        run("training_samples_at_temperature_1_with_the_cap_and_the_end_tokens"),
+    ),
+    Mutant(
+        "log-probs of another temperature than the samples",
+        "engines/torch_engine/sampler.py",
+        "cdf_BV = logprobs_BV.double()",
+        "cdf_BV = (logprobs_BV / 0.7).log_softmax(-1).double()",
+        engine("sampling_follows_the_softmax_at_the_asked_temperature"),
+    ),
+    Mutant(
+        "snapshot is the current policy",
+        "engines/torch_engine/weights.py",
+        "[p.detach().clone() for p in self._params]",
+        "[p.detach() for p in self._params]",
+        engine("a_snapshot_never_moves_and_kl_to_it_is_exactly_0_before_the_first_step"),
+    ),
+    Mutant(
+        "prefix cache kept across publish",
+        "engines/torch_engine/engine.py",
+        "self._sampler.drop_caches()\n        self._stale = False",
+        "self._stale = False",
+        engine("publish_drops_the_caches"),
+    ),
+    Mutant(
+        "positions count the padding",
+        "engines/torch_engine/sampler.py",
+        "(real_BQ.cumsum(1) - 1).clamp(min=0) + start_B[:, None]",
+        "torch.arange(width)[None] + start_B[:, None]",
+        engine("row_order_batch_split_and_neighbours_do_not_change_the_tokens"),
+    ),
+    Mutant(
+        "best checkpoint by attempt 1",
+        "train.py",
+        "np.mean([r.reward[-1] for r in judged",
+        "np.mean([r.reward[0] for r in judged",
+        run("the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window_in_the_final_stage"),
+    ),
+    Mutant(
+        "records not cut back on resume",
+        "run.py",
+        "os.truncate(file, size)",
+        "pass",
+        run("records_written_after_the_checkpoint_are_cut_back"),
+    ),
+    Mutant(
+        "optimiser state not saved",
+        "engines/torch_engine/weights.py",
+        "self._adam.load_state_dict(",
+        "dict(",
+        run("interrupted_and_resumed_is_uninterrupted_bit_for_bit"),
+    ),
+]
+
+
+def pytest(source: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Run tests against a copy of the source; exit code, and the name of the first failure or the last line."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    failed = re.search(r"^(?:FAILED|ERROR) \S+::(\S+)", done.stdout, re.M)
+    return done.returncode, failed[1] if failed else (done.stdout + done.stderr).strip().rpartition("\n")[2]
+
+
+def judge(mutant: Mutant, scratch: Path) -> tuple[bool, str]:
+    """Whether a test noticed, and which."""
+    source = scratch / "src"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+    file = source / "selfcorrect" / mutant.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        return False, f"STALE: its text occurs {text.count(mutant.old)} times in {mutant.file}"
+    file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    code, what = pytest(source, mutant.tests)
+    return code == TESTS_FAILED, what if code == TESTS_FAILED else f"SURVIVED (pytest exit code {code}): {what}"
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    chosen = [m for m in MUTANTS if not wanted or any(w in m.name for w in wanted)]
+    if not chosen:
+        print(f"no mutant is named {' or '.join(wanted)}; there are: {', '.join(m.name for m in MUTANTS)}")
+        return 1
+    code, what = pytest(ROOT / "src", tuple(dict.fromkeys(t for m in chosen for t in m.tests)))
+    if code != 0:
+        print(f"the tests must be green before anything is broken: {what}")
+        return 1
+    survivors = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for mutant in chosen:
+            start = time.perf_counter()
+            noticed, what = judge(mutant, Path(scratch))
+            survivors += not noticed
+            print(
+                f"{'red ' if noticed else 'GREEN'}  {mutant.name:<52} {time.perf_counter() - start:5.1f} s  {what}",
+                flush=True,
+            )
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants were noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
