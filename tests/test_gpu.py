@@ -4,9 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from selfcorrect.config import EngineConfig, load_config
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
