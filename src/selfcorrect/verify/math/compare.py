@@ -288,7 +288,7 @@ class Comparer:
     # -- scalars --------------------------------------------------------------------------------------------------
 
     def _scalars(self, gold: Node, given: Node) -> Ternary:
-        if _is_valueless(gold) or _is_valueless(given):
+        if _is_valueless(gold) or _is_valueless(given) or (isinstance(gold, Sym) and isinstance(given, Sym)):
             return False
         a, b = try_rational(gold), try_rational(given)
         if a is not None and b is not None:

@@ -307,10 +307,10 @@ class ExpressionParser:
     def based(literal: str) -> Node:
         digits, _, subscript = literal.partition("_")
         base = int(subscript)
-        if not 2 <= base <= 36 or any(int(d, 36) >= base for d in digits):
+        if not 2 <= base <= 36 or any(int(d, 36) >= base for d in digits.replace(".", "")):
             raise CannotParse(f"{digits} is no numeral of base {base}")
         if base == 10:
-            return Num(Fraction(int(digits)))
+            return Num(Fraction(digits))
         return Based(digits.lstrip("0") or "0", base)
 
     def symbol(self, name: str) -> Node:

@@ -25,14 +25,15 @@ _SIZING = re.compile(
     r"|hspace\s*\{[^{}]*\}|vspace\s*\{[^{}]*\}|hfill|rm|bf|it)(?![A-Za-z])"
 )
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:,\s*\\[!,]|\{,\}(?:\\!)?|\\[,!;: ]|\\text\{,\})\s*(?=\d{3}(?!\d))")
-_SPACES = re.compile(r"\\(?:[,;:> ]|q?quad(?![A-Za-z])|thinspace(?![A-Za-z])|enspace(?![A-Za-z]))|~")
-_NEGATIVE_SPACE = re.compile(r"\\!")
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|thinspace(?![A-Za-z])|enspace(?![A-Za-z]))|~")
+_NEGATIVE_SPACE = re.compile(r"(?<!\\)\\!")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _TEXT = re.compile(r"\\(?:mbox|textnormal|textbf|textit|textrm|textsf|texttt|hbox|operatorname\*?)\s*(?=\{)")
 _TEXT_SPACE = re.compile(r"\\text\s+(?=\{)")
 _FONT = re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mathnormal)\s*\{([^{}]*)\}")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*(?:\\circ|o)\s*\}|\\circ)|\\degree(?![A-Za-z])|\\circ(?![A-Za-z])")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z({\[])")
+_STRAY_BACKSLASH = re.compile(r"\\(?=\d)")
 _WRAPPERS = re.compile(r"(?<!\\)\\[\[\]()]|\\?\$")
 _SYNONYMS = [
     (re.compile(pattern), replacement)
@@ -90,7 +91,7 @@ def normalise(answer: str) -> str:
     '\\\\frac{1}{2} \\\\text{ cm}'
     """
     text = answer.translate(_UNICODE_TABLE) if not answer.isascii() else answer
-    if "\\" in text or "$" in text:
+    if "\\" in text or "$" in text or "{" in text:
         text = _normalise_latex(text)
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
@@ -101,7 +102,7 @@ def normalise(answer: str) -> str:
 
 def _normalise_latex(text: str) -> str:
     if r"\begin" not in text:
-        text = _DOUBLED.sub(r"\\", text)
+        text = _STRAY_BACKSLASH.sub("", _DOUBLED.sub(r"\\", text))
     text = _WRAPPERS.sub(" ", text)
     text = _SIZING.sub(" ", text)
     text = _FRACTIONS.sub(r"\\frac", text)

@@ -234,3 +234,14 @@ def factor_between(a: Node, b: Node) -> int:
         if any(not _near(r / ratios[0], mpmath.mpf(1), _COARSE_DIGITS) for r in ratios):
             return 0
         return 1 if mpmath.re(ratios[0]) > 0 else -1
+
+
+def within(a: Node, b: Node, tolerance: Fraction) -> bool:
+    """Whether two constants differ by less than ``tolerance``; False for expressions with variables."""
+    if symbols(a) or symbols(b):
+        return False
+    with mpmath.workdps(_COARSE_DIGITS):
+        x, y = _evaluate(a, {}, real=True), _evaluate(b, {}, real=True)
+        if x is None or y is None:
+            return False
+        return bool(abs(x - y) < mpmath.mpf(tolerance.numerator) / tolerance.denominator)

@@ -34,7 +34,7 @@ _PLAIN_WORDS = FUNCTIONS | {"pi", "infty", "infinity"}
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+)
-    |(?P<based>(?<![A-Za-z0-9.])(?=[A-Z]*\d)[0-9A-Z]+\s?_\s?(?:\{\s?\d+\s?\}|\d+))
+    |(?P<based>(?<![A-Za-z0-9.])(?=[A-Z]*\d)[0-9A-Z]+(?:\.[0-9A-Z]+)?\s?_\s?(?:\{\s?\d+\s?\}|\d+))
     |(?P<repeat>\d*\.\d*\\overline\s?\{\d+\})
     |(?P<num>\d+(?:\.\d+)?[eE][+-]?\d+(?![\w.])|(?:\d+(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)
     |(?P<text>\\text\s?\{[^{}]*\})

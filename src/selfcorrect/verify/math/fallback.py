@@ -1,0 +1,40 @@
+r"""math-verify behind guards, for formulas outside our grammar (sums, integrals, limits). Runs in the worker only.
+
+math-verify takes ``52_9`` for ``52_8``, ``\neq 42`` for ``42``, ``0.1000000001`` for ``0.1`` and two boxes for a set,
+and its plain-text mode evaluates Python. So it gets LaTeX only, never text that holds any of these, and only when both
+sides hold the commands that it is here for.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+_NEEDED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|partial|nabla|det|gcd|max|min|mod|pmod|bmod|dots|ldots|cdots|ln|log)(?![A-Za-z])")
+_FORBIDDEN = re.compile(
+    r"""\\ne(?![A-Za-z])|\\not|\\boxed|\\text|\\sep|\\approx   # denials, boxes, words, approximations
+    |\d\s*_ | \d\.\d                                            # numerals with a base, decimals
+    |(?<![\\A-Za-z])[A-Za-z]{4,} | __ | ['"`@;:]                # plain words, code
+    |!\s*! | \d{30,}""",
+    re.VERBOSE,
+)
+
+
+def allowed(gold: str, given: str) -> bool:
+    """Whether a pair of normalised answers may be shown to math-verify."""
+    return all(_NEEDED.search(s) for s in (gold, given)) and not any(_FORBIDDEN.search(s) for s in (gold, given))
+
+
+def verify(gold: str, given: str) -> bool:
+    """math-verify's verdict on two LaTeX formulas; False where it cannot read one of them."""
+    from latex2sympy2_extended import latex2sympy
+    from math_verify.grader import verify as math_verify
+
+    logging.disable(logging.CRITICAL)
+    try:
+        trees = [latex2sympy(s, is_real=True, convert_degrees=False) for s in (gold, given)]
+        return bool(math_verify(*trees, float_rounding=30, numeric_precision=30, strict=True, timeout_seconds=None))
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # noqa: BLE001  # a parser generator and sympy raise anything on input that they cannot read
+        return False

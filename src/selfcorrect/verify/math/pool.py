@@ -1,0 +1,210 @@
+"""Worker processes for symbolic comparison, seen from the calling process.
+
+Workers are plain child processes started with their own interpreter, not forks: the caller's threads, torch state and
+``__main__`` never reach them. A worker that dies or overruns is replaced; the pair that did it gets ``Limit``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import selfcorrect
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one pair may cost. CPU time decides; wall time is the backstop on a loaded machine."""
+
+    cpu_s: float = 2.0
+    wall_s: float = 4.5
+    memory_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``equal`` is None when the pair used up its limits (``limit``) or the worker failed (``error``)."""
+
+    equal: bool | None
+    how: str = ""
+    limit: str = ""
+    error: str = ""
+
+
+_START_TIMEOUT_S = 60.0
+_LIMIT_SIGNALS = frozenset({signal.SIGPROF, signal.SIGXCPU})
+
+
+class _Died(Exception):
+    """The worker's pipe closed."""
+
+
+class _Overran(Exception):
+    """The worker did not reply within the wall time."""
+
+
+def _environment() -> dict[str, str]:
+    """Only what the interpreter needs: the worker sees none of the caller's other settings or secrets."""
+    kept = {k: os.environ[k] for k in ("PATH", "LD_LIBRARY_PATH", "LANG", "SYSTEMROOT") if k in os.environ}
+    root = str(Path(selfcorrect.__file__).resolve().parents[1])
+    path = os.pathsep.join([root, *([os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [])])
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+
+
+class _Worker:
+    """One child process. Not thread-safe: the pool lends it to one caller at a time."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "selfcorrect.verify.math.worker",
+                str(limits.cpu_s),
+                str(limits.memory_bytes),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            cwd="/",
+            bufsize=0,
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.requests, self.replies = self.process.stdin, self.process.stdout
+        self.buffer = b""
+        self.ready = False
+
+    def _read_line(self, timeout_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self.buffer:
+            left = deadline - time.monotonic()
+            readable, _, _ = select.select([self.replies], [], [], max(0.0, left))
+            if not readable:
+                raise _Overran
+            chunk = os.read(self.replies.fileno(), 65_536)
+            if not chunk:
+                raise _Died
+            self.buffer += chunk
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def ask(self, gold: str, given: str, shortcut: bool) -> dict[str, Any]:
+        if not self.ready:
+            self._read_line(_START_TIMEOUT_S)
+            self.ready = True
+        request = json.dumps({"gold": gold, "given": given, "shortcut": shortcut}).encode() + b"\n"
+        try:
+            self.requests.write(request)
+        except BrokenPipeError:
+            raise _Died from None
+        return self._read_line(self.limits.wall_s)
+
+    def stop(self) -> int:
+        """Kill the process and reap it.
+
+        Returns:
+            the exit status; negative for the signal that ended it.
+        """
+        # A process that has just closed its pipe is let finish, so that its own status is seen and not our kill.
+        try:
+            self.process.wait(0.2 if self.process.poll() is None and self.buffer == b"" and self.dying else 0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        status = self.process.wait()
+        self.requests.close()
+        self.replies.close()
+        return status
+
+    dying = False
+
+
+class WorkerPool:
+    """Up to ``size`` workers, started when first needed, replaced when they end. Safe to use from threads."""
+
+    def __init__(self, size: int, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.size = size
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(size):
+            self._idle.put(None)
+        self._alive: set[_Worker] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def compare(self, gold: str, given: str, *, shortcut: bool = True) -> Reply:
+        """Ask a worker; blocks while all are busy. A worker that dies for no reason of the pair's is tried once more."""
+        for attempt in (1, 2):
+            reply = self._compare_once(gold, given, shortcut)
+            if reply is not None:
+                return reply
+            if attempt == 2:
+                break
+        return Reply(None, error="the worker process died twice on this pair")
+
+    def _compare_once(self, gold: str, given: str, shortcut: bool) -> Reply | None:
+        worker = self._idle.get()
+        keep: _Worker | None = None
+        try:
+            if self._closed:
+                return Reply(None, error="the grader is closed")
+            worker = worker or self._start()
+            raw = worker.ask(gold, given, shortcut)
+            if "limit" in raw:
+                self._discard(worker)
+                return Reply(None, limit=f"memory or depth limit ({raw['limit']})")
+            keep = worker
+            if "error" in raw:
+                return Reply(None, error=str(raw["error"]))
+            return Reply(bool(raw["equal"]), how=str(raw["how"]))
+        except _Overran:
+            assert worker is not None
+            self._discard(worker)
+            return Reply(None, limit=f"{self.limits.wall_s} s of wall time")
+        except _Died:
+            assert worker is not None
+            worker.dying = True
+            status = self._discard(worker)
+            if -status in _LIMIT_SIGNALS:
+                return Reply(None, limit=f"{self.limits.cpu_s} s of CPU time")
+            return None
+        finally:
+            self._idle.put(keep)
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self.limits)
+        with self._lock:
+            self._alive.add(worker)
+        return worker
+
+    def _discard(self, worker: _Worker) -> int:
+        with self._lock:
+            self._alive.discard(worker)
+        return worker.stop()
+
+    def warm_up(self) -> None:
+        """Start every worker now, so that the first comparison does not wait for an interpreter."""
+        taken = [self._idle.get() for _ in range(self.size)]
+        for worker in taken:
+            self._idle.put(worker or self._start())
+
+    def close(self) -> None:
+        """End all workers. Comparisons that are under way get an error."""
+        self._closed = True
+        with self._lock:
+            alive, self._alive = self._alive, set()
+        for worker in alive:
+            worker.stop()
