@@ -25,8 +25,7 @@ ROUNDING_DIGITS = 10
 _NUMBER_WORDS = {
     w: n
     for n, w in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-        " seventeen eighteen nineteen twenty".split()
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
     )
 }
 
@@ -370,5 +369,3 @@ def _without_unit_letter(given: Node) -> Node | None:
         if isinstance(letter, Sym) and is_unit_letter(letter.name) and try_rational(value) is not None:
             return value
     return None
-
-

@@ -59,7 +59,7 @@ def decide(gold: str, given: str, scalars: Scalars | None = None, *, shortcut: b
     if "size" in (gold_fault, given_fault):
         return Decision(False, "over the size limits")
     if isinstance(gold_tree, Text) or isinstance(given_tree, Text) or (_is_word(a) and _is_word(b)):
-        same = word_key(a).casefold() == word_key(b).casefold() and bool(word_key(a))
+        same = word_key(a).casefold() == word_key(b).casefold() and bool(re.search(r"[^\W\d_]", word_key(a)))
         if same or gold_tree is None or given_tree is None:
             return Decision(same, "words")
     if gold_tree is None or given_tree is None:

@@ -8,9 +8,9 @@ from fractions import Fraction
 
 from selfcorrect.verify.math.nodes import Apply, Based, Matrix, Node, Num, Quantity, Ratio, Rel, Seq, SetOp, Sym, Text
 
-MAX_BITS = 20_000
+MAX_BITS = 40_000
 """Largest numerator or denominator that is written out; above it an expression stays symbolic."""
-_MAX_FACTORIAL = 1_500
+_MAX_FACTORIAL = 3_000
 _MAX_BINOMIAL = 10_000
 
 
@@ -78,8 +78,8 @@ _UNARY: dict[str, Callable[[Fraction], Fraction]] = {
     "abs": abs,
     "sqrt": lambda x: _root(x, Fraction(2)),
     "fact": lambda x: Fraction(math.factorial(_integer(x, _MAX_FACTORIAL))),
-    "lfloor": lambda x: Fraction(math.floor(x)),
-    "lceil": lambda x: Fraction(math.ceil(x)),
+    "floor": lambda x: Fraction(math.floor(x)),
+    "ceil": lambda x: Fraction(math.ceil(x)),
 }
 _BINARY: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "div": _quotient,
@@ -132,7 +132,7 @@ def key(node: Node) -> str:
     """Equal keys mean equal answers (not the reverse): sums and products sorted, numbers in lowest terms."""
     value = try_rational(node) if isinstance(node, Apply | Num) else None
     if value is not None:
-        return str(value)
+        return f"{value.numerator:x}/{value.denominator:x}"
     match node:
         case Apply(fn="add" | "mul"):
             return f"{node.fn}({','.join(sorted(key(leaf) for leaf in _flat(node, node.fn)))})"

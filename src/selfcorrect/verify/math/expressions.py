@@ -20,7 +20,7 @@ from selfcorrect.verify.math.nodes import (
     TooHard,
 )
 from selfcorrect.verify.math.tokens import Token, tokenize
-from selfcorrect.verify.math.units import acceptable, is_unit_letter, power_of_ten
+from selfcorrect.verify.math.units import acceptable, power_of_ten
 
 MAX_DEPTH = 60
 """Deepest nesting that is parsed: far below the interpreter's own recursion limit."""

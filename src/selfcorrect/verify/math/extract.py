@@ -13,6 +13,7 @@ the length of the text, with bounded work per match.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -23,11 +24,16 @@ _MAX_BOX_CHARS = 10_000
 _MAX_BOXES_TRIED = 200
 _MAX_CLAUSE_CHARS = 5_000
 _TAIL_CHARS = 4_000
+_MAX_TRIES = 20
+"""Candidates looked at from the end: more of them are a text that repeats itself."""
 
+_FINAL_LINE = re.compile(r"(?im)^[ \t>#*_`-]{0,20}(?:the[ \t])?final[ \t]answer(?![a-z])")
 _FINAL_PHRASE = re.compile(r"\b[Ff]inal [Aa]nswer(?::| is(?![a-z]))")
 _END_OF_TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end)\|>|</s>|<\uff5cend")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_CONNECTIVE = re.compile(r"(?:[\s,~]|\\[,;: ]|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s?\{[\s,]*(?:and|or)[\s,]*\}(?:[\s~]|\\[,;: ]|\\q?quad)*")
+_CONNECTIVE = re.compile(
+    r"(?:[\s,~]|\\[,;: ]|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s?\{[\s,]*(?:and|or)[\s,]*\}(?:[\s~]|\\[,;: ]|\\q?quad)*"
+)
 _COMMA = re.compile(r"(?:[\s~]|\\[,;: ]|\\q?quad)*,(?:[\s~]|\\[,;: ]|\\q?quad)*")
 _SENTENCE = re.compile(r"####|\b[Aa]nswers?(?:\*\*)?\s{0,3}(?:is|are|:|=)(?![A-Za-z])|\bANSWER\s{0,3}(?::|IS\b)")
 _SENTENCE_END = re.compile(r"\.(?=\s|$|<)|[.\s]*\bI hope it is correct|\n\s*\n|(?<=[^\s:])\n")
@@ -119,9 +125,13 @@ def last_box(text: str) -> _Box | None:
     return _Box(first.start, last.end, ", ".join(reversed(contents)))
 
 
+def _last(matches: Iterator[re.Match[str]]) -> Iterator[re.Match[str]]:
+    return reversed(deque(matches, maxlen=_MAX_TRIES))
+
+
 def _final_line(text: str) -> tuple[int, str] | None:
     """(position, rest) of the last line that starts with ``Final answer:``; the rest may go on in the next lines."""
-    for match in reversed(list(re.finditer(r"(?im)^[ \t>#*_`-]{0,20}(?:the[ \t])?final[ \t]answer(?![a-z])", text))):
+    for match in _last(_FINAL_LINE.finditer(text)):
         rest = re.match(r"[ \t*_`]{0,10}(?::|is(?![a-z]))", text[match.end() : match.end() + 40], re.IGNORECASE)
         if rest:
             start = match.end() + rest.end()
@@ -133,7 +143,7 @@ def _final_line(text: str) -> tuple[int, str] | None:
 
 def _final_phrase(text: str) -> tuple[int, str] | None:
     """(position, rest) of the last ``final answer is``/``Final Answer:`` inside a line that goes on with a formula."""
-    for match in reversed(list(_FINAL_PHRASE.finditer(text))):
+    for match in _last(_FINAL_PHRASE.finditer(text)):
         rest = text[match.end() : match.end() + _MAX_CLAUSE_CHARS]
         clause = _clause(rest)
         filler = _FILLERS.match(clause)
@@ -206,7 +216,7 @@ def _tidy(clause: str, *, numbers: bool = True) -> str | None:
 
 def _sentence(text: str) -> str | None:
     tail = text[-4 * _TAIL_CHARS :]
-    for match in reversed(list(_SENTENCE.finditer(tail))):
+    for match in _last(_SENTENCE.finditer(tail)):
         rest = tail[match.end() : match.end() + _MAX_CLAUSE_CHARS]
         clause = _clause(rest.lstrip(" *_:"))
         end = _SENTENCE_END.search(clause)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 
-_NEEDED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|partial|nabla|det|gcd|max|min|mod|pmod|bmod|dots|ldots|cdots|ln|log)(?![A-Za-z])")
+_NEEDED = re.compile(
+    r"\\(?:sum|prod|int|iint|oint|lim|partial|nabla|det|gcd|max|min|mod|pmod|bmod|dots|ldots|cdots|ln|log)(?![A-Za-z])"
+)
 _FORBIDDEN = re.compile(
     r"""\\ne(?![A-Za-z])|\\not|\\boxed|\\text|\\sep|\\approx   # denials, boxes, words, approximations
     |\d\s*_ | \d\.\d                                            # numerals with a base, decimals
@@ -25,12 +28,26 @@ def allowed(gold: str, given: str) -> bool:
     return all(_NEEDED.search(s) for s in (gold, given)) and not any(_FORBIDDEN.search(s) for s in (gold, given))
 
 
+def loaded() -> bool:
+    return "math_verify" in sys.modules
+
+
+def load() -> None:
+    """Import sympy and math-verify: a second or so, which no pair is charged for."""
+    import math_verify.grader  # noqa: F401
+    from latex2sympy2_extended import latex2sympy
+
+    # The first parse builds the tables of the grammar.
+    latex2sympy("x + 1")
+
+    logging.disable(logging.CRITICAL)
+
+
 def verify(gold: str, given: str) -> bool:
     """math-verify's verdict on two LaTeX formulas; False where it cannot read one of them."""
     from latex2sympy2_extended import latex2sympy
     from math_verify.grader import verify as math_verify
 
-    logging.disable(logging.CRITICAL)
     try:
         trees = [latex2sympy(s, is_real=True, convert_degrees=False) for s in (gold, given)]
         return bool(math_verify(*trees, float_rounding=30, numeric_precision=30, strict=True, timeout_seconds=None))

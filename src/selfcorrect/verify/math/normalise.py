@@ -16,13 +16,19 @@ _UNICODE = {
     "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
     "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9",
     "’": "'", "′": "'", "“": '"', "”": '"', "\u00a0": " ", "\u202f": " ", "\u2009": " ", "，": ",", "（": "(", "）": ")",
-    "€": "", "£": "", "：": ":", "∅": r"\emptyset ", "∑": r"\sum ", "∫": r"\int ",
+    "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "€": "", "£": "", "：": ":", "∅": r"\emptyset ", "∑": r"\sum ", "∫": r"\int ",
 }  # fmt: skip
 _UNICODE_TABLE = str.maketrans(_UNICODE)
 
 _SIZING = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|strut|phantom\s*\{[^{}]*\}|phantom"
     r"|hspace\s*\{[^{}]*\}|vspace\s*\{[^{}]*\}|hfill|rm|bf|it)(?![A-Za-z])"
+)
+_DECORATION = re.compile(
+    r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:underline|ensuremath|mathop|pmb|large|Large|huge|Huge|small|normalsize)(?![A-Za-z])"
+)
+_CLOCK = re.compile(
+    r"(?:(?<=\d)|(?<=\d\s))(?:([aApP])\.\s?[mM]\b\.?|(?<=:\d\d)\s?([aApP])[mM]\b|(?<=:\d\d\s)([aApP])[mM]\b)"
 )
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:,\s*\\[!,]|\{,\}(?:\\!)?|\\[,!;: ]|\\text\{,\})\s*(?=\d{3}(?!\d))")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|thinspace(?![A-Za-z])|enspace(?![A-Za-z]))|~")
@@ -90,12 +96,15 @@ def normalise(answer: str) -> str:
     >>> normalise(r"$\\dfrac{1}{2}\\,\\mbox{ cm}$.")
     '\\\\frac{1}{2} \\\\text{ cm}'
     """
-    text = answer.translate(_UNICODE_TABLE) if not answer.isascii() else answer
+    text = (answer.translate(_UNICODE_TABLE) if not answer.isascii() else answer).strip()
+    while len(text) > 4 and text.startswith("**") and text.endswith("**"):
+        text = text[2:-2].strip()
     if "\\" in text or "$" in text or "{" in text:
         text = _normalise_latex(text)
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
     text = _conjunctions(text)
+    text = _CLOCK.sub(lambda m: rf" \text{{{(m.group(1) or m.group(2) or m.group(3)).lower()}m}}", text)
     text = re.sub(r"\s+", " ", text).strip()
     return _trim(text)
 
@@ -105,6 +114,7 @@ def _normalise_latex(text: str) -> str:
         text = _STRAY_BACKSLASH.sub("", _DOUBLED.sub(r"\\", text))
     text = _WRAPPERS.sub(" ", text)
     text = _SIZING.sub(" ", text)
+    text = _DECORATION.sub(" ", text)
     text = _FRACTIONS.sub(r"\\frac", text)
     text = _THOUSANDS.sub("", text)
     text = _NEGATIVE_SPACE.sub("", text)
@@ -118,7 +128,7 @@ def _normalise_latex(text: str) -> str:
 
 def _trim(text: str) -> str:
     """Drop emphasis marks around the answer and punctuation after it."""
-    while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`\"":
+    while len(text) > 1 and text[0] == text[-1] and text[0] in '*_`"':
         text = text[1:-1].strip()
     text = text.rstrip(" .,;:")
     while text.endswith("\\") and not text.endswith("\\\\"):

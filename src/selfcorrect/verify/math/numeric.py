@@ -19,6 +19,8 @@ from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity,
 from selfcorrect.verify.math.structures import children
 
 _COARSE_DIGITS, _FINE_DIGITS, _GUARD = 60, 250, 20
+_NOISE = 1e-20
+"""Larger differences at the coarse precision are taken for real."""
 _MAX_LOG2 = 40_000
 _POINTS = 10
 _SEED = 20240912
@@ -123,14 +125,14 @@ class Evaluator:
             salt = sum(ord(c) * (k + 1) for k, c in enumerate(fn)) % 97 + 2
             return mpmath.fsum(mpmath.sin(x * salt / 31 + k + salt) + x / salt for k, x in enumerate(args))
         x = args[0]
-        if any(abs(a) > 10**6 for a in args) and fn not in ("abs", "sqrt", "ln", "log", "log10", "lfloor", "lceil"):
+        if any(abs(a) > 10**6 for a in args) and fn not in ("abs", "sqrt", "ln", "log", "log10", "floor", "ceil"):
             raise TooHard(f"{fn} of a large number")
         if fn == "sqrt":
             return self._power(x, mpmath.mpf(1) / 2, Fraction(1, 2))
         if fn in ("ln", "log", "log10"):
             return self._logarithm(fn, args)
-        if fn in ("lfloor", "lceil"):
-            return mpmath.floor(x) if fn == "lfloor" else mpmath.ceil(x)
+        if fn in ("floor", "ceil"):
+            return mpmath.floor(x) if fn == "floor" else mpmath.ceil(x)
         if fn == "fact":
             return self._factorial(x)
         if fn == "binom":
@@ -187,8 +189,18 @@ def _evaluate(node: Node, point: Mapping[str, Fraction], *, real: bool) -> Numbe
 
 
 def _near(a: Number, b: Number, digits: int) -> bool:
-    scale = max(mpmath.mpf(1), abs(a), abs(b))
-    return bool(abs(a - b) <= scale * mpmath.mpf(10) ** (_GUARD - digits))
+    return bool(abs(a - b) <= max(abs(a), abs(b)) * mpmath.mpf(10) ** -digits)
+
+
+def _settled(node: Node, point: Mapping[str, Fraction], *, real: bool) -> Number | None:
+    """The value to many digits, or exactly 0 where its digits are rounding noise: they change with the precision."""
+    with mpmath.workdps(_FINE_DIGITS):
+        first = _evaluate(node, point, real=real)
+    with mpmath.workdps(2 * _FINE_DIGITS):
+        second = _evaluate(node, point, real=real)
+        if first is None or second is None:
+            return None
+        return second if _near(first, second, _COARSE_DIGITS) else mpmath.mpf(0)
 
 
 def _pairs(a: Node, b: Node, digits: int) -> list[tuple[dict[str, Fraction], bool, Number, Number]]:
@@ -207,6 +219,12 @@ def _pairs(a: Node, b: Node, digits: int) -> list[tuple[dict[str, Fraction], boo
     return []
 
 
+def _agree_at(a: Node, b: Node, point: Mapping[str, Fraction], *, real: bool, digits: int) -> bool:
+    with mpmath.workdps(2 * _FINE_DIGITS):
+        x, y = _settled(a, point, real=real), _settled(b, point, real=real)
+        return x is not None and y is not None and _near(x, y, digits)
+
+
 def identical(a: Node, b: Node) -> bool:
     """Whether two scalar expressions are equal for all values of their variables.
 
@@ -215,13 +233,17 @@ def identical(a: Node, b: Node) -> bool:
         Unevaluable: an expression has no numerical meaning.
     """
     pairs = _pairs(a, b, _COARSE_DIGITS)
+    if not pairs:
+        return False
     with mpmath.workdps(_COARSE_DIGITS):
-        if not pairs or not all(_near(x, y, _COARSE_DIGITS) for _, _, x, y in pairs):
-            return False
+        for point, real, x, y in pairs:
+            if _near(x, y, _COARSE_DIGITS - _GUARD):
+                continue
+            # Near zero the coarse digits may be what cancellation left over; elsewhere they decide.
+            if abs(x - y) > _NOISE or not _agree_at(a, b, point, real=real, digits=_COARSE_DIGITS - _GUARD):
+                return False
     point, real, _, _ = pairs[0]
-    with mpmath.workdps(_FINE_DIGITS):
-        x, y = _evaluate(a, point, real=real), _evaluate(b, point, real=real)
-        return x is not None and y is not None and _near(x, y, _FINE_DIGITS)
+    return _agree_at(a, b, point, real=real, digits=_FINE_DIGITS - _GUARD)
 
 
 def factor_between(a: Node, b: Node) -> int:
@@ -231,7 +253,7 @@ def factor_between(a: Node, b: Node) -> int:
         if len(pairs) < 3 or any(x == 0 or y == 0 for _, _, x, y in pairs):
             return 0
         ratios = [x / y for _, _, x, y in pairs]
-        if any(not _near(r / ratios[0], mpmath.mpf(1), _COARSE_DIGITS) for r in ratios):
+        if any(not _near(r, ratios[0], _COARSE_DIGITS - _GUARD) for r in ratios):
             return 0
         return 1 if mpmath.re(ratios[0]) > 0 else -1
 

@@ -27,7 +27,7 @@ class Limits:
     """What one pair may cost. CPU time decides; wall time is the backstop on a loaded machine."""
 
     cpu_s: float = 2.0
-    wall_s: float = 4.5
+    wall_s: float = 3.0
     memory_bytes: int = 1 << 30
 
 
@@ -64,8 +64,9 @@ def _environment() -> dict[str, str]:
 class _Worker:
     """One child process. Not thread-safe: the pool lends it to one caller at a time."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, preload: bool) -> None:
         self.limits = limits
+        self.loaded = preload
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -74,6 +75,7 @@ class _Worker:
                 "selfcorrect.verify.math.worker",
                 str(limits.cpu_s),
                 str(limits.memory_bytes),
+                *(["preload"] if preload else []),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -104,32 +106,41 @@ class _Worker:
 
     def ask(self, gold: str, given: str, shortcut: bool) -> dict[str, Any]:
         if not self.ready:
-            self._read_line(_START_TIMEOUT_S)
+            self._read_slowly()
             self.ready = True
         request = json.dumps({"gold": gold, "given": given, "shortcut": shortcut}).encode() + b"\n"
         try:
             self.requests.write(request)
         except BrokenPipeError:
             raise _Died from None
-        return self._read_line(self.limits.wall_s)
+        reply = self._read_line(self.limits.wall_s)
+        if "loading" in reply:
+            self._read_slowly()
+            self.loaded = True
+            reply = self._read_line(self.limits.wall_s)
+        return reply
 
-    def stop(self) -> int:
-        """Kill the process and reap it.
+    def _read_slowly(self) -> None:
+        """Wait for imports in the worker, which no pair is charged for."""
+        try:
+            self._read_line(_START_TIMEOUT_S)
+        except _Overran:
+            raise _Died from None
+
+    def stop(self, *, finished: bool = False) -> int:
+        """Kill the process and reap it; one that has ``finished`` by itself is only reaped, for its own exit status.
 
         Returns:
             the exit status; negative for the signal that ended it.
         """
-        # A process that has just closed its pipe is let finish, so that its own status is seen and not our kill.
         try:
-            self.process.wait(0.2 if self.process.poll() is None and self.buffer == b"" and self.dying else 0)
+            self.process.wait(1.0 if finished else 0.0)
         except subprocess.TimeoutExpired:
             self.process.kill()
         status = self.process.wait()
         self.requests.close()
         self.replies.close()
         return status
-
-    dying = False
 
 
 class WorkerPool:
@@ -144,6 +155,7 @@ class WorkerPool:
         self._alive: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._preload = False
 
     def compare(self, gold: str, given: str, *, shortcut: bool = True) -> Reply:
         """Ask a worker; blocks while all are busy. A worker that dies for no reason of the pair's is tried once more."""
@@ -157,43 +169,50 @@ class WorkerPool:
 
     def _compare_once(self, gold: str, given: str, shortcut: bool) -> Reply | None:
         worker = self._idle.get()
-        keep: _Worker | None = None
         try:
             if self._closed:
                 return Reply(None, error="the grader is closed")
             worker = worker or self._start()
             raw = worker.ask(gold, given, shortcut)
             if "limit" in raw:
-                self._discard(worker)
+                worker = self._replaced(worker)[0]
                 return Reply(None, limit=f"memory or depth limit ({raw['limit']})")
-            keep = worker
             if "error" in raw:
                 return Reply(None, error=str(raw["error"]))
             return Reply(bool(raw["equal"]), how=str(raw["how"]))
         except _Overran:
             assert worker is not None
-            self._discard(worker)
+            worker = self._replaced(worker)[0]
             return Reply(None, limit=f"{self.limits.wall_s} s of wall time")
         except _Died:
             assert worker is not None
-            worker.dying = True
-            status = self._discard(worker)
+            worker, status = self._replaced(worker, finished=True)
             if -status in _LIMIT_SIGNALS:
                 return Reply(None, limit=f"{self.limits.cpu_s} s of CPU time")
             return None
+        except OSError as fault:
+            return Reply(None, error=f"cannot run a worker process: {fault}")
         finally:
-            self._idle.put(keep)
+            self._idle.put(worker)
 
     def _start(self) -> _Worker:
-        worker = _Worker(self.limits)
+        worker = _Worker(self.limits, preload=self._preload)
         with self._lock:
             self._alive.add(worker)
         return worker
 
-    def _discard(self, worker: _Worker) -> int:
+    def _replaced(self, worker: _Worker, *, finished: bool = False) -> tuple[_Worker | None, int]:
+        """End a worker and start the next at once, so that the pair after this one does not wait for an interpreter.
+
+        Returns:
+            the new worker (None once the pool is closed) and the old one's exit status.
+        """
         with self._lock:
             self._alive.discard(worker)
-        return worker.stop()
+            # Where one pair needed math-verify, more will: the next worker has it before its first pair.
+            self._preload = self._preload or worker.loaded
+        status = worker.stop(finished=finished)
+        return (None if self._closed else self._start()), status
 
     def warm_up(self) -> None:
         """Start every worker now, so that the first comparison does not wait for an interpreter."""

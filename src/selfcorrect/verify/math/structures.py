@@ -254,12 +254,16 @@ def reject_odd_arithmetic(node: Node) -> Node:
     return node
 
 
+_WORDS = re.compile(r"(?![-!])[\w\s.,'\"():;?!&/-]+")
+
+
 def _verbal(normalised: str) -> Text | None:
-    """Words in a ``\\text``, or several plain words: compared as words."""
+    """Words in a ``\\text``, or several plain words: compared as words. Nothing without a letter, nothing like a formula."""
     plain = normalised.replace(r"\text", "").replace("{", "").replace("}", "").replace(r"\sep", "and")
-    if "\\" in plain or any(c in plain for c in "=<>^_+*/"):
+    key = word_key(normalised)
+    if not _WORDS.fullmatch(plain) or not re.search(r"[^\W\d_]", key):
         return None
-    return Text(word_key(normalised)) if word_key(normalised) else None
+    return Text(key)
 
 
 @lru_cache(maxsize=20_000)

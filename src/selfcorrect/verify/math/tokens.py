@@ -24,11 +24,10 @@ class Token:
 
 
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh asin acos atan ln log lg exp sqrt".split()
+    ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "asin", "acos", "atan", "ln", "log", "lg", "exp", "sqrt"]
 )
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi"
-    " psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell vartheta".split()
+    ["alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell", "vartheta"]
 )
 _PLAIN_WORDS = FUNCTIONS | {"pi", "infty", "infinity"}
 
@@ -49,7 +48,7 @@ _TOKEN = re.compile(
 
 def _is_thousands(digits: str, depth: int) -> bool:
     """Policy: ``1,234`` is one number outside brackets; inside them only where a group could not stand alone (``,050``)."""
-    first, *groups = digits.split(".")[0].split(",")
+    first, *groups = digits.split(".", maxsplit=1)[0].split(",")
     if not groups:
         return True
     plausible = 1 <= len(first) <= 3 and not first.startswith("0")

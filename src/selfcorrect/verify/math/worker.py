@@ -1,7 +1,8 @@
 """The worker process: symbolic comparison under limits on CPU time and memory. Started by ``pool``, never imported.
 
 One request per line on stdin, one reply per line on stdout, both JSON. Replies: ``{"equal": bool}``, ``{"limit": why}``
-when the pair used up its limits, ``{"error": why}`` when this code failed. Nothing is evaluated as code.
+when the pair used up its limits, ``{"error": why}`` when this code failed; before the first pair that needs math-verify,
+``{"loading": true}`` and ``{"loaded": true}`` around its import. Nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -45,21 +46,30 @@ class ManyDigits:
             return False
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to one request ``{"gold", "given", "shortcut"}``."""
+def answer(request: dict[str, Any]) -> dict[str, Any] | None:
+    """The reply to one request ``{"gold", "given", "shortcut"}``; None when math-verify must be loaded first."""
     try:
         gold, given = str(request["gold"]), str(request["given"])
         decision = decide(gold, given, ManyDigits(), shortcut=bool(request["shortcut"]))
         if decision.parsed:
             return {"equal": bool(decision.equal), "how": "compared to 250 digits"}
         a, b = normalise(gold), normalise(given)
-        if fallback.allowed(a, b):
-            return {"equal": fallback.verify(a, b), "how": "math-verify"}
-        return {"equal": False, "how": decision.how}
+        if not fallback.allowed(a, b):
+            return {"equal": False, "how": decision.how}
+        if not fallback.loaded():
+            return None
+        return {"equal": fallback.verify(a, b), "how": "math-verify"}
     except (MemoryError, RecursionError) as fault:
         return {"limit": type(fault).__name__}
     except Exception as fault:  # noqa: BLE001  # the worker's edge: a fault of ours is reported, not fatal
         return {"error": f"{type(fault).__name__}: {fault}"}
+
+
+def _within_time(request: dict[str, Any], cpu_s: float) -> dict[str, Any] | None:
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    reply = answer(request)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return reply
 
 
 def _set_limits(memory_bytes: int) -> None:
@@ -68,21 +78,32 @@ def _set_limits(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def main(cpu_s: float, memory_bytes: int) -> None:
+def main(cpu_s: float, memory_bytes: int, *, preload: bool) -> None:
     """Answer requests until stdin closes. A pair over its CPU time ends the process by SIGPROF; the pool replaces it."""
     replies: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message).encode() + b"\n")
+
     mpmath.mp.dps = 60
+    if preload:
+        fallback.load()
     _set_limits(memory_bytes)
-    replies.write(b'{"ready": true}\n')
+    send({"ready": True})
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, cpu_s)
-        reply = answer(json.loads(line))
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        replies.write(json.dumps(reply).encode() + b"\n")
+        request = json.loads(line)
+        reply = _within_time(request, cpu_s)
+        if reply is None:
+            send({"loading": True})
+            fallback.load()
+            send({"loaded": True})
+            reply = _within_time(request, cpu_s)
+        assert reply is not None
+        send(reply)
         if "limit" in reply:
             return
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(float(sys.argv[1]), int(sys.argv[2]), preload="preload" in sys.argv[3:])
