@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Protocol
 
+from selfcorrect.verify.math.build import neg
 from selfcorrect.verify.math.exact import key, try_rational
-from selfcorrect.verify.math.expressions import neg
 from selfcorrect.verify.math.nodes import Apply, Based, Matrix, Node, Num, Quantity, Ratio, Rel, Seq, SetOp, Sym, Text
 from selfcorrect.verify.math.relations import as_pieces, flip, is_label, split_label
 from selfcorrect.verify.math.structures import children
@@ -25,7 +25,29 @@ ROUNDING_DIGITS = 10
 _NUMBER_WORDS = {
     w: n
     for n, w in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
     )
 }
 
@@ -162,12 +184,10 @@ class Comparer:
             return self.equal(gold, given_approximations[0])
         if isinstance(gold, Rel) and isinstance(given, Rel):
             return self._two_relations(gold, given)
-        relation, other, swapped = (gold, given, False) if isinstance(gold, Rel) else (given, gold, True)
-        label = split_label(relation)
-        if label is not None:
-            inner = label[1]
-            return self.equal(other, inner) if swapped else self.equal(inner, other)
-        return self._pieces(gold, given)
+        gold_value, given_value = _without_label(gold), _without_label(given)
+        if gold_value is None or given_value is None:
+            return self._pieces(gold, given)
+        return self.equal(gold_value, given_value)
 
     def _two_relations(self, gold: Rel, given: Rel) -> Ternary:
         gold_label, given_label = split_label(gold), split_label(given)
@@ -212,7 +232,7 @@ class Comparer:
 
     # -- several values -------------------------------------------------------------------------------------------
 
-    def _sequences(self, gold: Node, given: Node) -> Ternary:
+    def _sequences(self, gold: Node, given: Node) -> Ternary:  # noqa: PLR0911  # one return per pair of kinds
         if isinstance(gold, Matrix) or isinstance(given, Matrix):
             return self._matrices(gold, given)
         if not isinstance(gold, Seq) or not isinstance(given, Seq):
@@ -337,6 +357,14 @@ def _approximations(node: Node) -> list[Node] | None:
     cut = node.ops.index("~")
     before = Rel(node.ops[:cut], node.parts[: cut + 1]) if cut else node.parts[0]
     return [before, node.parts[cut + 1]]
+
+
+def _without_label(node: Node) -> Node | None:
+    """The value that a labelled relation gives; other relations have none, other nodes are their own."""
+    if not isinstance(node, Rel):
+        return node
+    label = split_label(node)
+    return None if label is None else label[1]
 
 
 def _mirror(relation: Rel) -> Rel:

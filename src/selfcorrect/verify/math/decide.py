@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfcorrect.verify.math.compare import Comparer, ExactOnly, Scalars, Ternary
-from selfcorrect.verify.math.nodes import CannotParse, Node, Num, TooHard
+from selfcorrect.verify.math.fallback import allowed
+from selfcorrect.verify.math.nodes import CannotParse, Node, Num, Text, TooHard
 from selfcorrect.verify.math.normalise import normalise, string_key, word_key
-from selfcorrect.verify.math.structures import Text, parse
+from selfcorrect.verify.math.structures import parse
 from selfcorrect.verify.math.tokens import MAX_ANSWER_CHARS
 
 
@@ -19,17 +20,17 @@ class Decision:
 
     equal: Ternary
     how: str
-    parsed: bool = True
-    """False when the None comes from text outside our grammar, which only math-verify may read."""
+    for_math_verify: bool = False
+    """The None comes from a formula outside our grammar that math-verify may be shown."""
 
 
-def _parsed(text: str) -> tuple[Node | None, Literal["", "grammar", "size"]]:
+def _parsed(text: str) -> Node | Literal["not in the grammar", "too large"]:
     try:
-        return parse(text), ""
+        return parse(text)
     except CannotParse:
-        return None, "grammar"
+        return "not in the grammar"
     except (TooHard, RecursionError):
-        return None, "size"
+        return "too large"
 
 
 def _decimal_comma(gold: Node, given: str) -> str | None:
@@ -55,22 +56,30 @@ def decide(gold: str, given: str, scalars: Scalars | None = None, *, shortcut: b
     a, b = normalise(gold), normalise(given)
     if shortcut and string_key(a) == string_key(b) and a:
         return Decision(True, "equal strings")
-    (gold_tree, gold_fault), (given_tree, given_fault) = _parsed(a), _parsed(b)
-    if "size" in (gold_fault, given_fault):
+    gold_tree, given_tree = _parsed(a), _parsed(b)
+    if "too large" in (gold_tree, given_tree):
         return Decision(False, "over the size limits")
     if isinstance(gold_tree, Text) or isinstance(given_tree, Text) or (_is_word(a) and _is_word(b)):
         same = word_key(a).casefold() == word_key(b).casefold() and bool(re.search(r"[^\W\d_]", word_key(a)))
-        if same or gold_tree is None or given_tree is None:
+        if same or isinstance(gold_tree, str) or isinstance(given_tree, str):
             return Decision(same, "words")
-    if gold_tree is None or given_tree is None:
-        if not shortcut and a == b:
-            return Decision(True, "equal strings outside the grammar")
-        return Decision(None, "outside the grammar", parsed=False)
-    decimal = _decimal_comma(gold_tree, b)
-    if decimal is not None:
-        given_tree = parse(decimal)
+    if isinstance(gold_tree, str) or isinstance(given_tree, str):
+        return _outside_the_grammar(a, b)
+    return _compare(gold_tree, given_tree, b, scalars or ExactOnly())
+
+
+def _outside_the_grammar(gold: str, given: str) -> Decision:
+    if gold == given:
+        return Decision(True, "equal strings outside the grammar")
+    if allowed(gold, given):
+        return Decision(None, "outside the grammar", for_math_verify=True)
+    return Decision(False, "outside the grammar")
+
+
+def _compare(gold: Node, given: Node, given_text: str, scalars: Scalars) -> Decision:
+    decimal = _decimal_comma(gold, given_text)
     try:
-        equal = Comparer(scalars or ExactOnly()).equal(gold_tree, given_tree)
+        equal = Comparer(scalars).equal(gold, parse(decimal) if decimal else given)
     except (TooHard, RecursionError):
         return Decision(False, "over the size limits")
     return Decision(equal, "needs symbolic work" if equal is None else "compared by value")

@@ -128,7 +128,7 @@ def _flat(node: Node, fn: str) -> list[Node]:
     return [node]
 
 
-def key(node: Node) -> str:
+def key(node: Node) -> str:  # noqa: PLR0911, PLR0912  # one return per kind of node
     """Equal keys mean equal answers (not the reverse): sums and products sorted, numbers in lowest terms."""
     value = try_rational(node) if isinstance(node, Apply | Num) else None
     if value is not None:

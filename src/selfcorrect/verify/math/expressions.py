@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
+from selfcorrect.verify.math.build import add, mul, neg, number
 from selfcorrect.verify.math.nodes import (
     MINUS_ONE,
     Apply,
@@ -26,7 +26,6 @@ MAX_DEPTH = 60
 """Deepest nesting that is parsed: far below the interpreter's own recursion limit."""
 MAX_CHAIN = 20
 """Most divisions or postfix operators in one term: each adds a level to the tree without nesting in the text."""
-MAX_DECIMAL_EXPONENT = 400
 
 _ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log10"}
 _ANGLE_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
@@ -35,41 +34,8 @@ _GEOMETRY = frozenset({r"\angle", r"\triangle", r"\overline", r"\overrightarrow"
 _CLOSERS = {")": "(", "]": "[", r"\}": r"\{", "|": "|", r"\rangle": r"\langle"}
 
 
-def number(literal: str) -> Num:
-    """Exact value of a decimal literal; ``0.1{6}`` is a repeating decimal, ``1e5`` scientific."""
-    repeating = re.fullmatch(r"(\d*)\.(\d*)\{(\d+)\}", literal)
-    if repeating:
-        whole, fixed, cycle = repeating.groups()
-        value = Fraction(int(whole + fixed or "0")) + Fraction(int(cycle), 10 ** len(cycle) - 1)
-        return Num(value / 10 ** len(fixed))
-    mantissa, _, exponent = literal.lower().partition("e")
-    if exponent and abs(int(exponent)) > MAX_DECIMAL_EXPONENT:
-        raise TooHard(f"decimal exponent {exponent}")
-    digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else 0
-    return Num(Fraction(literal), digits)
-
-
-def add(*terms: Node) -> Node:
-    return terms[0] if len(terms) == 1 else Apply("add", terms)
-
-
-def mul(left: Node, right: Node) -> Node:
-    """A product; a longer one is kept flat."""
-    if isinstance(left, Apply) and left.fn == "mul":
-        return Apply("mul", (*left.args, right))
-    return Apply("mul", (left, right))
-
-
-def neg(node: Node) -> Node:
-    if isinstance(node, Num):
-        return Num(-node.value, node.digits)
-    if isinstance(node, Quantity):
-        return Quantity(neg(node.value), node.unit)
-    return mul(MINUS_ONE, node)
-
-
 class ExpressionParser:
-    """One pass over the tokens; every method consumes what it parsed. ``structures.Parser`` adds lists and relations."""
+    """One pass over the tokens; every method consumes what it parsed. ``structures.Parser`` adds lists, relations."""
 
     def __init__(self, text: str) -> None:
         self.tokens = tokenize(text)
@@ -250,7 +216,7 @@ class ExpressionParser:
         raise TooHard("a long chain of postfix operators")
 
     def degrees(self, value: Node) -> Node:
-        """Inside a trigonometric function a degree sign is a factor pi/180; elsewhere it is a unit (policy: dropped)."""
+        """Inside a trigonometric function a degree sign is a factor pi/180; elsewhere a unit (policy: dropped)."""
         if self.token.kind == "sym" and self.token.value in "CF" and self.peek().kind == "end":
             self.advance()
         if self.in_angle:
@@ -258,7 +224,7 @@ class ExpressionParser:
         return value
 
     def script(self) -> Node:
-        """What stands after ^ : a braced expression, a signed atom or one digit of a longer number (as TeX reads it)."""
+        """What stands after ^ : a braced expression or a signed atom; a number is taken whole, whatever TeX prints."""
         if self.accept("-"):
             return neg(self.script())
         if self.accept("{"):
@@ -389,7 +355,7 @@ class ExpressionParser:
         self.expect(")")
         return inner
 
-    def command(self, value: str) -> Node:
+    def command(self, value: str) -> Node:  # noqa: PLR0911  # one return per command
         match value:
             case r"\frac":
                 return Apply("frac", (self.argument(), self.argument()))

@@ -31,10 +31,9 @@ _FINAL_LINE = re.compile(r"(?im)^[ \t>#*_`-]{0,20}(?:the[ \t])?final[ \t]answer(
 _FINAL_PHRASE = re.compile(r"\b[Ff]inal [Aa]nswer(?::| is(?![a-z]))")
 _END_OF_TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end)\|>|</s>|<\uff5cend")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_CONNECTIVE = re.compile(
-    r"(?:[\s,~]|\\[,;: ]|\\q?quad)*\\(?:text|mbox|textrm|mathrm)\s?\{[\s,]*(?:and|or)[\s,]*\}(?:[\s~]|\\[,;: ]|\\q?quad)*"
-)
-_COMMA = re.compile(r"(?:[\s~]|\\[,;: ]|\\q?quad)*,(?:[\s~]|\\[,;: ]|\\q?quad)*")
+_GAP = r"(?:[\s~]|\\[,;: ]|\\q?quad)*"
+_CONNECTIVE = re.compile(rf"{_GAP},?{_GAP}\\(?:text|mbox|textrm|mathrm)\s?\{{[\s,]*(?:and|or)[\s,]*\}}{_GAP}")
+_COMMA = re.compile(rf"{_GAP},{_GAP}")
 _SENTENCE = re.compile(r"####|\b[Aa]nswers?(?:\*\*)?\s{0,3}(?:is|are|:|=)(?![A-Za-z])|\bANSWER\s{0,3}(?::|IS\b)")
 _SENTENCE_END = re.compile(r"\.(?=\s|$|<)|[.\s]*\bI hope it is correct|\n\s*\n|(?<=[^\s:])\n")
 _FILLERS = re.compile(

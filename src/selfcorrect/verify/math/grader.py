@@ -154,7 +154,7 @@ class MathGrader:
             out.append(pending[pair])
         return [g if isinstance(g, Grade) else g.result() for g in out]
 
-    def _grade_here(self, case: MathCase) -> Grade | Found:
+    def _grade_here(self, case: MathCase) -> Grade | Found:  # noqa: PLR0911  # one return per verdict
         """The grade, or the answer found when a worker has to compare it."""
         try:
             if not clean_gold(case.gold):

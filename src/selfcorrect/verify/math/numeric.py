@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]  # it carries no types
 
 from selfcorrect.verify.math.exact import try_rational
 from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity, Sym, TooHard
@@ -61,7 +61,7 @@ class Evaluator:
             raise TooHard("a value of too many digits")
         return value
 
-    def _value(self, node: Node) -> Number:
+    def _value(self, node: Node) -> Number:  # noqa: PLR0911  # one return per kind of node
         match node:
             case Num():
                 return mpmath.mpf(node.value.numerator) / node.value.denominator
@@ -119,7 +119,7 @@ class Evaluator:
             raise OutOfDomain("even root of a negative number")
         return mpmath.power(base, exponent)
 
-    def _function(self, fn: str, args: list[Number]) -> Number:
+    def _function(self, fn: str, args: list[Number]) -> Number:  # noqa: PLR0911  # one return per family
         if fn.startswith("user:"):
             # An unknown function stands for some fixed transcendental one: equal arguments, equal values.
             salt = sum(ord(c) * (k + 1) for k, c in enumerate(fn)) % 97 + 2

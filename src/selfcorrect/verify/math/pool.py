@@ -158,7 +158,7 @@ class WorkerPool:
         self._preload = False
 
     def compare(self, gold: str, given: str, *, shortcut: bool = True) -> Reply:
-        """Ask a worker; blocks while all are busy. A worker that dies for no reason of the pair's is tried once more."""
+        """Ask a worker; blocks while all are busy. A pair whose worker was killed from outside is tried once more."""
         for attempt in (1, 2):
             reply = self._compare_once(gold, given, shortcut)
             if reply is not None:
@@ -167,7 +167,9 @@ class WorkerPool:
                 break
         return Reply(None, error="the worker process died twice on this pair")
 
-    def _compare_once(self, gold: str, given: str, shortcut: bool) -> Reply | None:
+    def _compare_once(  # noqa: PLR0911  # one return per way that a worker can end
+        self, gold: str, given: str, shortcut: bool
+    ) -> Reply | None:
         worker = self._idle.get()
         try:
             if self._closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from selfcorrect.verify.math.exact import try_rational
@@ -22,7 +23,7 @@ def _has_symbols(node: Node) -> bool:
     return (isinstance(node, Sym) and node.name not in CONSTANTS) or any(_has_symbols(c) for c in children(node))
 
 
-def is_label(node: Node) -> bool:
+def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of node
     """Something that an answer can be the value of: x, F_n, f(x), AB, NO/BO, |AB|, a:b, (p, q), angle ABC.
 
     Not ``2x + z``: an equation about it is an answer in itself.
@@ -116,11 +117,11 @@ def _complement(points: tuple[Node, ...]) -> tuple[Node, ...]:
     if len(points) > 1 and None not in values:
         points = tuple(p for _, p in sorted(zip(values, points, strict=True), key=lambda pair: pair[0] or 0))
     ends = [neg_infinity(), *points, Sym("oo")]
-    return tuple(_interval(a, b, False, False) for a, b in zip(ends, ends[1:], strict=False))
+    return tuple(_interval(a, b, False, False) for a, b in pairwise(ends))
 
 
-def as_pieces(node: Node) -> Pieces | None:
-    """The set that an interval, a union, an inequality or a list of inequalities describes; None for anything else."""
+def as_pieces(node: Node) -> Pieces | None:  # noqa: PLR0911  # one return per kind of node
+    """The set that an interval, a union, an inequality or a list of them describes; None for anything else."""
     match node:
         case Seq(kind="set"):
             return Pieces(None, tuple(Seq("set", (item,)) for item in node.items))

@@ -258,7 +258,7 @@ _WORDS = re.compile(r"(?![-!])[\w\s.,'\"():;?!&/-]+")
 
 
 def _verbal(normalised: str) -> Text | None:
-    """Words in a ``\\text``, or several plain words: compared as words. Nothing without a letter, nothing like a formula."""
+    """Words in a ``\\text``, or several plain words. Nothing without a letter, nothing like a formula."""
     plain = normalised.replace(r"\text", "").replace("{", "").replace("}", "").replace(r"\sep", "and")
     key = word_key(normalised)
     if not _WORDS.fullmatch(plain) or not re.search(r"[^\W\d_]", key):

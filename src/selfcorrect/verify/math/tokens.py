@@ -24,10 +24,67 @@ class Token:
 
 
 FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "asin", "acos", "atan", "ln", "log", "lg", "exp", "sqrt"]
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "arccot",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asin",
+        "acos",
+        "atan",
+        "ln",
+        "log",
+        "lg",
+        "exp",
+        "sqrt",
+    ]
 )
 GREEK = frozenset(
-    ["alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell", "vartheta"]
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "vartheta",
+    ]
 )
 _PLAIN_WORDS = FUNCTIONS | {"pi", "infty", "infinity"}
 
@@ -47,7 +104,7 @@ _TOKEN = re.compile(
 
 
 def _is_thousands(digits: str, depth: int) -> bool:
-    """Policy: ``1,234`` is one number outside brackets; inside them only where a group could not stand alone (``,050``)."""
+    """Policy: ``1,234`` is one number outside brackets; inside, only where a group could not stand alone (``,050``)."""
     first, *groups = digits.split(".", maxsplit=1)[0].split(",")
     if not groups:
         return True
@@ -106,7 +163,7 @@ def tokenize(text: str) -> list[Token]:
     return [*out, Token("end", "", spaced)]
 
 
-def _token(kind: str, value: str, spaced: bool) -> Token:
+def _token(kind: str, value: str, spaced: bool) -> Token:  # noqa: PLR0911  # one return per kind
     match kind:
         case "num":
             return Token("num", value.replace(",", ""), spaced)

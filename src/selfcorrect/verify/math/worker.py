@@ -1,8 +1,8 @@
 """The worker process: symbolic comparison under limits on CPU time and memory. Started by ``pool``, never imported.
 
 One request per line on stdin, one reply per line on stdout, both JSON. Replies: ``{"equal": bool}``, ``{"limit": why}``
-when the pair used up its limits, ``{"error": why}`` when this code failed; before the first pair that needs math-verify,
-``{"loading": true}`` and ``{"loaded": true}`` around its import. Nothing is evaluated as code.
+when the pair used up its limits, ``{"error": why}`` when this code failed; before the first pair that needs
+math-verify, ``{"loading": true}`` and ``{"loaded": true}`` around its import. Nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from fractions import Fraction
 from typing import Any, BinaryIO
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]  # it carries no types
 
 from selfcorrect.verify.math import fallback, numeric
 from selfcorrect.verify.math.compare import Ternary
@@ -51,11 +51,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any] | None:
     try:
         gold, given = str(request["gold"]), str(request["given"])
         decision = decide(gold, given, ManyDigits(), shortcut=bool(request["shortcut"]))
-        if decision.parsed:
+        if not decision.for_math_verify:
             return {"equal": bool(decision.equal), "how": "compared to 250 digits"}
         a, b = normalise(gold), normalise(given)
-        if not fallback.allowed(a, b):
-            return {"equal": False, "how": decision.how}
         if not fallback.loaded():
             return None
         return {"equal": fallback.verify(a, b), "how": "math-verify"}
@@ -79,7 +77,7 @@ def _set_limits(memory_bytes: int) -> None:
 
 
 def main(cpu_s: float, memory_bytes: int, *, preload: bool) -> None:
-    """Answer requests until stdin closes. A pair over its CPU time ends the process by SIGPROF; the pool replaces it."""
+    """Answer requests until stdin closes. A pair over its CPU time ends the process by SIGPROF."""
     replies: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
