@@ -97,6 +97,13 @@ def _difference(a: Node, b: Node) -> Node:
     return Apply("add", (a, neg(b)))
 
 
+def same_words(gold: str, given: str, gold_is_text: bool) -> bool:
+    """Equal but for case; the case of a single letter counts unless the gold answer is marked as text."""
+    if len(gold) == 1 and not gold_is_text:
+        return gold == given
+    return gold.casefold() == given.casefold()
+
+
 def _spelled(node: Node) -> str | None:
     """The word that a tree spells: ``E*v*e*n`` came from plain letters."""
     match node:
@@ -151,17 +158,17 @@ class Comparer:
                 return rule(gold, given)
         return self._scalars(gold, given)
 
-    # -- words and units ------------------------------------------------------------------------------------------
-
     @staticmethod
     def _words(gold: Node, given: Node) -> Ternary:
         a, b = _spelled(gold), _spelled(given)
-        return a is not None and b is not None and a.casefold() == b.casefold()
+        return a is not None and b is not None and same_words(a, b, isinstance(gold, Text))
 
     def _quantities(self, gold: Node, given: Node) -> Ternary:
         gold_value, gold_unit = _unpack(gold)
         given_value, given_unit = _unpack(given)
         if gold_unit is not None and given_unit is not None and gold_unit != given_unit:
+            return False
+        if {"am", "pm"} & {gold_unit, given_unit} and isinstance(gold_value, Ratio) != isinstance(given_value, Ratio):
             return False
         percent_gold, percent_given = gold_unit == "%", given_unit == "%"
         if percent_gold and not percent_given:
@@ -172,8 +179,6 @@ class Comparer:
             plain = self.equal(gold_value, given_value) if sign_left_out else False
             return some((plain, self.equal(gold_value, _hundredth(given_value))))
         return self.equal(gold_value, given_value)
-
-    # -- relations ------------------------------------------------------------------------------------------------
 
     def _relations(self, gold: Node, given: Node) -> Ternary:
         gold_approximations = _approximations(gold)
@@ -229,8 +234,6 @@ class Comparer:
         if labels and a.label is not None and b.label is not None and key(a.label) != key(b.label):
             return False
         return self._unordered(a.pieces, b.pieces, distinct=True)
-
-    # -- several values -------------------------------------------------------------------------------------------
 
     def _sequences(self, gold: Node, given: Node) -> Ternary:  # noqa: PLR0911  # one return per pair of kinds
         if isinstance(gold, Matrix) or isinstance(given, Matrix):
@@ -303,8 +306,6 @@ class Comparer:
         if isinstance(gold, Ratio) and isinstance(given, Ratio):
             return self._in_order(gold.items, given.items)
         return self.equal(_as_quotient(gold), _as_quotient(given)) if _has_two_parts(gold, given) else False
-
-    # -- scalars --------------------------------------------------------------------------------------------------
 
     def _scalars(self, gold: Node, given: Node) -> Ternary:
         if _is_valueless(gold) or _is_valueless(given) or (isinstance(gold, Sym) and isinstance(given, Sym)):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from selfcorrect.verify.math.compare import Comparer, ExactOnly, Scalars, Ternary
+from selfcorrect.verify.math.compare import Comparer, ExactOnly, Scalars, Ternary, same_words
 from selfcorrect.verify.math.fallback import allowed
 from selfcorrect.verify.math.nodes import CannotParse, Node, Num, Text, TooHard
 from selfcorrect.verify.math.normalise import normalise, string_key, word_key
@@ -60,7 +60,8 @@ def decide(gold: str, given: str, scalars: Scalars | None = None, *, shortcut: b
     if "too large" in (gold_tree, given_tree):
         return Decision(False, "over the size limits")
     if isinstance(gold_tree, Text) or isinstance(given_tree, Text) or (_is_word(a) and _is_word(b)):
-        same = word_key(a).casefold() == word_key(b).casefold() and bool(re.search(r"[^\W\d_]", word_key(a)))
+        words = word_key(a)
+        same = bool(re.search(r"[^\W\d_]", words)) and same_words(words, word_key(b), isinstance(gold_tree, Text))
         if same or isinstance(gold_tree, str) or isinstance(given_tree, str):
             return Decision(same, "words")
     if isinstance(gold_tree, str) or isinstance(given_tree, str):

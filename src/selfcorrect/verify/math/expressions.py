@@ -216,12 +216,12 @@ class ExpressionParser:
         raise TooHard("a long chain of postfix operators")
 
     def degrees(self, value: Node) -> Node:
-        """Inside a trigonometric function a degree sign is a factor pi/180; elsewhere a unit (policy: dropped)."""
+        """Inside a trigonometric function a degree sign is a factor pi/180; elsewhere it is a unit."""
         if self.token.kind == "sym" and self.token.value in "CF" and self.peek().kind == "end":
             self.advance()
         if self.in_angle:
             return mul(value, Apply("div", (Sym("pi"), Num(Fraction(180)))))
-        return value
+        return Quantity(value, "deg")
 
     def script(self) -> Node:
         """What stands after ^ : a braced expression or a signed atom; a number is taken whole, whatever TeX prints."""

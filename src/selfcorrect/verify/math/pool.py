@@ -27,7 +27,7 @@ class Limits:
     """What one pair may cost. CPU time decides; wall time is the backstop on a loaded machine."""
 
     cpu_s: float = 2.0
-    wall_s: float = 3.0
+    wall_s: float = 4.5
     memory_bytes: int = 1 << 30
 
 
