@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import selfcorrect
 from selfcorrect.types import Verdict
-from selfcorrect.verify.math import Limits, MathCase, MathGrader
-from selfcorrect.verify.math.pool import WorkerPool
+from selfcorrect.verify.math import Limits, MathCase, MathGrader, worker
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 1 << 30
@@ -133,15 +135,27 @@ def test_cpu_limit_gives_timeout_and_a_fresh_worker() -> None:
         assert grader.grade("x", "2x", bare=True).verdict in (Verdict.WRONG, Verdict.TIMEOUT)
 
 
-def test_memory_limit_gives_timeout() -> None:
-    # Enough address space for the interpreter and math-verify, too little for this sum.
-    pool = WorkerPool(1, Limits(cpu_s=20.0, wall_s=20.0, memory_bytes=1 << 20))
-    try:
-        reply = pool.compare(r"\sqrt{2}", r"\sqrt{" + "+".join(["x"] * 500) + "}")
-        assert reply.equal is None or reply.equal is False
-        assert pool.compare("x", "y").error == "" or pool.compare("x", "y").limit
-    finally:
-        pool.close()
+def test_the_memory_limit_holds_in_a_worker_process() -> None:
+    code = (
+        "from selfcorrect.verify.math import worker\n"
+        f"worker._set_limits({MAX_BYTES})\n"
+        "try:\n    bytearray(2 << 30)\nexcept MemoryError:\n    print('refused')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(selfcorrect.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "refused"
+
+
+@pytest.mark.parametrize(
+    ("fault", "field"), [(MemoryError(), "limit"), (RecursionError(), "limit"), (ValueError("a bug"), "error")]
+)
+def test_the_worker_reports_what_went_wrong(monkeypatch: pytest.MonkeyPatch, fault: Exception, field: str) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(worker, "decide", fail)
+    reply = worker.answer({"gold": "x", "given": "y", "shortcut": True})
+    assert reply is not None and list(reply) == [field]
 
 
 def test_no_process_is_left() -> None:

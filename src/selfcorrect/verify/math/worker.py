@@ -1,4 +1,4 @@
-"""The worker process: symbolic comparison under limits on CPU time and memory. Started by ``pool``, never imported.
+"""The worker process: symbolic comparison under limits on CPU time and memory. Started by ``pool`` as a module.
 
 One request per line on stdin, one reply per line on stdout, both JSON. Replies: ``{"equal": bool}``, ``{"limit": why}``
 when the pair used up its limits, ``{"error": why}`` when this code failed; before the first pair that needs
