@@ -33,14 +33,12 @@ def loaded() -> bool:
 
 
 def load() -> None:
-    """Import sympy and math-verify: a second or so, which no pair is charged for."""
-    import math_verify.grader  # noqa: F401
-    from latex2sympy2_extended import latex2sympy
-
-    # The first parse builds the tables of the grammar.
-    latex2sympy("x + 1")
+    """Import sympy and math-verify and use them once: seconds that no pair is charged for."""
+    import math_verify.grader  # noqa: F401  # for its side effect: later imports are free
 
     logging.disable(logging.CRITICAL)
+    # The first parse builds the tables of the grammar, the first comparison imports what sympy left for later.
+    verify(r"F_n = \sum_{k=0}^{n} a_k b_{n-k}", r"F_n = \sum_{k=0}^{n} b_{n-k} a_k")
 
 
 def verify(gold: str, given: str) -> bool:

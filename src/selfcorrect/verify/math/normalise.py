@@ -22,6 +22,7 @@ _UNICODE = {
 }  # fmt: skip
 _UNICODE_TABLE = str.maketrans(_UNICODE)
 
+PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _SIZING = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|strut|phantom\s*\{[^{}]*\}|phantom"
     r"|hspace\s*\{[^{}]*\}|vspace\s*\{[^{}]*\}|hfill|rm|bf|it)(?![A-Za-z])"
@@ -98,6 +99,8 @@ def normalise(answer: str) -> str:
     >>> normalise(r"$\\dfrac{1}{2}\\,\\mbox{ cm}$.")
     '\\\\frac{1}{2} \\\\text{ cm}'
     """
+    if PLAIN_NUMBER.fullmatch(answer):
+        return answer
     text = (answer.translate(_UNICODE_TABLE) if not answer.isascii() else answer).strip()
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()

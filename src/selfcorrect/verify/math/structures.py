@@ -7,6 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, cast
 
+from selfcorrect.verify.math.build import number
 from selfcorrect.verify.math.expressions import ExpressionParser
 from selfcorrect.verify.math.nodes import (
     Apply,
@@ -23,7 +24,7 @@ from selfcorrect.verify.math.nodes import (
     Text,
     TooHard,
 )
-from selfcorrect.verify.math.normalise import word_key
+from selfcorrect.verify.math.normalise import PLAIN_NUMBER, word_key
 
 _RELATIONS = {
     "=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in", r"\approx": "~",
@@ -274,6 +275,8 @@ def parse(normalised: str) -> Node:
         CannotParse: the text is not in the grammar.
         TooHard: it is over a size limit.
     """
+    if len(normalised) < 100 and PLAIN_NUMBER.fullmatch(normalised):
+        return number(normalised)
     if re.fullmatch("[A-Z]{2,}", normalised):
         # LQSX is a string of labels, not a product: the order of its letters counts.
         return Text(normalised)
