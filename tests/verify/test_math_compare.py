@@ -189,6 +189,142 @@ p=5,q=2;p=7,q=2 ||| (5,2),(7,2)
 0.0011_2 ||| 0.0011_{2}
 x \neq 5 ||| x != 5
 F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1} ||| F_n = \sum_{k=0}^{n-1} F_{n-k-1} F_k
+\frac{1}{2} ||| \(\frac{1}{2}\)
+\frac{1}{2} ||| \[ \frac{1}{2} \]
+\frac{1}{2} ||| \frac{1}{2}\,
+\frac{1}{2} ||| \displaystyle\frac{1}{2}
+\frac{1}{2} ||| \frac12=0.5
+\frac{1}{2} ||| \frac{1}{2} \approx 0.5
+\frac{1}{2} ||| {\frac{1}{2}}
+\frac{1}{2} ||| 2^{-1}
+\frac{1}{2} ||| \dfrac{\;1\;}{2}
+\sqrt{2} ||| 2^{1/2}
+\sqrt{2} ||| 2^{\frac12}
+\sqrt[3]{4} ||| 4^{1/3}
+3\sqrt{13} ||| 3 \cdot \sqrt{13}
+3\sqrt{13} ||| 3*sqrt(13)
+\frac{3\pi}{4} ||| 3pi/4
+\frac{3\pi}{4} ||| 0.75\pi
+6 - 5i ||| 6-5 i
+6 - 5i ||| -5i+6
+(3, \frac{\pi}{2}) ||| (3, \pi/2)
+(3, \frac{\pi}{2}) ||| \left(3,\,\tfrac{\pi}{2}\right)
+\text{Evelyn} ||| Evelyn
+\text{Evelyn} ||| \textbf{Evelyn}
+\text{Evelyn} ||| \mathrm{Evelyn}
+\text{Evelyn} ||| \text{evelyn}
+\text{two lines} ||| two lines
+p - q ||| p-q
+x^3 - 4x ||| x(x-2)(x+2)
+-1,0,1 ||| 0, 1, -1
+-1,0,1 ||| \{-1,0,1\}
+-1,0,1 ||| x=-1, x=0, x=1
+-1,0,1 ||| x = -1, 0, 1
+-1,0,1 ||| -1, 0, \text{ and } 1
+-1,0,1 ||| $-1$, $0$, and $1$
+-1,0,1 ||| x \in \{-1,0,1\}
+x=5 ||| 5
+x=5 ||| x=5.0
+5 ||| n = 5
+5 ||| 5\%
+11\sqrt{2} ||| 11\sqrt{2} \text{ units}
+15\text{ mph} ||| 15 mph
+15 ||| 15 \text{ m/s}
+15 ||| 15\ \mathrm{m/s}
+15 ||| 15 \, \text{cm}^3
+15 ||| 15 \,\text{cm}^{3}
+15 ||| 15\text{ m}^2
+15 ||| \$15
+15 ||| 15 \text{ dollars}
+15 ||| +15
+70 \sqrt{2} ||| 70\sqrt{2} feet
+(-\infty, 2] \cup [5, \infty) ||| (-\infty,2]\cup[5,+\infty)
+(-\infty, 2] \cup [5, \infty) ||| x \le 2 \text{ or } x \ge 5
+(-\infty, 2] \cup [5, \infty) ||| x \in (-\infty, 2] \cup [5, \infty)
+[5, \infty) ||| x \geqslant 5
+(0,\infty) ||| x>0
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ||| \begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ||| \left[\begin{array}{cc} 1 & 2 \\ 3 & 4 \end{array}\right]
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ||| \left(\begin{matrix} 1 & 2 \\ 3 & 4 \end{matrix}\right)
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ||| \begin{pmatrix}1&2\\3&4\\\end{pmatrix}
+\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix} ||| \begin{pmatrix} -\frac{1}{3} \\ \frac{2}{3} \end{pmatrix}
+\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix} ||| \mathbf{v} = \begin{pmatrix} -\frac{1}{3} \\ \frac{2}{3} \end{pmatrix}
+4210_7 ||| 4210_{7}
+4210_7 ||| (4210)_7
+4210_7 ||| 4210_\text{seven}
+y = -\frac{1}{2} x^2 + 4x - 6 ||| y=-0.5x^2+4x-6
+2x + z - 5 = 0 ||| 2x+0y+z=5
+49x^2 - 42xy + 9y^2 = 0 ||| 9y^2+49x^2-42xy=0
+x^2 + y^2 = 13 ||| y^2 + x^2 = 13
+\tan \theta = 2\theta ||| 2 \theta = \tan\theta
+\frac{\pi r}{h+r} ||| \frac{r\pi}{r+h}
+\frac{h^2}{m} ||| h^2/m
+3 \sec \frac{1}{2} \theta ||| 3\sec(\theta/2)
+\cos^2\alpha ||| (\cos \alpha)^2
+\log\left(\frac{2007}{2006}\right) ||| \log \frac{2007}{2006}
+\log_{10} 5 ||| \frac{\ln 5}{\ln 10}
+2\cos 15^{\circ} ||| 2\cos(15^\circ)
+\sin 30^\circ ||| 0.5
+145^\circ ||| 145 \text{ degrees}
+145^\circ ||| 145^{\circ}
+145^\circ ||| 145\degree
+-32.5 ||| -32\frac{1}{2}
+1{,}000{,}000 ||| 10^6
+1 million ||| 1000000
+0.0000672 ||| 6.72 \times 10^{-5}
+6.72 \times 10^{-5} ||| 6.72\cdot10^{-5}
+6.72 \times 10^{-5} ||| 6.72e-5
+\frac{7}{25} ||| 28\%
+36 ||| 36.
+36 ||| 36\\
+36 ||| \text{36}
+36 ||| "36"
+36 ||| '36'
+36 ||| `36`
+36 ||| \(36\)
+36 ||| \mathrm{36}
+36 ||| 36\text{.}
+36 ||| = 36
+36 ||| x = 36 \text{ cm}
+36 ||| Area = 36
+36 ||| \text{Area} = 36
+36 ||| A = 6 \times 6 = 36
+36 ||| 6^2
+36 ||| m\angle ABC = 36^\circ
+12:30 ||| 12:30
+3x+2 ||| 3 x + 2
+n(n+1)/2 ||| \frac{n(n+1)}{2}
+2^{n} ||| 2^n
+\frac{x}{2} ||| x/2
+\frac{x}{2} ||| 0.5x
+\frac{x}{2} ||| \frac12x
+\sqrt{x} ||| x^{0.5}
+|x| ||| \sqrt{x^2}
+a_1 ||| a_{1}
+x_0+h ||| h + x_{0}
+\overline{AB} ||| \overline{AB}
+\triangle ABC ||| \triangle ABC
+\emptyset ||| \varnothing
+\text{none} ||| None
+\text{True} ||| true
+n = 3k+1 ||| 3k+1
+1+\frac{1}{1+\frac{1}{2}} ||| \frac{5}{3}
+\frac{\frac{1}{2}}{3} ||| \frac{1}{6}
+\left|\frac{-3}{4}\right| ||| \frac34
+3\left(x+1\right)^2 ||| 3x^2+6x+3
+e ||| e^1
+\ln(e^2) ||| 2
+\frac{e^x+e^{-x}}{2} ||| \cosh x
+0.123456789012345 ||| 0.123456789012345
+1/3 ||| 0.333333333333
+\$2.50 ||| 2.5 dollars
+\$1,000 ||| 1000
+\$1{,}000.00 ||| 1000
+75\text{ cents} ||| 75
+7\text{ days} ||| 7
+32_9 ||| 32_{9}
+11011_2 ||| 11011_2
+1, 2, 3, 6 ||| 6, 3, 2, 1
 """
 
 UNEQUAL = r"""
@@ -321,6 +457,98 @@ e^{-2000} ||| e^{-2001}
 42 ||| \text{forty-two}
 \begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix} ||| \begin{pmatrix}1 & 2 \\ 3 & 5\end{pmatrix}
 1 - \frac{1}{e} ||| 1 + \frac{1}{e}
+\frac{1}{2} ||| \frac{2}{1}
+-\frac{1}{2} ||| \frac{1}{2}
+5 ||| 6 = 5 + 1
+5 ||| 5 \text{ or more}
+5 ||| at least 5
+5 ||| x \ge 5
+5 ||| \ge 5
+5 ||| > 5
+5 ||| \pm 5
+5 ||| 5, -5
+\pm 5 ||| 5
+5 ||| \sqrt{5}
+5 ||| 5i
+5 ||| 5^2
+5 ||| 5x
+5 ||| 5 + x
+5 ||| 50
+5 ||| 0.5
+5 ||| 55
+5 ||| \frac{5}{0}
+5 ||| V
+5 ||| 1 + 4 = 6
+5 ||| 0x5
+5 ||| 101_2
+5 ||| 5 - 0.0000001
+5 ||| 5 \pm 0.1
+5 ||| 4.9999999999
+5 ||| [5, 5]
+5 ||| (5)_6
+5 ||| 5 \pmod{7}
+5 ||| 5 \text{ but } 6
+5 ||| 5 \text{ (incorrect)}
+5 ||| 5? 6?
+5 ||| 5; 6
+5 ||| 5 6
+5 ||| 5/1/2
+(3,4) ||| 3,4
+(3,4) ||| (3,4,5)
+(3,4) ||| (4,3)
+(3,4) ||| 3+4
+(3,4) ||| 3.4
+[3,4] ||| (3,4)
+[3,4) ||| [3,4]
+x > 3 ||| x \ge 3
+x > 3 ||| x > 4
+x > 3 ||| x < 3
+x > 3 ||| 3
+\text{A} ||| \text{A, B}
+\text{A, B} ||| \text{A}
+\text{Friday} ||| \text{Saturday}
+\text{Friday} ||| \text{Friday or Saturday}
+\text{parabola} ||| \text{hyperbola}
+(A) ||| (B)
+\text{(A)} ||| \text{(A) or (B)}
+4210_7 ||| 4210_8
+4210_7 ||| 4211_7
+4210_7 ||| 4210
+x^2+1 ||| x^2+2
+x^2+1 ||| (x+1)^2
+\sin x ||| \cos x
+\sqrt{x^2+y^2} ||| x+y
+\frac{x+1}{x} ||| 1
+\frac{\pi}{3} ||| 60^\circ
+\frac{\pi}{3} ||| 1.047
+7 ||| 7.0000001
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ||| \begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ||| \begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} ||| (2, 1)
+y = 2x ||| y = 2x + 1
+y = 2x ||| x = 2y
+y = 2x ||| 2
+x^2+y^2=1 ||| x^2+y^2=2
+x^2+y^2=1 ||| 1
+12\text{ feet} ||| 12\text{ inches}
+1,2,3 ||| 1,2
+1,2,3 ||| 1,2,2,3
+\{1,2\} ||| \{1,2,3\}
+100 ||| 1,00
+1000 ||| 1,0000
+12.5 ||| 12,500
+10\frac{1}{2} ||| \frac{10}{2}
+2\frac{1}{2} ||| 1
+e^x ||| e^{-x}
+x! ||| x
+2^{n+1} ||| 2^n
+\infty ||| 1/0
+0 ||| -1
+0 ||| \emptyset
+0 ||| o
+1 ||| l
+1 ||| i^2
+\text{even} ||| \text{not even}
 """
 
 

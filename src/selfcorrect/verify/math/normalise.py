@@ -67,6 +67,9 @@ _SYNONYMS = [
         (r"\\(?:iff|implies|Rightarrow|Longrightarrow)(?![A-Za-z])", r"\\to "),
     )
 ]
+_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_BASE_IN_WORDS = re.compile(r"_\s?\{?\s*\\(?:text|mathrm|textrm)\s?\{\s*([A-Za-z]+)\s*\}\s*\}?")
+_BRACKETED_NUMERAL = re.compile(r"\(([0-9A-Z]+)\)\s?_")
 _CONJUNCTION_TEXT = re.compile(r"\\text\s*\{[\s,]*(?:and|or|and/or)[\s,]*\}", re.IGNORECASE)
 _CONJUNCTION = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _NUMERIC_TEXT = re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,:]*|[A-Z]?\d+[A-Z]?)((?:\s|\b)[^{}]*)\}")
@@ -74,9 +77,14 @@ _NUMERIC_TEXT = re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,:]*|[A-Z]?\d+[A-Z]?)((?:
 
 def _unwrap_font(match: re.Match[str]) -> str:
     content = match.group(1).strip()
-    if re.search(r"[a-zA-Z]{2}", content) and "\\" not in content:
+    if re.search(r"[a-zA-Z]{2}|[a-zA-Z]/[a-zA-Z]", content) and "\\" not in content:
         return rf"\text{{{content}}}"
     return f" {content} "
+
+
+def _base_from_word(match: re.Match[str]) -> str:
+    word = match.group(1).lower()
+    return f"_{{{_BASES.index(word) + 2}}}" if word in _BASES else match.group()
 
 
 def _unwrap_numeric_text(match: re.Match[str]) -> str:
@@ -108,6 +116,7 @@ def normalise(answer: str) -> str:
         text = _normalise_latex(text)
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
+    text = _BRACKETED_NUMERAL.sub(r"\1_", text)
     text = _conjunctions(text)
     text = _CLOCK.sub(lambda m: rf" \text{{{(m.group(1) or m.group(2) or m.group(3)).lower()}m}}", text)
     text = re.sub(r"\s+", " ", text).strip()
@@ -120,6 +129,7 @@ def _normalise_latex(text: str) -> str:
     text = _WRAPPERS.sub(" ", text)
     text = _SIZING.sub(" ", text)
     text = _DECORATION.sub(" ", text)
+    text = _BASE_IN_WORDS.sub(_base_from_word, text)
     text = _FRACTIONS.sub(r"\\frac", text)
     text = _THOUSANDS.sub("", text)
     text = _NEGATIVE_SPACE.sub("", text)
@@ -133,12 +143,12 @@ def _normalise_latex(text: str) -> str:
 
 def _trim(text: str) -> str:
     """Drop emphasis marks around the answer and punctuation after it."""
-    while len(text) > 1 and text[0] == text[-1] and text[0] in '*_`"':
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`'\"":
         text = text[1:-1].strip()
     text = text.rstrip(" .,;:")
-    while text.endswith("\\") and not text.endswith("\\\\"):
+    while text.endswith("\\"):
         text = text[:-1].rstrip(" .,;:")
-    return text.lstrip(" ,;:*")
+    return text.lstrip(" ,;:*=")
 
 
 _IDLE_SPACE = re.compile(r"(?<![\d,])\s+|(?<=\d)\s+(?!\d)|(?<=,)\s+(?!\d{3}(?!\d))")

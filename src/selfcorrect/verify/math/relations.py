@@ -34,7 +34,9 @@ def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of nod
         case Text():
             return True
         case Apply(fn="mul"):
-            return all(isinstance(a, Sym) and a.name[0].isupper() for a in node.args)
+            names = [a.name for a in node.args if isinstance(a, Sym)]
+            figure = any(" " in name for name in names)
+            return len(names) == len(node.args) and (figure or all(name[0].isupper() for name in names))
         case Apply(fn="div" | "frac" | "abs" | "prime"):
             return all(is_label(a) for a in node.args)
         case Apply():

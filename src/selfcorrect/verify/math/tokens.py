@@ -151,7 +151,10 @@ def tokenize(text: str) -> list[Token]:
         if kind == "num" and not _is_thousands(value, depth):
             value = value.split(",")[0]
             position = match.start() + len(value)
-        if kind == "word":
+        if kind == "word" and not out and len(value) > 2 and text[position:].lstrip().startswith("="):
+            # "Area = 36": a word that names the quantity, not a product of letters.
+            out.append(Token("sym", value, spaced))
+        elif kind == "word":
             last = out[-1] if out else None
             after_value = last is not None and (last.kind in _VALUE_ENDS or last.value in ("}", ")", "]", "%"))
             out += _words(value, spaced, after_value)
