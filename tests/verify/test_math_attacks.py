@@ -95,10 +95,10 @@ def test_bombs(grader: MathGrader, name: str, gold: str) -> None:
 @pytest.mark.parametrize("bomb", [r"\sum_{k=1}^{10^{10}} \frac{1}{k}", r"\prod_{k=1}^{10000000} k"])
 def test_bombs_for_sympy(grader: MathGrader, bomb: str) -> None:
     grader.grade(r"\sum_{k=1}^{n} k", r"\sum_{j=1}^{n} j", bare=True)  # loads math-verify, which no pair is charged for
-    start = time.process_time()
+    start = time.monotonic()
     grade = grader.grade(r"\sum_{k=0}^{n} k", bomb, bare=True)
     assert grade.verdict in (Verdict.WRONG, Verdict.TIMEOUT)
-    assert time.process_time() - start < MAX_SECONDS
+    assert time.monotonic() - start < MAX_SECONDS
 
 
 def test_memory_stays_bounded(grader: MathGrader) -> None:

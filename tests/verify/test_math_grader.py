@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -109,3 +110,16 @@ def test_workers_see_nothing_of_the_callers_environment(monkeypatch: pytest.Monk
             assert b"hunter2" not in environment.read()
     finally:
         pool.close()
+
+
+def test_closing_while_workers_are_busy_gives_verdicts_not_exceptions() -> None:
+    grader = MathGrader(workers=2)
+    grader.warm_up()
+    with ThreadPoolExecutor(4) as threads:
+        slow = [
+            threads.submit(grader.grade, r"\sum_{k=0}^{n} k", rf"\prod_{{k=1}}^{{{n}0000000}} k", bare=True)
+            for n in range(1, 5)
+        ]
+        time.sleep(0.3)
+        grader.close()
+        assert {f.result().verdict for f in slow} <= {Verdict.ERROR, Verdict.TIMEOUT, Verdict.WRONG}

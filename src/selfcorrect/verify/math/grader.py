@@ -18,8 +18,8 @@ from selfcorrect.verify.math.decide import decide
 from selfcorrect.verify.math.extract import Found, bare_answer, find_answer, last_box
 from selfcorrect.verify.math.pool import Limits, Reply, WorkerPool
 
-_CACHE_SIZE = 100_000
-_MAX_CACHED_CHARS = 5_000
+_CACHE_SIZE = 50_000
+_MAX_CACHED_CHARS = 1_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ import selfcorrect
 class Limits:
     """What one pair may cost. CPU time decides; wall time is the backstop on a loaded machine."""
 
-    cpu_s: float = 2.0
-    wall_s: float = 4.5
+    cpu_s: float = 1.0
+    wall_s: float = 4.0
     memory_bytes: int = 1 << 30
 
 
@@ -82,6 +82,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             env=_environment(),
             cwd="/",
+            start_new_session=True,  # Ctrl-C is for the caller, who then closes the pool
             bufsize=0,
         )
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -192,8 +193,10 @@ class WorkerPool:
             if -status in _LIMIT_SIGNALS:
                 return Reply(None, limit=f"{self.limits.cpu_s} s of CPU time")
             return None
-        except OSError as fault:
-            return Reply(None, error=f"cannot run a worker process: {fault}")
+        except (OSError, ValueError) as fault:
+            # No worker could be started, or its pipe was closed or garbled under us.
+            worker = self._replaced(worker)[0] if worker is not None else None
+            return Reply(None, error=f"cannot use a worker process: {fault}")
         finally:
             self._idle.put(worker)
 
@@ -214,7 +217,11 @@ class WorkerPool:
             # Where one pair needed math-verify, more will: the next worker has it before its first pair.
             self._preload = self._preload or worker.loaded
         status = worker.stop(finished=finished)
-        return (None if self._closed else self._start()), status
+        try:
+            return (None if self._closed else self._start()), status
+        except OSError:
+            # The next pair tries again, and reports it if it fails again.
+            return None, status
 
     def warm_up(self) -> None:
         """Start every worker now, so that the first comparison does not wait for an interpreter."""

@@ -267,14 +267,20 @@ def _verbal(normalised: str) -> Text | None:
     return Text(key)
 
 
-@lru_cache(maxsize=20_000)
+_MAX_CACHED_CHARS = 200
+
+
 def parse(normalised: str) -> Node:
-    """The tree of a normalised answer.
+    """The tree of a normalised answer; those of short ones are remembered.
 
     Raises:
         CannotParse: the text is not in the grammar.
         TooHard: it is over a size limit.
     """
+    return _remembered(normalised) if len(normalised) <= _MAX_CACHED_CHARS else _parse(normalised)
+
+
+def _parse(normalised: str) -> Node:
     if len(normalised) < 100 and PLAIN_NUMBER.fullmatch(normalised):
         return number(normalised)
     if re.fullmatch("[A-Z]{2,}", normalised):
@@ -290,6 +296,9 @@ def parse(normalised: str) -> Node:
     except RecursionError:
         raise TooHard("nested too deeply") from None
     return _letters(node) if isinstance(node, Text) and "," in node.words else node
+
+
+_remembered = lru_cache(maxsize=20_000)(_parse)
 
 
 def _letters(node: Text) -> Node:
