@@ -94,7 +94,8 @@ def test_bombs(grader: MathGrader, name: str, gold: str) -> None:
 
 @pytest.mark.parametrize("bomb", [r"\sum_{k=1}^{10^{10}} \frac{1}{k}", r"\prod_{k=1}^{10000000} k"])
 def test_bombs_for_sympy(grader: MathGrader, bomb: str) -> None:
-    grader.grade(r"\sum_{k=1}^{n} k", r"\sum_{j=1}^{n} j", bare=True)  # loads math-verify, which no pair is charged for
+    # Loads math-verify, which no pair is charged for; a pair of its own, or the cache would answer.
+    grader.grade(r"\sum_{k=1}^{n} k", rf"\sum_{{j=1}}^{{n}} j + {len(bomb)}", bare=True)
     start = time.monotonic()
     grade = grader.grade(r"\sum_{k=0}^{n} k", bomb, bare=True)
     assert grade.verdict in (Verdict.WRONG, Verdict.TIMEOUT)
