@@ -18,6 +18,8 @@ from selfcorrect.verify.math import Limits, MathCase, MathGrader, worker
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 1 << 30
+MAX_CPU_SECONDS = 1.0
+"""In the calling process, whatever the load of the machine."""
 
 BOMBS = {
     "tower": "9^{9^{9^9}}",
@@ -71,6 +73,18 @@ CODE = [
 ]
 
 
+def clocks() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
+
+
+def assert_within_bounds(start: tuple[float, float]) -> None:
+    """CPU time always; elapsed time only where the machine has a core to give, or it measures the neighbours."""
+    wall, cpu = (now - then for now, then in zip(clocks(), start, strict=True))
+    assert cpu < MAX_CPU_SECONDS
+    if os.getloadavg()[0] <= (os.cpu_count() or 1):
+        assert wall < MAX_SECONDS
+
+
 @pytest.fixture(scope="module")
 def grader() -> Iterator[MathGrader]:
     with MathGrader(workers=1) as grader:
@@ -83,9 +97,9 @@ def grader() -> Iterator[MathGrader]:
 def test_bombs(grader: MathGrader, name: str, gold: str) -> None:
     bomb = BOMBS[name]
     for text, bare in ((bomb, True), (f"Final answer: {bomb}", False), (rf"\boxed{{{bomb}}}", False), (bomb, False)):
-        start = time.monotonic()
+        start = clocks()
         grade = grader.grade(gold, text, bare=bare)
-        assert time.monotonic() - start < MAX_SECONDS
+        assert_within_bounds(start)
         if name != "bidirectional override":
             # In prose its 42 is the last number; the direction mark is not part of it.
             assert grade.verdict in (Verdict.WRONG, Verdict.TIMEOUT, Verdict.NO_ANSWER), grade
@@ -96,10 +110,10 @@ def test_bombs(grader: MathGrader, name: str, gold: str) -> None:
 def test_bombs_for_sympy(grader: MathGrader, bomb: str) -> None:
     # Loads math-verify, which no pair is charged for; a pair of its own, or the cache would answer.
     grader.grade(r"\sum_{k=1}^{n} k", rf"\sum_{{j=1}}^{{n}} j + {len(bomb)}", bare=True)
-    start = time.monotonic()
+    start = clocks()
     grade = grader.grade(r"\sum_{k=0}^{n} k", bomb, bare=True)
     assert grade.verdict in (Verdict.WRONG, Verdict.TIMEOUT)
-    assert time.monotonic() - start < MAX_SECONDS
+    assert_within_bounds(start)
 
 
 def test_memory_stays_bounded(grader: MathGrader) -> None:
