@@ -1,0 +1,86 @@
+"""Gold string against given string, without extraction: the one decision procedure, run here and in the worker."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from selfcorrect.verify.math.compare import Comparer, ExactOnly, Scalars, Ternary, same_words
+from selfcorrect.verify.math.fallback import allowed
+from selfcorrect.verify.math.nodes import CannotParse, Node, Num, Text, TooHard
+from selfcorrect.verify.math.normalise import normalise, string_key, word_key
+from selfcorrect.verify.math.structures import parse
+from selfcorrect.verify.math.tokens import MAX_ANSWER_CHARS
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``equal`` is None when only the worker can tell."""
+
+    equal: Ternary
+    how: str
+    for_math_verify: bool = False
+    """The None comes from a formula outside our grammar that math-verify may be shown."""
+
+
+def _parsed(text: str) -> Node | Literal["not in the grammar", "too large"]:
+    try:
+        return parse(text)
+    except CannotParse:
+        return "not in the grammar"
+    except (TooHard, RecursionError):
+        return "too large"
+
+
+def _decimal_comma(gold: Node, given: str) -> str | None:
+    """Policy: beside a gold decimal, ``2,74`` is 2.74 unless it reads as thousands."""
+    if isinstance(gold, Num) and gold.value.denominator != 1 and re.fullmatch(r"-?\d+,(?:\d{1,2}|\d{4,})", given):
+        return given.replace(",", ".")
+    return None
+
+
+def _is_word(text: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z][A-Za-z ]{3,}", text))
+
+
+def decide(gold: str, given: str, scalars: Scalars | None = None, *, shortcut: bool = True) -> Decision:
+    """Whether ``given`` is an answer equal to ``gold``; neither holds a box or prose around the answer.
+
+    Args:
+        scalars: decides symbolic questions; without it they are left open (``equal`` is None).
+        shortcut: accept equal strings at once. Off only in the round-trip check of the rest.
+    """
+    if len(given) > 2 * MAX_ANSWER_CHARS or len(gold) > 2 * MAX_ANSWER_CHARS:
+        return Decision(shortcut and gold.strip() == given.strip(), "longer than any answer")
+    a, b = normalise(gold), normalise(given)
+    if shortcut and string_key(a) == string_key(b) and a:
+        return Decision(True, "equal strings")
+    gold_tree, given_tree = _parsed(a), _parsed(b)
+    if "too large" in (gold_tree, given_tree):
+        return Decision(False, "over the size limits")
+    if isinstance(gold_tree, Text) or isinstance(given_tree, Text) or (_is_word(a) and _is_word(b)):
+        words = word_key(a)
+        same = bool(re.search(r"[^\W\d_]", words)) and same_words(words, word_key(b), isinstance(gold_tree, Text))
+        if same or isinstance(gold_tree, str) or isinstance(given_tree, str):
+            return Decision(same, "words")
+    if isinstance(gold_tree, str) or isinstance(given_tree, str):
+        return _outside_the_grammar(a, b)
+    return _compare(gold_tree, given_tree, b, scalars or ExactOnly())
+
+
+def _outside_the_grammar(gold: str, given: str) -> Decision:
+    if gold == given:
+        return Decision(True, "equal strings outside the grammar")
+    if allowed(gold, given):
+        return Decision(None, "outside the grammar", for_math_verify=True)
+    return Decision(False, "outside the grammar")
+
+
+def _compare(gold: Node, given: Node, given_text: str, scalars: Scalars) -> Decision:
+    decimal = _decimal_comma(gold, given_text)
+    try:
+        equal = Comparer(scalars).equal(gold, parse(decimal) if decimal else given)
+    except (TooHard, RecursionError):
+        return Decision(False, "over the size limits")
+    return Decision(equal, "needs symbolic work" if equal is None else "compared by value")

@@ -1,0 +1,268 @@
+r"""Find the answer in a response. The rules, first match wins; ``docs/verify-math.md`` states them as policy.
+
+1. Explicit answers: the last line that starts with ``Final answer:`` (or, inside a line, ``final answer is`` before a
+   formula or number) and the last complete ``\boxed{...}``. Whichever stands later in the text counts, so an answer
+   followed by another does not count.
+2. Fallbacks, for text that ended on its own and holds no explicit answer: the last ``#### x``, ``Answer: x`` or
+   ``the answer is x``; then whichever stands last of a formula and a number.
+
+Text after an end-of-turn token is not the model's answer, nor is text before ``</think>``. Every search is linear in
+the length of the text, with bounded work per match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Rule = Literal["final answer line", "box", "answer sentence", "last formula or number", "bare"]
+
+_MAX_BOX_CHARS = 10_000
+_MAX_BOXES_TRIED = 200
+_MAX_CLAUSE_CHARS = 5_000
+_TAIL_CHARS = 4_000
+_MAX_TRIES = 20
+"""Candidates looked at from the end: more of them are a text that repeats itself."""
+
+_FINAL_LINE = re.compile(r"(?im)^[ \t>#*_`-]{0,20}(?:the[ \t])?final[ \t]answer(?![a-z])")
+_FINAL_PHRASE = re.compile(r"\b[Ff]inal [Aa]nswer(?::| is(?![a-z]))")
+_END_OF_TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end)\|>|</s>|<\uff5cend")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_GAP = r"(?:[\s~]|\\[,;: ]|\\q?quad)*"
+_CONNECTIVE = re.compile(rf"{_GAP},?{_GAP}\\(?:text|mbox|textrm|mathrm)\s?\{{[\s,]*(?:and|or)[\s,]*\}}{_GAP}")
+_COMMA = re.compile(rf"{_GAP},{_GAP}")
+_SENTENCE = re.compile(r"####|\b[Aa]nswers?(?:\*\*)?\s{0,3}(?:is|are|:|=)(?![A-Za-z])|\bANSWER\s{0,3}(?::|IS\b)")
+_SENTENCE_END = re.compile(r"\.(?=\s|$|<)|[.\s]*\bI hope it is correct|\n\s*\n|(?<=[^\s:])\n")
+_FILLERS = re.compile(
+    r"(?:[\s*_:=]|the\s+(?:final\s+)?answer\s+is(?![a-z])|is(?![a-z])|(?:approximately|about|simply|equal\s+to|just|####)(?![a-z]))+",
+    re.IGNORECASE,
+)
+_PLAIN_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
+_DELIMITER = re.compile(r"\$\$|(?<!\\)\$|\\[\[\]()]")
+_CLOSERS = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
+_NUMBER = re.compile(r"(?<![\w.,])-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+(?!\w|\.\d))?(?:\s?\\?%)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer as written, without its box or sentence, and the rule that found it."""
+
+    answer: str
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    start: int
+    end: int
+    content: str
+
+
+def _balanced(text: str, start: int) -> int | None:
+    """Index after the brace that closes the one at ``start``; None when the text ends first."""
+    depth, position = 0, start
+    limit = min(len(text), start + _MAX_BOX_CHARS)
+    while position < limit:
+        char = text[position]
+        if char == "\\":
+            position += 1
+        elif char == "{":
+            depth += 1
+        elif char == "}":
+            depth -= 1
+            if depth == 0:
+                return position + 1
+        position += 1
+    return None
+
+
+def _box_at(text: str, start: int, after_name: int) -> _Box | None:
+    position = after_name
+    while position < len(text) and text[position] == " ":
+        position += 1
+    if text[position : position + 1] == "{":
+        end = _balanced(text, position)
+        return None if end is None else _Box(start, end, text[position + 1 : end - 1].strip())
+    word = re.match(r"[^\s$\\{}]{1,100}", text[position : position + 100])
+    return _Box(start, position + word.end(), word.group()) if word else None
+
+
+def _boxes_from_end(text: str) -> Iterator[_Box]:
+    """Complete, non-empty boxes, the last one first."""
+    stop = len(text)
+    for _ in range(_MAX_BOXES_TRIED):
+        start = max(text.rfind(r"\boxed", 0, stop), text.rfind(r"\fbox", 0, stop))
+        if start < 0:
+            return
+        name = _BOX.match(text, start)
+        box = _box_at(text, start, name.end()) if name else None
+        if box is not None and box.content:
+            yield box
+        stop = start
+
+
+def last_box(text: str) -> _Box | None:
+    r"""The last box; one answer in several boxes when they are joined by ``\text{and}`` or ``\text{or}`` in a formula.
+
+    Boxes that merely follow one another are never joined: the last one is the answer.
+    """
+    boxes = _boxes_from_end(text)
+    last = next(boxes, None)
+    if last is None:
+        return None
+    contents, first, joined = [last.content], last, False
+    for previous in boxes:
+        between = text[previous.end : first.start] if first.start - previous.end <= 80 else "x"
+        if not _CONNECTIVE.fullmatch(between) and not (joined and _COMMA.fullmatch(between)):
+            break
+        joined = True
+        contents.append(previous.content)
+        first = previous
+    return _Box(first.start, last.end, ", ".join(reversed(contents)))
+
+
+def _last(matches: Iterator[re.Match[str]]) -> Iterator[re.Match[str]]:
+    return reversed(deque(matches, maxlen=_MAX_TRIES))
+
+
+def _final_line(text: str) -> tuple[int, str] | None:
+    """(position, rest) of the last line that starts with ``Final answer:``; the rest may go on in the next lines."""
+    for match in _last(_FINAL_LINE.finditer(text)):
+        rest = re.match(r"[ \t*_`]{0,10}(?::|is(?![a-z]))", text[match.end() : match.end() + 40], re.IGNORECASE)
+        if rest:
+            start = match.end() + rest.end()
+            clause = _clause(text[start : start + _MAX_CLAUSE_CHARS].lstrip(" \t*_"))
+            if clause:
+                return match.start(), clause
+    return None
+
+
+def _final_phrase(text: str) -> tuple[int, str] | None:
+    """(position, rest) of the last ``final answer is``/``Final Answer:`` inside a line that goes on with a formula."""
+    for match in _last(_FINAL_PHRASE.finditer(text)):
+        rest = text[match.end() : match.end() + _MAX_CLAUSE_CHARS]
+        clause = _clause(rest)
+        filler = _FILLERS.match(clause)
+        clause = clause[filler.end() :] if filler else clause
+        if clause[:1] in tuple("$\\([{-+.0123456789"):
+            end = _SENTENCE_END.search(clause)
+            return match.start(), clause[: end.start()] if end and end.start() else clause
+    return None
+
+
+def _clause(text: str) -> str:
+    """The answer at the start of ``text``: up to the end of its line, or of the display formula that begins there."""
+    body = text.lstrip()
+    for opener in (r"\[", "$$", r"\begin"):
+        if body.startswith(opener):
+            closer = {r"\[": r"\]", "$$": "$$"}.get(opener, r"\end")
+            end = body.find(closer, len(opener))
+            if end >= 0:
+                line_end = body.find("\n", end)
+                return body[: line_end if line_end >= 0 else len(body)]
+    line = body.split("\n", 1)[0]
+    while line.count("{") > line.count("}") and len(line) < len(body):
+        line = body[: len(line) + 1] + body[len(line) + 1 :].split("\n", 1)[0]
+    return line
+
+
+def _formulas(text: str) -> Iterator[tuple[int, int, str]]:
+    """(start, end, content) of the formulas, in order; a lone dollar sign opens nothing across a blank line."""
+    position = 0
+    while True:
+        opening = _DELIMITER.search(text, position)
+        if opening is None:
+            return
+        closer = _CLOSERS.get(opening.group())
+        end = text.find(closer, opening.end()) if closer else -1
+        content = text[opening.end() : end] if end >= 0 else ""
+        if content.strip() and "\n\n" not in content:
+            assert closer is not None
+            yield opening.start(), end + len(closer), content.strip()
+            position = end + len(closer)
+        else:
+            position = opening.end()
+
+
+def _last_formula_or_number(text: str) -> str | None:
+    tail = text[-_TAIL_CHARS:]
+    formulas = list(_formulas(tail))
+    covered = formulas[-1][1] if formulas else 0
+    numbers = [m for m in _NUMBER.finditer(tail, covered) if any(c.isdigit() for c in m.group())]
+    if numbers:
+        return numbers[-1].group().strip()
+    return formulas[-1][2] if formulas else None
+
+
+def _tidy(clause: str, *, numbers: bool = True) -> str | None:
+    """The answer within a clause: its box, or itself without fillers, or in longer prose its last formula or number."""
+    box = last_box(clause)
+    if box is not None:
+        return box.content
+    hope = clause.find("I hope it is correct")
+    clause = clause[:hope] if hope >= 0 else clause
+    clause = clause.strip().rstrip(".*_ ").strip()
+    filler = _FILLERS.match(clause)
+    clause = clause[filler.end() :] if filler else clause
+    prose = len(_PLAIN_WORD.findall(re.sub(r"\\text\s?\{[^{}]*\}", "", clause))) >= 3
+    if prose and numbers:
+        return _last_formula_or_number(clause) or clause
+    return clause or None
+
+
+def _sentence(text: str) -> str | None:
+    tail = text[-4 * _TAIL_CHARS :]
+    for match in _last(_SENTENCE.finditer(tail)):
+        rest = tail[match.end() : match.end() + _MAX_CLAUSE_CHARS]
+        clause = _clause(rest.lstrip(" *_:"))
+        end = _SENTENCE_END.search(clause)
+        tidy = _tidy(clause[: end.start()] if end and end.start() else clause)
+        if tidy:
+            return tidy
+    return None
+
+
+def own_text(text: str) -> str:
+    """The part in which an answer may stand: after the thinking, before any end-of-turn token."""
+    end = _END_OF_TURN.search(text)
+    if end and text[: end.start()].strip():
+        text = text[: end.start()]
+    _, closed, after = text.rpartition("</think>")
+    return after if closed and after.strip() else text
+
+
+def find_answer(text: str, *, fallbacks: bool = True) -> Found | None:
+    """The answer in a response, or None.
+
+    Args:
+        fallbacks: whether rule 2 counts; off for text that the token cap cut.
+    """
+    text = own_text(text)
+    box, line = last_box(text), _final_line(text)
+    phrase = _final_phrase(text)
+    if phrase is not None and (line is None or phrase[0] > line[0] + len(line[1]) + 40):
+        line = phrase
+    if line is not None and (box is None or box.start < line[0]):
+        answer = _tidy(line[1])
+        if answer:
+            return Found(answer, "final answer line")
+    if box is not None:
+        in_line = line is not None and box.start < line[0] + len(line[1]) + 40
+        return Found(box.content, "final answer line" if in_line else "box")
+    if not fallbacks:
+        return None
+    answer = _sentence(text)
+    if answer:
+        return Found(answer, "answer sentence")
+    answer = _last_formula_or_number(text)
+    return Found(answer, "last formula or number") if answer else None
+
+
+def bare_answer(text: str) -> Found | None:
+    """For text that is the answer already: the content of its box if it has one, else all of it."""
+    box = last_box(text)
+    answer = box.content if box is not None else text.strip()
+    return Found(answer, "bare") if answer else None

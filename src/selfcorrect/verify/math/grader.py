@@ -1,0 +1,215 @@
+"""Grades: extraction, then comparison here, then in a worker where that is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from selfcorrect.types import Grade, Verdict
+from selfcorrect.verify.math.decide import decide
+from selfcorrect.verify.math.extract import Found, bare_answer, find_answer, last_box
+from selfcorrect.verify.math.pool import Limits, Reply, WorkerPool
+
+_CACHE_SIZE = 50_000
+_MAX_CACHED_CHARS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class MathCase:
+    """One gold answer with the text to grade."""
+
+    gold: str
+    text: str
+    bare: bool = False
+    """The text is the answer itself: nothing is searched for, except a box around it."""
+    truncated: bool = False
+    """The token cap cut the text: only an explicit answer in it counts."""
+
+
+def extract_answer(text: str) -> str | None:
+    """The answer in a response as written, or None. The rules are in ``extract``."""
+    found = find_answer(text)
+    return None if found is None else found.answer
+
+
+def clean_gold(gold: str) -> str:
+    """A gold answer without what data sets put around it: a box in a solution, ``####`` of GSM8K."""
+    box = last_box(gold)
+    if box is not None:
+        return box.content
+    return gold.rpartition("####")[2].strip()
+
+
+class _Cache:
+    """Least-recently-used map from (gold, answer) to a verdict with its reason."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[str, str], tuple[Verdict, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, pair: tuple[str, str]) -> tuple[Verdict, str] | None:
+        with self._lock:
+            entry = self._entries.get(pair)
+            if entry is not None:
+                self._entries.move_to_end(pair)
+            return entry
+
+    def put(self, pair: tuple[str, str], entry: tuple[Verdict, str]) -> None:
+        if len(pair[0]) + len(pair[1]) > _MAX_CACHED_CHARS:
+            return
+        with self._lock:
+            self._entries[pair] = entry
+            if len(self._entries) > _CACHE_SIZE:
+                self._entries.popitem(last=False)
+
+
+def _verdict(reply: Reply) -> tuple[Verdict, str]:
+    if reply.equal is not None:
+        return (Verdict.CORRECT if reply.equal else Verdict.WRONG), reply.how
+    if reply.limit:
+        return Verdict.TIMEOUT, f"comparison used up {reply.limit}"
+    return Verdict.ERROR, f"verifier failure: {reply.error}"
+
+
+class MathGrader:
+    """Grades math answers. Symbolic work runs in a pool of worker processes; everything else in the caller.
+
+    Thread-safe. Use as a context manager, or call ``close``. Equal inputs get equal verdicts; verdicts that depend on
+    the machine (``timeout``, ``error``) are not cached.
+
+    Args:
+        workers: worker processes; default the number of CPUs, at most 4.
+        fallbacks: whether rule 2 of ``extract`` counts. Off, only explicit answers are graded.
+        limits: what one symbolic comparison may cost.
+        shortcut: accept equal strings without parsing them. Off only to test the rest.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        fallbacks: bool = True,
+        limits: Limits | None = None,
+        shortcut: bool = True,
+    ) -> None:
+        self.workers = workers or min(4, os.cpu_count() or 1)
+        self.fallbacks = fallbacks
+        self.shortcut = shortcut
+        self._pool = WorkerPool(self.workers, limits)
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="math-grader")
+        self._cache = _Cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. Grading afterwards gives ``error`` where it needs one."""
+        self._pool.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def warm_up(self) -> None:
+        """Start the workers now rather than at the first symbolic pair."""
+        self._pool.warm_up()
+
+    def grade(self, gold: str, text: str, *, bare: bool = False, truncated: bool = False) -> Grade:
+        """Grade one text; blocks while a worker compares."""
+        case = MathCase(gold, text, bare, truncated)
+        ready = self._grade_here(case)
+        return ready if isinstance(ready, Grade) else self._grade_in_worker(case.gold, ready)
+
+    async def grade_async(self, gold: str, text: str, *, bare: bool = False, truncated: bool = False) -> Grade:
+        """Like ``grade``, without blocking the event loop on a worker."""
+        case = MathCase(gold, text, bare, truncated)
+        ready = self._grade_here(case)
+        if isinstance(ready, Grade):
+            return ready
+        return await asyncio.wrap_future(self._threads.submit(self._grade_in_worker, case.gold, ready))
+
+    def grade_many(self, cases: Sequence[MathCase | tuple[str, str]]) -> list[Grade]:
+        """Grade a batch, all workers at once. Result i belongs to case i; one bad pair costs no other its verdict."""
+        out: list[Grade | Future[Grade]] = []
+        pending: dict[tuple[str, Found], Future[Grade]] = {}
+        for row in cases:
+            case = row if isinstance(row, MathCase) else MathCase(*row)
+            ready = self._grade_here(case)
+            if isinstance(ready, Grade):
+                out.append(ready)
+                continue
+            pair = (case.gold, ready)
+            if pair not in pending:
+                pending[pair] = self._threads.submit(self._grade_in_worker, *pair)
+            out.append(pending[pair])
+        return [g if isinstance(g, Grade) else g.result() for g in out]
+
+    def _grade_here(self, case: MathCase) -> Grade | Found:  # noqa: PLR0911  # one return per verdict
+        """The grade, or the answer found when a worker has to compare it."""
+        try:
+            if not clean_gold(case.gold):
+                return Grade(Verdict.ERROR, None, "the gold answer is empty")
+            fallbacks = self.fallbacks and not case.truncated
+            found = bare_answer(case.text) if case.bare else find_answer(case.text, fallbacks=fallbacks)
+            if found is None and case.truncated:
+                return Grade(Verdict.TRUNCATED, None, "cut by the token cap before an answer")
+            if found is None:
+                return Grade(Verdict.NO_ANSWER, None, "no answer found")
+            known = self._cache.get((case.gold, found.answer))
+            if known is not None:
+                return Grade(known[0], found.answer, f"{found.rule}: {known[1]}")
+            decision = decide(clean_gold(case.gold), found.answer, shortcut=self.shortcut)
+        except Exception as fault:  # noqa: BLE001  # the grader's edge: a fault of ours must not end a training run
+            return Grade(Verdict.ERROR, None, f"verifier failure: {type(fault).__name__}: {fault}")
+        if decision.equal is None:
+            return found
+        verdict = Verdict.CORRECT if decision.equal else Verdict.WRONG
+        self._cache.put((case.gold, found.answer), (verdict, decision.how))
+        return Grade(verdict, found.answer, f"{found.rule}: {decision.how}")
+
+    def _grade_in_worker(self, gold: str, found: Found) -> Grade:
+        verdict, how = _verdict(self._pool.compare(clean_gold(gold), found.answer, shortcut=self.shortcut))
+        if verdict in (Verdict.CORRECT, Verdict.WRONG):
+            self._cache.put((gold, found.answer), (verdict, how))
+        return Grade(verdict, found.answer, f"{found.rule}: {how}")
+
+
+class _Default:
+    """The grader behind ``grade_math``: one per process, started when first used, ended with the process."""
+
+    def __init__(self) -> None:
+        self._grader: MathGrader | None = None
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+
+    def get(self) -> MathGrader:
+        with self._lock:
+            if self._grader is None or self._process != os.getpid():
+                # After a fork the parent's workers are not ours to talk to.
+                self._grader, self._process = MathGrader(), os.getpid()
+                atexit.register(self._grader.close)
+            return self._grader
+
+
+_default = _Default()
+
+
+def grade_math(gold: str, text: str, *, bare: bool = False, truncated: bool = False) -> Grade:
+    """Grade one text against a gold answer, with a grader that all callers in this process share.
+
+    Args:
+        gold: the gold answer; with or without dollar signs, in a box, or after ``####``.
+        text: a response to search for its answer, or with ``bare`` the answer itself.
+        truncated: the token cap cut the text.
+    """
+    return _default.get().grade(gold, text, bare=bare, truncated=truncated)

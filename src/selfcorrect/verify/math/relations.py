@@ -1,0 +1,157 @@
+"""Relations as answers: labels such as ``x =``, and inequalities as unions of intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from selfcorrect.verify.math.exact import try_rational
+from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Ratio, Rel, Seq, SetOp, Sym, Text
+from selfcorrect.verify.math.structures import children, neg_infinity
+
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+Bounds = Literal["()", "[]", "[)", "(]"]
+
+
+def flip(op: str) -> str:
+    """The operator of the mirrored relation."""
+    return _FLIPPED.get(op, op)
+
+
+def _has_symbols(node: Node) -> bool:
+    return (isinstance(node, Sym) and node.name not in CONSTANTS) or any(_has_symbols(c) for c in children(node))
+
+
+def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of node
+    """Something that an answer can be the value of: x, F_n, f(x), AB, NO/BO, |AB|, a:b, (p, q), angle ABC.
+
+    Not ``2x + z``: an equation about it is an answer in itself.
+    """
+    match node:
+        case Sym():
+            return node.name not in CONSTANTS
+        case Text():
+            return True
+        case Apply(fn="mul"):
+            names = [a.name for a in node.args if isinstance(a, Sym)]
+            figure = any(" " in name for name in names)
+            return len(names) == len(node.args) and (figure or all(name[0].isupper() for name in names))
+        case Apply(fn="div" | "frac" | "abs" | "prime"):
+            return all(is_label(a) for a in node.args)
+        case Apply():
+            return node.fn.startswith("user:")
+        case Ratio() | Seq(kind="()"):
+            return all(is_label(i) for i in node.items)
+        case _:
+            return False
+
+
+def split_label(relation: Rel) -> tuple[Node, Node] | None:
+    """(label, value) of ``x = ... = 5``, ``5 = x`` and ``x in S``; of ``1 + 1 = 2`` the last part, its label a word."""
+    first, last = relation.parts[0], relation.parts[-1]
+    if relation.ops == ("in",) and is_label(first):
+        return first, last
+    if set(relation.ops) != {"="}:
+        return None
+    if is_label(first) and not (is_label(last) and isinstance(last, Seq)):
+        return first, last
+    if len(relation.parts) == 2 and is_label(last):
+        return last, first
+    if not any(_has_symbols(part) for part in relation.parts):
+        return Text(""), last
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A union of intervals and one-point sets, with the variable that an inequality named."""
+
+    label: Node | None
+    pieces: tuple[Node, ...]
+
+
+def _interval(low: Node, high: Node, low_closed: bool, high_closed: bool) -> Node:
+    names: dict[tuple[bool, bool], Bounds] = {
+        (False, False): "()",
+        (True, False): "[)",
+        (False, True): "(]",
+        (True, True): "[]",
+    }
+    return Seq(names[low_closed, high_closed], (low, high))
+
+
+def _one_inequality(relation: Rel) -> Pieces | None:
+    left, right = relation.parts
+    op = relation.ops[0]
+    if not is_label(left):
+        left, right, op = right, left, flip(op)
+    if not is_label(left) or isinstance(left, Seq | Ratio):
+        return None
+    closed = op.endswith("=")
+    match op[0]:
+        case "<":
+            return Pieces(left, (_interval(neg_infinity(), right, False, closed),))
+        case ">":
+            return Pieces(left, (_interval(right, Sym("oo"), closed, False),))
+        case "!":
+            return Pieces(left, _complement((right,)))
+    return None
+
+
+def _inequality(relation: Rel) -> Pieces | None:
+    if len(relation.ops) == 1:
+        return _one_inequality(relation)
+    if len(relation.ops) != 2 or not is_label(relation.parts[1]):
+        return None
+    low, label, high = relation.parts
+    first, second = relation.ops
+    if first[0] == ">" and second[0] == ">":
+        low, high, first, second = high, low, flip(second), flip(first)
+    if first[0] != "<" or second[0] != "<":
+        return None
+    return Pieces(label, (_interval(low, high, first.endswith("="), second.endswith("=")),))
+
+
+def _complement(points: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The real line without some points; points without a rational value keep the order in which they stand."""
+    values = [try_rational(p) for p in points]
+    if len(points) > 1 and None not in values:
+        points = tuple(p for _, p in sorted(zip(values, points, strict=True), key=lambda pair: pair[0] or 0))
+    ends = [neg_infinity(), *points, Sym("oo")]
+    return tuple(_interval(a, b, False, False) for a, b in pairwise(ends))
+
+
+def as_pieces(node: Node) -> Pieces | None:  # noqa: PLR0911  # one return per kind of node
+    """The set that an interval, a union, an inequality or a list of them describes; None for anything else."""
+    match node:
+        case Seq(kind="set"):
+            return Pieces(None, tuple(Seq("set", (item,)) for item in node.items))
+        case Seq(kind="list") if all(isinstance(item, Rel) for item in node.items):
+            return _union(node.items)
+        case Seq(items=(_, _)) if node.kind != "list":
+            return Pieces(None, (node,))
+        case SetOp(op="cup"):
+            return _union(node.items)
+        case SetOp(op="minus", items=(Seq(kind="()") as line, Seq(kind="set") as holes)):
+            whole = line.items == (neg_infinity(), Sym("oo"))
+            return Pieces(None, _complement(holes.items)) if whole else None
+        case Rel(ops=("in",)):
+            inner = as_pieces(node.parts[1])
+            return None if inner is None else Pieces(node.parts[0], inner.pieces)
+        case Rel():
+            return _inequality(node)
+        case _:
+            return None
+
+
+def _union(items: tuple[Node, ...]) -> Pieces | None:
+    parts = [as_pieces(item) for item in items]
+    pieces: list[Node] = []
+    label: Node | None = None
+    for part in parts:
+        if part is None:
+            return None
+        label = label or part.label
+        pieces += part.pieces
+    return Pieces(label, tuple(pieces))
