@@ -18,7 +18,13 @@ def run(bin_dir: Path, test: str, check: str) -> tuple[int, list[str]]:
         (bin_dir / name).chmod(0o755)
     path = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [SCRIPT], env={**os.environ, "PATH": path}, cwd=bin_dir, capture_output=True, text=True, timeout=60, check=False
+        [SCRIPT],
+        env={**os.environ, "PATH": path},
+        cwd=bin_dir,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     return done.returncode, done.stdout.splitlines()
 

@@ -28,7 +28,7 @@ from selfcorrect.stats import Estimate, bootstrap_mean
 
 METHODS = ("score", "multi_turn", "single_turn")
 GRID = (1e-4, 3e-4)
-LEARNING_RATES = {"score": 1e-3, "multi_turn": 1e-3, "single_turn": 1e-3}
+LEARNING_RATES = {"score": 3e-4, "multi_turn": 3e-4, "single_turn": 3e-4}
 
 
 def run_path(root: Path, method: str, seed: int, rate: float) -> Path:

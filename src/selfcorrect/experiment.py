@@ -25,7 +25,7 @@ from selfcorrect.engines.models import (
     load_tokenizer,
     resolve_model,
 )
-from selfcorrect.errors import DataError, EngineError, Interrupted, RunError, disk_reason
+from selfcorrect.errors import DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
 from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
@@ -63,6 +63,11 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     if not all(splits):
         raise DataError(f"task {task.name} has an empty split; check task.path and the task's settings")
     resolved = resolve_model(config.model.name)
+    if training and resolved.kind == "adapter":
+        raise ModelError(
+            f"model {config.model.name} is a PEFT adapter, which can be measured but not trained further; merge it into its "
+            "base model (merge_and_unload, save_pretrained) and give that directory"
+        )
     chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
     attempts = max(config.eval.attempts, config.method.attempts if training else 1)
     longest = max(longest_conversation(chat, task, split, attempts, config.train.max_new_tokens) for split in splits)

@@ -11,6 +11,7 @@ The order that makes every fault show before it costs time:
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from selfcorrect.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["tiny", "smollm2", "directory", "hub"]
+Kind = Literal["tiny", "smollm2", "directory", "adapter", "hub"]
 
 EMBEDDED = ("tiny", "smollm2")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -36,7 +37,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 @dataclass(frozen=True)
 class ResolvedModel:
     path_or_id: str
-    """A directory, or a Hub id. The directory of ``smollm2`` is made when it is first loaded."""
+    """A directory, or a Hub id. The directory of ``smollm2`` is made when it is first loaded; one of kind ``adapter``
+    holds a PEFT adapter, which can be measured but not trained further."""
     kind: Kind
 
 
@@ -56,6 +58,8 @@ def resolve_model(name: str) -> ResolvedModel:
             smollm2_gguf()
         return ResolvedModel(str(smollm2_cache()), "smollm2")
     path = Path(name).expanduser()
+    if (path / "adapter_config.json").is_file():
+        return ResolvedModel(str(path), "adapter")
     if path.is_dir():
         _require_files(path)
         return ResolvedModel(str(path), "directory")
@@ -68,6 +72,26 @@ def resolve_model(name: str) -> ResolvedModel:
     )
 
 
+def base_of(resolved: ResolvedModel) -> ResolvedModel:
+    """The whole model under a PEFT adapter; any other model is its own base.
+
+    Raises:
+        ModelError: the adapter does not say, or its base is not there.
+    """
+    if resolved.kind != "adapter":
+        return resolved
+    try:
+        name = json.loads((Path(resolved.path_or_id) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str):
+        raise ModelError(
+            f"the adapter in {resolved.path_or_id} does not say which model it belongs to (base_model_name_or_path in "
+            "adapter_config.json); write the name or directory of that model there"
+        )
+    return resolve_model(name)
+
+
 def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's configuration, checked to be one of a causal language model. Loads no weights.
 
@@ -77,6 +101,7 @@ def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remo
     """
     from transformers import AutoConfig
 
+    resolved = base_of(resolved)
     with _explained(resolved):
         config = AutoConfig.from_pretrained(
             _location(resolved), **_source(resolved, revision), trust_remote_code=trust_remote_code
@@ -125,6 +150,8 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    if resolved.kind == "adapter":
+        return _with_adapter(resolved, load_model(base_of(resolved), dtype, device, revision, trust_remote_code))
     config = load_config(resolved, revision, trust_remote_code)
     with _explained(resolved), quiet_progress():
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -143,6 +170,14 @@ def load_model(
                 "they would start at random; take a complete checkpoint of a causal language model"
             )
         return model.to(device)
+
+
+def _with_adapter(resolved: ResolvedModel, base: Any) -> Any:
+    """The base with the adapter beside its weights, in float32: merged into bfloat16 weights it would round away."""
+    from peft import PeftModel
+
+    with _explained(resolved), quiet_progress():
+        return PeftModel.from_pretrained(base, resolved.path_or_id).eval().get_base_model()
 
 
 def check_attention(config: Any, max_length: int) -> None:
@@ -216,11 +251,6 @@ def _require_files(path: Path) -> None:
         raise ModelError(
             f"directory {path} holds a model but no tokenizer ({', '.join(_TOKENIZER_FILES)}); copy the tokenizer's "
             "files of the model into it"
-        )
-    if (path / "adapter_config.json").is_file():
-        raise ModelError(
-            f"directory {path} holds a PEFT adapter, not a whole model; merge it into its base model "
-            "(merge_and_unload, save_pretrained) and give that directory"
         )
     inside = sorted(p.parent.name for p in path.glob("*/config.json"))
     hint = f"perhaps {path / inside[0]} is meant" if inside else "give a directory as save_pretrained writes it"

@@ -28,7 +28,7 @@ class Weights:
         self.names = [n for n, _ in named]
         self._params: list[Tensor] = [p for _, p in named]
         self._masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self._params]
-        self._adam = torch.optim.AdamW(self._masters, lr=0.0)
+        self._adam = self._fresh_adam()
         self._snapshots: dict[str, list[Tensor]] = {}
 
     @property
@@ -138,4 +138,8 @@ class Weights:
 
     def reset_optimiser(self) -> None:
         """Forget Adam's moments (between stages: our choice, the paper is silent)."""
-        self._adam = torch.optim.AdamW(self._masters, lr=0.0)
+        self._adam = self._fresh_adam()
+
+    def _fresh_adam(self) -> torch.optim.Optimizer:
+        # a model that is only measured may have nothing to train, which AdamW itself refuses
+        return torch.optim.AdamW(self._masters or [torch.zeros(0)], lr=0.0)

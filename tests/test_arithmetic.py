@@ -1,0 +1,115 @@
+"""The demo's task: problems, splits, verdicts, demonstrations; and the embedded model that was taught on it."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcorrect.tasks.arithmetic import (
+    PER_LENGTH,
+    Arithmetic,
+    Habits,
+    demonstrate,
+    draw_problems,
+    question,
+    solution,
+    split_of,
+)
+from selfcorrect.types import Problem, Verdict
+
+TASK = Arithmetic(4, 6)
+digits = st.lists(st.integers(1, 9), min_size=2, max_size=8)
+
+
+def test_solution_golden():
+    # 4+7+2 = 13 -> 3; walking back: 3-2 = 1, 1-7 = -6 = 4, 4-4 = 0
+    assert solution([4, 7, 2]) == "Answer: 3\nCheck: 140"
+    # off by 2: 5; 5-2 = 3, 3-7 = 6, 6-4 = 2: the walk ends at the size of the mistake
+    assert solution([4, 7, 2], off_by=2) == "Answer: 5\nCheck: 362"
+
+
+@given(digits, st.integers(0, 9))
+def test_the_check_ends_at_the_mistake(numbers, off_by):
+    assert int(solution(numbers, off_by)[-1]) == off_by
+
+
+@given(digits)
+def test_the_reference_answer_is_correct_and_every_other_digit_is_wrong(numbers):
+    problem = Problem("p", question(numbers), str(sum(numbers) % 10), None, {"digits": tuple(numbers)})
+    assert TASK.grade(problem, TASK.reference_answer(problem), truncated=False).verdict is Verdict.CORRECT
+    for off_by in range(1, 10):
+        assert TASK.grade(problem, solution(numbers, off_by), truncated=False).verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "verdict"),
+    [
+        ("Answer: 3\nCheck: 140", False, Verdict.CORRECT),
+        ("  Answer: 3\nCheck: 140\n", False, Verdict.CORRECT),
+        ("Answer: 3\nCheck: 999", False, Verdict.CORRECT),  # the answer line is judged, not the check
+        ("Answer: 4\nCheck: 140", False, Verdict.WRONG),
+        ("Answer: 13\nCheck: 140", False, Verdict.NO_ANSWER),
+        ("Answer: 3", False, Verdict.NO_ANSWER),
+        ("Answer: 3", True, Verdict.TRUNCATED),
+        ("Answer: 4\nCheck: 1 Answer: 3\nCheck: 140", False, Verdict.NO_ANSWER),
+        ("the answer is 3", False, Verdict.NO_ANSWER),
+        ("", False, Verdict.NO_ANSWER),
+    ],
+)
+def test_verdicts(text, truncated, verdict):
+    problem = Problem("p", question([4, 7, 2]), "3", None, {"digits": (4, 7, 2)})
+    assert TASK.grade(problem, text, truncated=truncated).verdict is verdict
+
+
+def test_pretraining_training_and_held_out_problems_are_disjoint_by_hash():
+    texts = {split: {p.question for p in draw_problems(split, (4, 6))} for split in ("pretrain", "train", "test")}
+    for a, b in itertools.combinations(texts.values(), 2):
+        assert not a & b
+    for split, questions in texts.items():
+        assert {split_of(q) for q in questions} == {split}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_problems_are_distinct_and_every_length_weighs_the_same(split):
+    problems = TASK.problems(split)
+    assert len({p.question for p in problems}) == len({p.id for p in problems}) == len(problems)
+    counts = Counter(p.level for p in problems)
+    assert set(counts) == {"4 terms", "5 terms", "6 terms"}
+    assert all(0.95 * PER_LENGTH[split] <= n <= PER_LENGTH[split] for n in counts.values())
+    assert [p.question for p in Arithmetic(4, 6).problems(split)] == [p.question for p in problems]
+
+
+def test_short_problems_are_all_there_is():
+    assert 0 < len(Arithmetic(2, 2).problems("test")) < 81
+
+
+def test_demonstrations_are_seeded_and_from_the_pretraining_split():
+    def take(seed):
+        return list(itertools.islice(TASK.demonstrations(seed), 200))
+
+    assert take(1) == take(1) != take(2)
+    assert {split_of(p.question) for p, _ in take(1)} == {"pretrain"}
+    assert all(len(answers) == 2 for _, answers in take(1))
+
+
+def test_habits_are_what_they_say():
+    def shares(habits, numbers):
+        rng = random.Random(0)
+        pairs = [demonstrate(numbers, habits, 4, rng) for _ in range(4000)]
+        right = solution(numbers)
+        return (
+            sum(a == right for a, _ in pairs) / 4000,
+            sum(b == right for _, b in pairs) / 4000,
+            sum(a == b for a, b in pairs) / 4000,
+        )
+
+    habits = Habits(slip_short=0.4, slip_long=0.9, fix_short=0.3, fix_long=0.0, redo=0.0)
+    first, second, same = shares(habits, [1, 2, 3])
+    assert first == pytest.approx(0.6, abs=0.03)
+    assert second == pytest.approx(0.3 + 0.7 * 0.6, abs=0.03)  # fixed, or copied from a right one
+    assert same == pytest.approx(0.7 + 0.3 * 0.6, abs=0.03)
+    first, _, same = shares(habits, [1, 2, 3, 4, 5])
+    assert (first, same) == (pytest.approx(0.1, abs=0.02), 1.0)
