@@ -28,6 +28,7 @@ def cli(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(TASKS, "toy", lambda config: toy.Toy())
 
     def call(*arguments):
+        capsys.readouterr()  # what the preparation of a test printed
         monkeypatch.setattr(sys, "argv", ["selfcorrect", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             package.main()
@@ -101,7 +102,7 @@ BAD = {
     "out of range": (lambda t, m: ["train", "method.gamma=2"], ["method.gamma", "less than or equal to 1"]),
     "unknown method": (lambda t, m: ["train", "method=magic"], ["method.name", "magic", "score"]),
     "unknown task": (lambda t, m: ["train", "task=chess", f"model={m}"], ["chess", "arithmetic", "gsm8k"]),
-    "section as a value": (lambda t, m: ["train", "train=3"], ["train", "section", "train.steps"]),
+    "section as a value": (lambda t, m: ["train", "train=3"], ["is a section", "set one of: steps"]),
     "no such file": (lambda t, m: ["train", "paper.toml"], ["paper.toml", "does not exist", "TOML"]),
     "bad TOML": (lambda t, m: ["train", write(t / "c.toml", "[train\n")], ["not valid TOML", "line 1"]),
     "unknown key in TOML": (
@@ -141,7 +142,7 @@ BAD = {
     ),
     "missing field": (
         lambda t, m: ["train", f"model={m}", *gsm8k(t, LINE * 2 + '{"prompt": "?"}\n')],
-        ["train.jsonl line 3", "question"],
+        ["train.jsonl line 3", "no field 'answer'"],
     ),
     "no data": (
         lambda t, m: ["train", f"model={m}", "task=gsm8k", f"task.path={t / 'x'}"],
@@ -162,7 +163,7 @@ BAD = {
     ),
     "unwritable run directory": (
         lambda t, m: quick(m, write(t / "file", "") / "run"),
-        ["cannot be written", "Not a directory", "run_dir=NEW"],
+        ["cannot be written", "is a file", "run_dir=NEW"],
     ),
     "resume with settings": (
         lambda t, m: ["train", "--resume", t, "train.steps=3"],
@@ -178,7 +179,7 @@ BAD = {
     ),
     "eval: unwritable output": (
         lambda t, m: ["eval", m, "--out", write(t / "file", "") / "o.jsonl"],
-        ["cannot be written", "name another place"],
+        ["cannot be written", "is a file", "name another place"],
     ),
     "compare: nothing there": (lambda t, m: ["compare", t / "none"], ["not a run directory"]),
     "compare: a model": (lambda t, m: ["compare", m], ["not a run directory"]),
@@ -214,7 +215,7 @@ def test_bad_input_is_one_paragraph_before_any_weights_load_and_writes_nothing(c
     paragraph = err.strip().splitlines()[-1]
     assert paragraph.startswith("selfcorrect: ")
     assert "Traceback" not in err
-    assert len(err.strip().splitlines()) <= 2  # at most the line that says what starts
+    assert len(err.strip().splitlines()) <= 2  # before it, at most the line that says what starts
     for part in expected:
         assert part in paragraph
     assert tree(tmp_path) == before
@@ -352,7 +353,7 @@ def test_train_ends_with_a_table_and_the_paths_of_what_it_wrote(cli, model, tmp_
     code, out, err = cli(*quick(model, tmp_path / "run"))
     assert code == 0
     rows = [line for line in out.splitlines() if line.startswith("│")]
-    assert [row.split("│")[1].strip() for row in rows][:2] == ["base", "base, attempt 1 of another problem"]
+    assert [row.split("│")[1].strip() for row in rows][:2] == ["base", "base, attempt 1 of another"]
     assert any(row.split("│")[1].strip() == "score" for row in rows)
     paths = [
         line.split(maxsplit=1)[1] for line in out.splitlines() if line.split()[:1] in (["run"], ["model"], ["records"])

@@ -25,7 +25,7 @@ from selfcorrect.engines.models import (
     load_tokenizer,
     resolve_model,
 )
-from selfcorrect.errors import DataError, EngineError, Interrupted, ModelError, RunError
+from selfcorrect.errors import DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
 from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
@@ -168,7 +168,7 @@ def claim(target: Path) -> None:
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise RunError(f"{target} cannot be written: {error.strerror}; name another place") from None
+        raise RunError(f"{target} cannot be written: {disk_reason(error)}; name another place") from None
 
 
 def export(engine: Engine, target: Path) -> None:
@@ -186,7 +186,9 @@ def export(engine: Engine, target: Path) -> None:
         part.rename(target)
     except (OSError, EngineError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise RunError(f"model {target} could not be written: {error}; free room or name another place") from error
+        raise RunError(
+            f"model {target} could not be written: {disk_reason(error)}; free room or name another place"
+        ) from error
 
 
 def _measure(job: Job, run: RunDirectory, engine: Engine, name: str, step: int) -> dict[str, Evaluation]:

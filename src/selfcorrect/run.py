@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from selfcorrect.config import Config, validate
-from selfcorrect.errors import ConfigError, EngineError, RunError
+from selfcorrect.errors import ConfigError, EngineError, RunError, disk_reason
 from selfcorrect.records import Record, parse_record
 
 RUNNING_OUT_OF_ROOM = 64 * 2**20
@@ -78,7 +78,7 @@ class RunDirectory:
             if ours:
                 shutil.rmtree(path, ignore_errors=True)
             raise RunError(
-                f"run directory {path} cannot be written: {_reason(error)}; choose another place with run_dir=NEW"
+                f"run directory {path} cannot be written: {disk_reason(error)}; choose another place with run_dir=NEW"
             ) from None
         free = shutil.disk_usage(path).free
         if free < RUNNING_OUT_OF_ROOM:
@@ -150,7 +150,7 @@ class RunDirectory:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise RunError(
-                f"{target} could not be written: {_reason(error)}. The last checkpoint is whole; free room and continue with "
+                f"{target} could not be written: {disk_reason(error)}. The last checkpoint is whole; free room and continue with "
                 f"`selfcorrect train --resume {self.path}`"
             ) from error
 
@@ -217,7 +217,7 @@ class RunDirectory:
             _sync(final.parent)
         except (OSError, EngineError) as error:
             raise RunError(
-                f"checkpoint {final} could not be written: {_reason(error)}. Earlier checkpoints are whole; free room and "
+                f"checkpoint {final} could not be written: {disk_reason(error)}. Earlier checkpoints are whole; free room and "
                 f"continue with `selfcorrect train --resume {self.path}`"
             ) from error
         finally:
@@ -259,10 +259,6 @@ class RunDirectory:
             raise RunError(
                 f"{file} could not be written: {error.strerror}. The last checkpoint is whole; free room and resume the run"
             ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _sync(path: Path) -> None:

@@ -61,6 +61,7 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     console.print(
         f"{config.model.name}, {config.task.name}, {config.method.name}, seed {config.seed} -> {run.path}",
         highlight=False,
+        soft_wrap=True,
     )
     try:
         engine = make_engine(job)
