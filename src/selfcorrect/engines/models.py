@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfcorrect.engines.chat import require_chat_template
-from selfcorrect.engines.quiet import quiet_progress
+from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
 from selfcorrect.errors import ConfigError, ModelError
 
@@ -176,7 +176,7 @@ def _with_adapter(resolved: ResolvedModel, base: Any) -> Any:
     """The base with the adapter beside its weights, in float32: merged into bfloat16 weights it would round away."""
     from peft import PeftModel
 
-    with _explained(resolved), quiet_progress():
+    with _explained(resolved), quiet_progress(), quiet_peft():
         return PeftModel.from_pretrained(base, resolved.path_or_id).eval().get_base_model()
 
 

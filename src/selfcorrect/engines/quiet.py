@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """No warning of peft 0.21's about a name that transformers 5.23 renamed: nothing a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from selfcorrect.engines.base import (
 )
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, load_model
-from selfcorrect.engines.quiet import quiet_progress
+from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
 from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.weights import Weights
@@ -256,7 +256,8 @@ class TorchEngine:
 def _with_adapters(model: Any, rank: int, alpha: float) -> Any:
     """LoRA on all linear layers but the head; adapters in float32 over a base of any precision."""
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    with quiet_peft():
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
 def _pick_device(name: str) -> torch.device:
