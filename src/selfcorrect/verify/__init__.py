@@ -1,0 +1,1 @@
+"""Verifiers: they turn a text into a verdict."""
