@@ -13,6 +13,8 @@ from pathlib import Path
 
 INSIDE = Path(__file__).parent / "inside"
 _INSIDE_AT = "/sandbox/inside"
+HASH_SEED = "1"
+"""Fixed, so that sets of strings have one order in every run: programs whose answer hangs on it get one verdict."""
 
 # Prints every shared object that the interpreter and its own extension modules map, by the name they were asked for.
 _LIST_LIBRARIES = """
@@ -61,8 +63,7 @@ def find() -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    # Sets of strings must come out in the same order in both processes and in every run.
-    return {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PATH": "/nonexistent"}
+    return {"PYTHONHASHSEED": HASH_SEED, "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PATH": "/nonexistent"}
 
 
 def sandbox_arguments(bwrap: str) -> list[str]:

@@ -106,9 +106,9 @@ def extract(form: Form, completion: str, prompt: str, entry_point: str | None, n
     """Find the program in a completion.
 
     Args:
-        form: ``code``: the completion is the program. ``body``: it continues ``prompt``. ``text``: a model's answer, with
-            the program in a fence (the last Python one that defines what the tests call), between [BEGIN] and [DONE],
-            or plain.
+        form: ``code``: the completion is the program. ``body``: it continues ``prompt``. ``text``: a model's answer,
+            with the program in a fence (the last Python one that defines what the tests call), between [BEGIN] and
+            [DONE], or plain.
         completion: the model's text.
         prompt: the problem's prompt; code for HumanEval, of no use for MBPP.
         entry_point: name of the function that a HumanEval prompt declares.

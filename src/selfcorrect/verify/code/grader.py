@@ -121,7 +121,7 @@ class CodeGrader:
         self._pool.close()
 
     def grade(self, request: CodeRequest) -> CodeGrade:
-        """Grade one program. A broken problem or a failed sandbox gives ``error`` with the reason; nothing is raised."""
+        """Grade one program. Raises nothing: a broken problem or a failed sandbox gives ``error`` with the reason."""
         prepared = self._prepare(request)
         if isinstance(prepared, CodeGrade):
             return prepared
@@ -212,7 +212,7 @@ def _judge(report: JobReport, limits: Limits) -> tuple[Verdict, str]:
             return Verdict.TIMEOUT, f"neither computed nor answered for {limits.idle_s:g} s"
         if part.killed == "wall":
             return Verdict.TIMEOUT, f"still running after {limits.wall_s:g} s of wall clock"
-        # The kernel sends SIGKILL at the limit (its two ways to count CPU differ by 1 %); the supervisor sends it too, to a program that is done.
+        # At the limit the kernel sends SIGKILL; its two ways to count CPU time differ by 1 %.
         over = part.signal == signal.SIGKILL and part.cpu_s >= 0.9 * limits.cpu_s
         if over and (report.outcome is None or report.outcome["outcome"] == "gone"):
             return Verdict.TIMEOUT, f"{who} used up {limits.cpu_s} s of CPU time"

@@ -102,8 +102,8 @@ class Zygote:
 
     def _wait_until_ready(self, info_read: int, isolated: bool) -> None:
         with os.fdopen(info_read, "rb") as info:
-            if isolated and (text := info.read()):
-                self._inner_pid = json.loads(text)["child-pid"]
+            if isolated and (described := info.read()):
+                self._inner_pid = json.loads(described)["child-pid"]
         self._control.settimeout(_START_S)
         try:
             ready = recv_frame(self._control, _REPORT_LIMIT)

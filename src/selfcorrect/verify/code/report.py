@@ -118,8 +118,8 @@ def choose_protection(accept_risk: str | None) -> Protection:
     if not report.complete and accept_risk is None:
         missing = "; ".join(f"{item.name}: {item.detail}" for item in report.missing)
         raise ConfigError(
-            f"Refusing to run untrusted programs: this machine lacks {missing}. Install what is missing, or accept that "
-            f"programs run with your rights and resource limits only: accept_risk={RISK_NAME!r}."
+            f"Refusing to run untrusted programs: this machine lacks {missing}. Install what is missing, or accept "
+            f"that programs run with your rights and resource limits only: accept_risk={RISK_NAME!r}."
         )
     present = {item.name: item.present for item in report.items}
     isolated = all(present.get(item.name, False) for item in report.items[:2])

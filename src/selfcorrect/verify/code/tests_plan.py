@@ -111,32 +111,37 @@ def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
         if isinstance(node, ast.Assign) and (name := _called(node.value, classes)):
             held.update((target.id, name) for target in node.targets if isinstance(target, ast.Name))
     for node in _walk(trees):
-        if outer := _called(node, names):
-            assert isinstance(node, ast.Call)
-            arguments = [*node.args, *(k.value for k in node.keywords)]
-            for part in (inner for argument in arguments for inner in ast.walk(argument)):
-                if isinstance(part, ast.Lambda):
-                    return f"a lambda is passed to {outer}"
-                if (inner := _called(part, classes)) and inner != outer:
-                    return f"an object of the program's class {inner} is passed to {outer}"
-                if isinstance(part, ast.Name) and part.id in held:
-                    return f"an object of the program's class {held[part.id]} is passed to {outer}"
+        reason = ""
         if isinstance(node, ast.Attribute):
-            if name := _called(node.value, classes):
-                return f"an attribute of the program's class {name} is used"
-            if isinstance(node.value, ast.Name) and node.value.id in held:
-                return f"an attribute of the program's class {held[node.value.id]} is used"
-        if isinstance(node, ast.ExceptHandler | ast.Call):
-            used = node.type if isinstance(node, ast.ExceptHandler) else _isinstance_class(node)
-            if isinstance(used, ast.Name) and used.id in classes:
-                return f"the program's class {used.id} is used as a type"
+            if name := _called(node.value, classes) or held.get(_name(node.value)):
+                reason = f"an attribute of the program's class {name} is used"
+        elif isinstance(node, ast.ExceptHandler) and _name(node.type) in classes:
+            reason = f"the program's class {_name(node.type)} is used as a type"
+        elif isinstance(node, ast.Call):
+            reason = _call_needs_class(node, names, classes, held)
+        if reason:
+            return reason
     return ""
 
 
-def _isinstance_class(node: ast.Call) -> ast.expr | None:
-    if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass") and len(node.args) == 2:
-        return node.args[1]
-    return None
+def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: dict[str, str]) -> str:
+    function = _name(node.func)
+    if function in ("isinstance", "issubclass") and len(node.args) == 2 and _name(node.args[1]) in classes:
+        return f"the program's class {_name(node.args[1])} is used as a type"
+    if function not in names:
+        return ""
+    arguments = [*node.args, *(k.value for k in node.keywords)]
+    for part in (inner for argument in arguments for inner in ast.walk(argument)):
+        if isinstance(part, ast.Lambda):
+            return f"a lambda is passed to {function}"
+        inner = _called(part, classes - {function}) or held.get(_name(part))
+        if inner:
+            return f"an object of the program's class {inner} is passed to {function}"
+    return ""
+
+
+def _name(node: ast.AST | None) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 @functools.lru_cache(maxsize=4096)

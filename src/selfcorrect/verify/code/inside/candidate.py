@@ -74,9 +74,10 @@ class _Program:
         try:
             function = functions(name)
             answer = function(*decode(args, functions), **decode(kwargs, functions))
-            return {"value": encode(answer)}
-        except CodecError as error:
-            return {"refused": str(error)[:300]}
+            try:
+                return {"value": encode(answer)}
+            except CodecError as error:
+                return {"refused": str(error)[:300], "truth": bool(answer)}
         except BaseException as error:  # noqa: BLE001  # as above
             return _describe(error)
 
@@ -122,11 +123,11 @@ def prepare_globals() -> None:
         __import__(module)
 
 
-_PRELOADED = (
-    "abc array base64 bisect calendar cmath collections.abc contextlib copy csv dataclasses datetime decimal enum "
-    "fractions functools hashlib heapq inspect io itertools json math numbers operator pprint queue random re "
-    "statistics string struct textwrap threading time types typing unicodedata uuid"
-).split()
+_PRELOADED = """
+    abc array base64 bisect calendar cmath collections.abc contextlib copy csv dataclasses datetime decimal enum
+    fractions functools hashlib heapq inspect io itertools json math numbers operator pprint queue random re
+    statistics string struct textwrap threading time types typing unicodedata uuid
+""".split()  # noqa: SIM905  # a list of forty quoted names is harder to read
 
 
 def serve(channel: socket.socket, answer_limit: int) -> None:

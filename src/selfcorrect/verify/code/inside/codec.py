@@ -156,6 +156,18 @@ def _text(value: Any) -> str:
     return value
 
 
+def _set(parts: list[Any]) -> set[Any]:
+    """The set with the sender's order of iteration, where one of the two ways to build it gives that order.
+
+    Programs that return ``tuple(given_set)`` are graded on it. A display like ``{12, 13}`` is built from a frozenset.
+    """
+    plain = set(parts)
+    if list(plain) == parts:
+        return plain
+    copied = set(frozenset(parts))
+    return copied if list(copied) == parts else plain
+
+
 def _list(value: Any) -> list[Any]:
     if type(value) is not list:
         raise CodecError("a list expected")
@@ -165,7 +177,7 @@ def _list(value: Any) -> list[Any]:
 _FROM_PARTS: dict[str, Callable[[list[Any]], Any]] = {
     "tuple": tuple,
     "dict": lambda p: dict(_pairs(p)),
-    "set": set,
+    "set": _set,
     "frozenset": frozenset,
     "complex": lambda p: complex(float(p[0]), float(p[1])),
     "range": lambda p: range(*p),

@@ -82,8 +82,8 @@ def set_limits(limits: Limits) -> None:
             wanted[getattr(resource, name)] = 64 if name.endswith("PENDING") else 0
     for kind, value in wanted.items():
         hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (least, least))
 
 
 def drop_privileges() -> None:

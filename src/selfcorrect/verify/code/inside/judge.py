@@ -89,7 +89,10 @@ class _Channel:
         if "raise" in reply:
             raise self._exception(reply["raise"])
         if "refused" in reply:
-            raise ProgramError(f"answer refused: {str(reply['refused'])[:300]}")
+            why = f"answer refused: {str(reply['refused'])[:300]}"
+            if type(reply.get("truth")) is bool:
+                return Opaque(why, reply["truth"])
+            raise ProgramError(why)
         if "value" not in reply:
             raise self.lost("the program's channel carried a malformed answer")
         try:
@@ -123,6 +126,28 @@ class Proxy:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._channel.call(self._name, args, kwargs)
+
+
+class Opaque:
+    """An answer that is not plain data, such as a ``re.Match``. It has a truth value (``assert f(x)``) and no more.
+
+    Any comparison is an error, so that an object that claims to equal everything fails every test of its value.
+    """
+
+    __slots__ = ("_truth", "_why")
+
+    def __init__(self, why: str, truth: bool) -> None:
+        self._why = why
+        self._truth = truth
+
+    def __bool__(self) -> bool:
+        return self._truth
+
+    def _refuse(self, *_: object) -> Any:
+        raise ProgramError(self._why)
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __hash__ = __len__ = __iter__ = __str__ = __repr__ = _refuse
 
 
 def _outgoing(value: Any) -> Any:
@@ -203,36 +228,50 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _load(channel: _Channel, job: dict[str, Any]) -> tuple[int, Any, Outcome | None]:
+    """Have the program loaded: which alternative it is, the kinds of its names, and an outcome where that decides."""
+    wanted = [*job["names"], *job["modules"]]
+    reply = channel.request({"op": "load", "alternatives": job["alternatives"], "names": wanted})
+    chosen = reply.get("alternative", 0)
+    index = chosen if type(chosen) is int and 0 <= chosen < len(job["alternatives"]) else 0
+    if "raise" not in reply:
+        return index, reply.get("kinds"), None
+    stage = "compile" if reply.get("stage") == "compile" else "load"
+    body = reply["raise"]
+    what = f"{body[0]}: {body[2]}"[:200] if type(body) is list and len(body) == 3 else "an exception"
+    return index, None, Outcome(stage, what, index)
+
+
+def _sandbox_failure(channel: _Channel) -> Outcome | None:
+    """Whether the process of the program was confined; it says so before it runs anything of the program."""
+    try:
+        hello = channel.receive()
+    except ProgramGone as error:
+        return Outcome("setup", str(error))
+    return None if hello.get("ready") is True else Outcome("setup", str(hello.get("setup_error", "")))
+
+
 def judge(sock: socket.socket, job: dict[str, Any], answer_limit: int) -> Outcome:
     """Load the program, run the tests, and say how it went. Never raises."""
     channel = _Channel(sock, answer_limit)
+    if failure := _sandbox_failure(channel):
+        return failure
     index = 0
+    kind, detail = "passed", "all tests passed"
     try:
-        hello = channel.receive()
-        if hello.get("ready") is not True:
-            return Outcome("setup", str(hello.get("setup_error", "")))
+        index, kinds, early = _load(channel, job)
+        if early is not None:
+            return early
+        _evaluate(channel, job, kinds)
     except ProgramGone as error:
-        return Outcome("setup", str(error))
-    try:
-        wanted = [*job["names"], *job["modules"]]
-        reply = channel.request({"op": "load", "alternatives": job["alternatives"], "names": wanted})
-        chosen = reply.get("alternative", 0)
-        index = chosen if type(chosen) is int and 0 <= chosen < len(job["alternatives"]) else 0
-        if "raise" in reply:
-            stage = "compile" if reply.get("stage") == "compile" else "load"
-            body = reply["raise"]
-            what = f"{body[0]}: {body[2]}"[:200] if type(body) is list and len(body) == 3 else "an exception"
-            return Outcome(stage, what, index)
-        _evaluate(channel, job, reply.get("kinds"))
-    except ProgramGone as error:
-        return Outcome("gone", str(error), index)
+        kind, detail = "gone", str(error)
     except TestsUnusable as error:
-        return Outcome("unusable", str(error), index)
+        kind, detail = "unusable", str(error)
     except BaseException as error:  # noqa: BLE001  # tests raise anything; whatever it is, they did not pass
-        return Outcome("failed", channel.broken or _line(error), index)
-    if channel.broken:
-        return Outcome("gone", channel.broken, index)
-    if channel.calls == 0:
+        kind, detail = "failed", _line(error)
+    if kind in ("passed", "failed") and channel.broken:
+        kind, detail = "gone", channel.broken  # the tests swallowed it
+    elif kind == "passed" and channel.calls == 0:
         # Tests that call nothing hold for any program.
-        return Outcome("unusable", "the tests passed without calling the program", index)
-    return Outcome("passed", "all tests passed", index)
+        kind, detail = "unusable", "the tests passed without calling the program"
+    return Outcome(kind, detail, index)
