@@ -63,7 +63,13 @@ def find() -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    return {"PYTHONHASHSEED": HASH_SEED, "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PATH": "/nonexistent"}
+    return {
+        "PYTHONHASHSEED": HASH_SEED,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LANG": "C.UTF-8",
+        "PATH": "/nonexistent",
+        "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space that a program may have
+    }
 
 
 def sandbox_arguments(bwrap: str) -> list[str]:

@@ -212,10 +212,9 @@ def _judge(report: JobReport, limits: Limits) -> tuple[Verdict, str]:
             return Verdict.TIMEOUT, f"neither computed nor answered for {limits.idle_s:g} s"
         if part.killed == "wall":
             return Verdict.TIMEOUT, f"still running after {limits.wall_s:g} s of wall clock"
-        # At the limit the kernel sends SIGKILL; its two ways to count CPU time differ by 1 %.
-        over = part.signal == signal.SIGKILL and part.cpu_s >= 0.9 * limits.cpu_s
-        if over and (report.outcome is None or report.outcome["outcome"] == "gone"):
-            return Verdict.TIMEOUT, f"{who} used up {limits.cpu_s} s of CPU time"
+        # What was measured decides, not who was quicker: a program that ends just over the limit is over it.
+        if part.cpu_s > limits.cpu_s:
+            return Verdict.TIMEOUT, f"{who} used up {limits.cpu_s:g} s of CPU time"
     if report.outcome is None:
         return Verdict.ERROR, f"the judge ended without a verdict (wait status {report.tests.status})"
     verdict, form = _OUTCOMES[report.outcome["outcome"]]

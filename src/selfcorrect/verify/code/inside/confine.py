@@ -6,6 +6,7 @@ Each step is one function that raises ``OSError`` where the kernel refuses. Noth
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import struct
@@ -68,7 +69,8 @@ def set_limits(limits: Limits) -> None:
     """Resource limits of the calling process, which it cannot raise again."""
     mib = 1 << 20
     wanted = {
-        resource.RLIMIT_CPU: limits.cpu_s,
+        # The supervisor ends a program at cpu_s; this stops it should the supervisor get no core to do so.
+        resource.RLIMIT_CPU: math.ceil(1.5 * limits.cpu_s) + 1,
         resource.RLIMIT_AS: limits.memory_mb * mib,
         resource.RLIMIT_FSIZE: limits.scratch_mb * mib,
         resource.RLIMIT_NOFILE: limits.files,

@@ -52,7 +52,7 @@ class Child:
     cpu_s: float = 0.0
     memory_mb: float = 0.0
     killed: str = ""
-    """Why the supervisor ended it: ``wall``, ``idle`` or empty."""
+    """Why the supervisor ended the job: ``cpu``, ``wall``, ``idle`` or empty."""
 
     def reap(self) -> None:
         _, self.status, usage = os.wait4(self.pid, 0)
@@ -139,8 +139,8 @@ class Supervisor:
             if not data or len(fds) != 1:
                 return
             with socket.socket(fileno=fds[0]) as job_channel:
-                report = self._run(job_channel, Limits(**json.loads(data)))
-            send_frame(self.control, dumps(report))
+                # No local of this frame may hold it: the next program can look at the frames that it was forked from.
+                send_frame(self.control, dumps(self._run(job_channel, Limits(**json.loads(data)))))
 
     def _run(self, job_channel: socket.socket, limits: Limits) -> dict[str, object]:
         scratch = confine.SCRATCH if self.mode.isolated else tempfile.mkdtemp(prefix="selfcorrect-")
@@ -186,7 +186,7 @@ class Supervisor:
                 poll.unregister(program.pidfd)
             if tests.pidfd in ready:
                 tests.reap()
-            elif why := clock.expired():
+            if tests.status is None and (why := clock.expired()):
                 program.kill(why)
                 tests.kill(why)
         program.kill()
@@ -197,7 +197,10 @@ class Supervisor:
 
 
 class _Clock:
-    """The wall-clock backstop, and the time in which a job neither ran nor waited for a core."""
+    """CPU time, the wall-clock backstop, and the time in which a job neither ran nor waited for a core.
+
+    RLIMIT_CPU alone would not do: the kernel checks it by sampled ticks, which are off by a tenth on a busy machine.
+    """
 
     def __init__(self, limits: Limits, pids: list[int]) -> None:
         self.limits = limits
@@ -210,6 +213,8 @@ class _Clock:
         now = time.monotonic()
         if now - self.start > self.limits.wall_s:
             return "wall"
+        if any(_cpu_s(pid) > self.limits.cpu_s for pid in self.pids):
+            return "cpu"
         if now - self.last < _TICK_S:
             return ""
         active_s = sum(_active_s(pid) for pid in self.pids)
@@ -218,6 +223,14 @@ class _Clock:
             self.idle_s += now - self.last
         self.active_s, self.last = active_s, now
         return "idle" if self.idle_s > self.limits.idle_s else ""
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds of all threads of a process, from the scheduler's own count; 0 where it is gone."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # the kernel's encoding of clock_getcpuclockid(pid)
+    except OSError:
+        return 0.0
 
 
 def _active_s(pid: int) -> float:
