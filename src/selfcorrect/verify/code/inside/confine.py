@@ -6,6 +6,7 @@ Each step is one function that raises ``OSError`` where the kernel refuses. Noth
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import resource
@@ -29,6 +30,7 @@ _FS_READ, _FS_WRITE_FILE, _FS_READ_FILE, _FS_TRUNCATE = 0b1100, 1 << 1, 1 << 2, 
 _FS_SCRATCH = _FS_READ | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 12 | 1 << 14
 
 
+@functools.cache
 def _libc() -> Any:
     return ctypes.CDLL(None, use_errno=True)
 

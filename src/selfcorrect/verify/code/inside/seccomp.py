@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
@@ -79,6 +80,7 @@ def _allow_if_argument(offset: int, values: tuple[int, ...]) -> list[bytes]:
     return [*body, _op(_RET, _DENY)]
 
 
+@functools.cache
 def program(machine: str, pid: int) -> bytes:
     """The filter as BPF. Signals may go to ``pid`` alone."""
     calls = numbers(machine)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import random
 import select
 import shutil
@@ -257,6 +258,8 @@ def main(arguments: list[str]) -> NoReturn:
     candidate.prepare_globals()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     supervisor = Supervisor(control, mode)
+    if mode.isolated and mode.seccomp:
+        seccomp.program(platform.machine(), 1)  # built once: in its own PID namespace every program is process 1
     gc.collect()
     gc.freeze()  # shared pages stay shared: the collector would write to every object
     send_frame(control, dumps({"ready": True}))
