@@ -18,7 +18,7 @@ _MAX_CUTS = 24
 _FENCE = re.compile(r"^[ \t]{0,12}(```+|~~~+)[ \t]*([A-Za-z0-9_+#.-]*)[^`\n]*$")
 _PYTHON_TAGS = frozenset({"", "py", "python", "python3", "py3", "python2", "ipython"})
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async def|@\w|if |for |while |[A-Za-z_]\w*\s*=[^=])")
-_INDENTED_CODE = re.compile(r"^[ \t]+(?:return|if |for |while |[A-Za-z_]\w*\s*(?:[-+*/|&]?=[^=]|\())", re.MULTILINE)
+_BODY_LINE = re.compile(r"^[ \t]*return\b|^[ \t]+(?:if |for |while |[A-Za-z_]\w*\s*(?:[-+*/|&]?=[^=]|\())", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def _humaneval_text(text: str, prompt: str, entry_point: str) -> Extracted:
         preamble = _preamble(prompt, entry_point)
         return Extracted(tuple((preamble, c) for c in candidates), tuple(candidates))
     body = candidates[0] if candidates else text.strip("\n")
-    if not candidates and not _INDENTED_CODE.search(body):
+    if not candidates and not _BODY_LINE.search(body):
         return Extracted((), ())
     indented = textwrap.indent(textwrap.dedent(body), "    ")
     return Extracted(((prompt + body,), (prompt.rstrip() + "\n" + indented,)), (body, body))
