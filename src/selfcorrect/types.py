@@ -118,6 +118,8 @@ class Datum:
 
     def __post_init__(self) -> None:
         n = len(self.tokens_T)
-        assert n == len(self.weights_T) == len(self.logprobs_T) == len(self.sampled_T), "a Datum's arrays differ in length"
+        assert n == len(self.weights_T) == len(self.logprobs_T) == len(self.sampled_T), (
+            "a Datum's arrays differ in length"
+        )
         assert n > 0, "a Datum needs at least one token"
         assert self.weights_T[0] == 0, "the first token has no prediction: its weight must be 0"

@@ -18,7 +18,9 @@ _MAX_CUTS = 24
 _FENCE = re.compile(r"^[ \t]{0,12}(```+|~~~+)[ \t]*([A-Za-z0-9_+#.-]*)[^`\n]*$")
 _PYTHON_TAGS = frozenset({"", "py", "python", "python3", "py3", "python2", "ipython"})
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async def|@\w|if |for |while |[A-Za-z_]\w*\s*=[^=])")
-_BODY_LINE = re.compile(r"^[ \t]*return\b|^[ \t]+(?:if |for |while |[A-Za-z_]\w*\s*(?:[-+*/|&]?=[^=]|\())", re.MULTILINE)
+_BODY_LINE = re.compile(
+    r"^[ \t]*return\b|^[ \t]+(?:if |for |while |[A-Za-z_]\w*\s*(?:[-+*/|&]?=[^=]|\())", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)
