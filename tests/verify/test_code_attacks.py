@@ -291,7 +291,7 @@ FORBIDDEN = {
     "list home": f"os.listdir({str(Path.home() / 'x').rsplit('/', 1)[0]!r}).index({CANARY.name!r})",
     "read passwd": "open('/etc/passwd').read()",
     "read hostname": "open('/etc/hostname').read()",
-    "read /proc": "os.listdir('/proc').index('self')",
+    "read /proc": "assert os.listdir('/proc')",
     "read /sys": "os.listdir('/sys')",
     "write to /": f"open('/{MARKER}', 'w')",
     "write to /dev": f"open('/dev/{MARKER}', 'w')",
