@@ -254,3 +254,13 @@ def test_with_the_risk_accepted_verdicts_are_as_unforgeable_and_the_rest_still_h
 def test_the_report_names_every_protection():
     names = [item.name.split()[0] for item in sandbox_report().items]
     assert names in (["bubblewrap", "namespaces", "seccomp", "Landlock"], ["Linux"])
+
+
+def test_another_system_is_refused_even_with_the_risk_accepted(monkeypatch):
+    monkeypatch.setattr(report.platform, "system", lambda: "Darwin")
+    sandbox_report.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="Darwin has no namespaces"):
+            CodeGrader(accept_risk=RISK_NAME)
+    finally:
+        sandbox_report.cache_clear()

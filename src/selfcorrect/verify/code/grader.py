@@ -92,9 +92,10 @@ class CodeGrader:
             raise ConfigError(f"The limits for programs make no sense: {'; '.join(problems)}.")
         if workers is not None and workers < 1:
             raise ConfigError(f"workers is {workers}; at least one sandbox is needed.")
+        protection = choose_protection(accept_risk)
         self.workers = workers or 2 * len(os.sched_getaffinity(0))
         self.trust_forgeable = trust_forgeable
-        self._pool = ZygotePool(self.workers, choose_protection(accept_risk))
+        self._pool = ZygotePool(self.workers, protection)
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 

@@ -115,6 +115,8 @@ def choose_protection(accept_risk: str | None) -> Protection:
     if accept_risk not in (None, RISK_NAME):
         raise ConfigError(f"accept_risk is {accept_risk!r}; the only risk that can be accepted is {RISK_NAME!r}.")
     report = sandbox_report()
+    if platform.system() != "Linux":
+        raise ConfigError(f"Programs cannot be run here: {report.items[0].detail}.")
     if not report.complete and accept_risk is None:
         missing = "; ".join(f"{item.name}: {item.detail}" for item in report.missing)
         raise ConfigError(

@@ -7,17 +7,16 @@ control socket closes, whatever the reason; being the first process of its PID n
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import platform
 import random
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -123,6 +122,12 @@ def _become_judge(job_channel: socket.socket, channel: socket.socket, limits: Li
     send_frame(job_channel, dumps(asdict(outcome)))
 
 
+def _scratch_directory() -> contextlib.AbstractContextManager[str]:
+    import tempfile  # loads the compression libraries, which every fork would pay for
+
+    return tempfile.TemporaryDirectory(prefix="selfcorrect-", ignore_cleanup_errors=True)
+
+
 class Supervisor:
     """Runs jobs for one grader, one after another."""
 
@@ -144,14 +149,11 @@ class Supervisor:
                 send_frame(self.control, dumps(self._run(job_channel, Limits(**json.loads(data)))))
 
     def _run(self, job_channel: socket.socket, limits: Limits) -> dict[str, object]:
-        scratch = confine.SCRATCH if self.mode.isolated else tempfile.mkdtemp(prefix="selfcorrect-")
-        try:
+        with contextlib.ExitStack() as stack:
+            scratch = confine.SCRATCH if self.mode.isolated else stack.enter_context(_scratch_directory())
             program, tests = self._start(job_channel, limits, scratch)
             job_channel.close()
             self._watch(program, tests, limits)
-        finally:
-            if not self.mode.isolated:
-                shutil.rmtree(scratch, ignore_errors=True)
         return {
             "program": [program.status, program.cpu_s, program.memory_mb, program.killed],
             "tests": [tests.status, tests.cpu_s, tests.memory_mb, tests.killed],
