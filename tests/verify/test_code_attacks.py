@@ -174,7 +174,7 @@ def test_no_program_forges_a_pass(grader, name):
 @pytest.mark.parametrize(
     "test",
     [
-        "assert f(2) == 41", "assert not f(2) != 41", "assert f(2) in [41]", "assert [f(2)] == [41]", "assert 41 == f(2)",
+        "assert f(2) == 41", "assert not f(2) != 41", "assert f(2) in [41]", "assert f(2) != 40", "assert [f(2)] == [41]", "assert 41 == f(2)",
         "assert {41: 1}[f(2)]", "assert f(2) in {41}", "assert isinstance(f(2), int)", "assert sorted([f(2), 40]) == [40, 41]",
         "assert set([f(2)]) == {41}", "assert max(f(2), 41) == 41 and f(2) == 41", "assert f(2) < 42 and f(2) > 40",
         "assert str(f(2)) == '41'", "assert f(2) is not None and f(2) == 41", "assert all(x == 41 for x in [f(2)])",

@@ -198,7 +198,6 @@ def _run_check(channel: _Channel, job: dict[str, Any], kinds: Any) -> None:
         pass  # a prompt in prose, or one that ends in the middle of a function: nothing to take from it
     else:
         exec(compile(job["prompt"], "<prompt>", "exec", dont_inherit=True), namespace)
-    namespace.pop(entry, None)
     if type(kinds) is not dict or kinds.get(entry) != "function":
         raise NameError(f"the program defines no function {entry}")
     namespace[entry] = Proxy(channel, entry)
