@@ -49,11 +49,17 @@ def litter():
 
 
 @pytest.fixture(scope="module")
-def grader():
+def canary():
+    CANARY.write_text("untouched")
+    yield CANARY.stat()
+    CANARY.unlink()
+
+
+@pytest.fixture(scope="module")
+def grader(canary):
     """One grader for all attacks; afterwards no process, no file and no change of the canary may be left."""
     needs_sandbox()
-    CANARY.write_text("untouched")
-    before = CANARY.stat()
+    before = canary
     with CodeGrader(limits=LIMITS, workers=2) as made:
         made.warm()
         supervisors = descendants(os.getpid())
@@ -67,7 +73,6 @@ def grader():
     assert left == [], "closing the grader left a process"
     after = CANARY.stat()
     assert (CANARY.read_text(), after.st_mtime_ns, after.st_mode) == ("untouched", before.st_mtime_ns, before.st_mode)
-    CANARY.unlink()
     assert litter() == []
 
 
