@@ -13,7 +13,7 @@ class Limits:
     """CPU seconds of all threads together. The tests get as many again for their own part."""
     idle_s: float = 5.0
     """Seconds in which neither the program nor the tests run or wait for a core: sleeping, or waiting for ever."""
-    wall_s: float = 300.0
+    wall_s: float = 1800.0
     """The backstop. Far above ``cpu_s``, so that a busy machine does not turn a right program into a timeout."""
     memory_mb: int = 512
     """Address space, MiB."""

@@ -220,10 +220,12 @@ class _Clock:
             return "cpu"
         if now - self.last < _TICK_S:
             return ""
-        active_s = sum(_active_s(pid) for pid in self.pids)
-        # A process that computes on a crowded machine waits for a core, and that counts as active.
-        if active_s - self.active_s < 0.05 * (now - self.last):
-            self.idle_s += now - self.last
+        activities = [_activity(pid) for pid in self.pids]
+        active_s = sum(seconds for seconds, _ in activities)
+        # A process that computes on a crowded machine waits for a core, and that counts as active. The kernel books the
+        # wait only once it is over, hence the look at the states; a starved supervisor must not book it all as idle.
+        if not any(ready for _, ready in activities) and active_s - self.active_s < 0.05 * (now - self.last):
+            self.idle_s += min(now - self.last, 2 * _TICK_S)
         self.active_s, self.last = active_s, now
         return "idle" if self.idle_s > self.limits.idle_s else ""
 
@@ -236,19 +238,19 @@ def _cpu_s(pid: int) -> float:
         return 0.0
 
 
-def _active_s(pid: int) -> float:
-    """Seconds a process's threads ran or were ready to run. Grows without end where the kernel does not say."""
+def _activity(pid: int) -> tuple[float, bool]:
+    """Seconds that a process's threads ran or waited for a core, and whether one runs, waits for one or for a disk."""
     total = 0
-    try:
+    ready = False
+    # A thread may end while it is looked at; older kernels have no schedstat, and then the states alone decide.
+    with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat") as file:
+                ready |= file.read().rsplit(")", 1)[1].split()[0] in "RD"
             with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
                 ran, waited, _ = file.read().split()
             total += int(ran) + int(waited)
-    except FileNotFoundError:
-        return total / 1e9 if os.path.exists("/proc/self/schedstat") else time.monotonic()
-    except OSError:
-        return total / 1e9
-    return total / 1e9
+    return total / 1e9, ready
 
 
 def main(arguments: list[str]) -> NoReturn:
