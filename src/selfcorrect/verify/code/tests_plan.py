@@ -1,0 +1,185 @@
+"""What a problem's tests ask of a program, read from the tests' text alone.
+
+Decides which names are the program's, which are modules, and whether the tests can run in the trusted process at all.
+Nothing the program does or returns has a say in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...errors import DataError
+
+_BUILTINS = frozenset(dir(builtins))
+
+
+@dataclass(frozen=True, slots=True)
+class TestPlan:
+    """How to run one problem's tests."""
+
+    __test__ = False  # not a pytest class
+
+    names: tuple[str, ...]
+    """The program's names that the tests use, the entry point first."""
+    modules: tuple[str, ...]
+    """Modules that the tests use without importing them; the program must have imported them, as in one process."""
+    fallback: str
+    """Why these tests must run beside the program, in its process; empty for all others."""
+
+
+def _walk(trees: list[ast.Module]) -> Iterator[ast.AST]:
+    for tree in trees:
+        yield from ast.walk(tree)
+
+
+def _bound(trees: list[ast.Module]) -> set[str]:
+    """Every name that the tests themselves define, in whatever scope."""
+    names: set[str] = set()
+    for node in _walk(trees):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                names.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.arg(arg=name):
+                names.add(name)
+            case ast.ExceptHandler(name=str(name)):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names.update((alias.asname or alias.name).split(".")[0] for alias in aliases)
+            case _:
+                pass
+    return names
+
+
+def _loaded(trees: list[ast.Module]) -> list[str]:
+    return list(dict.fromkeys(n.id for n in _walk(trees) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)))
+
+
+def _used_as_modules(trees: list[ast.Module]) -> set[str]:
+    return {
+        node.value.id
+        for node in _walk(trees)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in sys.stdlib_module_names
+    }
+
+
+def _first_called(trees: list[ast.Module]) -> str | None:
+    """The outermost function called by the first assert that calls one: the name under test when it hides a builtin."""
+    for node in _walk(trees):
+        if not isinstance(node, ast.Assert):
+            continue
+        part: ast.expr = node.test
+        while not isinstance(part, ast.Call):
+            if isinstance(part, ast.Compare):
+                part = part.left
+            elif isinstance(part, ast.UnaryOp):
+                part = part.operand
+            else:
+                break
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Name):
+            return part.func.id
+    return None
+
+
+def _called(node: ast.AST, names: set[str]) -> str | None:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+        return node.func.id
+    return None
+
+
+def _class_like(names: set[str]) -> set[str]:
+    return {name for name in names if name[:1].isupper()}
+
+
+def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
+    """Why the tests need objects of the program's own classes; empty where they do not.
+
+    A class is known by its capital, and by what is done with the result of calling it: passed to another function of
+    the program, or asked for attributes. A lone call of a capitalised function compared with data is no class.
+    """
+    classes = _class_like(names)
+    held: dict[str, str] = {}
+    for node in _walk(trees):
+        if isinstance(node, ast.Assign) and (name := _called(node.value, classes)):
+            held.update((target.id, name) for target in node.targets if isinstance(target, ast.Name))
+    for node in _walk(trees):
+        reason = ""
+        if isinstance(node, ast.Attribute):
+            if name := _called(node.value, classes) or held.get(_name(node.value)):
+                reason = f"an attribute of the program's class {name} is used"
+        elif isinstance(node, ast.ExceptHandler) and _name(node.type) in classes:
+            reason = f"the program's class {_name(node.type)} is used as a type"
+        elif isinstance(node, ast.Call):
+            reason = _call_needs_class(node, names, classes, held)
+        if reason:
+            return reason
+    return ""
+
+
+def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: dict[str, str]) -> str:
+    function = _name(node.func)
+    if function in ("isinstance", "issubclass") and len(node.args) == 2 and _name(node.args[1]) in classes:
+        return f"the program's class {_name(node.args[1])} is used as a type"
+    if function not in names:
+        return ""
+    arguments = [*node.args, *(k.value for k in node.keywords)]
+    for part in (inner for argument in arguments for inner in ast.walk(argument)):
+        if isinstance(part, ast.Lambda):
+            return f"a lambda is passed to {function}"
+        inner = _called(part, classes - {function}) or held.get(_name(part))
+        if inner:
+            return f"an object of the program's class {inner} is passed to {function}"
+    return ""
+
+
+def _name(node: ast.AST | None) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> TestPlan:
+    """Read the tests of one problem.
+
+    Args:
+        style: ``mbpp`` (statements) or ``humaneval`` (definition of ``check``).
+        entry_point: name of the function under test; optional for ``mbpp``.
+        tests: set-up code and tests, in order.
+
+    Raises:
+        DataError: the tests are empty, are not Python, or name nothing to test.
+    """
+    if not any(test.strip() for test in tests):
+        raise DataError("This problem has no tests, so no verdict on a program is possible. Give at least one.")
+    if style == "humaneval":
+        if not entry_point:
+            raise DataError("A humaneval problem needs entry_point, the name of the function that check() is given.")
+        _parse(tests)
+        return TestPlan((entry_point,), (), "")
+    trees = _parse(tests)
+    loaded, bound = _loaded(trees), _bound(trees)
+    modules = tuple(sorted(_used_as_modules(trees) - bound - {entry_point}))
+    names = [n for n in loaded if n not in _BUILTINS and n not in bound and n not in modules]
+    # With an unknown name to call, names of builtins are builtins. Without, the function under test hides one.
+    first = entry_point or (None if names else _first_called(trees))
+    if first and first not in names and first not in bound:
+        names.append(first)
+    if entry_point in names:
+        names.sort(key=lambda n: n != entry_point)
+    if not names:
+        raise DataError("These tests call nothing that a program could define, so they cannot judge one.")
+    return TestPlan(tuple(names), modules, _needs_classes(trees, set(names)))
+
+
+def _parse(tests: tuple[str, ...]) -> list[ast.Module]:
+    try:
+        return [ast.parse(test) for test in tests]
+    except (SyntaxError, ValueError) as error:
+        raise DataError(f"A test of this problem is not Python ({error}). Mend the data set's row.") from None

@@ -1,0 +1,88 @@
+"""What tests ask of a program, by their text alone."""
+
+import pytest
+
+from selfcorrect.errors import DataError
+from selfcorrect.verify.code import plan_tests
+
+
+def plan(*tests, entry_point=None, style="mbpp"):
+    return plan_tests(style, entry_point, tests)
+
+
+def test_plain_assert():
+    found = plan("assert f(1) == 2")
+    assert (found.names, found.modules, found.fallback) == (("f",), (), "")
+
+
+def test_builtins_in_a_test_are_builtins():
+    assert plan("assert set(f([1])) == set([1])", "assert sorted(f(2)) == list((1,))").names == ("f",)
+
+
+def test_a_function_that_hides_a_builtin_is_found_by_position():
+    assert plan("assert sum(10, 15) == 6").names == ("sum",)
+    assert plan("assert not all([1])").names == ("all",)
+
+
+def test_an_entry_point_settles_it():
+    assert plan("assert sum(10, 15) == abs(-6)", entry_point="sum").names == ("sum",)
+    assert plan("assert g(f(1)) == 2", entry_point="g").names == ("g", "f")
+
+
+def test_modules_used_without_import_are_modules_of_the_tests():
+    found = plan("assert math.isclose(f(1), 2.0)")
+    assert (found.names, found.modules) == (("f",), ("math",))
+    assert plan("import math", "assert math.isclose(f(1), 2.0)").modules == ()
+
+
+def test_names_that_the_tests_define_are_not_the_programs():
+    found = plan("xs = [1]\ndef close(a, b): return a == b", "assert close(f(xs), [y for y in xs])")
+    assert found.names == ("f",)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["assert longest([Pair(5, 24), Pair(15, 25)], 4) == 3"],
+        ["root = Node(1)\nroot.left = Node(2)", "assert height(root) == 2"],
+        ["root = Node(1)", "assert height(root) == 2"],
+        ["assert Point(1, 2).x == 1"],
+        ["assert isinstance(make(1), Point)"],
+        ["try:\n    f(1)\nexcept TooLarge:\n    pass"],
+        ["assert apply(lambda x: x + 1, 2) == 3"],
+    ],
+)
+def test_tests_that_need_the_programs_classes_fall_back(tests):
+    assert plan(*tests).fallback
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["assert Find_Max([[1], [2, 3]]) == [2, 3]"],
+        ["assert decode(encode('a')) == 'a'"],
+        ["assert f('a').lower() == 'a'"],
+        ["result = f(1)\nassert result.real == 1"],
+        ["assert list(map(f, [1, 2])) == [1, 2]"],
+        ["assert remove_type((4, 'a'), int) == ['a']"],
+    ],
+)
+def test_others_do_not(tests):
+    assert plan(*tests).fallback == ""
+
+
+def test_humaneval_tests_need_the_entry_point_only():
+    assert plan("def check(candidate):\n    assert candidate(1) == 1", entry_point="f", style="humaneval").names == (
+        "f",
+    )
+
+
+@pytest.mark.parametrize("tests", [[], [" "], ["assert f(1) =="], ["assert 1 == 1"], ["assert \0"]])
+def test_unusable_tests_are_named(tests):
+    with pytest.raises(DataError):
+        plan(*tests)
+
+
+def test_humaneval_without_entry_point():
+    with pytest.raises(DataError, match="entry_point"):
+        plan("def check(c): pass", style="humaneval")
