@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one program a line keeps the tables readable
+# one program a line keeps the tables readable
 """Programs that attack the verdict, the host, the next program, or the grader's patience.
 
 The tests ask ``f(2) == 41``. A forging program does not know 41; it passes only if the verdict can be forged.

@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # one case a line keeps the tables readable
+# one case a line keeps the tables readable
 """The grader's interface: forms, styles, order, errors of ours against errors of the program, unsafe machines."""
 
 import asyncio
