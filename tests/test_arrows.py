@@ -31,6 +31,14 @@ RANK = {name: i for i, row in enumerate(LAYERS) for name in row}
 HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "tinker", "skyrl")
 
 
+def absolute(file: Path, node: ast.ImportFrom) -> str:
+    """Dotted name of what a (perhaps relative) import names; the sandbox's own modules import each other relatively."""
+    if node.level == 0:
+        return node.module or ""
+    package = ("selfcorrect", *file.relative_to(SOURCE).parts[:-1])
+    return ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+
+
 def imported(file: Path) -> set[str]:
     """Every dotted module of a file's imports, inside functions and TYPE_CHECKING blocks too."""
     found: set[str] = set()
@@ -38,9 +46,9 @@ def imported(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            module = absolute(file, node)
+            found.add(module)
+            found |= {f"{module}.{alias.name}" for alias in node.names}
     return found
 
 
