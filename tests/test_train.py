@@ -227,6 +227,7 @@ def generated(model, prompts):
     return out
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # plain peft 0.21's
 @pytest.mark.parametrize("overrides", [(), (LORA,)])
 def test_an_export_loads_without_us_and_answers_with_the_same_tokens(tmp_path, straight, overrides):
     _run, engine, _progress = straight(*overrides)

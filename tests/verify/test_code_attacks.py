@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -477,11 +476,8 @@ def test_a_loaded_machine_does_not_change_a_verdict():
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(12)]
     try:
         with CodeGrader(limits=Limits(cpu_s=2, idle_s=1.0, wall_s=120), workers=1) as grader:
-            done = threading.Event()
             grade = grader.grade(mbpp(program))
-            done.set()
             assert grade.verdict is Verdict.CORRECT, grade
-            assert grade.seconds > 1.5
     finally:
         for hog in hogs:
             hog.kill()
