@@ -76,8 +76,8 @@ def test_the_check_sees_an_arrow_that_points_back(tmp_path):
 
 NOT_ALLOWED = {
     "rollout": {"selfcorrect.methods"},
-    **dict.fromkeys(("train", "run", "alarms", "evaluate", "warmup", "experiment", "comparison"), {"rich", "typer"}),
-    **dict.fromkeys(("methods", "stats", "metrics", "episode_table", "records", "config"), {"torch", "transformers"}),
+    **{key: {"rich", "typer"} for key in ("train", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")},
+    **{key: {"torch", "transformers"} for key in ("methods", "stats", "metrics", "episode_table", "records", "config")},
 }
 """What docs/architecture.md says that these parts do not import, beyond the rows above."""
 
