@@ -82,6 +82,21 @@ def test_the_check_sees_an_arrow_that_points_back(tmp_path):
     assert parts_imported(bad) == {"train", "engines"}
 
 
+NOT_ALLOWED = {
+    "rollout": {"selfcorrect.methods"},
+    **{key: {"rich", "typer"} for key in ("train", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")},
+    **{key: {"torch", "transformers"} for key in ("methods", "stats", "metrics", "episode_table", "records", "config")},
+}
+"""What docs/architecture.md says that these parts do not import, beyond the rows above."""
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if part_of(f) in NOT_ALLOWED], ids=lambda f: f.name)
+def test_parts_stay_clear_of_what_they_need_not_know(file):
+    names = imported(file)
+    for banned in NOT_ALLOWED[part_of(file)]:
+        assert not {n for n in names if n == banned or n.startswith(f"{banned}.")}
+
+
 def test_the_objective_knows_no_config_and_only_its_losses_know_torch():
     for file in (SOURCE / "objective").glob("*.py"):
         names = {name.split(".")[0] for name in imported(file)}

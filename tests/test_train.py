@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 import toy
 from selfcorrect.config import load_config
-from selfcorrect.engines.base import SampleRequest, SamplingParams
-from selfcorrect.errors import ConfigError, Interrupted, RunError
+from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
+from selfcorrect.errors import ConfigError, EngineError, Interrupted, RunError
 from selfcorrect.experiment import export
 from selfcorrect.methods import plan
 from selfcorrect.run import RunDirectory
 from selfcorrect.train import problems_of_step, stop_on_signal, train
-from selfcorrect.types import Grade, Verdict
+from selfcorrect.types import Datum, Grade, Verdict
 
 LORA = "model.lora_rank=2"
 
@@ -145,6 +145,7 @@ def test_a_signal_writes_a_checkpoint_and_exits_130_with_the_way_to_go_on(tmp_pa
     code, out, err = cli(arguments(model, tmp_path), tmp_path, SIGNAL_AT=f"2:{int(number)}")
     assert code == 130
     assert "Traceback" not in err and out == ""
+    assert "stopping after this step; once more stops at once" in err
     last = err.strip().splitlines()[-1]
     assert last == (
         f"selfcorrect: stopped after step 3 as asked; continue with `selfcorrect train --resume {tmp_path / 'run'}`"
@@ -252,6 +253,26 @@ def test_an_export_loads_without_us_and_answers_with_the_same_tokens(tmp_path, s
     assert generated(loaded, prompts) == ours
     untrained = generated(tiny.random_model(), prompts)
     assert untrained != ours
+
+
+def test_a_diverged_run_stops_with_words_instead_of_recording_nonsense(tmp_path):
+    with pytest.raises(EngineError, match=r"diverged.*train\.learning_rate"):
+        toy.run(tmp_path / "run", "train.learning_rate=1e30")
+    run = RunDirectory.open(tmp_path / "run")
+    assert [r.step for r in run.records() if r.kind == "step"] == [1]  # readable: no record holds a nan
+    assert run.latest_checkpoint() == run.checkpoint(0)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight():
+    engine = tiny.engine()
+    before = {n: p.clone() for n, p in engine._model.named_parameters()}
+    on = np.arange(6) > 0
+    engine.forward_backward([Datum(np.arange(6) + 9, np.where(on, np.inf, 0.0), np.zeros(6), on)], "cross_entropy")
+    with pytest.raises(EngineError, match="not finite") as caught:
+        engine.optim_step(AdamParams(0.1))
+    assert caught.value.usable
+    assert all(p.equal(before[n]) for n, p in engine._model.named_parameters())
+    assert engine.gradients() == {}
 
 
 def test_the_optimiser_starts_afresh_in_stage_2(straight):

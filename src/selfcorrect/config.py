@@ -330,7 +330,7 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
-    message: str = error["msg"].removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if where == "train.samples_per_problem":
         return (
             f"train.samples_per_problem = {error['input']!r} is refused: the leave-one-out baseline needs at least "

@@ -285,8 +285,15 @@ def _checkpoint(
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one stops at once."""
+def stop_on_signal(heard: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one stops at once.
+
+    Args:
+        heard: called at the first one, inside a signal handler.
+
+    Yields:
+        Whether a stop was asked for.
+    """
     asked = False
 
     def ask(signum: int, _frame: object) -> None:
@@ -294,6 +301,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
+        heard()
 
     previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

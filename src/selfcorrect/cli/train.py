@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +70,7 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     except SelfCorrectError:
         run.abandon()
         raise
-    with stop_on_signal() as stop_requested, TerminalObserver(console) as observer:
+    with stop_on_signal(_heard) as stop_requested, TerminalObserver(console) as observer:
         outcome = run_experiment(job, run, engine, observer, console.print, stop_requested)
     summaries = {r.name: r.summary for r in _evaluations(run)}
     if as_json:
@@ -79,6 +81,11 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     rows = {_row_name(name, config.method.name): EvalSummary.from_json(s) for name, s in summaries.items()}
     show(summary_table(rows, f"{config.task.name}, held-out problems, seed {config.seed}"))
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
+
+
+def _heard() -> None:
+    """Say so at once, by a plain write: a step or a measurement may still take minutes, and this runs in a signal handler."""
+    os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
 
 
 def _evaluations(run: Any) -> list[Any]:

@@ -6,6 +6,7 @@ of rows or on how a batch is split. An answer's cache is kept, so that the next 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -197,6 +198,11 @@ def _record(running: Sequence[_Row], alive: Tensor, tokens_B: Tensor, logprobs_B
     columns = zip(running, alive.tolist(), tokens_B.tolist(), logprobs_B.tolist(), ends_B.tolist(), strict=True)
     for row, is_alive, token, logprob, ends in columns:
         if is_alive:
+            if not math.isfinite(logprob):
+                raise ValueError(
+                    f"the model gives {logprob} as a log-prob: its weights are broken or training has diverged; start a new "
+                    "run with a lower train.learning_rate, or take another model"
+                )
             row.token_ids.append(token)
             row.logprobs.append(logprob)
             row.ended = ends

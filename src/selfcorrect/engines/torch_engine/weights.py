@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfcorrect.engines.base import CURRENT, AdamParams, OptimResult
+from selfcorrect.errors import EngineError
 
 
 class Weights:
@@ -74,7 +75,11 @@ class Weights:
         return {n: m.grad.clone() for n, m in zip(self.names, self._masters, strict=True) if m.grad is not None}
 
     def step(self, adam: AdamParams) -> OptimResult:
-        """One Adam update with decoupled weight decay; clears the gradients."""
+        """One Adam update with decoupled weight decay; clears the gradients.
+
+        Raises:
+            EngineError: the gradient is not finite; the weights are as they were.
+        """
         norm = self._clip(adam.grad_clip)
         for group in self._adam.param_groups:
             group.update(
@@ -93,6 +98,13 @@ class Weights:
         if not grads:
             return 0.0
         norm = torch.nn.utils.get_total_norm(grads)
+        if not bool(torch.isfinite(norm)):
+            self.zero_gradients()
+            raise EngineError(
+                "the gradient is not finite, so the weights were left as they are: training has diverged; start a new run with a "
+                "lower train.learning_rate, or set train.grad_clip",
+                usable=True,
+            )
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(self._masters, limit, norm)
         return float(norm)
