@@ -164,12 +164,12 @@ CASES = {
     "stage2": stage("stage2", "score", **LOUD),
     "stage1 to_go": stage("stage1", "score", kl_credit="to_go", **LOUD),
     "stage2 to_go": stage("stage2", "score", kl_credit="to_go", **LOUD),
-    "multi_turn": stage("multi_turn", "multi_turn", **LOUD),
+    "multi_turn": stage("multi_turn", "multi_turn", beta1=0.2),
     "stage2 gamma 1": stage("stage2", "score", gamma=1, **LOUD),
     "stage1 gamma 1": stage("stage1", "score", gamma=1, **LOUD),
     "KL alone, sequence": Credit((0, 0), (1.0, 0.3)),
     "KL alone, to_go": Credit((0, 0), (1.0, 0.3), kl_credit="to_go"),
-    "multi_turn gamma 0.5": stage("multi_turn", "multi_turn", gamma=0.5, **LOUD),
+    "multi_turn gamma 0.5": stage("multi_turn", "multi_turn", gamma=0.5, beta1=0.2),
 }
 
 

@@ -7,11 +7,13 @@ from selfcorrect.errors import ConfigError
 from selfcorrect.methods import METHODS, plan
 from selfcorrect.objective import Credit
 
-NUMBERS = ["method.alpha=10", "method.beta1=0.25", "method.beta2=0.5"]  # sums of these are exact
+NUMBERS = ["method.beta1=0.25", "method.beta2=0.5"]  # sums of these are exact
 
 
 def stages(*overrides):
-    return plan(load_config(None, [*NUMBERS, *overrides]))
+    """The plan with these numbers; only SCoRe reads beta2."""
+    named = [o for o in overrides if o.startswith("method=")]
+    return plan(load_config(None, [*(NUMBERS[:1] if named else NUMBERS), *overrides]))
 
 
 def test_score():
@@ -42,6 +44,13 @@ def test_single_turn_spends_the_same_responses_on_one_attempt():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_stage_of_every_method_is_measured_against_the_base(method):
     assert {(s.reference, s.loss) for s in stages(f"method={method}")} == {("base", "importance_sampling")}
+
+
+@pytest.mark.parametrize("setting", ["alpha=3", "beta2=0.5", "stage1_share=0.2"])
+@pytest.mark.parametrize("method", ["multi_turn", "single_turn"])
+def test_a_setting_that_the_method_would_ignore_is_refused(method, setting):
+    with pytest.raises(ConfigError, match=r"would be ignored by method=.*; drop it"):
+        plan(load_config(None, [f"method={method}", f"method.{setting}"]))
 
 
 def test_gamma_and_the_kl_credit_reach_every_stage():

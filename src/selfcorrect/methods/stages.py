@@ -91,7 +91,25 @@ def plan(config: Config) -> list[Stage]:
         )
     if m.name == "score" and config.train.steps < 2:
         raise ConfigError("method=score has two stages: train.steps must be at least 2")
+    _refuse_ignored(m)
     return METHODS[m.name](config)
+
+
+IGNORED = {
+    "score": (),
+    "multi_turn": ("alpha", "beta2", "stage1_share"),
+    "single_turn": ("alpha", "beta2", "gamma", "stage1_share"),
+}
+"""Settings that a method does not read."""
+
+
+def _refuse_ignored(m: MethodConfig) -> None:
+    defaults = MethodConfig()
+    for name in IGNORED[m.name]:
+        if getattr(m, name) != getattr(defaults, name):
+            raise ConfigError(
+                f"method.{name} = {getattr(m, name)!r} would be ignored by method={m.name}; drop it, or use method=score"
+            )
 
 
 def _credit(m: MethodConfig, *, rewards: tuple[float, ...], betas: tuple[float, ...], alpha: float = 0.0) -> Credit:
