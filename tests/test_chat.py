@@ -157,7 +157,8 @@ def test_template_that_strips_think_blocks_is_refused() -> None:
 
 
 def test_template_that_trims_outer_white_space_is_accepted() -> None:
-    ChatFormat(chatml(CHATML.replace("m['content']", "m['content'] | trim")))
+    trimming = ChatFormat(chatml(CHATML.replace("m['content']", "m['content'] | trim")))
+    assert trimming.end_ids == ChatFormat(chatml(CHATML)).end_ids
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,6 @@ def test_a_tiny_run_on_cuda(tmp_path):
     job = prepare(load_config(None, settings))
     run = RunDirectory.create(job.config)
 
-    class Silent:
-        def __getattr__(self, _name):
-            return lambda *_args: None
-
-    outcome = run_experiment(job, run, make_engine(job), Silent())
+    outcome = run_experiment(job, run, make_engine(job), tiny.Silent())
     assert outcome.progress.step == 4
     assert outcome.evaluations["final"].summary.n_problems == 50

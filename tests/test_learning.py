@@ -3,15 +3,11 @@
 import numpy as np
 import pytest
 
+import tiny
 from selfcorrect.config import load_config
 from selfcorrect.experiment import make_engine, prepare, run_experiment
 from selfcorrect.records import StepRecord
 from selfcorrect.run import RunDirectory
-
-
-class Silent:
-    def __getattr__(self, _name):
-        return lambda *_args: None
 
 
 @pytest.mark.slow
@@ -25,7 +21,7 @@ def test_score_learns_to_correct_and_keeps_the_first_attempt(tmp_path):
     ]
     job = prepare(load_config(None, settings))
     run = RunDirectory.create(job.config)
-    outcome = run_experiment(job, run, make_engine(job), Silent())
+    outcome = run_experiment(job, run, make_engine(job), tiny.Silent())
     base, final = outcome.evaluations["base"].summary, outcome.evaluations["final"].summary
     # over exploration and reporting seeds the gain after Stage I was 10 points or more on the training reward
     assert final.accuracy(2).value - base.accuracy(2).value > 0.05
