@@ -46,6 +46,13 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "KL from the sampler's log-probs in bfloat16",
+        "train.py",
+        "None if engine.info.exact_sampler else",
+        "None if True else",
+        run("in_bf16_the_kl_of_an_unmoved_policy_is_exactly_0"),
+    ),
+    Mutant(
         "sign of the loss",
         "objective/losses.py",
         "return -((logprobs_N - sampled",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.errors import ConfigError
-from selfcorrect.tasks.base import Message, Task
+from selfcorrect.tasks.base import Answer, Message, Task, grade_answers
 from selfcorrect.types import Attempt, Episode, Problem
 
 GivenFirst = Mapping[str, Sequence[tuple[int, ...]]]
@@ -63,21 +63,29 @@ async def _play_group(
     prompts = [engine.chat.prompt_ids(messages)] * how.samples
     attempts: list[list[Attempt]] = [[] for _ in range(how.samples)]
     for k in range(how.attempts):
+        is_given = k == 0 and given is not None
         if k == 0 and given is not None:
             answers = [Sampled(ids, (), "end") for ids in given]
-            source_given = True
         else:
             params = SamplingParams(
                 how.max_new_tokens, how.temperature, engine.chat.end_ids, continued=k + 1 < how.attempts
             )
             keys = [(*how.stream, problem.id, g, k) for g in range(how.samples)]
             answers = await engine.sample([SampleRequest(p, key) for p, key in zip(prompts, keys, strict=True)], params)
-            source_given = False
         for g, answer in enumerate(answers):
-            attempts[g].append(_attempt(engine, task, problem, prompts[g], answer, k, source_given))
+            attempts[g].append(_attempt(engine, problem, prompts[g], answer, k, is_given))
             if k + 1 < how.attempts:
                 prompts[g] = _next_prompt(engine, messages, task.instruction, prompts[g], answer)
-    return [Episode(problem, g, tuple(a)) for g, a in enumerate(attempts)]
+    return await _graded(task, problem, attempts)
+
+
+async def _graded(task: Task, problem: Problem, attempts: Sequence[Sequence[Attempt]]) -> list[Episode]:
+    """Verdicts come last: no prompt needs them, and waiting for one between attempts would split sampling batches."""
+    answers = [Answer(a.text, truncated=a.stop == "length") for sample in attempts for a in sample]
+    grades = iter(await grade_answers(task, problem, answers))
+    return [
+        Episode(problem, g, tuple(replace(a, grade=next(grades)) for a in sample)) for g, sample in enumerate(attempts)
+    ]
 
 
 def _next_prompt(
@@ -89,16 +97,14 @@ def _next_prompt(
 
 
 def _attempt(
-    engine: Engine, task: Task, problem: Problem, prompt: tuple[int, ...], answer: Sampled, k: int, given: bool
+    engine: Engine, problem: Problem, prompt: tuple[int, ...], answer: Sampled, k: int, given: bool
 ) -> Attempt:
-    text = engine.chat.text(answer.token_ids)
     return Attempt(
-        text=text,
+        text=engine.chat.text(answer.token_ids),
         prompt_ids=prompt,
         token_ids=answer.token_ids,
         logprobs=None if given else answer.logprobs,
         stop="given" if given else answer.stop,
-        grade=task.grade(problem, text, truncated=answer.stop == "length"),
         source="given" if given else "sampled",
         parent=k - 1 if k else None,
         group=f"{problem.id}/{k}",

@@ -14,7 +14,7 @@ import numpy as np
 
 from selfcorrect import alarms
 from selfcorrect.config import Config, TrainConfig
-from selfcorrect.engines.base import AdamParams, Engine, OptimResult
+from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
 from selfcorrect.errors import Interrupted
 from selfcorrect.methods import BatchReport, Stage, plan, policy_gradient_data
 from selfcorrect.methods.data import sequences
@@ -153,9 +153,11 @@ def _step(
     with clock.phase("sample"):
         groups = runner.run(play(engine, task, batch, how))
     with clock.phase("reference"):
-        reference = _reference_logprobs(engine, groups, stage.reference)
+        reference = _logprobs(engine, groups, stage.reference)
+        # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
+        current = None if engine.info.exact_sampler else _logprobs(engine, groups, CURRENT)
     with clock.phase("update"):
-        data, report = policy_gradient_data(groups, reference, stage.credit)
+        data, report = policy_gradient_data(groups, reference, stage.credit, current)
         trained = engine.forward_backward(data, stage.loss)
         result = engine.optim_step(_adam(config.train, progress.stage_step))
         engine.publish()
@@ -163,10 +165,8 @@ def _step(
     return record, groups
 
 
-def _reference_logprobs(
-    engine: Engine, groups: Sequence[Sequence[Episode]], policy: str
-) -> list[list[list[FloatArray]]]:
-    """Reference log-probs of every sequence, nested as the groups are."""
+def _logprobs(engine: Engine, groups: Sequence[Sequence[Episode]], policy: str) -> list[list[list[FloatArray]]]:
+    """A policy's log-probs of every sequence, nested as the groups are."""
     laid_out = [[sequences(episode) for episode in group] for group in groups]
     flat = iter(engine.logprobs([s for group in laid_out for seqs in group for s in seqs], policy))
     return [[[next(flat) for _ in seqs] for seqs in group] for group in laid_out]

@@ -83,6 +83,9 @@ class EngineInfo:
     trainable_parameters: int
     max_length: int
     """Longest sequence in tokens the model accepts."""
+    exact_sampler: bool = False
+    """The sampler's log-probs are the trainer's to within float32 rounding. Otherwise the KL terms take the policy's
+    log-probs from one more pass of the trainer: a difference of two kinds of pass, summed over an answer, is not a KL."""
 
 
 class Scored(Protocol):

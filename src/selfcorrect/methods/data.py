@@ -10,6 +10,9 @@ import numpy as np
 from selfcorrect.objective import Credit, counted_mask, group_token_weights, zero_variance
 from selfcorrect.types import Attempt, Datum, Episode, FloatArray
 
+NestedLogprobs = Sequence[Sequence[Sequence[FloatArray]]]
+"""Per problem, episode and sequence (in the order of ``sequences``): log-probs in nats, shape [T]."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
@@ -80,8 +83,9 @@ def _trainable(attempt: Attempt) -> tuple[tuple[int, ...], tuple[int, ...], tupl
 
 def policy_gradient_data(
     groups: Sequence[Sequence[Episode]],
-    reference_logprobs: Sequence[Sequence[Sequence[FloatArray]]],
+    reference_logprobs: NestedLogprobs,
     credit: Credit,
+    policy_logprobs: NestedLogprobs | None = None,
 ) -> tuple[list[Datum], BatchReport]:
     """Token weights of a whole step: REINFORCE with a leave-one-out baseline per attempt.
 
@@ -89,9 +93,10 @@ def policy_gradient_data(
 
     Args:
         groups: ``groups[b][g]``: the episodes of problem b.
-        reference_logprobs: ``reference_logprobs[b][g][s]``: the reference policy's log-probs of the s-th sequence of
-            that episode (in the order of ``sequences``), shape [T].
+        reference_logprobs: the reference policy's.
         credit: the stage's numbers.
+        policy_logprobs: the same of the current policy by the trainer's own pass, for the KL terms; None takes the
+            sampler's, which is right where both agree to rounding.
 
     Returns:
         The data (weights already divided by the number of episodes), and a report.
@@ -102,9 +107,13 @@ def policy_gradient_data(
     zero = np.zeros(n_attempts)
     skipped = np.zeros(n_attempts, dtype=int)
     kl_K = np.zeros(n_attempts)
-    for group, references in zip(groups, reference_logprobs, strict=True):
+    for b, group in enumerate(groups):
         laid_out = [sequences(episode) for episode in group]
-        logratios = [_logratios(seqs, refs, n_attempts) for seqs, refs in zip(laid_out, references, strict=True)]
+        policy = [[s.logprobs_T for s in seqs] for seqs in laid_out] if policy_logprobs is None else policy_logprobs[b]
+        logratios = [
+            _logratios(seqs, current, reference, n_attempts)
+            for seqs, current, reference in zip(laid_out, policy, reference_logprobs[b], strict=True)
+        ]
         rewards_GK = np.stack([e.rewards_K for e in group])
         valid_GK = np.stack([e.valid_K for e in group])
         weights = group_token_weights(rewards_GK, valid_GK, logratios, credit)
@@ -121,12 +130,14 @@ def policy_gradient_data(
     return data, report
 
 
-def _logratios(seqs: Sequence[Sequenced], references: Sequence[FloatArray], n_attempts: int) -> list[FloatArray]:
+def _logratios(
+    seqs: Sequence[Sequenced], policy: Sequence[FloatArray], reference: Sequence[FloatArray], n_attempts: int
+) -> list[FloatArray]:
     """lp - ref of the sampled tokens of each attempt; empty for a given attempt."""
     out: list[FloatArray] = [np.zeros(0) for _ in range(n_attempts)]
-    for seq, reference_T in zip(seqs, references, strict=True):
+    for seq, policy_T, reference_T in zip(seqs, policy, reference, strict=True):
         for k, start, end in seq.spans:
-            out[k] = seq.logprobs_T[start:end] - reference_T[start:end]
+            out[k] = policy_T[start:end] - reference_T[start:end]
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 from selfcorrect.types import Grade, Problem
@@ -41,6 +42,31 @@ class Task(Protocol):
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
         """Verdict on one attempt. ``truncated`` says that the token cap cut the text. Pure and deterministic."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One text to grade."""
+
+    text: str
+    truncated: bool = False
+    """The token cap cut it."""
+
+
+@runtime_checkable
+class GradesTogether(Protocol):
+    """A task whose verifier does better with many answers at once (programs in parallel sandboxes)."""
+
+    async def grade_together(self, problem: Problem, answers: Sequence[Answer]) -> list[Grade]:
+        """Verdicts in the order of the answers; each equals what ``Task.grade`` says of it."""
+        ...
+
+
+async def grade_answers(task: Task, problem: Problem, answers: Sequence[Answer]) -> list[Grade]:
+    """Verdicts on several answers to one problem, all at once where the task can."""
+    if isinstance(task, GradesTogether):
+        return await task.grade_together(problem, answers)
+    return [task.grade(problem, a.text, truncated=a.truncated) for a in answers]
 
 
 @runtime_checkable

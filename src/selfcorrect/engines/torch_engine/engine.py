@@ -81,6 +81,7 @@ class TorchEngine:
             parameters=sum(p.numel() for p in self._model.parameters()),
             trainable_parameters=self._weights.count,
             max_length=int(config.max_position_embeddings),
+            exact_sampler=next(model.parameters()).dtype == torch.float32,
         )
         self._check_scorer()
 
