@@ -125,7 +125,7 @@ def run_experiment(
     done: dict[str, Evaluation] = {}
     if checkpoint is None:
         say("measuring the base model")
-        done |= _measure(job, run, engine, "base", 0)
+        done |= _measure(job, run, engine, "base", 0, say)
     try:
         progress = train(run, engine, job.task, observer, stop_requested)
     except Interrupted:
@@ -134,7 +134,7 @@ def run_experiment(
     kept = load_kept(run, engine)
     say(f"keeping step {kept}, the best by training reward; measuring it")
     export(engine, run.path / "model")
-    done |= _measure(job, run, engine, "final", kept)
+    done |= _measure(job, run, engine, "final", kept, say)
     run.append(_end_record(run, "finished"))
     return Outcome(run, progress, done)
 
@@ -191,13 +191,17 @@ def export(engine: Engine, target: Path) -> None:
         ) from error
 
 
-def _measure(job: Job, run: RunDirectory, engine: Engine, name: str, step: int) -> dict[str, Evaluation]:
+def _measure(
+    job: Job, run: RunDirectory, engine: Engine, name: str, step: int, say: Callable[[str], None]
+) -> dict[str, Evaluation]:
     config = job.config
     problems = held_out(job.task, config.eval.problems)
     cap = config.train.max_new_tokens
     evaluations = [evaluate(engine, job.task, problems, config.eval, cap, name=name, seed=config.seed)]
     if config.eval.controls and config.eval.attempts > 1:
         evaluations += controls(engine, job.task, evaluations[0], config.eval, cap, seed=config.seed)
+        if len(evaluations) < 3:
+            say("no wrong first attempt was found to give back: that control has no row")
     for e in evaluations:
         run.write_evaluation(e.name, (episode_row(episode) for episode in e.episodes))
         run.append(

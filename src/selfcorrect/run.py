@@ -7,11 +7,13 @@ RUN/
   evaluations/NAME.jsonl every evaluated episode
   checkpoints/step-N/    engine state and progress; complete or absent
   model/                 the best checkpoint as an ordinary Hugging Face (or PEFT) directory
+  .lock                  held by the process that writes; a killed process releases it
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -126,6 +128,23 @@ class RunDirectory:
         """Remove a new run in which nothing has been recorded, so that a failed start leaves nothing behind."""
         if not self.metrics_file.exists():
             shutil.rmtree(self.path)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only process that writes to this run.
+
+        Raises:
+            RunError: another process is.
+        """
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"another process is writing to {self.path}, and two would damage it; stop that one first, or wait for "
+                    "it to end"
+                ) from None
+            yield
 
     def append(self, record: Record) -> None:
         """Add one record to metrics.jsonl."""

@@ -65,13 +65,14 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    try:
-        engine = make_engine(job)
-    except SelfCorrectError:
-        run.abandon()
-        raise
-    with stop_on_signal(_heard) as stop_requested, TerminalObserver(console) as observer:
-        outcome = run_experiment(job, run, engine, observer, console.print, stop_requested)
+    with run.writing():
+        try:
+            engine = make_engine(job)
+        except SelfCorrectError:
+            run.abandon()
+            raise
+        with stop_on_signal(_heard) as stop_requested, TerminalObserver(console) as observer:
+            outcome = run_experiment(job, run, engine, observer, console.print, stop_requested)
     summaries = {r.name: r.summary for r in _evaluations(run)}
     if as_json:
         print(json.dumps({"run": str(run.path), "step": outcome.progress.best_step, "evaluations": summaries}))

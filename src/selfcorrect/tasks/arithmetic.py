@@ -48,7 +48,7 @@ class Habits:
     """Attempt 2 is a fresh try, with slips of its own; otherwise it copies attempt 1."""
 
 
-WARM_UP = Habits(slip_short=0.4, slip_long=0.6, fix_short=0.1, fix_long=0.1, redo=0.1)
+WARM_UP = Habits(slip_short=0.1, slip_long=0.3, fix_short=0.3, fix_long=0.3, redo=0.1)
 """For language models that have to learn the format first (``selfcorrect sft``)."""
 
 
