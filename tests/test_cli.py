@@ -431,10 +431,20 @@ def test_compare_refuses_an_unfinished_run(cli, finished, tmp_path):
     assert "has not finished" in err and f"--resume {run.path}" in err
 
 
+def test_a_run_has_one_writer(cli, finished):
+    path = finished / "score"
+    before = (path / "metrics.jsonl").read_bytes()
+    with RunDirectory.open(path).writing():
+        code, _, err = cli("train", "--resume", path)
+    assert code == 2 and "another process is writing" in err
+    assert (path / "metrics.jsonl").read_bytes() == before
+
+
 def test_sft_writes_a_model_that_train_starts_from(cli, model, tmp_path):
     settings = [*toy.SMALL, f"model={model}", "sft.steps=2", "sft.examples_per_step=2"]
     code, out, err = cli("sft", tmp_path / "warm", *settings)
     assert code == 0 and str(tmp_path / "warm") in out and "warm-up step 2 of 2" in err
+    assert f"train model={tmp_path / 'warm'} task=toy" in out
     assert cli(*quick(tmp_path / "warm", tmp_path / "run", "eval.controls=false"))[0] == 0
 
 
