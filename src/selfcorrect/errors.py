@@ -33,6 +33,20 @@ class RunError(SelfCorrectError):
     """A run directory cannot be written, read or resumed."""
 
 
+class EndpointError(SelfCorrectError):
+    """A model server cannot be reached, answers too late, or refuses.
+
+    ``status`` is its HTTP status, None where no answer came; ``timed_out`` says that it was too slow.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, status: int | None = None, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.timed_out = timed_out
+
+
 class Interrupted(SelfCorrectError):
     """The run was asked to stop (Ctrl-C, SIGTERM); a checkpoint has been written."""
 

@@ -98,7 +98,7 @@ def controls(
     once = settings.model_copy(update={"samples": 1, "attempts": 2})
     firsts = {e.problem.id: (e.attempts[0].token_ids or (),) for e in measured.episodes if e.sample == 0}
     problems = list({e.problem.id: e.problem for e in measured.episodes}.values())
-    partner = _partners(problems)
+    partner = partners(problems)
     swapped = {p.id: firsts[partner[p.id]] for p in problems}
     wrong = _wrong_firsts(engine, task, problems, max_new_tokens, seed)
     out = []
@@ -109,7 +109,7 @@ def controls(
     return out
 
 
-def _partners(problems: Sequence[Problem]) -> dict[str, str]:
+def partners(problems: Sequence[Problem]) -> dict[str, str]:
     """Another problem's id for each problem: the next one of the same level, else simply the next one."""
     by_level: dict[str | None, list[Problem]] = {}
     for p in problems:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfcorrect.cli.settings import read_settings
+from selfcorrect.cli.evaluate_endpoint import Asked, evaluate_endpoint
+from selfcorrect.cli.settings import find_run, read_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError
 
@@ -26,17 +27,68 @@ SHORT = {
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory; none with --base-url."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    base_url: Annotated[
+        str | None, typer.Option(help="Measure a model behind this OpenAI-compatible endpoint (up to /v1).")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--model", help="With --base-url: the endpoint's name of the model.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="With --base-url: the environment variable that holds the key.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="With --base-url: requests in flight at once (8).")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="With --base-url: requests per minute; no limit if not given.")
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option(min=0, help="With --base-url: times a failing request is sent again (5).")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="With --base-url: seconds to wait for one answer (120).")
+    ] = None,
+    body: Annotated[
+        str | None, typer.Option(help="With --base-url: further fields of every request, a JSON object.")
+    ] = None,
 ) -> None:
     """Measure a model on held-out problems: accuracy of every attempt, with intervals and controls.
 
     Example: `selfcorrect eval tiny task=arithmetic attempts=3 limit=500`
+
+    Behind an endpoint: `selfcorrect eval --base-url http://localhost:8000/v1 --model NAME task=gsm8k`
     """
+    options = {
+        "model": name,
+        "api_key_env": api_key_env,
+        "concurrency": concurrency,
+        "requests_per_minute": rate,
+        "retries": retries,
+        "timeout_s": timeout,
+        "body": body,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    if base_url is not None:
+        asked = Asked(base_url, out=out, as_json=as_json, **options)  # type: ignore[arg-type]
+        evaluate_endpoint(asked, [_long(s) for s in ([model] if model else []) + (settings or [])])
+        return
+    if options:
+        raise ConfigError(
+            f"options of an endpoint are given ({', '.join(options)}) and would be ignored; add --base-url URL, or drop them"
+        )
+    if model is None:
+        raise ConfigError(
+            "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --base-url URL --model NAME"
+        )
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.evaluate import controls, held_out
     from selfcorrect.evaluate import evaluate as measure
@@ -44,7 +96,7 @@ def evaluate(
     from selfcorrect.records import episode_row
 
     given = [_long(s) for s in settings or []]
-    run = _run(model)
+    run = find_run(model)
     config = read_settings([f"model={json.dumps(model)}", *given]) if run is None else _of_run(run, given)
     if out is not None:
         claim(out)
@@ -71,14 +123,6 @@ def evaluate(
 def _long(setting: str) -> str:
     key, equals, value = setting.partition("=")
     return f"{SHORT.get(key, key)}{equals}{value}"
-
-
-def _run(model: str) -> RunDirectory | None:
-    """The run directory that a name stands for; None where it is that of a model."""
-    from selfcorrect.run import RunDirectory
-
-    path = Path(model)
-    return RunDirectory.open(path) if (path / "checkpoints").is_dir() and (path / "config.json").exists() else None
 
 
 def _of_run(run: RunDirectory, given: Sequence[str]) -> Config:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfcorrect.config import Config, load_config
 from selfcorrect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from selfcorrect.run import RunDirectory
 
 
 def read_settings(arguments: Sequence[str]) -> Config:
@@ -21,3 +25,11 @@ def read_settings(arguments: Sequence[str]) -> Config:
             f"two config files are given ({files[0]}, {files[1]}); settings are written key=value, without spaces"
         )
     return load_config(Path(files[0]) if files else None, [a for a in arguments if "=" in a])
+
+
+def find_run(model: str) -> RunDirectory | None:
+    """The run directory that a name stands for; None where it is that of a model."""
+    from selfcorrect.run import RunDirectory
+
+    path = Path(model)
+    return RunDirectory.open(path) if (path / "checkpoints").is_dir() and (path / "config.json").exists() else None

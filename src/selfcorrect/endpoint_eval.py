@@ -1,0 +1,305 @@
+"""Measuring a model behind an endpoint, with the table of ``selfcorrect.evaluate``; a stopped measurement goes on.
+
+Every finished episode is one line of a journal, written at once. What is summed up is read back from that journal, so
+a measurement in two parts is the same as one in a single part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from selfcorrect.config import Config
+from selfcorrect.engines.endpoint import Endpoint, Reply, alternate
+from selfcorrect.errors import RunError, disk_reason
+from selfcorrect.evaluate import TRIES_FOR_A_WRONG_ANSWER, Evaluation, partners
+from selfcorrect.metrics import summarise
+from selfcorrect.records import episode_from_row, episode_row
+from selfcorrect.tasks.base import Answer, Task, grade_answers
+from selfcorrect.types import Attempt, Episode, Problem
+
+WRONG_FIRSTS = "wrong-firsts"
+"""Name in the journal of single attempts, sampled in search of wrong ones to give back."""
+Key = tuple[str, int]
+"""Problem id and sample."""
+
+
+class Journal:
+    """Episodes of one measurement, in a JSONL file whose first line holds the settings. Use ``Journal.opened``."""
+
+    def __init__(self, file: IO[str], path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._rows: dict[str, dict[Key, Episode]] = {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, path: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
+        """A new journal, or one that the same settings began.
+
+        Raises:
+            RunError: the file belongs to other settings, is no journal, is being written, or cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {disk_reason(error)}; name another file with --out") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"another process is writing to {path}; wait for it, or name another file with --out"
+                ) from None
+            journal = cls(file, path)
+            journal._read(settings)
+            yield journal
+
+    def _read(self, settings: Mapping[str, Any]) -> None:
+        self._file.seek(0)
+        try:
+            content = self._file.read()
+            whole, newline, _ = content.rpartition("\n")
+            lines = whole.split("\n") if newline else []
+            found = json.loads(lines[0])["settings"] if lines else None
+            rows = [json.loads(line) for line in lines[1:]]
+            for row in rows:
+                self._keep(row.pop("evaluation"), episode_from_row(row))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RunError(
+                f"{self._path} is not the record of a measurement by this version, and is not overwritten; name another file "
+                "with --out"
+            ) from None
+        if found is None:
+            if content and not content.startswith('{"settings": '):
+                raise RunError(
+                    f"{self._path} holds something else and is not overwritten; name another file with --out"
+                )
+            self._file.truncate(0)
+            self._write({"settings": dict(settings)})
+            return
+        changed = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
+        if changed:
+            was = ", ".join(f"{k} was {json.dumps(found.get(k))[:80]}" for k in changed)
+            raise RunError(
+                f"{self._path} was begun with other settings ({was}), and one table must not mix them; give the same settings "
+                "to go on, or name another file with --out"
+            )
+        # a killed process leaves at most one unfinished line
+        self._file.truncate(len((whole + newline).encode("utf-8")))
+
+    def _keep(self, name: str, episode: Episode) -> None:
+        self._rows.setdefault(name, {})[episode.problem.id, episode.sample] = episode
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=True) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(
+                f"{self._path} cannot be written: {disk_reason(error)}; free room and give the same command again to go on"
+            ) from None
+
+    def append(self, name: str, episode: Episode) -> None:
+        row = episode_row(episode)
+        self._write({"evaluation": name, **row})
+        self._keep(name, episode_from_row(row))
+
+    def episodes(self, name: str) -> dict[Key, Episode]:
+        """The finished episodes of one evaluation."""
+        return dict(self._rows.get(name, {}))
+
+    @property
+    def n_episodes(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+
+def settings_of(
+    endpoint: Endpoint, task: Task, problems: Sequence[Problem], config: Config, body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that a measurement depends on; a journal is continued only under the same."""
+    asked = hashlib.sha256()
+    for p in problems:
+        asked.update(json.dumps([p.id, task.first_messages(p), p.answer]).encode())
+    return {
+        "base_url": endpoint.base_url,
+        "model": endpoint.model,
+        "body": dict(body),
+        "task": task.name,
+        "instruction": task.instruction,
+        "problems": len(problems),
+        "problems_sha256": asked.hexdigest(),
+        "attempts": config.eval.attempts,
+        "samples": config.eval.samples,
+        "temperature": config.eval.temperature,
+        "max_new_tokens": config.train.max_new_tokens,
+        "seed": config.seed,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    """How the episodes of one evaluation are played."""
+
+    name: str
+    attempts: int
+    temperature: float
+
+
+class Measurement:
+    """Plays against an endpoint, through a journal.
+
+    Args:
+        endpoint: bounds its own requests; any number of episodes may be under way.
+        task: prompts, instruction, verdicts.
+        problems: held-out problems.
+        config: its ``eval``, ``seed`` and ``train.max_new_tokens`` count.
+        journal: what is in it is not asked for again.
+        said: called after every new episode.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        task: Task,
+        problems: Sequence[Problem],
+        config: Config,
+        journal: Journal,
+        said: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._endpoint, self._task, self._problems = endpoint, task, problems
+        self._config, self._journal, self._said = config, journal, said
+
+    async def run(self) -> list[Evaluation]:
+        """The plain evaluation and, where the settings ask for them, its controls.
+
+        Raises:
+            EndpointError: the endpoint refused or kept failing; what was finished is in the journal.
+        """
+        wanted = self._config.eval
+        out = [await self._plain(_Play("plain", wanted.attempts, wanted.temperature), wanted.samples)]
+        if wanted.controls and wanted.attempts > 1:
+            out += await self._controls(_Play("plain-swapped", 2, wanted.temperature), out[0].episodes)
+        return out
+
+    async def _plain(self, how: _Play, samples: int) -> Evaluation:
+        return await self._evaluation(how, {(p.id, g): None for p in self._problems for g in range(samples)})
+
+    async def _controls(self, how: _Play, plain: Sequence[Episode]) -> list[Evaluation]:
+        """As ``selfcorrect.evaluate.controls``, with texts for token ids."""
+        firsts = {e.problem.id: e.attempts[0].text for e in plain if e.sample == 0}
+        partner = partners(self._problems)
+        swapped = {(p.id, 0): firsts[partner[p.id]] for p in self._problems}
+        out = [await self._evaluation(how, swapped)]
+        wrong = await self._wrong_firsts()
+        if wrong:
+            out.append(await self._evaluation(replace(how, name="plain-given-wrong"), wrong))
+        return out
+
+    async def _evaluation(self, how: _Play, firsts: Mapping[Key, str | None]) -> Evaluation:
+        start = time.perf_counter()
+        by_id = {p.id: p for p in self._problems}
+        done = self._journal.episodes(how.name)
+        await _all(self._play(how, by_id[i], g, first) for (i, g), first in firsts.items() if (i, g) not in done)
+        finished = self._journal.episodes(how.name)
+        episodes = [replace(finished[key], problem=by_id[key[0]]) for key in firsts]
+        seed = self._config.seed
+        settings = {
+            "task": self._task.name,
+            "problems": len({i for i, _ in firsts}),
+            "attempts": how.attempts,
+            "samples": len({g for _, g in firsts}),
+            "temperature": how.temperature,
+            "max_new_tokens": self._config.train.max_new_tokens,
+            "seed": seed,
+        }
+        return Evaluation(how.name, episodes, summarise(episodes, seed=seed), settings, time.perf_counter() - start)
+
+    async def _play(self, how: _Play, problem: Problem, sample: int, first: str | None) -> Episode:
+        messages: list[dict[str, object]] = [dict(m) for m in self._task.first_messages(problem)]
+        attempts: list[Attempt] = []
+        for k in range(how.attempts):
+            if k > 0:
+                messages = alternate(messages, attempts[-1].text, self._task.instruction)
+            if k == 0 and first is not None:
+                attempts.append(_given(first))
+                continue
+            reply = await self._endpoint.complete(
+                messages,
+                max_tokens=self._config.train.max_new_tokens,
+                temperature=how.temperature,
+                seed=_seed(self._config.seed, how.name, problem.id, sample, k) if how.temperature > 0 else None,
+            )
+            attempts.append(_sampled(reply, k))
+        return await self._record(how.name, problem, sample, attempts)
+
+    async def _record(self, name: str, problem: Problem, sample: int, attempts: Sequence[Attempt]) -> Episode:
+        answers = [Answer(a.text, truncated=a.stop == "length") for a in attempts]
+        grades = await grade_answers(self._task, problem, answers)
+        graded = tuple(replace(a, grade=grade) for a, grade in zip(attempts, grades, strict=True))
+        episode = Episode(problem, sample, graded)
+        self._journal.append(name, episode)
+        self._said()
+        return episode
+
+    async def _wrong_firsts(self) -> dict[Key, str]:
+        """A wrong answer of the model's own per problem, where a few samples hold one."""
+        await _all(self._seek_wrong(p) for p in self._problems)
+        found: dict[Key, str] = {}
+        rows = self._journal.episodes(WRONG_FIRSTS)
+        for p in self._problems:
+            tries = [e for g in range(TRIES_FOR_A_WRONG_ANSWER) if (e := rows.get((p.id, g))) is not None]
+            wrong = next((e for e in tries if _usable_wrong(e)), None)
+            if wrong is not None:
+                found[p.id, 0] = wrong.attempts[0].text
+        return found
+
+    async def _seek_wrong(self, problem: Problem) -> None:
+        """One sample after the other until one is wrong: every request may cost money."""
+        rows = self._journal.episodes(WRONG_FIRSTS)
+        for g in range(TRIES_FOR_A_WRONG_ANSWER):
+            episode = rows.get((problem.id, g)) or await self._play(_Play(WRONG_FIRSTS, 1, 1.0), problem, g, None)
+            if _usable_wrong(episode):
+                return
+
+
+def _usable_wrong(episode: Episode) -> bool:
+    return not episode.attempts[0].correct and episode.attempts[0].stop == "end"
+
+
+def _sampled(reply: Reply, k: int) -> Attempt:
+    return Attempt(reply.text, None, None, None, reply.stop, parent=k - 1 if k else None)
+
+
+def _given(text: str) -> Attempt:
+    return Attempt(text, None, None, None, "given", source="given")
+
+
+def _seed(*key: int | str) -> int:
+    """A seed per answer, the same in every run; 31 bits, which every server takes."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest()) >> 1
+
+
+async def _all(work: Iterator[Coroutine[Any, Any, object]]) -> None:
+    """Run everything at once; the first fault stops the rest."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except ExceptionGroup as faults:
+        raise faults.exceptions[0] from None
+
+
+def journal_path(model: str, task: str, seed: int) -> Path:
+    """Where a measurement goes that names no file."""
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in model.rpartition("/")[2]).strip(".") or "model"
+    return Path("runs") / f"endpoint-{name}-{task}-s{seed}.jsonl"

@@ -1,0 +1,343 @@
+"""A chat model behind an OpenAI-compatible endpoint: messages in, text out. No token ids, so nothing here can train.
+
+One ``Endpoint`` is used by many coroutines at once: it bounds the requests in flight, spaces them, and sends again what
+failed in a way that may pass (408, 409, 429, 5xx, no connection, no answer in time).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx2
+
+from selfcorrect.engines.chat import Messages
+from selfcorrect.errors import ConfigError, EndpointError
+
+PASSING = frozenset({408, 409, 429})
+"""With 5xx, the statuses after which a request is sent again."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
+LONGEST_RETRY_AFTER_S = 600.0
+"""A server that asks for more patience than this is given up on."""
+LARGEST_ANSWER_BYTES = 16 * 2**20
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How much is asked of an endpoint, and how long it is waited for."""
+
+    concurrency: int = 8
+    """Requests in flight at once."""
+    requests_per_minute: float | None = None
+    """Requests are spaced evenly at this rate, those sent again included; None sets no rate."""
+    retries: int = 5
+    """Times that one request is sent again."""
+    timeout_s: float = 120.0
+    """For one whole answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of the endpoint."""
+
+    text: str
+    """Valid Unicode: a lone surrogate in the answer is U+FFFD here."""
+    stop: Literal["end", "length"]
+    prompt_tokens: int | None
+    """As the endpoint counts; None where it does not say."""
+    completion_tokens: int | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was sent so far."""
+
+    sent: int = 0
+    """Requests, those sent again included."""
+    retried: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Why requests were sent again, e.g. ``HTTP 429``."""
+
+
+class _Again(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, reason: str, error: EndpointError, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.error, self.retry_after_s = reason, error, retry_after_s
+
+
+class Endpoint:
+    """Use as an async context manager.
+
+    Args:
+        base_url: up to and with ``/v1``.
+        model: the name that the endpoint knows the model by.
+        api_key: sent as a bearer token; None sends none.
+        patience: limits, retries, timeouts.
+        body: further fields of every request, e.g. ``{"top_p": 0.9}``.
+        transport: of httpx; for tests.
+        sleep: waits between retries and for the rate; for tests.
+
+    Raises:
+        ConfigError: the address is none, or holds a password.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        patience: Patience | None = None,
+        body: Mapping[str, Any] | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        url = checked_url(base_url)
+        self.base_url = str(url).rstrip("/")
+        self.is_local = url.host in LOOPBACK
+        self.model = model
+        self.counts = Counts()
+        self._patience = patience or Patience()
+        self._body = dict(body or {})
+        self._cap_field = "max_tokens"
+        self._sleep = sleep
+        self._slots = asyncio.Semaphore(self._patience.concurrency)
+        self._next_start = 0.0
+        limits = httpx2.Limits(max_connections=self._patience.concurrency)
+        self._client = httpx2.AsyncClient(
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx2.Timeout(self._patience.timeout_s),
+            limits=limits,
+            transport=transport,
+            trust_env=not self.is_local,  # a proxy of the environment cannot reach this machine's own servers
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def complete(
+        self, messages: Messages, *, max_tokens: int, temperature: float, seed: int | None = None
+    ) -> Reply:
+        """The assistant's next message.
+
+        Args:
+            messages: the conversation; it ends in a user turn.
+            max_tokens: cap of the answer.
+            temperature: 0 is greedy.
+            seed: of the endpoint's sampling; None sends none. An endpoint may ignore it.
+
+        Raises:
+            EndpointError: refused, or still failing after all retries.
+        """
+        request = {"model": self.model, "messages": list(messages), "temperature": temperature}
+        if seed is not None:
+            request["seed"] = seed
+        for retry in range(self._patience.retries + 1):
+            capped = {**request, self._cap_field: max_tokens, **self._body}
+            try:
+                async with self._slots:
+                    return _reply(await self._post(capped))
+            except _Again as failure:
+                if retry == self._patience.retries or (failure.retry_after_s or 0) > LONGEST_RETRY_AFTER_S:
+                    raise failure.error from None
+                await self._wait_before_retry(failure, retry)
+            except EndpointError as error:
+                if self._cap_field in self._body or not self._other_cap_field(error):
+                    raise
+        raise AssertionError("unreachable: the last retry returns or raises")
+
+    def _other_cap_field(self, error: EndpointError) -> bool:
+        """Newer OpenAI models refuse ``max_tokens`` and say which name they take."""
+        if self._cap_field == "max_tokens" and error.status == 400 and "max_completion_tokens" in str(error):
+            self._cap_field = "max_completion_tokens"
+            return True
+        return False
+
+    async def _wait_before_retry(self, failure: _Again, retry: int) -> None:
+        self.counts.retried += 1
+        self.counts.reasons[failure.reason] = self.counts.reasons.get(failure.reason, 0) + 1
+        backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry)
+        # jitter: clients that failed together must not come back together
+        await self._sleep(max(backoff_s * random.uniform(0.5, 1.0), failure.retry_after_s or 0.0))
+
+    async def _post(self, body: Mapping[str, Any]) -> bytes:
+        await self._turn()
+        self.counts.sent += 1
+        try:
+            async with asyncio.timeout(self._patience.timeout_s):
+                return await self._exchange(body)
+        except (TimeoutError, httpx2.TimeoutException):
+            message = (
+                f"{self.base_url} gave no answer within {self._patience.timeout_s:g} s; raise the timeout, or ask for "
+                "fewer tokens or fewer requests at once"
+            )
+            raise _Again("no answer in time", EndpointError(message, timed_out=True)) from None
+        except httpx2.HTTPError as error:
+            message = (
+                f"{self.base_url} cannot be reached: {str(error) or type(error).__name__}; check the address and that "
+                "the server is running"
+            )
+            raise _Again("no connection", EndpointError(message)) from None
+
+    async def _exchange(self, body: Mapping[str, Any]) -> bytes:
+        # ASCII JSON: whatever is in a message, the bytes are valid
+        content = json.dumps(body).encode("ascii")
+        headers = {"content-type": "application/json"}
+        async with self._client.stream(
+            "POST", f"{self.base_url}/chat/completions", content=content, headers=headers
+        ) as response:
+            answer = bytearray()
+            async for chunk in response.aiter_bytes():
+                answer += chunk
+                if len(answer) > LARGEST_ANSWER_BYTES:
+                    raise EndpointError(
+                        f"{self.base_url} sends an answer of more than {LARGEST_ANSWER_BYTES // 2**20} MiB; it is no chat "
+                        "endpoint, or its token cap is not kept"
+                    )
+            if response.status_code == 200:
+                return bytes(answer)
+            raise self._fault(response, bytes(answer))
+
+    def _fault(self, response: httpx2.Response, answer: bytes) -> Exception:
+        status = response.status_code
+        way_out = {
+            401: "check the key",
+            403: "check what the key may do",
+            404: f"check the address (it ends in /v1) and the model's name ({self.model!r})",
+            429: "lower the concurrency or the rate",
+        }.get(status, "its own log may say more")
+        error = EndpointError(
+            f"{self.base_url} answers HTTP {status}: {_their_words(answer)}; {way_out}", status=status
+        )
+        if status in PASSING or status >= 500:
+            return _Again(f"HTTP {status}", error, _retry_after_s(response.headers.get("retry-after")))
+        return error
+
+    async def _turn(self) -> None:
+        """Wait for this request's place in the even spacing."""
+        rate = self._patience.requests_per_minute
+        if rate is None:
+            return
+        now = time.monotonic()
+        start = max(now, self._next_start)
+        self._next_start = start + 60.0 / rate
+        await self._sleep(start - now)
+
+
+def checked_url(base_url: str) -> httpx2.URL:
+    """The address of an endpoint.
+
+    Raises:
+        ConfigError: it is none, or it holds a password, which every process list would show.
+    """
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL:
+        url = httpx2.URL("")
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise ConfigError(
+            f"{base_url!r} is not the address of an endpoint; write it up to /v1, for example http://localhost:8000/v1"
+        )
+    if url.userinfo:
+        raise ConfigError(
+            f"the address of {url.host} holds a user name or password, which other users of this machine can see in the "
+            "list of processes; put a key into an environment variable and name that variable"
+        )
+    return url
+
+
+def _reply(answer: bytes) -> Reply:
+    try:
+        data = json.loads(answer)
+        choice = data["choices"][0]
+        text = choice["message"].get("content") or ""
+        if not isinstance(text, str):
+            raise TypeError("content is not text")
+        usage = data.get("usage") or {}
+        counted = [
+            n if isinstance(n := usage.get(f"{kind}_tokens"), int) else None for kind in ("prompt", "completion")
+        ]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise EndpointError(
+            f"the endpoint's answer is not a chat completion ({type(error).__name__}: {str(error)[:100]}); check that the "
+            "address ends in /v1 and belongs to an OpenAI-compatible server"
+        ) from None
+    return Reply(valid_text(text), "length" if choice.get("finish_reason") == "length" else "end", *counted)
+
+
+def valid_text(text: str) -> str:
+    """The text with lone surrogates, which JSON can spell and no file or tokenizer takes, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _their_words(answer: bytes) -> str:
+    """The server's reason in one line, made harmless for a terminal."""
+    try:
+        data = json.loads(answer)
+        error = data.get("error", data.get("detail", data))
+        words = error["message"] if isinstance(error, dict) and "message" in error else error
+    except (ValueError, AttributeError, RecursionError):
+        words = answer.decode("utf-8", "replace")
+    line = " ".join(str(words).split())[:300]
+    return "".join(c if c.isprintable() else "�" for c in line) or "(no reason given)"
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Seconds, or a date, as HTTP allows."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def api_key_from(variable: str | None, environment: Mapping[str, str]) -> str | None:
+    """The key in an environment variable.
+
+    Raises:
+        ConfigError: a variable is named, and it is not set.
+    """
+    if variable is None:
+        return None
+    key = environment.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"the environment variable {variable} is empty or not set; export the key in it, or drop the option"
+        )
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            f"the key in the environment variable {variable} holds characters that no header can carry; set it again"
+        )
+    return key
+
+
+def alternate(messages: Sequence[Mapping[str, object]], answer: str, instruction: str) -> list[dict[str, object]]:
+    """The conversation after an answer and the instruction to correct it: what the next attempt is sampled from."""
+    return [
+        *(dict(m) for m in messages),
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": instruction},
+    ]
