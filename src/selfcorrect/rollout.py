@@ -75,7 +75,7 @@ async def _play_group(
         for g, answer in enumerate(answers):
             attempts[g].append(_attempt(engine, problem, prompts[g], answer, k, is_given))
             if k + 1 < how.attempts:
-                prompts[g] = _next_prompt(engine, messages, task.instruction, prompts[g], answer)
+                prompts[g] = next_prompt(engine, messages, task.instruction, prompts[g], answer)
     return await _graded(task, problem, attempts)
 
 
@@ -88,7 +88,7 @@ async def _graded(task: Task, problem: Problem, attempts: Sequence[Sequence[Atte
     ]
 
 
-def _next_prompt(
+def next_prompt(
     engine: Engine, messages: Sequence[Message], instruction: str, prompt: tuple[int, ...], answer: Sampled
 ) -> tuple[int, ...]:
     """The conversation so far as it was sampled, then the bridge: nothing is decoded and tokenised again."""

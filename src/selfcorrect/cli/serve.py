@@ -1,0 +1,194 @@
+"""``selfcorrect serve``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfcorrect.cli.settings import find_run, read_settings
+from selfcorrect.config import Config, override
+from selfcorrect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from selfcorrect.engines.base import Engine
+    from selfcorrect.serve.correct import Backend
+    from selfcorrect.serve.engine_backend import Batcher
+
+KEY_VARIABLE = "SELFCORRECT_API_KEY"
+NEEDED = ("starlette", "uvicorn")
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="Model or run directory, as for `eval`; none with --backend-url.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. engine.device=cpu.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine a key is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="Name of the model for clients; else its own.")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts unless a request says otherwise.")] = 2,
+    max_attempts: Annotated[int, typer.Option(min=1, help="The most attempts a request may ask for.")] = 4,
+    max_votes: Annotated[int, typer.Option(min=1, help="The most votes a request may ask for.")] = 16,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The highest token cap of an attempt (at least 1024, or the model's own).")
+    ] = None,
+    max_context: Annotated[int, typer.Option(min=16, help="Tokens of the longest conversation.")] = 8192,
+    max_body_kib: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 256,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 128,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole answer.")] = 120.0,
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds for unfinished answers when stopping.")] = 20.0,
+    instruction: Annotated[
+        str | None, typer.Option(help="Correction instruction between attempts; else the task's.")
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable with the key that clients must send.")
+    ] = KEY_VARIABLE,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with that key, instead of the variable.")] = None,
+    backend_url: Annotated[
+        str | None, typer.Option(help="Serve from this OpenAI-compatible endpoint (up to /v1) instead of a model.")
+    ] = None,
+    backend_model: Annotated[str | None, typer.Option(help="With --backend-url: its name of the model.")] = None,
+    backend_key_env: Annotated[
+        str | None, typer.Option(help="With --backend-url: the environment variable with its key.")
+    ] = None,
+) -> None:
+    """Serve a model that corrects itself to OpenAI clients and, at /, to people.
+
+    Example: `selfcorrect serve tiny`
+
+    In front of a server: `selfcorrect serve --backend-url http://localhost:9000/v1 --backend-model NAME`
+    """
+    missing = [n for n in NEEDED if importlib.util.find_spec(n) is None]
+    if missing:
+        raise ConfigError(
+            f"`selfcorrect serve` needs {' and '.join(missing)}, which are not installed; install them with "
+            "`pip install 'selfcorrect[serve]'`"
+        )
+    from selfcorrect.serve.app import Limits, make_app
+    from selfcorrect.serve.protocol import Bounds
+    from selfcorrect.serve.run import is_loopback, leave_at_once, listening_socket, server_key, url_of
+    from selfcorrect.serve.run import serve as run_server
+
+    config = _config(model, settings or [], instruction, backend_url, backend_model, backend_key_env)
+    key = server_key(api_key_env, api_key_file, os.environ)
+    cap = config.train.max_new_tokens
+    bounds = Bounds(
+        attempts, max(attempts, max_attempts), max_votes, min(cap, max_tokens or cap), max_tokens or max(1024, cap)
+    )
+    limits = Limits(1024 * max_body_kib, max_requests, timeout_s=timeout, grace_s=grace)
+    sock = listening_socket(host, port)
+    with sock:
+        if key is None and not is_loopback(sock):
+            raise ConfigError(
+                f"--host {host} can be reached from other machines, and then clients must send a key; put one into the "
+                f"environment variable {api_key_env} (make one with `openssl rand -hex 24`), or listen at 127.0.0.1"
+            )
+        batcher: Batcher | None = None
+        backend: Backend
+        if backend_url is not None:
+            backend = _endpoint_backend(
+                backend_url, backend_model or "", backend_key_env, config, limits.timeout_s, max_requests
+            )
+        else:
+            backend, batcher = _engine_backend(model or "", config, max_context)
+        served = name or backend_model or Path(model or "").resolve().name
+        hosts = frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
+        app = make_app(backend, served, bounds=bounds, limits=limits, key=key, hosts=hosts)
+
+        def ready() -> None:
+            print(
+                f"serving {served} at {url_of(sock)} (page) and {url_of(sock)}/v1 (OpenAI clients); Ctrl-C stops",
+                flush=True,
+            )
+
+        run_server(app, sock, grace, max_requests, ready)
+    print("stopped", flush=True)
+    if batcher is not None and batcher.is_running:
+        leave_at_once()
+
+
+def _config(
+    model: str | None,
+    settings: Sequence[str],
+    instruction: str | None,
+    backend_url: str | None,
+    backend_model: str | None,
+    backend_key_env: str | None,
+) -> Config:
+    if backend_url is None:
+        if backend_model is not None or backend_key_env is not None:
+            raise ConfigError(
+                "--backend-model and --backend-key-env would be ignored without --backend-url; drop them, or add it"
+            )
+        if model is None:
+            raise ConfigError(
+                "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --backend-url URL"
+            )
+    else:
+        if not backend_model:
+            raise ConfigError("--backend-url needs --backend-model NAME, the name by which that server knows the model")
+        if model is not None and "=" not in model:
+            raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
+        settings = [*([model] if model else []), *settings]
+        model = backend_model
+    changed = [*settings, *([f"task.instruction={json.dumps(instruction)}"] if instruction is not None else [])]
+    run = find_run(model) if model is not None and backend_url is None else None
+    if run is not None:
+        refused = [s for s in settings if s.partition("=")[0].partition(".")[0] == "model"]
+        if refused:
+            raise ConfigError(f"{refused[0]!r} cannot be combined with a run, which brings its own model; drop it")
+        return override(run.config, changed)
+    return read_settings([f"model={json.dumps(model)}", *changed])
+
+
+def _engine_backend(model: str, config: Config, max_context: int) -> tuple[Backend, Batcher]:
+    """Check everything, then load the weights."""
+    from selfcorrect.serve.engine_backend import Batcher, EngineBackend
+
+    engine, instruction, context = _engine(model, config, max_context)
+    batcher = Batcher(engine)
+    return EngineBackend(batcher, engine, instruction, context), batcher
+
+
+def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, int]:
+    from selfcorrect.engines import models
+    from selfcorrect.engines.chat import ChatFormat
+    from selfcorrect.experiment import Job, load_kept, make_engine
+    from selfcorrect.tasks import make_task
+
+    run = find_run(model)
+    task = make_task(config.task)
+    resolved = models.resolve_model(config.model.name)
+    source = (resolved, config.model.revision, config.model.trust_remote_code)
+    chat = ChatFormat(models.load_tokenizer(*source))
+    hf_config = models.load_config(*source)
+    positions = getattr(hf_config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context = min(max_context, positions or max_context)
+    models.check_attention(hf_config, context)
+    models.check_vocabulary(hf_config, chat.tokenizer)
+    engine = make_engine(Job(config, task, resolved, chat, context))
+    if run is not None:
+        load_kept(run, engine)
+    engine.publish()
+    return engine, task.instruction, context
+
+
+def _endpoint_backend(
+    url: str, model: str, key_variable: str | None, config: Config, timeout_s: float, max_requests: int
+) -> Backend:
+    from selfcorrect.engines.endpoint import Endpoint, Patience, api_key_from
+    from selfcorrect.serve.endpoint_backend import EndpointBackend
+    from selfcorrect.tasks import make_task
+
+    # a little less than the server's own limit, so that a slow server behind is named as the reason
+    patience = Patience(concurrency=max_requests, retries=2, timeout_s=0.95 * timeout_s)
+    endpoint = Endpoint(url, model, api_key=api_key_from(key_variable, os.environ), patience=patience)
+    return EndpointBackend(endpoint, make_task(config.task).instruction)

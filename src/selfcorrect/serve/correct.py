@@ -1,0 +1,129 @@
+"""Attempts and votes over any backend: what turns single answers into a corrected one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
+from selfcorrect.verify.math.extract import find_answer
+from selfcorrect.verify.math.normalise import normalise, string_key
+
+LONGEST_KEY = 1_000
+"""Characters of a final answer that are compared; longer ones agree only as wholes of this length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer of a backend."""
+
+    text: str
+    stop: Literal["end", "length"]
+    tokens: int | None
+
+
+class Conversation(Protocol):
+    """One conversation with a model. Each call is the next attempt, with the instruction to correct before it."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the client's messages; 0 where a backend does not count."""
+        ...
+
+    async def attempt(self, *, last: bool) -> Said:
+        """The next attempt; ``last`` says that none follows.
+
+        Raises:
+            ApiError: 502 or 504 from an upstream server.
+            EngineError: the engine failed.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Where single answers come from."""
+
+    async def open(self, asked: ChatRequest) -> list[Conversation]:
+        """One conversation per vote, checked, with nothing sampled yet.
+
+        Raises:
+            ApiError: 400, the model cannot take these messages.
+        """
+        ...
+
+    def fault(self) -> str | None:
+        """Why nothing can be answered any more; None while all is well."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+async def correct(
+    conversations: Sequence[Conversation], attempts: int, on_attempt: Callable[[int, ServedAttempt], None]
+) -> Outcome:
+    """Play all attempts of all conversations at once and choose the answer.
+
+    Args:
+        conversations: one, or several that vote.
+        attempts: of each.
+        on_attempt: told the number (from 1) and content of every attempt of a single conversation as it comes.
+    """
+    start = time.perf_counter()
+    watch = on_attempt if len(conversations) == 1 else _nobody
+    played = await asyncio.gather(*(_played(c, attempts, watch) for c in conversations))
+    chosen, votes = majority([chain[-1] for chain in played])
+    return Outcome(
+        attempts=played[chosen],
+        votes=votes if len(played) > 1 else None,
+        prompt_tokens=conversations[0].prompt_tokens,
+        completion_tokens=sum(a.tokens or 0 for chain in played for a in chain),
+        seconds=time.perf_counter() - start,
+    )
+
+
+async def _played(
+    conversation: Conversation, attempts: int, on_attempt: Callable[[int, ServedAttempt], None]
+) -> tuple[ServedAttempt, ...]:
+    out: list[ServedAttempt] = []
+    for k in range(1, attempts + 1):
+        start = time.perf_counter()
+        said = await conversation.attempt(last=k == attempts)
+        out.append(ServedAttempt(said.text, said.stop, said.tokens, time.perf_counter() - start))
+        on_attempt(k, out[-1])
+    return tuple(out)
+
+
+def _nobody(_number: int, _attempt: ServedAttempt) -> None:
+    """Attempts of several conversations at once are not reported one by one: their order would mean nothing."""
+
+
+def majority(finals: Sequence[ServedAttempt]) -> tuple[int, tuple[tuple[str | None, int], ...]]:
+    """The index of the chosen attempt, and the votes.
+
+    The answer with the most votes wins, among equals the one that stands first; its first attempt is chosen. An
+    attempt without an answer votes only where none has one.
+
+    >>> texts = ["Answer: 3", "so it is 4.\\nAnswer: 4", "Answer: 4"]
+    >>> majority([ServedAttempt(t, "end", None, 0.0) for t in texts])
+    (1, (('4', 2), ('3', 1)))
+    """
+    keys = [final_answer(a) for a in finals]
+    counts = Counter(keys)
+    ranked = sorted(counts, key=lambda key: (key is None, -counts[key], keys.index(key)))
+    return keys.index(ranked[0]), tuple((key, counts[key]) for key in ranked)
+
+
+def final_answer(attempt: ServedAttempt) -> str | None:
+    """What is compared in a vote: the answer that the math grader finds, in one spelling; else the whole text.
+
+    None for a text that the cap cut before it held an explicit answer, and for an empty one.
+    """
+    cut = attempt.stop == "length"
+    found = find_answer(attempt.text, fallbacks=not cut)
+    if found is not None:
+        return string_key(normalise(found.answer[:LONGEST_KEY])) or None
+    return None if cut else " ".join(attempt.text.split())[:LONGEST_KEY] or None

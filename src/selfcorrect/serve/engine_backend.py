@@ -1,0 +1,213 @@
+"""Answers from an engine of this process: concurrent requests share its batches, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
+from selfcorrect.engines.chat import Messages
+from selfcorrect.errors import EngineError, ModelError
+from selfcorrect.rollout import next_prompt
+from selfcorrect.serve.correct import Conversation, Said
+from selfcorrect.serve.protocol import ApiError, ChatRequest
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """One answer that somebody waits for."""
+
+    request: SampleRequest
+    max_new_tokens: int
+    temperature: float
+    continued: bool
+    answer: asyncio.Future[Sampled]
+
+    @property
+    def group(self) -> tuple[float, int]:
+        """Answers of one group are sampled together: one temperature, and caps within a factor of two.
+
+        They are sampled up to the longest cap of the group and cut, which is exact (a row's tokens depend on its own
+        stream only); the bound keeps a long answer from holding up short ones.
+        """
+        return self.temperature, self.max_new_tokens.bit_length()
+
+
+class Batcher:
+    """Collects answers for a few milliseconds, or while the engine is busy, and has them sampled together.
+
+    The engine runs on the event loop of a daemon thread, so that the server stays responsive. A batch that runs cannot
+    be stopped; an answer that nobody waits for any more is dropped before it starts.
+
+    Args:
+        engine: nobody else may use it meanwhile.
+        window_s: how long the first of a batch waits for others.
+        max_rows: answers in one batch; those after it wait for the next.
+    """
+
+    def __init__(self, engine: Engine, *, window_s: float = 0.005, max_rows: int = 64) -> None:
+        self._engine = engine
+        self._window_s, self._max_rows = window_s, max_rows
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+        self._engine_loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._engine_loop.run_forever, name="engine", daemon=True)
+        self.batch_sizes: list[int] = []
+        """Answers of the last engine calls, newest last; at most 1,000."""
+        self.broken: str | None = None
+
+    async def sample(
+        self, request: SampleRequest, max_new_tokens: int, temperature: float, *, continued: bool
+    ) -> Sampled:
+        """One answer.
+
+        Raises:
+            EngineError: sampling failed.
+        """
+        if self._worker is None:
+            self._thread.start()
+            self._worker = asyncio.create_task(self._work())
+        answer: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
+        await self._queue.put(_Waiting(request, max_new_tokens, temperature, continued, answer))
+        return await answer
+
+    async def aclose(self) -> None:
+        """Stop; who still waits is cancelled. A running batch ends in its own time, in its thread."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        while not self._queue.empty():
+            self._queue.get_nowait().answer.cancel()
+        self._engine_loop.call_soon_threadsafe(self._engine_loop.stop)
+        if self._worker is None:
+            self._engine_loop.close()
+            return
+        await asyncio.to_thread(self._thread.join, 1.0)
+        if not self._thread.is_alive():
+            self._engine_loop.close()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread is still in a batch, after ``aclose``."""
+        return self._thread.is_alive()
+
+    async def _work(self) -> None:
+        while True:
+            waiting = [await self._queue.get()]
+            await asyncio.sleep(self._window_s)
+            while not self._queue.empty() and len(waiting) < self._max_rows:
+                waiting.append(self._queue.get_nowait())
+            for group in sorted({w.group for w in waiting}):
+                await self._sample([w for w in waiting if w.group == group])
+
+    async def _sample(self, group: Sequence[_Waiting]) -> None:
+        wanted = [w for w in group if not w.answer.done()]
+        if not wanted:
+            return
+        self.batch_sizes = [*self.batch_sizes[-999:], len(wanted)]
+        params = SamplingParams(
+            max(w.max_new_tokens for w in wanted),
+            wanted[0].temperature,
+            self._engine.chat.end_ids,
+            continued=any(w.continued for w in wanted),
+        )
+        call = asyncio.run_coroutine_threadsafe(
+            self._engine.sample([w.request for w in wanted], params), self._engine_loop
+        )
+        try:
+            answers = await asyncio.wrap_future(call)
+        except EngineError as error:
+            self.broken = None if error.usable else str(error)
+            for w in wanted:
+                if not w.answer.done():
+                    w.answer.set_exception(EngineError(str(error), usable=error.usable))
+            return
+        for w, answer in zip(wanted, answers, strict=True):
+            if not w.answer.done():
+                w.answer.set_result(cut(answer, w.max_new_tokens))
+
+
+def cut(answer: Sampled, cap: int) -> Sampled:
+    """What the answer had been under a lower cap."""
+    if len(answer.token_ids) <= cap:
+        return answer
+    return Sampled(answer.token_ids[:cap], answer.logprobs[:cap], "length")
+
+
+class EngineBackend:
+    """Conversations by token ids: what was sampled is never encoded again.
+
+    Args:
+        batcher: of the engine.
+        engine: for its chat format.
+        instruction: between attempts.
+        context: the longest conversation, in tokens.
+    """
+
+    def __init__(self, batcher: Batcher, engine: Engine, instruction: str, context: int) -> None:
+        self._batcher, self._engine = batcher, engine
+        self._instruction, self._context = instruction, context
+        self._encoding = asyncio.Lock()
+
+    async def open(self, asked: ChatRequest) -> list[Conversation]:
+        """See ``Backend.open``."""
+        async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
+            prompt, bridge = await asyncio.to_thread(self._encode, asked.messages)
+        needed = len(prompt) + asked.attempts * asked.max_tokens + (asked.attempts - 1) * bridge
+        if needed > self._context:
+            raise ApiError(
+                400,
+                f"this conversation may take {needed} tokens (messages {len(prompt)}, {asked.attempts} attempts of up to "
+                f"{asked.max_tokens}, instructions), but the limit is {self._context}; shorten the messages, or ask for fewer "
+                "attempts or a lower max_tokens",
+                code="context_length_exceeded",
+                param="messages",
+            )
+        seed = asked.seed if asked.seed is not None else secrets.randbits(62)
+        return [self._conversation(asked, prompt, (seed, "serve", sample)) for sample in range(asked.votes)]
+
+    def fault(self) -> str | None:
+        """See ``Backend.fault``."""
+        return self._batcher.broken
+
+    async def aclose(self) -> None:
+        await self._batcher.aclose()
+
+    def _conversation(self, asked: ChatRequest, prompt: tuple[int, ...], key: tuple[int | str, ...]) -> Conversation:
+        return _EngineConversation(self._batcher, self._engine, self._instruction, asked, prompt, key)
+
+    def _encode(self, messages: Messages) -> tuple[tuple[int, ...], int]:
+        """Prompt ids, and the length of a bridge."""
+        try:
+            prompt = self._engine.chat.prompt_ids(messages)
+            return prompt, len(self._engine.chat.bridge_ids(messages, self._instruction, False))
+        except ModelError as error:
+            raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
+
+
+class _EngineConversation:
+    def __init__(
+        self,
+        batcher: Batcher,
+        engine: Engine,
+        instruction: str,
+        asked: ChatRequest,
+        prompt: tuple[int, ...],
+        key: tuple[int | str, ...],
+    ) -> None:
+        self._batcher, self._engine, self._instruction = batcher, engine, instruction
+        self._asked, self._prompt, self._key = asked, prompt, key
+        self._number = 0
+        self.prompt_tokens = len(prompt)
+
+    async def attempt(self, *, last: bool) -> Said:
+        request = SampleRequest(self._prompt, (*self._key, self._number))
+        asked = self._asked
+        answer = await self._batcher.sample(request, asked.max_tokens, asked.temperature, continued=not last)
+        self._number += 1
+        if not last:
+            self._prompt = next_prompt(self._engine, asked.messages, self._instruction, self._prompt, answer)
+        return Said(self._engine.chat.text(answer.token_ids), answer.stop, len(answer.token_ids))

@@ -1,0 +1,328 @@
+"""The wire format: chat-completion requests in, responses, chunks and errors out. Pure; docs/serving.md documents it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfcorrect.engines.endpoint import valid_text
+from selfcorrect.episode_table import edit_distances
+from selfcorrect.tasks.base import Message
+
+DONE = "data: [DONE]\n\n"
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "top_p": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logprobs": (False,),
+    "parallel_tool_calls": (True, False),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "stop": ([],),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+"""Fields of the OpenAI API that are taken only at a value that changes nothing."""
+WITHOUT_EFFECT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+"""Fields about the client, which no answer depends on."""
+ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+
+class ApiError(Exception):
+    """An answer other than 200, in the form that OpenAI clients understand."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after_s = status, code, param, retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one request may ask for, and what it gets if it does not ask."""
+
+    attempts: int = 2
+    """Attempts unless the request says otherwise."""
+    max_attempts: int = 4
+    max_votes: int = 16
+    max_tokens: int = 512
+    """Token cap of an attempt unless the request says otherwise."""
+    tokens_limit: int = 1024
+    """The highest cap a request may set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    messages: tuple[Message, ...]
+    attempts: int
+    votes: int
+    temperature: float
+    max_tokens: int
+    """Cap of each attempt."""
+    seed: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAttempt:
+    """One attempt as it is reported."""
+
+    text: str
+    stop: Literal["end", "length"]
+    tokens: int | None
+    """Sampled tokens; None where a backend does not count."""
+    seconds: float
+    """From asking for it to having it, waiting in line included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a request led to."""
+
+    attempts: tuple[ServedAttempt, ...]
+    """Of the conversation whose last attempt is the answer."""
+    votes: tuple[tuple[str | None, int], ...] | None
+    """Each final answer with its votes, most first; None (as an answer) had none to count. None without a vote."""
+    prompt_tokens: int
+    completion_tokens: int
+    """Of all attempts of all conversations."""
+    seconds: float
+
+
+def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
+    """Read a request body. Nothing in it is ignored: a field that would be is refused by name.
+
+    Args:
+        raw: the body.
+        model: the one name that is served.
+        bounds: limits and defaults.
+
+    Raises:
+        ApiError: 400 with the field at fault, 404 for another model.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the body is not valid JSON") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    fields = {key: value for key, value in body.items() if value is not None}
+    named = fields.pop("model", model)
+    if named != model:
+        raise ApiError(
+            404,
+            f"model {_shown(named)} is not served here; the model is {model!r}",
+            code="model_not_found",
+            param="model",
+        )
+    votes = _integer(fields, "votes", 1, 1, bounds.max_votes)
+    temperature = _number(fields, "temperature", 1.0 if votes > 1 else 0.0, 0.0, 2.0)
+    if votes > 1 and temperature == 0:
+        raise ApiError(
+            400,
+            "votes above 1 with temperature 0 would repeat one greedy answer; raise the temperature",
+            param="temperature",
+        )
+    cap = _integer(fields, "max_tokens", bounds.max_tokens, 1, bounds.tokens_limit)
+    stream = _boolean(fields, "stream")
+    request = ChatRequest(
+        messages=_messages(fields.pop("messages", None)),
+        attempts=_integer(fields, "attempts", bounds.attempts, 1, bounds.max_attempts),
+        votes=votes,
+        temperature=temperature,
+        max_tokens=_integer(fields, "max_completion_tokens", cap, 1, bounds.tokens_limit),
+        seed=_integer(fields, "seed", None, -(2**63), 2**63 - 1),
+        stream=stream,
+        include_usage=_include_usage(fields, stream),
+    )
+    _refuse_rest(fields)
+    return request
+
+
+def _messages(value: object) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise ApiError(400, "messages must be a list with at least one message", param="messages")
+    messages = tuple(_message(m, i) for i, m in enumerate(value))
+    if messages[-1]["role"] != "user":
+        raise ApiError(400, "the last message must be the user's: it is what is answered", param="messages")
+    return messages
+
+
+def _message(value: object, i: int) -> Message:
+    where = f"messages[{i}]"
+    if not isinstance(value, dict):
+        raise ApiError(400, f"{where} must be an object with role and content", param=where)
+    role = ROLES.get(value.get("role")) if isinstance(value.get("role"), str) else None
+    if role is None:
+        raise ApiError(400, f"{where}.role must be one of: {', '.join(map(str, ROLES))}", param=f"{where}.role")
+    more = sorted(k for k, v in value.items() if k not in ("role", "content") and v not in (None, [], {}))
+    if more:
+        raise ApiError(400, f"{where}.{_shown(more[0])} is not supported: messages have a role and a text", param=where)
+    return {"role": role, "content": valid_text(_text(value.get("content"), f"{where}.content"))}
+
+
+def _text(content: object, where: str) -> str:
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        content = "".join(t if isinstance(t := p.get("text"), str) else "" for p in content)
+    if not isinstance(content, str) or not content.strip():
+        raise ApiError(400, f"{where} must be text (a string, or parts of type text) that is not empty", param=where)
+    return content
+
+
+def _integer(fields: dict[str, Any], key: str, default: Any, low: int, high: int) -> Any:
+    value = fields.pop(key, default)
+    if value is default:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ApiError(400, f"{key} must be a whole number from {low} to {high}, not {_shown(value)}", param=key)
+    return value
+
+
+def _number(fields: dict[str, Any], key: str, default: float, low: float, high: float) -> float:
+    value = fields.pop(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ApiError(400, f"{key} must be a number from {low:g} to {high:g}, not {_shown(value)}", param=key)
+    return float(value)
+
+
+def _boolean(fields: dict[str, Any], key: str) -> bool:
+    value = fields.pop(key, False)
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{key} must be true or false, not {_shown(value)}", param=key)
+    return value
+
+
+def _include_usage(fields: dict[str, Any], stream: bool) -> bool:
+    options = fields.pop("stream_options", {})
+    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
+        raise ApiError(400, "stream_options may hold include_usage only", param="stream_options")
+    if options and not stream:
+        raise ApiError(400, "stream_options would be ignored without stream", param="stream_options")
+    return _boolean(dict(options), "include_usage")
+
+
+def _refuse_rest(fields: Mapping[str, object]) -> None:
+    for key, value in fields.items():
+        if key in WITHOUT_EFFECT or (key in NEUTRAL and value in NEUTRAL[key]):
+            continue
+        if key in NEUTRAL:
+            raise ApiError(
+                400, f"{key} = {_shown(value)} is not supported and would be ignored; leave it out", param=key
+            )
+        raise ApiError(400, f"{_shown(key)} is not a field of this server; leave it out", param=valid_text(key)[:80])
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def response(asked: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> dict[str, Any]:
+    """The body of a plain answer."""
+    last = outcome.attempts[-1]
+    message = {"role": "assistant", "content": last.text, "refusal": None}
+    return {
+        "id": identity,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(last)}],
+        "usage": _usage(outcome),
+        "selfcorrect": extra(asked, outcome),
+    }
+
+
+def extra(asked: ChatRequest, outcome: Outcome) -> dict[str, Any]:
+    """The fields beyond OpenAI's: every attempt, how much each changed, the votes, the time."""
+    texts = [a.text for a in outcome.attempts]
+    pairs = list(zip(texts, texts[1:], strict=False))
+    distances, lengths = edit_distances(pairs)
+    ratios = [int(d) / int(n) if n else None for d, n in zip(distances, lengths, strict=True)]
+    return {
+        "attempts": [attempt_fields(k, a) for k, a in enumerate(outcome.attempts, 1)],
+        "changes": [
+            {"from": k, "to": k + 1, "changed": a != b, "edit_ratio": ratio}
+            for k, ((a, b), ratio) in enumerate(zip(pairs, ratios, strict=True), 1)
+        ],
+        "votes": None if outcome.votes is None else [{"answer": a, "count": n} for a, n in outcome.votes],
+        "settings": {
+            "attempts": asked.attempts,
+            "votes": asked.votes,
+            "temperature": asked.temperature,
+            "max_tokens": asked.max_tokens,
+        },
+        "seconds": round(outcome.seconds, 6),
+    }
+
+
+def attempt_fields(number: int, attempt: ServedAttempt) -> dict[str, Any]:
+    return {
+        "attempt": number,
+        "text": attempt.text,
+        "finish_reason": _finish(attempt),
+        "completion_tokens": attempt.tokens,
+        "seconds": round(attempt.seconds, 6),
+    }
+
+
+def chunk(identity: str, created: int, model: str, delta: Mapping[str, str], **more: Any) -> str:
+    """One server-sent event of a streamed answer; ``finish_reason`` goes into its choice, other fields beside it."""
+    choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": more.pop("finish_reason", None)}
+    head = {"id": identity, "object": "chat.completion.chunk", "created": created, "model": model}
+    return event({**head, "choices": [choice], **more})
+
+
+def streamed(asked: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> Iterator[str]:
+    """The events of the final attempt: its text word by word, then the end with the extra fields, then usage if asked."""
+    last = outcome.attempts[-1]
+    for piece in re.findall(r"\s*\S+\s*|\s+", last.text):
+        yield chunk(identity, created, model, {"content": piece})
+    yield chunk(identity, created, model, {}, finish_reason=_finish(last), selfcorrect=extra(asked, outcome))
+    if asked.include_usage:
+        head = {"id": identity, "object": "chat.completion.chunk", "created": created, "model": model}
+        yield event({**head, "choices": [], "usage": _usage(outcome)})
+    yield DONE
+
+
+def event(data: Mapping[str, Any]) -> str:
+    # ASCII JSON: no line break, NUL or lone surrogate of a model's text can break the framing
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def model_list(model: str, created: int) -> dict[str, Any]:
+    return {"object": "list", "data": [{"id": model, "object": "model", "created": created, "owned_by": "selfcorrect"}]}
+
+
+def _usage(outcome: Outcome) -> dict[str, int]:
+    asked, made = outcome.prompt_tokens, outcome.completion_tokens
+    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+
+
+def _finish(attempt: ServedAttempt) -> str:
+    return "length" if attempt.stop == "length" else "stop"

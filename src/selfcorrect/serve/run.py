@@ -1,0 +1,146 @@
+"""The process: a socket taken before a model loads, a server that stops cleanly, the key."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from selfcorrect.engines.endpoint import api_key_from
+from selfcorrect.errors import ConfigError, disk_reason
+
+SHORTEST_KEY = 16
+HEADERS_BYTES = 16_384
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Take the address, before anything expensive; nobody can connect yet.
+
+    Raises:
+        ConfigError: the host has no address here, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(address)
+        except OSError:
+            found.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host} port {port}: {error.strerror or error}; give another --port, or a --host of this machine"
+        ) from None
+    return found
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether only this machine can connect."""
+    return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server_key(variable: str, file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The key that clients must send: from a file, else from an environment variable, else none.
+
+    Raises:
+        ConfigError: the file cannot be read, or the key is too short or not printable ASCII.
+    """
+    if file is not None:
+        try:
+            key: str | None = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"the key file {file} cannot be read: {disk_reason(error)}; name a text file that holds the key"
+            ) from None
+    else:
+        key = api_key_from(variable, environment) if environment.get(variable) else None
+    if key is None:
+        return None
+    if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"the API key is shorter than {SHORTEST_KEY} characters, or holds others than printable ASCII without spaces; make one "
+            "with `openssl rand -hex 24`"
+        )
+    return key
+
+
+class _Server(uvicorn.Server):
+    """Signals end the serving, not the process: what follows ``serve`` still runs."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _stop(self, number: int) -> None:
+        application = self.config.app
+        assert isinstance(application, Starlette)
+        application.state.service.drain()
+        self.force_exit = self.should_exit and number == signal.SIGINT  # the second Ctrl-C stops at once
+        self.should_exit = True
+
+
+def serve(app: Starlette, sock: socket.socket, grace_s: float, concurrent: int, ready: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM, then let unfinished requests end within the grace time.
+
+    Args:
+        app: from ``make_app``.
+        sock: bound.
+        grace_s: see ``Limits``.
+        concurrent: see ``Limits``; four times as many connections may be open.
+        ready: called once requests are taken.
+    """
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=4 * concurrent,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=int(grace_s) + 5,
+        h11_max_incomplete_event_size=HEADERS_BYTES,
+    )
+    asyncio.run(_serve(_Server(config), sock, ready))
+
+
+async def _serve(server: _Server, sock: socket.socket, ready: Callable[[], None]) -> None:
+    async def announce() -> None:
+        while not server.started:
+            await asyncio.sleep(0.02)
+        ready()
+
+    announcing = asyncio.create_task(announce())
+    await server.serve(sockets=[sock])
+    announcing.cancel()
+
+
+def leave_at_once() -> None:
+    """End the process although a batch still runs in its thread: the interpreter would tear the engine down under it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
