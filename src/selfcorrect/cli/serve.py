@@ -74,8 +74,7 @@ def serve(
         )
     from selfcorrect.serve.app import Limits, make_app
     from selfcorrect.serve.protocol import Bounds
-    from selfcorrect.serve.run import is_loopback, leave_at_once, listening_socket, server_key, url_of
-    from selfcorrect.serve.run import serve as run_server
+    from selfcorrect.serve.run import Server, is_loopback, leave_at_once, listening_socket, server_key, url_of
 
     config = _config(model, settings or [], instruction, backend_url, backend_model, backend_key_env)
     key = server_key(api_key_env, api_key_file, os.environ)
@@ -109,7 +108,7 @@ def serve(
                 flush=True,
             )
 
-        run_server(app, sock, grace, max_requests, ready)
+        Server(app, limits).run_until_stopped(sock, ready)
     print("stopped", flush=True)
     if batcher is not None and batcher.is_running:
         leave_at_once()
@@ -139,7 +138,7 @@ def _config(
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
         model = backend_model
-    changed = [*settings, *([f"task.instruction={json.dumps(instruction)}"] if instruction is not None else [])]
+    changed = [*settings, *([f"task.instruction={json.dumps(instruction, ensure_ascii=False)}"] if instruction is not None else [])]
     run = find_run(model) if model is not None and backend_url is None else None
     if run is not None:
         refused = [s for s in settings if s.partition("=")[0].partition(".")[0] == "model"]

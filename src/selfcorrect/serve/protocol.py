@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from selfcorrect.engines.endpoint import valid_text
@@ -261,7 +262,7 @@ def response(asked: ChatRequest, outcome: Outcome, identity: str, created: int, 
 def extra(asked: ChatRequest, outcome: Outcome) -> dict[str, Any]:
     """The fields beyond OpenAI's: every attempt, how much each changed, the votes, the time."""
     texts = [a.text for a in outcome.attempts]
-    pairs = list(zip(texts, texts[1:], strict=False))
+    pairs = list(pairwise(texts))
     distances, lengths = edit_distances(pairs)
     ratios = [int(d) / int(n) if n else None for d, n in zip(distances, lengths, strict=True)]
     return {

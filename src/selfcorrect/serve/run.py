@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,11 @@ from starlette.applications import Starlette
 
 from selfcorrect.engines.endpoint import api_key_from
 from selfcorrect.errors import ConfigError, disk_reason
+from selfcorrect.serve.app import Limits
 
 SHORTEST_KEY = 16
 HEADERS_BYTES = 16_384
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -79,64 +82,72 @@ def server_key(variable: str, file: Path | None, environment: Mapping[str, str])
     return key
 
 
-class _Server(uvicorn.Server):
-    """Signals end the serving, not the process: what follows ``serve`` still runs."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    def _stop(self, number: int) -> None:
-        application = self.config.app
-        assert isinstance(application, Starlette)
-        application.state.service.drain()
-        self.force_exit = self.should_exit and number == signal.SIGINT  # the second Ctrl-C stops at once
-        self.should_exit = True
-
-
-def serve(app: Starlette, sock: socket.socket, grace_s: float, concurrent: int, ready: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then let unfinished requests end within the grace time.
+class Server(uvicorn.Server):
+    """Signals end the serving, not the process: what follows ``serve`` still runs.
 
     Args:
         app: from ``make_app``.
-        sock: bound.
-        grace_s: see ``Limits``.
-        concurrent: see ``Limits``; four times as many connections may be open.
-        ready: called once requests are taken.
+        limits: their ``grace_s`` and ``concurrent`` count; four times as many connections may be open.
     """
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=4 * concurrent,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=int(grace_s) + 5,
-        h11_max_incomplete_event_size=HEADERS_BYTES,
-    )
-    asyncio.run(_serve(_Server(config), sock, ready))
 
+    def __init__(self, app: Starlette, limits: Limits) -> None:
+        self._app = app
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=4 * limits.concurrent,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=int(limits.grace_s) + 5,
+            h11_max_incomplete_event_size=HEADERS_BYTES,
+        )
+        super().__init__(config)
 
-async def _serve(server: _Server, sock: socket.socket, ready: Callable[[], None]) -> None:
-    async def announce() -> None:
-        while not server.started:
-            await asyncio.sleep(0.02)
-        ready()
+    def run_until_stopped(self, sock: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until a signal or ``stop``; unfinished requests end within the grace time.
 
-    announcing = asyncio.create_task(announce())
-    await server.serve(sockets=[sock])
-    announcing.cancel()
+        Args:
+            sock: bound.
+            ready: called once requests are taken.
+        """
+        asyncio.run(self._serve_and_announce(sock, ready))
+
+    async def _serve_and_announce(self, sock: socket.socket, ready: Callable[[], None]) -> None:
+        async def announce() -> None:
+            while not self.started:
+                await asyncio.sleep(0.02)
+            ready()
+
+        announcing = asyncio.create_task(announce())
+        try:
+            await self.serve(sockets=[sock])
+        finally:
+            announcing.cancel()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # signals come to the main thread only
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in STOPPING:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in STOPPING:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Take no more requests and end; called again, end at once. In the server's event loop only."""
+        self._app.state.service.drain()
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
 def leave_at_once() -> None:

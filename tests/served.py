@@ -1,0 +1,77 @@
+"""A server of this package in a thread, with a real engine or with scripted answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from selfcorrect.serve.app import Limits, make_app
+from selfcorrect.serve.correct import Said
+from selfcorrect.serve.protocol import Bounds
+from selfcorrect.serve.run import Server, listening_socket, url_of
+
+HOSTS = frozenset({"127.0.0.1", "localhost"})
+
+
+@dataclass
+class Scripted:
+    """A backend that gives the same answers to everybody; ``hold`` keeps every answer back until it is set."""
+
+    answers: tuple[str, ...] = ("first", "second")
+    hold: threading.Event | None = None
+    stop: str = "end"
+    asked: list = field(default_factory=list)
+
+    async def open(self, asked):
+        self.asked.append(asked)
+        return [_Conversation(self, sample) for sample in range(asked.votes)]
+
+    def fault(self):
+        return None
+
+    async def aclose(self):
+        pass
+
+
+class _Conversation:
+    prompt_tokens = 7
+
+    def __init__(self, script, sample):
+        self._script, self._next = script, sample
+
+    async def attempt(self, *, last):
+        while self._script.hold is not None and not self._script.hold.is_set():
+            await asyncio.sleep(0.01)
+        text = self._script.answers[self._next % len(self._script.answers)]
+        self._next += 1
+        return Said(text, self._script.stop, 3)
+
+
+@contextmanager
+def serving(backend, *, model="m", bounds=None, limits=None, key=None):
+    """``with serving(backend) as (url, server)``; the server has stopped when the block ends."""
+    limits = limits or Limits()
+    app = make_app(backend, model, bounds=bounds or Bounds(), limits=limits, key=key, hosts=HOSTS)
+    sock = listening_socket("127.0.0.1", 0)
+    server, ready = Server(app, limits), threading.Event()
+    loops = []
+
+    def said():
+        loops.append(asyncio.get_running_loop())
+        ready.set()
+
+    thread = threading.Thread(target=server.run_until_stopped, args=(sock, said))
+    url = url_of(sock)
+    thread.start()
+    try:
+        assert ready.wait(30)
+        server.stop_from_outside = lambda: loops[0].call_soon_threadsafe(server.stop)
+        yield url, server
+    finally:
+        if thread.is_alive():
+            loops[0].call_soon_threadsafe(server.stop)
+        thread.join(30)
+        sock.close()
+        assert not thread.is_alive()
