@@ -138,7 +138,10 @@ def _config(
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
         model = backend_model
-    changed = [*settings, *([f"task.instruction={json.dumps(instruction, ensure_ascii=False)}"] if instruction is not None else [])]
+    changed = [
+        *settings,
+        *([f"task.instruction={json.dumps(instruction, ensure_ascii=False)}"] if instruction is not None else []),
+    ]
     run = find_run(model) if model is not None and backend_url is None else None
     if run is not None:
         refused = [s for s in settings if s.partition("=")[0].partition(".")[0] == "model"]

@@ -1,0 +1,612 @@
+"""The server as its clients meet it: answers, streams, errors, limits, shutdown. On loopback, at a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import openai
+import pytest
+
+import tiny
+from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
+from selfcorrect.engines.endpoint import Endpoint, Patience
+from selfcorrect.errors import ConfigError, EngineError
+from selfcorrect.rollout import Play, play
+from selfcorrect.serve.app import Limits
+from selfcorrect.serve.correct import majority
+from selfcorrect.serve.endpoint_backend import EndpointBackend
+from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
+from selfcorrect.serve.page import content_security_policy, page_text
+from selfcorrect.serve.protocol import ApiError, Bounds, ServedAttempt, event, parse_request
+from selfcorrect.serve.run import listening_socket, server_key
+from served import Scripted, serving
+from selfcorrect.types import Grade, Problem, Verdict
+
+KEY = "a-key-of-this-test-0123"
+ASK = {"messages": [{"role": "user", "content": "2+2?"}]}
+SMALL = Bounds(max_tokens=6, tokens_limit=16)
+INSTRUCTION = "Again."
+HOSTILE = "<script>alert(1)</script> ‮ \x1b[31m \x00 \u2028 </pre> 𝒳 data: [DONE]\n\ndata: x"
+
+
+OPENED = []
+
+
+@pytest.fixture(autouse=True)
+def clients_are_closed():
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def client(url, key="none"):
+    """The official client, without its own retries; closed after the test."""
+    http = httpx2.Client(trust_env=False)
+    OPENED.append(http)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=http)
+
+
+def post(url, body=None, **more):
+    return httpx2.post(
+        f"{url}/v1/chat/completions", json=ASK if body is None else body, trust_env=False, timeout=30, **more
+    )
+
+
+def in_flight(url):
+    return httpx2.get(f"{url}/health", trust_env=False).json()["in_flight"]
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.01)
+
+
+class Counting:
+    """An engine that notes the size of every call."""
+
+    def __init__(self):
+        self._engine = tiny.engine()
+        self.chat, self.info = self._engine.chat, self._engine.info
+        self.calls = []
+
+    async def sample(self, requests, params):
+        self.calls.append(len(requests))
+        return await self._engine.sample(requests, params)
+
+
+class Again:
+    """A task with one first message and the instruction of these tests."""
+
+    name, instruction = "again", INSTRUCTION
+
+    def first_messages(self, problem):
+        return [{"role": "user", "content": problem.question}]
+
+    def grade(self, problem, text, *, truncated):
+        return Grade(Verdict.WRONG)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """(url, engine): a random model of a few thousand parameters behind the server."""
+    engine = Counting()
+    batcher = Batcher(engine, window_s=0.05)
+    with serving(EngineBackend(batcher, engine, INSTRUCTION, 512), model="tiny", bounds=SMALL) as (url, _):
+        yield url, engine
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    backend = Scripted(("It is 5.", "It is 4."))
+    with serving(backend, limits=Limits(body_bytes=2_000)) as (url, _):
+        yield url, backend
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_the_last_attempt_of_an_episode_as_training_plays_it(real):
+    url, _ = real
+    got = client(url).chat.completions.create(model="tiny", **ASK)
+    how = Play(attempts=2, samples=1, max_new_tokens=6, temperature=0, stream=("x",))
+    ((episode,),) = asyncio.run(play(tiny.engine(), Again(), [Problem("p", "2+2?", "4")], how))
+    more = got.model_extra["selfcorrect"]
+    assert [a["text"] for a in more["attempts"]] == [a.text for a in episode.attempts]
+    assert got.choices[0].message.content == episode.attempts[1].text
+    finish = {"end": "stop", "length": "length"}
+    assert got.choices[0].finish_reason == finish[episode.attempts[1].stop]
+    assert got.usage.prompt_tokens == len(episode.attempts[0].prompt_ids)
+    assert got.usage.completion_tokens == sum(len(a.token_ids) for a in episode.attempts)
+    (change,) = more["changes"]
+    assert change["changed"] == (episode.attempts[0].text != episode.attempts[1].text)
+    assert more["settings"] == {"attempts": 2, "votes": 1, "temperature": 0.0, "max_tokens": 6}
+
+
+def test_the_server_names_its_one_model(real):
+    url, _ = real
+    assert [m.id for m in client(url).models.list()] == ["tiny"]
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_stream_gives_the_same_text_and_every_attempt_as_it_comes(real, attempts):
+    url, _ = real
+    more = {"attempts": attempts}
+    plain = client(url).chat.completions.create(model="tiny", **ASK, extra_body=more)
+    options = {"include_usage": True}
+    chunks = list(
+        client(url).chat.completions.create(model="tiny", **ASK, stream=True, stream_options=options, extra_body=more)
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == plain.choices[0].message.content
+    extras = [c.model_extra["selfcorrect"] for c in chunks if "selfcorrect" in c.model_extra]
+    assert [e["attempt"]["attempt"] for e in extras[:-1]] == list(range(1, attempts + 1))
+    said = [a["text"] for a in plain.model_extra["selfcorrect"]["attempts"]]
+    assert [e["attempt"]["text"] for e in extras[:-1]] == [a["text"] for a in extras[-1]["attempts"]] == said
+    assert chunks[-1].usage == plain.usage
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == plain.choices[0].finish_reason
+
+
+def test_a_seed_repeats_a_sampled_answer_and_without_one_answers_differ(real):
+    url, _ = real
+
+    def text(**more):
+        body = {**ASK, "temperature": 1, "attempts": 1, "max_tokens": 16, **more}
+        return post(url, body).json()["choices"][0]["message"]["content"]
+
+    assert text(seed=3) == text(seed=3)
+    assert len({text() for _ in range(4)}) > 1
+
+
+def test_the_vote_takes_the_most_frequent_final_answer(scripted):
+    url, _ = scripted
+    # conversation k says answers[k], answers[k + 1]: two of three end in 4
+    more = post(url, {**ASK, "votes": 3}).json()
+    assert more["choices"][0]["message"]["content"] == "It is 4."
+    assert more["selfcorrect"]["votes"] == [{"answer": "4", "count": 2}, {"answer": "5", "count": 1}]
+    assert more["selfcorrect"]["settings"]["temperature"] == 1
+    assert more["usage"]["completion_tokens"] == 3 * 2 * 3
+
+
+def test_the_vote_compares_answers_and_not_words():
+    def final(text, stop="end"):
+        return ServedAttempt(text, stop, None, 0.0)
+
+    tied = [
+        final("Final answer: 7"),
+        final(r"so \boxed{ 8 }"),
+        final("Answer: 8, of course?\nFinal answer: 8"),
+        final("I say 7"),
+    ]
+    assert majority(tied) == (0, (("7", 2), ("8", 2)))
+    cut_off = [final("it is 12", "length"), final("it is 12", "length"), final("Final answer: 3")]
+    assert majority(cut_off) == (2, (("3", 1), (None, 2)))
+    assert majority([final("yes"), final("no"), final(" yes\n")])[0] == 0
+
+
+def test_concurrent_requests_share_batches_and_lose_nothing(real):
+    url, engine = real
+    questions = [f"{i}+1?" for i in range(64)]
+    alone = [post(url, {"messages": [{"role": "user", "content": q}]}).json() for q in questions[:3]]
+    engine.calls.clear()
+
+    async def ask_all():
+        limits = httpx2.Limits(max_connections=64)
+        async with httpx2.AsyncClient(trust_env=False, timeout=60, limits=limits) as http:
+            bodies = [{"messages": [{"role": "user", "content": q}]} for q in questions]
+            return await asyncio.gather(*(http.post(f"{url}/v1/chat/completions", json=b) for b in bodies))
+
+    answers = asyncio.run(ask_all())
+    assert [a.status_code for a in answers] == [200] * 64
+    assert sum(engine.calls) == 128 and len(engine.calls) < 64  # one by one it would be 128 calls
+    assert [a.json()["choices"] for a in answers[:3]] == [a["choices"] for a in alone]
+    assert in_flight(url) == 0
+
+
+def test_unequal_caps_and_temperatures_give_what_each_would_get_alone():
+    engine = tiny.engine()
+    prompt = engine.chat.prompt_ids(ASK["messages"])
+    wanted = [(3, 0.0), (5, 0.0), (7, 1.0), (4, 1.0), (6, 1.0)]
+    requests = [SampleRequest(prompt, ("k", i)) for i in range(len(wanted))]
+
+    async def together():
+        batcher = Batcher(engine, window_s=0.05)
+        calls = (batcher.sample(r, cap, t, continued=False) for r, (cap, t) in zip(requests, wanted, strict=True))
+        answers = await asyncio.gather(*calls)
+        await batcher.aclose()
+        assert not batcher.is_running
+        return answers, batcher.batch_sizes
+
+    def alone(request, cap, temperature):
+        params = SamplingParams(cap, temperature, engine.chat.end_ids)
+        return asyncio.run(tiny.engine().sample([request], params))[0]
+
+    answers, sizes = asyncio.run(together())
+    assert [a.token_ids for a in answers] == [alone(r, *w).token_ids for r, w in zip(requests, wanted, strict=True)]
+    assert sum(sizes) == 5 and len(sizes) < 5
+    assert cut(Sampled((1, 2, 3), (0.0, 0.0, 0.0), "end"), 2) == Sampled((1, 2), (0.0, 0.0), "length")
+
+
+def test_a_failing_engine_fails_its_requests_only():
+    class Failing(Counting):
+        async def sample(self, requests, params):
+            self.calls.append(len(requests))
+            if len(self.calls) == 1:
+                raise EngineError("out of memory", usable=True)
+            if len(self.calls) == 4:
+                raise EngineError("gone for good", usable=False)
+            return await self._engine.sample(requests, params)
+
+    engine = Failing()
+    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+        assert (post(url).status_code, post(url).status_code, post(url).status_code) == (500, 200, 503)
+        later = post(url)
+        assert later.status_code == 503 and "gone for good" in later.json()["error"]["message"]
+        assert httpx2.get(f"{url}/health", trust_env=False).status_code == 503
+
+
+# --- bad requests ------------------------------------------------------------------------------------------------
+
+TEXT = {"role": "user", "content": "x"}
+BAD = {
+    "no messages": ({}, "messages"),
+    "empty messages": ({"messages": []}, "messages"),
+    "the assistant last": ({"messages": [TEXT, {"role": "assistant", "content": "y"}]}, "messages"),
+    "unknown role": ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
+    "no text": ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
+    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+    "a name": ({"messages": [{**TEXT, "name": "n"}]}, "messages[0]"),
+    "many choices": ({**ASK, "n": 2}, "n"),
+    "top_p": ({**ASK, "top_p": 0.5}, "top_p"),
+    "tools": ({**ASK, "tools": [{"type": "function"}]}, "tools"),
+    "stop words": ({**ASK, "stop": ["x"]}, "stop"),
+    "unknown field": ({**ASK, "best_of": 3}, "best_of"),
+    "too many attempts": ({**ASK, "attempts": 5}, "attempts"),
+    "attempts in words": ({**ASK, "attempts": "two"}, "attempts"),
+    "no attempts": ({**ASK, "attempts": 0}, "attempts"),
+    "true attempts": ({**ASK, "attempts": True}, "attempts"),
+    "greedy votes": ({**ASK, "votes": 3, "temperature": 0}, "temperature"),
+    "too many votes": ({**ASK, "votes": 17}, "votes"),
+    "hot": ({**ASK, "temperature": 3}, "temperature"),
+    "many tokens": ({**ASK, "max_tokens": 2000}, "max_tokens"),
+    "many tokens, new name": ({**ASK, "max_completion_tokens": 2000}, "max_completion_tokens"),
+    "stream in words": ({**ASK, "stream": "yes"}, "stream"),
+    "options of no stream": ({**ASK, "stream_options": {"include_usage": True}}, "stream_options"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_names_the_field_at_fault(name):
+    body, param = BAD[name]
+    with pytest.raises(ApiError) as error:
+        parse_request(json.dumps(body).encode(), "m", Bounds())
+    assert (error.value.status, error.value.param) == (400, param)
+
+
+def test_neutral_and_null_fields_of_other_clients_are_taken():
+    more = {
+        "n": 1,
+        "top_p": 1.0,
+        "presence_penalty": 0,
+        "stop": None,
+        "tools": [],
+        "user": "u",
+        "response_format": {"type": "text"},
+    }
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b\ud800"}]
+    body = {
+        **more,
+        "model": "m",
+        "messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": parts, "name": None}],
+    }
+    asked = parse_request(json.dumps(body).encode(), "m", Bounds())
+    assert asked.messages == ({"role": "system", "content": "s"}, {"role": "user", "content": "ab�"})
+    assert (asked.attempts, asked.votes, asked.temperature, asked.max_tokens) == (2, 1, 0.0, 512)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 1_500, b'{"messages": ' + b"9" * 1_900])
+def test_malformed_bodies_are_refused_and_the_server_stays_healthy(scripted, raw):
+    url, _ = scripted
+    got = (
+        post(url, content=raw, headers={"content-type": "application/json"})
+        if raw
+        else post(url, content=b" ", headers={"content-type": "application/json"})
+    )
+    assert got.status_code == 400 and got.json()["error"]["type"] == "invalid_request_error"
+    assert post(url).status_code == 200
+
+
+def test_faults_arrive_as_the_exceptions_of_the_openai_client(scripted):
+    url, _ = scripted
+    ask = client(url).chat.completions.create
+    with pytest.raises(openai.NotFoundError, match="is not served here; the model is 'm'"):
+        ask(model="gpt", **ASK)
+    with pytest.raises(openai.BadRequestError, match="attempts must be a whole number from 1 to 4") as error:
+        ask(model="m", **ASK, extra_body={"attempts": 9})
+    assert error.value.param == "attempts"
+    with pytest.raises(openai.APIStatusError) as error:
+        ask(model="m", messages=[{"role": "user", "content": "x" * 3_000}])
+    assert error.value.status_code == 413 and "2000 bytes" in str(error.value)
+
+
+def test_a_conversation_beyond_the_context_is_refused_with_the_count(real):
+    url, _ = real
+    got = post(url, {"messages": [{"role": "user", "content": "x" * 600}]})
+    assert got.status_code == 400 and got.json()["error"]["code"] == "context_length_exceeded"
+    assert "the limit is 512" in got.json()["error"]["message"]
+    assert in_flight(url) == 0
+
+
+def test_other_paths_methods_and_content_types(scripted):
+    url, _ = scripted
+    assert httpx2.get(f"{url}/v1/completions", trust_env=False).json()["error"]["type"] == "not_found_error"
+    assert httpx2.get(f"{url}/v1/chat/completions", trust_env=False).status_code == 405
+    # what a form on another site's page could send without asking first
+    assert post(url, content=json.dumps(ASK), headers={"content-type": "text/plain"}).status_code == 400
+
+
+# --- limits ------------------------------------------------------------------------------------------------------
+
+
+def test_too_many_too_slow_and_gone_clients():
+    hold = threading.Event()
+    limits = Limits(concurrent=2, timeout_s=0.6, body_timeout_s=0.3)
+    with serving(Scripted(hold=hold), limits=limits) as (url, _), ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(post, url), pool.submit(post, url, {**ASK, "stream": True})]
+        until(lambda: in_flight(url) == 2)
+        third = post(url)
+        assert third.status_code == 429 and third.headers["retry-after"] == "1"
+        plain, stream = (w.result() for w in waiting)
+        assert plain.status_code == 504 and plain.json()["error"]["code"] == "timeout"
+        assert (
+            stream.status_code == 200
+            and '"code": "timeout"' in stream.text
+            and stream.text.endswith("data: [DONE]\n\n")
+        )
+        assert in_flight(url) == 0
+
+        host, port = url.removeprefix("http://").split(":")
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(head.encode() + b'{"mess')
+            assert slow.recv(4_000).startswith(b"HTTP/1.1 408")
+        for body in (ASK, {**ASK, "stream": True}):
+            data = json.dumps(body).encode()
+            with socket.create_connection((host, int(port)), timeout=10) as leaving:
+                leaving.sendall(head.replace("50", str(len(data))).encode() + data)
+                until(lambda: in_flight(url) == 1)
+            until(lambda: in_flight(url) == 0, seconds=0.5)  # at once, not at the time limit
+        hold.set()
+        assert post(url).status_code == 200
+
+
+def test_a_key_is_needed_where_one_is_set(monkeypatch):
+    with serving(Scripted(), key=KEY) as (url, _):
+        assert post(url).status_code == 401
+        with pytest.raises(openai.AuthenticationError):
+            client(url, key="another-key-01234567").models.list()
+        for scheme in ("Basic", ""):
+            assert post(url, headers={"authorization": f"{scheme} {KEY}".strip()}).status_code == 401
+        assert client(url, key=KEY).chat.completions.create(model="m", **ASK).choices[0].message.content == "second"
+        assert httpx2.get(f"{url}/health", trust_env=False).status_code == 200
+        assert httpx2.get(f"{url}/", trust_env=False).status_code == 200
+
+
+def test_without_a_key_only_this_machines_names_are_answered(scripted):
+    url, _ = scripted
+    assert post(url, headers={"host": "evil.example"}).status_code == 403
+    assert post(url, headers={"host": f"LocalHost:{url.rpartition(':')[2]}"}).status_code == 200
+
+
+def test_keys_come_from_a_variable_or_a_file(tmp_path):
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    assert server_key("K", None, {}) is None
+    assert server_key("K", None, {"K": KEY}) == server_key("K", file, {}) == KEY
+    for bad in ("short", "with a blank in it 1", "schlüssel-0123456789"):
+        with pytest.raises(ConfigError, match="key"):
+            server_key("K", None, {"K": bad})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        server_key("K", tmp_path / "none", {})
+
+
+def test_a_taken_port_is_an_error_in_words():
+    with listening_socket("127.0.0.1", 0) as taken:
+        taken.listen()
+        with pytest.raises(ConfigError, match="give another --port"):
+            listening_socket("127.0.0.1", taken.getsockname()[1])
+
+
+# --- stopping ----------------------------------------------------------------------------------------------------
+
+
+def test_unfinished_answers_end_well_within_the_grace_time():
+    hold = threading.Event()
+    with serving(Scripted(hold=hold), limits=Limits(grace_s=30)) as (url, server), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, url)
+        until(lambda: in_flight(url) == 1)
+        server.stop_from_outside()
+        time.sleep(0.1)
+        hold.set()
+        assert waiting.result().status_code == 200
+    with pytest.raises(httpx2.ConnectError):
+        post(url)
+
+
+def test_after_the_grace_time_they_get_a_clear_error():
+    with (
+        serving(Scripted(hold=threading.Event()), limits=Limits(grace_s=0.2)) as (url, server),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        waiting = [pool.submit(post, url), pool.submit(post, url, {**ASK, "stream": True})]
+        until(lambda: in_flight(url) == 2)
+        server.stop_from_outside()
+        plain, stream = (w.result() for w in waiting)
+        assert plain.status_code == 503 and plain.json()["error"]["code"] == "server_stopping"
+        assert "server_stopping" in stream.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_the_command_serves_and_stops_cleanly(number):
+    command = [sys.executable, "-m", "selfcorrect", "serve", "tiny", "engine.device=cpu", "--port", "0", "--name", "t"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        url = re.search(r"http://[\d.:]+", line)[0]
+        got = client(url).chat.completions.create(
+            model="t", messages=[{"role": "user", "content": "What is the last digit of 1+2+3+4?"}]
+        )
+        assert re.fullmatch(r"Answer: \d\nCheck: \d+", got.choices[0].message.content)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "stopped\n", "")
+
+
+# --- in front of another server ----------------------------------------------------------------------------------
+
+
+def upstream(answer):
+    """``with upstream(handler) as url``: self-correction in front of a server that ``handler`` plays."""
+    sent = []
+
+    def handle(request):
+        sent.append(request)
+        return answer(json.loads(request.content))
+
+    async def no_wait(_seconds):
+        pass
+
+    patience = Patience(retries=1, timeout_s=5)
+    endpoint = Endpoint(
+        "http://up.example/v1",
+        "big",
+        api_key=KEY,
+        patience=patience,
+        transport=httpx2.MockTransport(handle),
+        sleep=no_wait,
+    )
+    return serving(EndpointBackend(endpoint, INSTRUCTION)), sent
+
+
+def says(text, **more):
+    usage = {"prompt_tokens": 10, "completion_tokens": 2}
+    return httpx2.Response(
+        200, json={"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage, **more}
+    )
+
+
+def test_attempt_2_is_asked_for_after_attempt_1_and_the_instruction():
+    server, sent = upstream(lambda body: says(f"{len(body['messages'])} messages"))
+    with server as (url, _):
+        got = post(url, {**ASK, "temperature": 0.5, "max_tokens": 9, "seed": 4}).json()
+    assert got["choices"][0]["message"]["content"] == "3 messages"
+    assert got["usage"] == {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
+    first, second = (json.loads(r.content) for r in sent)
+    assert first == {"model": "big", **ASK, "temperature": 0.5, "max_tokens": 9, "seed": 4}
+    turns = [{"role": "assistant", "content": "1 messages"}, {"role": "user", "content": INSTRUCTION}]
+    assert second["messages"] == [*ASK["messages"], *turns]
+    assert sent[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("status", "ours", "calls"),
+    [(500, 502, 2), (429, 502, 2), (404, 502, 1), (401, 502, 1), (400, 400, 1), ("slow", 504, 2), ("gone", 502, 2)],
+)
+def test_faults_of_the_server_behind_are_told_with_their_reason(status, ours, calls):
+    def answer(_body):
+        if status == "slow":
+            raise httpx2.ReadTimeout("slow")
+        if status == "gone":
+            raise httpx2.ConnectError("refused")
+        return httpx2.Response(status, json={"error": {"message": f"because of {KEY[:4]}"}})
+
+    server, sent = upstream(answer)
+    with server as (url, _):
+        got = post(url)
+        assert in_flight(url) == 0
+    message = got.json()["error"]["message"]
+    assert (got.status_code, len(sent)) == (ours, calls)
+    assert "up.example" not in message
+    assert (KEY[:4] in message) == (status in (500, 429, 404, 400))
+
+
+def test_an_answer_that_is_none_is_an_error_of_the_server_behind():
+    server, _ = upstream(lambda _body: httpx2.Response(200, text="<html>"))
+    with server as (url, _):
+        got = post(url)
+    assert got.status_code == 502 and "not a chat completion" in got.json()["error"]["message"]
+
+
+# --- hostile text and the page -----------------------------------------------------------------------------------
+
+
+def test_hostile_text_comes_back_unchanged():
+    with serving(Scripted((HOSTILE, f"{HOSTILE} again"))) as (url, _):
+        got = client(url).chat.completions.create(model="m", **ASK)
+        chunks = list(client(url).chat.completions.create(model="m", **ASK, stream=True))
+    assert got.choices[0].message.content == f"{HOSTILE} again"
+    assert got.model_extra["selfcorrect"]["attempts"][0]["text"] == HOSTILE
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == f"{HOSTILE} again"
+    assert event({"text": HOSTILE}).count("\n") == 2
+
+
+def test_the_page_runs_its_own_script_only_and_shows_text_as_text(scripted):
+    url, _ = scripted
+    got = httpx2.get(f"{url}/", trust_env=False)
+    policy = got.headers["content-security-policy"]
+    assert policy == content_security_policy() and policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy and "http" not in policy
+    for dangerous in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacent",
+        "document.write",
+        "eval(",
+        "Function(",
+        "DOMParser",
+        "://",
+        "style=",
+    ):
+        assert dangerous not in got.text
+    assert not re.search(r"<[a-z]+[^>]*\son[a-z]+=", got.text)
+    assert got.text == page_text()
+
+
+SCRIPT = """
+const hostile = JSON.parse(process.argv[1]);
+const joined = (parts, kinds) => parts.filter((p) => kinds.includes(p[0])).map((p) => p[1]).join("");
+const check = (a, b) => { const d = wordDiff(a, b); return [joined(d, ["same", "gone"]) === a, joined(d, ["same", "new"]) === b]; };
+const long = (word) => Array(4000).fill(0).map((_, i) => word + i).join(" ");
+console.log(JSON.stringify({
+  diff: wordDiff("the sum is 5 today", "the sum is 4"),
+  whole: [["", "a b"], ["a b", ""], [long("a"), long("b")], [hostile, hostile + " x"]].map(([a, b]) => check(a, b)).flat(),
+  visible: visible(hostile),
+}));
+"""
+
+
+def test_the_pages_diff_and_its_spelling_of_control_characters():
+    node = next((p for p in ("/usr/bin/node", "/usr/local/bin/node") if os.access(p, os.X_OK)), None)
+    if node is None:
+        pytest.skip("there is no node to run the page's functions")
+    script = re.search(r"<script>(.*?)</script>", page_text(), re.S)[1]
+    functions = script[script.index("const MOST_WORDS") : script.index("function element")]
+    done = subprocess.run(
+        [node, "-e", functions + SCRIPT, "--", json.dumps(HOSTILE)], capture_output=True, text=True, check=True
+    )
+    got = json.loads(done.stdout)
+    assert got["diff"] == [["same", "the sum is "], ["gone", "5 today"], ["new", "4"]]
+    assert got["whole"] == [True] * 8
+    assert "[U+202E]" in got["visible"] and "[U+0000]" in got["visible"] and "[U+001B]" in got["visible"]
+    assert "<script>" in got["visible"] and not re.search("[\x00\x1b‮]", got["visible"])
