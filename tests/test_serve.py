@@ -30,14 +30,14 @@ from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
 from selfcorrect.serve.page import content_security_policy, page_text
 from selfcorrect.serve.protocol import ApiError, Bounds, ServedAttempt, event, parse_request
 from selfcorrect.serve.run import listening_socket, server_key
-from served import Scripted, serving
 from selfcorrect.types import Grade, Problem, Verdict
+from served import Scripted, serving
 
 KEY = "a-key-of-this-test-0123"
 ASK = {"messages": [{"role": "user", "content": "2+2?"}]}
 SMALL = Bounds(max_tokens=6, tokens_limit=16)
 INSTRUCTION = "Again."
-HOSTILE = "<script>alert(1)</script> ‮ \x1b[31m \x00 \u2028 </pre> 𝒳 data: [DONE]\n\ndata: x"
+HOSTILE = "<script>alert(1)</script> \u202e \x1b[31m \x00 \u2028 </pre> 𝒳 data: [DONE]\n\ndata: x"
 
 
 OPENED = []
@@ -609,4 +609,4 @@ def test_the_pages_diff_and_its_spelling_of_control_characters():
     assert got["diff"] == [["same", "the sum is "], ["gone", "5 today"], ["new", "4"]]
     assert got["whole"] == [True] * 8
     assert "[U+202E]" in got["visible"] and "[U+0000]" in got["visible"] and "[U+001B]" in got["visible"]
-    assert "<script>" in got["visible"] and not re.search("[\x00\x1b‮]", got["visible"])
+    assert "<script>" in got["visible"] and not re.search("[\x00\x1b\u202e]", got["visible"])

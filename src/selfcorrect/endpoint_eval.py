@@ -159,7 +159,7 @@ class Measurement:
     """Plays against an endpoint, through a journal.
 
     Args:
-        endpoint: bounds its own requests; any number of episodes may be under way.
+        endpoint: as many episodes are under way as it takes requests at once.
         task: prompts, instruction, verdicts.
         problems: held-out problems.
         config: its ``eval``, ``seed`` and ``train.max_new_tokens`` count.
@@ -209,7 +209,8 @@ class Measurement:
         start = time.perf_counter()
         by_id = {p.id: p for p in self._problems}
         done = self._journal.episodes(how.name)
-        await _all(self._play(how, by_id[i], g, first) for (i, g), first in firsts.items() if (i, g) not in done)
+        missing = ((key, first) for key, first in firsts.items() if key not in done)
+        await self._all(self._play(how, by_id[i], g, first) for (i, g), first in missing)
         finished = self._journal.episodes(how.name)
         episodes = [replace(finished[key], problem=by_id[key[0]]) for key in firsts]
         seed = self._config.seed
@@ -253,7 +254,7 @@ class Measurement:
 
     async def _wrong_firsts(self) -> dict[Key, str]:
         """A wrong answer of the model's own per problem, where a few samples hold one."""
-        await _all(self._seek_wrong(p) for p in self._problems)
+        await self._all(self._seek_wrong(p) for p in self._problems)
         found: dict[Key, str] = {}
         rows = self._journal.episodes(WRONG_FIRSTS)
         for p in self._problems:
@@ -262,6 +263,9 @@ class Measurement:
             if wrong is not None:
                 found[p.id, 0] = wrong.attempts[0].text
         return found
+
+    async def _all(self, work: Iterator[Coroutine[Any, Any, object]]) -> None:
+        await _all(work, self._endpoint.concurrency)
 
     async def _seek_wrong(self, problem: Problem) -> None:
         """One sample after the other until one is wrong: every request may cost money."""
@@ -289,12 +293,21 @@ def _seed(*key: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest()) >> 1
 
 
-async def _all(work: Iterator[Coroutine[Any, Any, object]]) -> None:
-    """Run everything at once; the first fault stops the rest."""
+async def _all(work: Iterator[Coroutine[Any, Any, object]], at_once: int) -> None:
+    """Run everything, so many at once; the first fault stops the rest.
+
+    Bounded here and not only at the requests: otherwise every episode would have its first attempt before any has its
+    second, and a stop in the first half would lose them all.
+    """
+
+    async def worker() -> None:
+        for coroutine in work:  # shared: each worker takes the next
+            await coroutine
+
     try:
         async with asyncio.TaskGroup() as group:
-            for coroutine in work:
-                group.create_task(coroutine)
+            for _ in range(at_once):
+                group.create_task(worker())
     except ExceptionGroup as faults:
         raise faults.exceptions[0] from None
 

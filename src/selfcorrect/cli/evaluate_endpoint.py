@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 USED = ("task", "eval", "seed", "train.max_new_tokens")
 """Settings, or whole sections, that a measurement behind an endpoint reads."""
+DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
+"""Fields of a request that the settings decide."""
 LINE_EVERY_S = 5.0
 
 
@@ -150,7 +152,7 @@ def _body(text: str) -> dict[str, Any]:
         body = None
     if not isinstance(body, dict):
         raise ConfigError(f"--body {text[:80]!r} is not a JSON object; write for example --body '{{\"top_p\": 0.9}}'")
-    ours = sorted({"model", "messages", "stream", "n", "temperature", "seed"} & body.keys())
+    ours = sorted(DECIDED & body.keys())
     if ours:
         raise ConfigError(f"--body sets {', '.join(ours)}, which the measurement itself decides; drop it")
     return body

@@ -26,6 +26,8 @@ PASSING = frozenset({408, 409, 429})
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for more patience than this is given up on."""
+NEWER_CAP = "max_completion_tokens"
+"""Newer OpenAI models refuse ``max_tokens`` and name this."""
 LARGEST_ANSWER_BYTES = 16 * 2**20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -108,6 +110,7 @@ class Endpoint:
         self.model = model
         self.counts = Counts()
         self._patience = patience or Patience()
+        self.concurrency = self._patience.concurrency
         self._body = dict(body or {})
         self._cap_field = "max_tokens"
         self._sleep = sleep
@@ -151,25 +154,25 @@ class Endpoint:
         if seed is not None:
             request["seed"] = seed
         for retry in range(self._patience.retries + 1):
-            capped = {**request, self._cap_field: max_tokens, **self._body}
             try:
                 async with self._slots:
-                    return _reply(await self._post(capped))
+                    return _reply(await self._post_capped(request, max_tokens))
             except _Again as failure:
                 if retry == self._patience.retries or (failure.retry_after_s or 0) > LONGEST_RETRY_AFTER_S:
                     raise failure.error from None
                 await self._wait_before_retry(failure, retry)
-            except EndpointError as error:
-                if self._cap_field in self._body or not self._other_cap_field(error):
-                    raise
         raise AssertionError("unreachable: the last retry returns or raises")
 
-    def _other_cap_field(self, error: EndpointError) -> bool:
-        """Newer OpenAI models refuse ``max_tokens`` and say which name they take."""
-        if self._cap_field == "max_tokens" and error.status == 400 and "max_completion_tokens" in str(error):
-            self._cap_field = "max_completion_tokens"
-            return True
-        return False
+    async def _post_capped(self, request: Mapping[str, Any], max_tokens: int) -> bytes:
+        """With the token cap by its usual name, or by the newer one where the endpoint asks for that."""
+        used = self._cap_field
+        try:
+            return await self._post({**request, used: max_tokens, **self._body})
+        except EndpointError as error:
+            if used == NEWER_CAP or error.status != 400 or NEWER_CAP not in str(error):
+                raise
+        self._cap_field = NEWER_CAP
+        return await self._post({**request, NEWER_CAP: max_tokens, **self._body})
 
     async def _wait_before_retry(self, failure: _Again, retry: int) -> None:
         self.counts.retried += 1
