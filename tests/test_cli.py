@@ -1,5 +1,6 @@
 """The commands as a user types them: help, results, and every kind of bad input."""
 
+import importlib.util
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ from selfcorrect.engines import models
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
-COMMANDS = ("train", "eval", "compare", "sft", "doctor")
+COMMANDS = ("train", "eval", "compare", "sft", "doctor", "serve")
 
 
 @pytest.fixture
@@ -183,6 +184,26 @@ BAD = {
     ),
     "compare: nothing there": (lambda t, m: ["compare", t / "none"], ["not a run directory"]),
     "compare: a model": (lambda t, m: ["compare", m], ["not a run directory"]),
+    "serve: nothing": (lambda t, m: ["serve"], ["no model is named", "--backend-url"]),
+    "serve: missing model": (lambda t, m: ["serve", t / "none", "--port", "0"], ["does not exist", "tiny"]),
+    "serve: a training typo": (lambda t, m: ["serve", m, "engine.devices=cpu"], ["did you mean engine.device"]),
+    "serve: no key beyond this machine": (
+        lambda t, m: ["serve", m, "--host", "0.0.0.0", "--port", "0"],
+        ["can be reached from other machines", "SELFCORRECT_API_KEY", "127.0.0.1"],
+    ),
+    "serve: no such key file": (lambda t, m: ["serve", m, "--api-key-file", t / "key"], ["cannot be read", "key"]),
+    "serve: two models": (
+        lambda t, m: ["serve", m, "--backend-url", "http://localhost:1/v1", "--backend-model", "x"],
+        ["one model is served", "drop one"],
+    ),
+    "serve: a backend without a name": (
+        lambda t, m: ["serve", "--backend-url", "http://localhost:1/v1"],
+        ["needs --backend-model"],
+    ),
+    "serve: not an address": (
+        lambda t, m: ["serve", "--backend-url", "localhost", "--backend-model", "x", "--port", "0"],
+        ["not the address of an endpoint", "/v1"],
+    ),
     "sft: existing directory": (
         lambda t, m: ["sft", run_over(t), f"model={m}"],
         ["exists already and is not overwritten", "name another place"],
@@ -219,6 +240,14 @@ def test_bad_input_is_one_paragraph_before_any_weights_load_and_writes_nothing(c
     for part in expected:
         assert part in paragraph
     assert tree(tmp_path) == before
+
+
+def test_serve_without_its_extra_names_the_command_that_installs_it(cli, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    code, _, err = cli("serve", "tiny")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs uvicorn" in err and "pip install 'selfcorrect[serve]'" in err
 
 
 def test_a_typo_is_answered_at_once_and_without_loading_torch(tmp_path):
