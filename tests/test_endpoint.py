@@ -256,7 +256,18 @@ def test_other_settings_do_not_go_into_the_same_file(tmp_path, changed):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["precious", '{"a": 1}\n', '{"settings": {}}\nprecious\n', "\x00\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "precious",
+        '{"a": 1}\n',
+        '{"settings": {}}\nprecious\n',
+        '{"settings": null}\n',
+        '{"settings": 3}\n',
+        "\x00\n",
+        b"\xff\n",
+    ],
+)
 def test_a_file_of_something_else_is_left_alone(tmp_path, content):
     path = tmp_path / "e.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

