@@ -29,6 +29,10 @@ def engine(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_engine.py::test_{name}" for name in names)
 
 
+def serving(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_serve.py::test_{name}" for name in names)
+
+
 def run(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_train.py::test_{name}" for name in names)
 
@@ -264,6 +268,48 @@ MUTANTS = [
         "self._adam.load_state_dict(",
         "dict(",
         run("interrupted_and_resumed_is_uninterrupted_bit_for_bit"),
+    ),
+    Mutant(
+        "any key opens the server",
+        "serve/app.py",
+        'if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key):',
+        'if scheme.lower() == "bearer":',
+        serving("a_key_is_needed_where_one_is_set"),
+    ),
+    Mutant(
+        "requests that are over are still counted",
+        "serve/app.py",
+        "        self._in_flight -= 1",
+        "        self._in_flight -= 0",
+        serving("too_many_too_slow_and_gone_clients"),
+    ),
+    Mutant(
+        "the rarest answer wins the vote",
+        "serve/correct.py",
+        "-counts[key], keys.index(key)",
+        "counts[key], keys.index(key)",
+        serving("the_vote_takes_the_most_frequent_final_answer"),
+    ),
+    Mutant(
+        "a batch's longest cap for all of it",
+        "serve/engine_backend.py",
+        "w.answer.set_result(cut(answer, w.max_new_tokens))",
+        "w.answer.set_result(answer)",
+        serving("unequal_caps_and_temperatures_give_what_each_would_get_alone"),
+    ),
+    Mutant(
+        "a refused request is sent again",
+        "engines/endpoint.py",
+        "if status in PASSING or status >= 500:",
+        "if True:",
+        ("tests/test_endpoint.py::test_what_will_not_pass_is_not_sent_again",),
+    ),
+    Mutant(
+        "finished episodes are asked for again",
+        "endpoint_eval.py",
+        "for key, first in firsts.items() if key not in done)",
+        "for key, first in firsts.items())",
+        ("tests/test_endpoint.py::test_stopped_and_continued_is_the_same_as_uninterrupted",),
     ),
 ]
 
