@@ -23,6 +23,7 @@ from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.endpoint import Endpoint, Patience
 from selfcorrect.errors import ConfigError, EngineError
 from selfcorrect.rollout import Play, play
+from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
 from selfcorrect.serve.correct import majority
 from selfcorrect.serve.endpoint_backend import EndpointBackend
@@ -157,6 +158,23 @@ def test_a_stream_gives_the_same_text_and_every_attempt_as_it_comes(real, attemp
     assert [e["attempt"]["text"] for e in extras[:-1]] == [a["text"] for a in extras[-1]["attempts"]] == said
     assert chunks[-1].usage == plain.usage
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == plain.choices[0].finish_reason
+
+
+def test_a_stream_that_has_to_wait_says_so(monkeypatch):
+    monkeypatch.setattr(app, "KEEP_ALIVE_S", 0.05)
+    hold = threading.Event()
+    with (
+        serving(Scripted(hold=hold)) as (url, _),
+        httpx2.stream(
+            "POST", f"{url}/v1/chat/completions", json={**ASK, "stream": True}, trust_env=False, timeout=30
+        ) as got,
+    ):
+        lines = []
+        for line in got.iter_lines():
+            lines.append(line)
+            if line.startswith(":"):
+                hold.set()
+    assert ": waiting" in lines and lines[-2:] == ["data: [DONE]", ""]
 
 
 def test_a_seed_repeats_a_sampled_answer_and_without_one_answers_differ(real):
