@@ -38,7 +38,7 @@ def test_the_check_ends_at_the_mistake(numbers, off_by):
 
 @given(digits)
 def test_the_reference_answer_is_correct_and_every_other_digit_is_wrong(numbers):
-    problem = Problem("p", question(numbers), str(sum(numbers) % 10), None, {"digits": tuple(numbers)})
+    problem = Problem("p", question(numbers), str(sum(numbers) % 10), None, {"numbers": tuple(numbers)})
     assert TASK.grade(problem, TASK.reference_answer(problem), truncated=False).verdict is Verdict.CORRECT
     for off_by in range(1, 10):
         assert TASK.grade(problem, solution(numbers, off_by), truncated=False).verdict is Verdict.WRONG
@@ -60,7 +60,7 @@ def test_the_reference_answer_is_correct_and_every_other_digit_is_wrong(numbers)
     ],
 )
 def test_verdicts(text, truncated, verdict):
-    problem = Problem("p", question([4, 7, 2]), "3", None, {"digits": (4, 7, 2)})
+    problem = Problem("p", question([4, 7, 2]), "3", None, {"numbers": (4, 7, 2)})
     assert TASK.grade(problem, text, truncated=truncated).verdict is verdict
 
 

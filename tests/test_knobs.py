@@ -167,7 +167,7 @@ def probe_task_path(tmp):
 
 def probe_terms(tmp):
     task = make_task(load_config(None, ["task.terms_min=3", "task.terms_max=4"]).task)
-    assert {len(p.meta["digits"]) for p in task.problems("test")} == {3, 4}
+    assert {len(p.meta["numbers"]) for p in task.problems("test")} == {3, 4}
 
 
 def probe_instruction(tmp):

@@ -56,6 +56,10 @@ class TaskConfig(Section):
     """arithmetic: the fewest numbers in a sum."""
     terms_max: int = Field(6, ge=2, le=12)
     """arithmetic: the most numbers in a sum."""
+    asks: Literal["last_digit", "sum"] = "last_digit"
+    """arithmetic: what a question asks for; ``sum`` is the form for language models."""
+    largest: int = Field(9, ge=2, le=9999)
+    """arithmetic: the largest number in a sum."""
     instruction: str | None = None
     """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
 

@@ -40,6 +40,8 @@ def sft(
     export(engine, out)
     (out / PRESET_MARKER).write_text(preset_name(config.model.name) + "\n")
     # the directory remembers the model's preset, not the task: these settings belong to what it was taught
-    task = [f"task.{key}={value}" for key, value in config.task.model_dump(exclude_defaults=True).items() if key != "name"]
+    task = [
+        f"task.{key}={value}" for key, value in config.task.model_dump(exclude_defaults=True).items() if key != "name"
+    ]
     print(f"model    {out}")
     print(f"next     {shlex.join(['selfcorrect', 'train', f'model={out}', f'task={config.task.name}', *task])}")

@@ -37,7 +37,7 @@ def _arithmetic(config: TaskConfig) -> Task:
         )
     from selfcorrect.tasks.arithmetic import Arithmetic
 
-    return Arithmetic(config.terms_min, config.terms_max)
+    return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
 
 
 def _gsm8k(config: TaskConfig) -> Task:
