@@ -170,6 +170,15 @@ def probe_terms(tmp):
     assert {len(p.meta["numbers"]) for p in task.problems("test")} == {3, 4}
 
 
+def probe_form(tmp):
+    task = make_task(
+        load_config(None, ["task.asks=sum", "task.largest=50", "task.terms_min=3", "task.terms_max=3"]).task
+    )
+    numbers = [n for p in task.problems("test") for n in p.meta["numbers"]]
+    assert max(numbers) == 50
+    assert task.problems("test")[0].question.startswith("What is ") and "digit" not in task.problems("test")[0].question
+
+
 def probe_instruction(tmp):
     task = make_task(load_config(None, ["task.instruction=Think twice."]).task)
     assert task.instruction == "Think twice."
@@ -307,6 +316,8 @@ PROBES = {
     "task.path": probe_task_path,
     "task.terms_min": probe_terms,
     "task.terms_max": probe_terms,
+    "task.asks": probe_form,
+    "task.largest": probe_form,
     "task.instruction": probe_instruction,
     "engine.name": probe_engine_name,
     "engine.device": probe_device,
