@@ -9,6 +9,7 @@ import typer
 from selfcorrect.cli.compare import compare
 from selfcorrect.cli.doctor import doctor
 from selfcorrect.cli.evaluate import evaluate
+from selfcorrect.cli.grade import grade
 from selfcorrect.cli.sft import sft
 from selfcorrect.cli.train import train
 from selfcorrect.errors import SelfCorrectError
@@ -25,6 +26,7 @@ app.command(name="eval")(evaluate)
 app.command()(compare)
 app.command()(sft)
 app.command()(doctor)
+app.add_typer(grade, name="grade")
 
 
 def main() -> None:
