@@ -171,9 +171,7 @@ def expected_one_verdict(right: int, samples: int, k: int) -> float | None:
     return (math.comb(right, k) + math.comb(samples - right, k)) / math.comb(samples, k)
 
 
-def _played(
-    engine: Engine, task: Task, problems: Sequence[Problem], how: Play
-) -> tuple[list[list[Episode]], float]:
+def _played(engine: Engine, task: Task, problems: Sequence[Problem], how: Play) -> tuple[list[list[Episode]], float]:
     start = time.perf_counter()
     return asyncio.run(play(engine, task, problems, how)), time.perf_counter() - start
 

@@ -86,9 +86,7 @@ def validate(
     return asyncio.run(_validate(task, wanted or known, on_rejected))
 
 
-async def _validate(
-    task: Task, splits: Sequence[str], on_rejected: Callable[[Rejected], object]
-) -> list[SplitReport]:
+async def _validate(task: Task, splits: Sequence[str], on_rejected: Callable[[Rejected], object]) -> list[SplitReport]:
     reports: list[SplitReport] = []
     faults: list[SelfCorrectError] = []
     for split in splits:

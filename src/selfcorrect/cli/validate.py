@@ -17,7 +17,8 @@ def validate(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIG.toml] [key=value ...] [SPLIT ...]", help="A config file, settings, and splits (default: all)."
+            metavar="[CONFIG.toml] [key=value ...] [SPLIT ...]",
+            help="A config file, settings, and splits (default: all).",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,

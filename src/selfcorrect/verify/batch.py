@@ -185,7 +185,7 @@ def _line(id_json: str, grade: Grade, seconds: float) -> bytes:
 
 def _opened(out: Path, resume: bool) -> BinaryIO:
     try:
-        return out.open("r+b" if resume and out.exists() else "xb")
+        return out.open("r+b" if resume and out.exists() else "x+b")
     except FileExistsError:
         raise RunError(
             f"{out} exists already and is not overwritten; remove it, name another place, or finish it with --resume"

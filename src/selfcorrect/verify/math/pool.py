@@ -239,7 +239,9 @@ class WorkerPool:
             taken = [worker or self._start() for worker in taken]
             for worker in taken:
                 if worker is not None:
-                    with contextlib.suppress(_Died):  # the first pair finds it gone, and reports it if that happens again
+                    with contextlib.suppress(
+                        _Died
+                    ):  # the first pair finds it gone, and reports it if that happens again
                         worker.wait_until_ready()
         finally:
             for worker in taken:
