@@ -116,7 +116,7 @@ def test_the_command_prints_each_failure_and_exits_1(cli, monkeypatch):
         (["task=arithmetic", "validation"], "nor a split of task arithmetic"),
         (["task=arithmetic", "nonsense=1"], "unknown setting"),
         (["none.toml"], "does not exist"),
-        (["task=gsm8k", "task.path=none"], "none does not exist"),
+        (["task=gsm8k", "task.path=absent"], "absent does not exist"),
     ],
 )
 def test_bad_input_is_one_paragraph(cli, arguments, says):
