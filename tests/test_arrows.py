@@ -16,9 +16,9 @@ LAYERS = [
     {"config"},
     {"objective", "stats", "verify", "records", "episode_table"},
     {"methods", "metrics", "alarms"},
-    {"tasks", "engines"},
-    {"rollout"},
-    {"run", "evaluate", "warmup"},
+    {"tasks", "engines", "advice"},
+    {"rollout", "validate"},
+    {"run", "evaluate", "warmup", "probe"},
     {"train", "comparison"},
     {"experiment"},
     {"report", "serve"},
@@ -85,6 +85,7 @@ def test_the_check_sees_an_arrow_that_points_back(tmp_path):
 NOT_ALLOWED = {
     "rollout": {"selfcorrect.methods"},
     **{key: {"rich", "typer"} for key in ("train", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")},
+    **{key: {"rich", "typer"} for key in ("validate", "probe", "advice")},
     **{key: {"torch", "transformers"} for key in ("methods", "stats", "metrics", "episode_table", "records", "config")},
 }
 """What docs/architecture.md says that these parts do not import, beyond the rows above."""

@@ -18,24 +18,7 @@ from selfcorrect.engines import models
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
-COMMANDS = ("train", "eval", "compare", "sft", "doctor")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """``cli("train", ...)`` -> (exit code, standard output, standard error), in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TASKS, "toy", lambda config: toy.Toy())
-
-    def call(*arguments):
-        capsys.readouterr()  # what the preparation of a test printed
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            package.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
+COMMANDS = ("train", "eval", "compare", "sft", "validate", "probe", "grade", "doctor")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +43,7 @@ def test_the_program_lists_its_commands(cli):
 
 
 def test_every_command_that_prints_a_table_has_json(cli):
-    for command in ("train", "eval", "compare", "doctor"):
+    for command in ("train", "eval", "compare", "validate", "probe", "doctor"):
         assert "--json" in cli(command, "--help")[1]
 
 

@@ -265,6 +265,34 @@ MUTANTS = [
         "dict(",
         run("interrupted_and_resumed_is_uninterrupted_bit_for_bit"),
     ),
+    Mutant(
+        "an answer that ends at the cap counts as cut",
+        "probe.py",
+        "return length > cap or",
+        "return length >= cap or",
+        ("tests/test_probe_command.py",),
+    ),
+    Mutant(
+        "a rule of the probe speaks at its threshold",
+        "advice.py",
+        "n.changed >= alarms.NEVER_CHANGED or",
+        "n.changed > alarms.NEVER_CHANGED or",
+        ("tests/test_probe_command.py",),
+    ),
+    Mutant(
+        "a torn verdict line is kept",
+        "verify/batch.py",
+        'if not line.endswith(b"\\n"):',
+        "if False:",
+        ("tests/test_grade_command.py::test_resume_goes_on_behind_the_whole_lines",),
+    ),
+    Mutant(
+        "half of a surrogate pair is graded",
+        "verify/cases.py",
+        "return _check_text(value, name)\n\n\ndef _check_text",
+        "return value\n\n\ndef _check_text",
+        ("tests/test_grade_command.py::test_every_broken_row_is_an_error_with_its_reason_and_costs_no_other_row",),
+    ),
 ]
 
 

@@ -9,8 +9,11 @@ import typer
 from selfcorrect.cli.compare import compare
 from selfcorrect.cli.doctor import doctor
 from selfcorrect.cli.evaluate import evaluate
+from selfcorrect.cli.grade import grade
+from selfcorrect.cli.probe import probe
 from selfcorrect.cli.sft import sft
 from selfcorrect.cli.train import train
+from selfcorrect.cli.validate import validate
 from selfcorrect.errors import SelfCorrectError
 
 app = typer.Typer(
@@ -24,7 +27,10 @@ app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(compare)
 app.command()(sft)
+app.command()(validate)
+app.command()(probe)
 app.command()(doctor)
+app.add_typer(grade, name="grade")
 
 
 def main() -> None:

@@ -1,0 +1,31 @@
+"""Fixtures that several files of tests share."""
+
+import sys
+
+import pytest
+
+
+def _toy(_config):
+    import toy  # loads torch, which most commands do without
+
+    return toy.Toy()
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """``cli("train", ...)`` -> (exit code, standard output, standard error), in an empty working directory."""
+    from selfcorrect import cli as package
+    from selfcorrect.tasks import TASKS
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "toy", _toy)
+
+    def call(*arguments):
+        capsys.readouterr()  # what the preparation of a test printed
+        monkeypatch.setattr(sys, "argv", ["selfcorrect", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            package.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return call
