@@ -103,8 +103,8 @@ BROKEN = {
     "empty gold": ('{"id": 5, "gold": " ", "response": "1"}', 5, "gold answer is empty"),
     "no response": ('{"id": "r", "gold": "1"}', "r", "no field 'response'"),
     "list as response": ('{"id": "r", "gold": "1", "response": ["1"]}', "r", "field 'response' is a list"),
-    "lone surrogate": (r'{"id": "s", "gold": "1", "response": "1 \udc00"}', "s", "half of a surrogate pair"),
-    "escaped NUL": (r'{"id": "n", "gold": "1", "response": "1\u0000"}', "n", "has a NUL at character 1"),
+    "lone surrogate": (r'{"id": "s", "gold": "1 \udc00", "response": "1"}', "s", "half of a surrogate pair"),
+    "escaped NUL": (r'{"id": "n", "gold": "1\u0000", "response": "1"}', "n", "has a NUL at character 1"),
     "raw NUL": ('{"id": "n", "gold": "1", "response": "1\0"}', None, "not valid JSON"),
     "not UTF-8": (b'{"id": "u", "gold": "1", "response": "\xff"}', "u", "not UTF-8"),
     "not UTF-8 in the id": (b'{"id": "\xff", "gold": "1", "response": "1"}', None, "not UTF-8"),
@@ -143,6 +143,11 @@ def test_no_rows_give_an_empty_file(grade):
 def test_an_unread_field_may_hold_anything(grade):
     _, _, out = grade("math", ['{"id": 1, "gold": "2", "response": "Final answer: 2", "loss": NaN, "note": "\\ud800"}'])
     assert brief(out) == [(1, "correct")]
+
+
+def test_what_a_model_wrote_is_judged_whatever_it_holds(grade):
+    _, _, out = grade("math", [r'{"id": 1, "gold": "2", "response": "Final answer: 3\ud800\u0000"}'])
+    assert brief(out) == [(1, "wrong")]
 
 
 @pytest.mark.parametrize("name", ["cases.jsonl.gz", "cases.jsonl", "cases"])
@@ -474,7 +479,7 @@ BROKEN_CODE = {
     "tests that are no Python": ({"tests": ["assert ("]}, "not Python"),
     "deep tests": ({"tests": ["assert " + "-" * 100_000 + "f(2)"]}, ""),
     "NUL in tests": ({"tests": ["assert f(2) == 4\0"]}, "has a NUL"),
-    "surrogate in completion": ({"completion": "def f(x): return '\ud800'"}, "surrogate"),
+    "surrogate in prompt": ({"completion_form": "body", "prompt": "\ud800"}, "surrogate"),
     "humaneval without entry point": (
         {"style": "humaneval", "tests": CHECK, "entry_point": None},
         "'entry_point' is null",

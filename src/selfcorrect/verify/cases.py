@@ -158,11 +158,16 @@ def _present(fields: dict[str, Any], name: str) -> Any:
     return fields[name]
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
+def _model_text(fields: dict[str, Any], name: str) -> str:
+    """What a model wrote, whatever it holds: a NUL in it is the model's fault, and the verifier's to judge."""
     value = _present(fields, name)
     if not isinstance(value, str):
         raise _Fault(f"field {name!r} is {_kind(value)}, not a string")
-    return _check_text(value, name)
+    return value
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    return _check_text(_model_text(fields, name), name)
 
 
 def _check_text(value: str, name: str) -> str:
@@ -180,7 +185,7 @@ def _kind(value: Any) -> str:
 
 def math_case(fields: dict[str, Any], *, bare: bool = False) -> MathCase:
     """The case of a row ``id, gold, response``; further fields are not read."""
-    return MathCase(_text(fields, "gold"), _text(fields, "response"), bare)
+    return MathCase(_text(fields, "gold"), _model_text(fields, "response"), bare)
 
 
 def code_request(fields: dict[str, Any]) -> CodeRequest:
@@ -201,7 +206,7 @@ def code_request(fields: dict[str, Any]) -> CodeRequest:
     return CodeRequest(
         "humaneval" if needed else "mbpp",
         tests,
-        _text(fields, "completion"),
+        _model_text(fields, "completion"),
         "code" if form == "code" else "body" if form == "body" else "text",
         prompt or "",
         entry_point or None,
