@@ -6,6 +6,8 @@ import json
 import pytest
 from code_tools import DATA
 
+import tiny
+from selfcorrect import cli
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Answer, GradesTogether, grade_answers
 from selfcorrect.tasks.math import Math
@@ -44,6 +46,21 @@ def test_rows_with_an_empty_gold_are_left_out_and_counted(tmp_path):
         "line 2: an empty gold answer",
         "line 3: an empty gold answer",
     ]
+
+
+def test_eval_says_how_many_rows_were_left_out(tmp_path, monkeypatch, capsys):
+    rows = [{**PRM, "problem": f"{i}?"} for i in range(3)]
+    file = write(tmp_path / "test.jsonl", *rows, {**PRM, "answer": " "})
+    model = tiny.save_model(tmp_path / "m")
+    settings = ["task=math", f"task.path={file}", "task.instruction=Again.", "train.max_new_tokens=40", "--json"]
+    settings += ["model.dtype=float32", "model.lora_rank=0", "eval.controls=false"]
+    monkeypatch.setattr("sys.argv", ["selfcorrect", "eval", str(model), *settings])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not stop.value.code, err
+    assert f"rows left out of the data: 1; the first: {file} line 4: an empty gold answer" in err
+    assert json.loads(out)["plain"]["summary"]["n_problems"] == 3
 
 
 def test_training_problems_of_the_test_split_are_left_out(tmp_path):

@@ -56,7 +56,7 @@ class Job:
     def note(self) -> str:
         """One line for people about rows left out; empty where there are none."""
         n = len(self.left_out)
-        return f"{n} rows of the data are left out, the first: {self.left_out[0]}" if n else ""
+        return f"rows left out of the data: {n}; the first: {self.left_out[0]}" if n else ""
 
 
 def prepare(config: Config, *, training: bool = True) -> Job:
