@@ -58,7 +58,7 @@ def _refuse_ignored(config: TaskConfig) -> None:
         if name not in read and value != field.default:
             users = ", ".join(task for task, names in READ.items() if name in names)
             raise ConfigError(
-                f"task.{name} = {value!r} would be ignored by task={config.name}; drop it (it is read by {users})"
+                f"task.{name} = {value!r} would be ignored by task={config.name}, it is read by {users}; drop the setting"
             )
 
 
