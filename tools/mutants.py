@@ -33,6 +33,10 @@ def run(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_train.py::test_{name}" for name in names)
 
 
+def code_tasks(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_code_tasks.py::test_{name}" for name in names)
+
+
 @dataclass(frozen=True)
 class Mutant:
     name: str
@@ -292,6 +296,39 @@ MUTANTS = [
         "return _check_text(value, name)\n\n\ndef _check_text",
         "return value\n\n\ndef _check_text",
         ("tests/test_grade_command.py::test_every_broken_row_is_an_error_with_its_reason_and_costs_no_other_row",),
+        "HumanEval shows its tests",
+        "tasks/humaneval.py",
+        "PROMPT.format(prompt=problem.question.rstrip())",
+        "PROMPT.format(prompt=problem.question.rstrip() + problem.answer)",
+        code_tasks("humaneval_shows_no_test"),
+    ),
+    Mutant(
+        "a forgeable pass earns reward",
+        "tasks/programs.py",
+        "code_grader(not for_reward,",
+        "code_grader(True,",
+        code_tasks("in_training_a_pass_that_could_be_forged_earns_nothing_and_measuring_stays_the_same"),
+    ),
+    Mutant(
+        "repair samples its first attempts",
+        "evaluate.py",
+        "if given_first is None and isinstance(task, GivesFirst):",
+        "if False and isinstance(task, GivesFirst):",
+        code_tasks("repair_starts_from_the_stored_program_and_measures_attempt_2"),
+    ),
+    Mutant(
+        "the longest conversation by the question alone",
+        "rollout.py",
+        "key=lambda p: _characters(task, p)",
+        "key=lambda p: len(p.question)",
+        ("tests/test_tasks.py::test_the_longest_conversation_is_found_by_what_is_shown_not_by_the_question",),
+    ),
+    Mutant(
+        "a user's failing verifier counts as wrong",
+        "tasks/own.py",
+        'return Grade(Verdict.ERROR, None, f"{name} raised',
+        'return Grade(Verdict.WRONG, None, f"{name} raised',
+        ("tests/test_own_task.py::test_a_verifier_that_fails_is_an_error_with_its_reason_and_never_a_0",),
     ),
 ]
 

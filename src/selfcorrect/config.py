@@ -51,7 +51,9 @@ class ModelConfig(Section):
 class TaskConfig(Section):
     name: str = "arithmetic"
     path: str | None = None
-    """File or directory of the data set; None takes the Hub id of the task."""
+    """File or directory of the data set (math: a Hub id too); None takes the task's own Hub id."""
+    eval_split: Literal["test", "validation"] = "test"
+    """mbpp, mbpp_repair, own: the split that evaluations measure."""
     terms_min: int = Field(4, ge=2, le=12)
     """arithmetic: the fewest numbers in a sum."""
     terms_max: int = Field(6, ge=2, le=12)
@@ -60,6 +62,14 @@ class TaskConfig(Section):
     """arithmetic: what a question asks for; ``sum`` is the form for language models."""
     largest: int = Field(9, ge=2, le=9999)
     """arithmetic: the largest number in a sum."""
+    first_attempts: str | None = None
+    """mbpp_repair: file of stored first attempts; None takes first_attempts_models.jsonl(.gz) of task.path."""
+    verifier: str | None = None
+    """own: math, number, exact, code, or ``package.module:function``."""
+    prompt: str | None = None
+    """own: what attempt 1 is asked, with {question} in it; None asks the question alone."""
+    accept_risk: str | None = None
+    """Tasks that run programs: the name of the risk (docs/sandbox.md) to run them where the machine lacks a sandbox."""
     instruction: str | None = None
     """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
 

@@ -13,8 +13,8 @@ import numpy as np
 from selfcorrect.config import EvalConfig
 from selfcorrect.engines.base import Engine
 from selfcorrect.metrics import EvalSummary, summarise
-from selfcorrect.rollout import GivenFirst, Play, play
-from selfcorrect.tasks.base import Task
+from selfcorrect.rollout import GivenFirst, Play, given_answers, play
+from selfcorrect.tasks.base import GivesFirst, Task
 from selfcorrect.types import Episode, Problem
 
 TRIES_FOR_A_WRONG_ANSWER = 8
@@ -60,9 +60,11 @@ def evaluate(
         max_new_tokens: cap per attempt.
         name: goes into the records.
         seed: of the random streams (unused when greedy) and of the bootstrap.
-        given_first: first answers to start from instead of sampled ones.
+        given_first: first answers to start from instead of sampled ones; None takes those that the task itself stores.
     """
     start = time.perf_counter()
+    if given_first is None and isinstance(task, GivesFirst):
+        given_first = given_answers(engine.chat, task, problems, settings.samples)
     how = Play(settings.attempts, settings.samples, max_new_tokens, settings.temperature, (seed, "eval"))
     groups = asyncio.run(play(engine, task, problems, how, given_first))
     episodes = [e for group in groups for e in group]
@@ -85,7 +87,8 @@ def controls(
 
     ``swapped``: another problem's first attempt (of the same level where there is one). A model that uses attempt 1
     loses most of its gain. ``given_wrong``: a wrong first attempt of its own at the same problem, sampled at
-    temperature 1; problems at which none of a few samples is wrong are left out.
+    temperature 1; problems at which none of a few samples is wrong are left out. A task that gives first attempts is
+    itself that kind of measurement and has no ``given_wrong``.
 
     Args:
         engine: its published weights are measured.
@@ -100,7 +103,7 @@ def controls(
     problems = list({e.problem.id: e.problem for e in measured.episodes}.values())
     partner = _partners(problems)
     swapped = {p.id: firsts[partner[p.id]] for p in problems}
-    wrong = _wrong_firsts(engine, task, problems, max_new_tokens, seed)
+    wrong = {} if isinstance(task, GivesFirst) else _wrong_firsts(engine, task, problems, max_new_tokens, seed)
     out = []
     for name, given in ((f"{measured.name}-swapped", swapped), (f"{measured.name}-given-wrong", wrong)):
         usable = [p for p in problems if p.id in given]

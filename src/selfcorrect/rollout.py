@@ -7,17 +7,21 @@ is ever part of a prompt.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.errors import ConfigError
-from selfcorrect.tasks.base import Answer, Message, Task, grade_answers
+from selfcorrect.tasks.base import Answer, GivesFirst, Message, Task, grade_answers
 from selfcorrect.types import Attempt, Episode, Problem
 
 GivenFirst = Mapping[str, Sequence[tuple[int, ...]]]
 """Per problem id, one stored first answer (token ids) for every sample."""
+
+LONGEST_PROBLEMS = 20
+"""Problems of the most characters, among which the one of the most tokens is looked for."""
 
 SAMPLED_PROBLEMS = 200
 """Problems whose correct answers are measured against the token cap before a run."""
@@ -35,6 +39,15 @@ class Play:
     temperature: float
     stream: tuple[int | str, ...]
     """Start of every row's random-stream key, e.g. (seed, "train", step)."""
+
+
+def given_answers(chat: ChatFormat, task: GivesFirst, problems: Sequence[Problem], samples: int) -> GivenFirst:
+    """A task's stored first answers as token ids, one for each sample of each problem."""
+    given: dict[str, list[tuple[int, ...]]] = {}
+    for p in problems:
+        stored = [chat.answer_ids(text) for text in task.first_answers(p)]
+        given[p.id] = [stored[g % len(stored)] for g in range(samples)]
+    return given
 
 
 async def play(
@@ -129,7 +142,20 @@ def longest_conversation(
             f"train.max_new_tokens={max_new_tokens} is shorter than the answer format: half of the correct answers of task "
             f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise train.max_new_tokens"
         )
-    longest = max(problems, key=lambda p: len(p.question))
-    messages = task.first_messages(longest)
+    longest = heapq.nlargest(LONGEST_PROBLEMS, problems, key=lambda p: _characters(task, p))
+    return max(_conversation(chat, task, p, attempts, max_new_tokens) for p in longest)
+
+
+def _characters(task: Task, problem: Problem) -> int:
+    """Of the rendered prompt and of a given first attempt: a question may be the smaller part of what is shown."""
+    given = max(map(len, task.first_answers(problem))) if isinstance(task, GivesFirst) else 0
+    return given + sum(len(m["content"]) for m in task.first_messages(problem))
+
+
+def _conversation(chat: ChatFormat, task: Task, problem: Problem, attempts: int, max_new_tokens: int) -> int:
+    messages = task.first_messages(problem)
+    first = max_new_tokens
+    if isinstance(task, GivesFirst):  # no cap holds for these
+        first = max(len(chat.answer_ids(text)) for text in task.first_answers(problem))
     bridge = len(chat.bridge_ids(messages, task.instruction, False))
-    return len(chat.prompt_ids(messages)) + attempts * max_new_tokens + (attempts - 1) * bridge
+    return len(chat.prompt_ids(messages)) + first + (attempts - 1) * (max_new_tokens + bridge)

@@ -61,7 +61,8 @@ class Problem:
     id: str
     question: str
     answer: str
-    """Gold answer (math) or tests (code); read by the verifier only, never shown to the model."""
+    """Gold answer (math) or tests (code), for the verifier. Shown to the model only where the task's own prompt has it:
+    MBPP asks for programs that pass the tests it shows."""
     level: str | None = None
     """Difficulty as the data set gives it; tables can be broken down by it."""
     meta: Mapping[str, Any] = field(default_factory=dict)

@@ -49,6 +49,8 @@ def evaluate(
     if out is not None:
         claim(out)
     job = prepare(config, training=False)
+    if job.note:
+        typer.echo(job.note, err=True)
     engine = make_engine(job)
     if run is not None:
         load_kept(run, engine)
