@@ -9,6 +9,7 @@ import typer
 from selfcorrect.cli.compare import compare
 from selfcorrect.cli.doctor import doctor
 from selfcorrect.cli.evaluate import evaluate
+from selfcorrect.cli.report import report
 from selfcorrect.cli.sft import sft
 from selfcorrect.cli.train import train
 from selfcorrect.errors import SelfCorrectError
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(compare)
+app.command()(report)
 app.command()(sft)
 app.command()(doctor)
 
