@@ -18,7 +18,7 @@ from selfcorrect.engines import models
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
-COMMANDS = ("train", "eval", "compare", "sft", "doctor")
+COMMANDS = ("train", "eval", "compare", "report", "sft", "doctor")
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_commands_parse(page, line):
 
 def test_the_readme_shows_every_command():
     shown = {shlex.split(line)[1] for line in commands(ROOT / "README.md")}
-    assert shown >= {"train", "eval", "compare", "sft", "doctor"}
+    assert shown >= {"train", "eval", "compare", "report", "sft", "doctor"}
 
 
 def settings_named(page: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
@@ -87,7 +88,9 @@ class Drawing:
     title: str
     svg: Markup
     summary: str
+    swatch: Literal["line", "dot", "bar"]
     legend: tuple[tuple[int, str], ...]
+    """Style and label."""
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
@@ -115,6 +118,7 @@ def draw_curves(chart: Curves) -> Drawing:
         chart.title,
         _svg(shapes, HEIGHT, summary),
         summary,
+        "line",
         tuple((line.style, line.label) for line in chart.lines),
         ("step", *(line.label for line in chart.lines)),
         tuple(table),
@@ -161,6 +165,7 @@ def draw_flow(chart: Flow) -> Drawing:
         chart.title,
         _svg(shapes, HEIGHT, summary),
         summary,
+        "bar",
         (),
         ("attempts", "what happened", "episodes", "share"),
         tuple(rows),
@@ -186,12 +191,15 @@ def draw_histogram(chart: Histogram) -> Drawing:
         for i in range(bins)
         if any(counts[i] for _, counts in chart.series)
     ]
-    told = [f"{label}: {_percent(row[0])} in the lowest bin" for (label, _), row in zip(chart.series, shares, strict=True)]
+    told = [
+        f"{label}: {_percent(row[0])} in the lowest bin" for (label, _), row in zip(chart.series, shares, strict=True)
+    ]
     summary = f"{chart.title}. {'; '.join(told)}."
     return Drawing(
         chart.title,
         _svg(shapes, HEIGHT, summary),
         summary,
+        "bar",
         tuple((i, f"{label} ({sum(counts):,} episodes)") for i, (label, counts) in enumerate(chart.series)),
         ("edit-distance ratio", *(label for label, _ in chart.series)),
         tuple(rows),
@@ -207,6 +215,7 @@ def draw_levels(chart: Levels) -> Drawing:
     shapes = [_x_axis(0, 1, x, "correct", form=_percent, bottom=height - BOTTOM, grid_to=TOP)]
     for r, (level, estimates) in enumerate(chart.rows):
         top = TOP + r * pitch
+        shapes.append(_segment(8, top, WIDTH - RIGHT, top, "grid"))
         short = level if len(level) <= 13 else level[:12] + "…"
         shapes.append(_text(90, top + pitch / 2 + 4, short, "end"))
         for e, estimate in enumerate(estimates):
@@ -215,7 +224,9 @@ def draw_levels(chart: Levels) -> Drawing:
             at = top + 14 + e * each
             if estimate.has_interval:
                 shapes.append(_segment(x(estimate.low), at, x(estimate.high), at, f"line s{e} solid"))
-            shapes.append(Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(e, x(estimate.value), at))
+            shapes.append(
+                Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(e, x(estimate.value), at)
+            )
     rows = [(level, *(e.text() for e in row), str(max(e.n for e in row))) for level, row in chart.rows]
     summary = f"{chart.title}: " + "; ".join(
         f"{level}: " + ", ".join(f"{label} {e.text()}" for label, e in zip(chart.labels, row, strict=True))
@@ -225,6 +236,7 @@ def draw_levels(chart: Levels) -> Drawing:
         chart.title,
         _svg(shapes, height, summary + "."),
         summary + ".",
+        "dot",
         tuple(enumerate(chart.labels)),
         ("level", *chart.labels, "n"),
         tuple(rows),
@@ -305,13 +317,13 @@ def _path(
 
 
 def _y_axis(low: float, high: float, y: Callable[[float], float], form: Form) -> Markup:
-    ticks = [low + (high - low) * i / 4 for i in range(5)]
-    lines = [_segment(LEFT, y(t), WIDTH - RIGHT, y(t), "grid") for t in ticks]
-    digits = max(0, math.ceil(-math.log10((high - low) * (100 if form is _percent else 1) / 4) - 1e-9))
     scale, sign = (100, " %") if form is _percent else (1, "")
-    return Markup("").join(
-        [*lines, *(_text(LEFT - 5, y(t) + 4, f"{t * scale:z.{digits}f}{sign}", "end") for t in ticks)]
-    )
+    step = _ceiling((high - low) * scale / 5)
+    ticks = [i * step for i in range(math.ceil(low * scale / step - 1e-9), math.floor(high * scale / step + 1e-9) + 1)]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    lines = [_segment(LEFT, y(t / scale), WIDTH - RIGHT, y(t / scale), "grid") for t in ticks]
+    words = [_text(LEFT - 5, y(t / scale) + 4, f"{t:z.{digits}f}{sign}", "end") for t in ticks]
+    return Markup("").join(lines + words)
 
 
 def _x_axis(

@@ -20,6 +20,7 @@ from selfcorrect.report.page import Page, build_page
 from selfcorrect.report.reading import read_run
 from selfcorrect.report.sample import Sample, sample_episodes
 from selfcorrect.report.text import visible
+from selfcorrect.run import RunDirectory
 
 MARK = '<meta name="generator" content="selfcorrect report">'
 """Within the first bytes of every page: what carries it may be replaced by a newer one."""
@@ -39,6 +40,8 @@ def write_report(runs: Sequence[Path], out: Path) -> int:
         RunError: a run cannot be read, or ``out`` is something else than a report, or cannot be written.
         DataError: an evaluation is damaged.
     """
+    for path in runs:
+        RunDirectory.open(path)
     _refuse_other(out)
     content = build_report(runs).encode()
     part = out.with_name(f".{out.name}.part")
@@ -95,7 +98,9 @@ def _charts(run: Any) -> dict[str, Any]:
 
 def _policy(style: str, script: str) -> str:
     """Nothing may load or run but this style and this script: a second lock behind the escaping."""
-    return f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _hash(content: str) -> str:
@@ -118,11 +123,15 @@ def _refuse_other(out: Path) -> None:
     try:
         if not out.exists():
             if not out.parent.is_dir():
-                raise RunError(f"there is no directory {out.parent} to write {out.name} into; make it, or name another --out")
+                raise RunError(
+                    f"there is no directory {out.parent} to write {out.name} into; make it, or name another --out"
+                )
             return
         with out.open("rb") as file:
             is_ours = MARK.encode() in file.read(1024)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {disk_reason(error)}; name another place with --out") from None
     if not is_ours:
-        raise RunError(f"{out} exists and is not a report of this command, so it is not overwritten; name another --out")
+        raise RunError(
+            f"{out} exists and is not a report of this command, so it is not overwritten; name another --out"
+        )

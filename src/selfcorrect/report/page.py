@@ -19,11 +19,11 @@ from selfcorrect.stats import Estimate, not_measured
 from selfcorrect.types import Episode, Verdict
 
 NAMES = {
-    "base": "base, as loaded",
+    "base": "base",
     "final": "trained",
-    "-swapped": "with another problem's attempt 1",
-    "-given-wrong": "with a wrong attempt 1 given",
 }
+CONTROLS = {"-swapped": "attempt 1 swapped", "-given-wrong": "wrong attempt 1 given"}
+"""What a control's name ends in. Explained below the table."""
 METHODS = {"score": "SCoRe", "multi_turn": "multi-turn RL", "single_turn": "single-turn RL"}
 STAGES = {"stage1": "Stage I", "stage2": "Stage II"}
 MOST_LEVELS = 30
@@ -166,7 +166,7 @@ def _ago(seconds: float) -> str:
 
 
 def _results(run: RunData) -> Results:
-    order = [f"{main}{control}" for main in MAIN for control in ("", "-swapped", "-given-wrong")]
+    order = [f"{main}{control}" for main in MAIN for control in ("", *CONTROLS)]
     names = [n for n in order if n in MAIN or n in run.summaries] + sorted(run.summaries.keys() - set(order))
     attempts = max((len(s.attempts) for s in run.summaries.values()), default=0)
     return Results(attempts, tuple(_result(name, run, attempts) for name in names))
@@ -174,23 +174,27 @@ def _results(run: RunData) -> Results:
 
 def _result(name: str, run: RunData, attempts: int) -> Result:
     summary = run.summaries.get(name)
-    words = NAMES.get(name) or name
-    for control, meaning in NAMES.items():
-        if control.startswith("-") and name.endswith(control):
-            words = f"{NAMES.get(name.removesuffix(control), name)}, {meaning}"
+    control = next((c for c in CONTROLS if name.endswith(c)), "")
+    main = name.removesuffix(control)
+    words = NAMES.get(main, main) + (f": {CONTROLS[control]}" if control else "")
     if summary is None:
         return Result(words, False, ("n/a",) * attempts, "n/a", "n/a", "n/a", "n/a", "n/a", "n/a")
     if name == "final":
-        words += f", step {run.evals[name].step:,}"
+        words += f" (step {run.evals[name].step:,})"
     last = summary.revisions[-1] if summary.revisions else None
-    cells = [e.text() for e in (last.i_to_c, last.c_to_i, last.answer_changed, last.copied)] if last else ["n/a"] * 4
+    i_to_c, c_to_i, changed, copied = (
+        (e.text() for e in (last.i_to_c, last.c_to_i, last.answer_changed, last.copied)) if last else ("n/a",) * 4
+    )
     return Result(
-        words,
-        True,
-        tuple(summary.accuracy(k + 1).text() for k in range(attempts)),
-        last.delta.text(sign=True) if last else "n/a",
-        *cells,
-        f"{summary.n_problems:,}",
+        name=words,
+        measured=True,
+        accuracies=tuple(summary.accuracy(k + 1).text() for k in range(attempts)),
+        delta=last.delta.text(sign=True) if last else "n/a",
+        i_to_c=i_to_c,
+        c_to_i=c_to_i,
+        changed=changed,
+        copied=copied,
+        n=f"{summary.n_problems:,}",
     )
 
 
@@ -264,7 +268,7 @@ def _levels(run: RunData) -> Levels | None:
             known = table.get(level, ())
             cells += [*known, *(not_measured() for _ in range(attempts - len(known)))]
         rows.append((level or "no level", tuple(cells)))
-    return Levels("Accuracy by level", tuple(labels), tuple(rows))
+    return Levels("Percent correct per level, 95 % intervals", tuple(labels), tuple(rows))
 
 
 def _alarms(run: RunData) -> tuple[Alarm, ...]:
@@ -327,4 +331,3 @@ def _method(row: Row) -> MethodRow:
         row.seeds,
         row.problems,
     )
-

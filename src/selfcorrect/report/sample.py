@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfcorrect.records import episode_from_row
 from selfcorrect.report.reading import Episodes, Line, RunData, read_rows
 from selfcorrect.report.tags import TAGS, tags_of
 from selfcorrect.report.text import shown, visible
-from selfcorrect.records import episode_from_row
 
 MOST_EPISODES = 400
 """Shared by the runs on a page; a held-out problem with its base beside it counts once."""
@@ -66,7 +66,9 @@ def _of_run(run: RunData, number: int, most: int, most_bytes: int) -> list[Entry
     training = min(training, len(run.training.lines))
     entries: list[Entry] = []
     if held_out is not None:
-        sides = {who: run.held_out[name] for who, name in (("trained", "final"), ("base", "base")) if name in run.held_out}
+        sides = {
+            who: run.held_out[name] for who, name in (("trained", "final"), ("base", "base")) if name in run.held_out
+        }
         chosen = balanced(held_out.lines, most - training)
         entries += _within(_held_out(chosen, sides, number), most_bytes * (most - training) // most)
     chosen = balanced(run.training.lines, training)
