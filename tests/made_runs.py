@@ -36,7 +36,7 @@ HOSTILE = {
 
 def attempt(text: str, verdict: str, stop: str = "end") -> Attempt:
     ids = tuple(range(min(len(text), 50)))
-    extracted = text.split()[-1] if text.split() else None
+    extracted = text.rsplit(maxsplit=1)[-1] if text.split() else None
     return Attempt(text, (), ids, None, stop, Grade(Verdict(verdict), extracted, "made up"))
 
 

@@ -132,7 +132,7 @@ def test_methods_are_compared_where_the_runs_fit_together(tmp_path):
     assert page.methods[1].over_base.startswith("+65.0")  # 90 against 25
     other = made.begin(tmp_path / "going")
     page = page_of(runs[0], other.path)
-    assert page.methods == () and "not there yet: going" in page.methods_note
+    assert page.methods == () and "not yet: going" in page.methods_note
     page = page_of(runs[0], made.finished(tmp_path / "again"))
     assert page.methods == () and "not independent" in page.methods_note
 
@@ -242,10 +242,25 @@ def test_long_curves_are_thinned_and_keep_their_last_point():
 
 @pytest.mark.parametrize(
     ("values", "share", "limits"),
-    [([0.2, 0.7], True, (0, 1)), ([0.03], True, (0, 0.05)), ([-0.3, 14], False, (-0.5, 20)), ([None], False, (0, 1))],
+    [
+        ([0.2, 0.7], True, (0, 1)),
+        ([0.03], True, (0, 0.05)),
+        ([-0.3, 14], False, (-0.5, 20)),
+        ([-0.1, 14], False, (0, 20)),
+        ([None], False, (0, 1)),
+    ],
 )
 def test_axes(values, share, limits):
     assert axis_range(values, share=share) == pytest.approx(limits)
+
+
+def test_what_marks_say_is_not_written_over():
+    marks = ((50.0, "Stage II begins"), (60.0, "kept"), (99.0, "at the edge"))
+    drawing = draw_curves(Curves("t", "nats", (1, 100), (Line("a", 0, (1.0, 2.0)),), 0, 2, marks))
+    places = re.findall(r'mark-label" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)', drawing.svg)
+    rows = {label: y for _, y, _, label in places}
+    assert rows["Stage II begins"] != rows["kept"] and len(places) == 3
+    assert [anchor for *_, anchor, _ in places] == ["start", "start", "end"]
 
 
 def test_a_flow_without_episodes_draws_nothing():

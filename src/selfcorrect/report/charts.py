@@ -13,7 +13,11 @@ from selfcorrect.report.text import visible
 from selfcorrect.stats import Estimate
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 34
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 28, 34
+MARK_ROWS_Y = (TOP - 5, TOP - 17)
+"""Base lines for what marks say: the second where the first has no room."""
+LETTER = 6.0
+"""Width of an average letter, on the wide side."""
 MOST_POINTS = 400
 """Drawn per line; longer ones are thinned evenly, their last point kept."""
 MOST_ROWS = 20
@@ -102,8 +106,7 @@ def draw_curves(chart: Curves) -> Drawing:
     x = _scale(first, max(last, first + 1), LEFT, WIDTH - RIGHT)
     y = _scale(chart.low, chart.high, HEIGHT - BOTTOM, TOP)
     shapes = [_y_axis(chart.low, chart.high, y, form), _x_axis(first, last, x, "step")]
-    for step, label in chart.marks:
-        shapes.append(_upright(x(step), label))
+    shapes += _uprights([(x(step), label) for step, label in chart.marks])
     for line in chart.lines:
         smooth = _running_mean(line.values)
         shapes.append(_path(chart.steps, line.values, x, y, f"line s{line.style}{' raw' if smooth else ''}"))
@@ -273,7 +276,7 @@ def axis_range(values: Sequence[Number], *, share: bool) -> tuple[float, float]:
     """Axis from 0 (or below, where values are) to a round number above all; shares never beyond 1."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     high = _ceiling(max(known, default=0.0))
-    low = -_ceiling(-min(known)) if known and min(known) < 0 else 0.0
+    low = -_ceiling(-min(known)) if known and min(known) < -high / 50 else 0.0  # a little noise below 0 needs no room
     return low, (1.0 if share and high > 0.5 else high)
 
 
@@ -349,10 +352,18 @@ def _x_axis(
     return Markup("").join(parts)
 
 
-def _upright(at: float, label: str) -> Markup:
-    anchor = "end" if at > WIDTH / 2 else "start"
-    line = _segment(at, TOP, at, HEIGHT - BOTTOM, "mark")
-    return line + _text(at + (-4 if anchor == "end" else 4), TOP - 6, label, anchor, "mark-label")
+def _uprights(marks: Sequence[tuple[float, str]]) -> list[Markup]:
+    """Upright lines with their words, which do not write over each other as long as two rows suffice."""
+    out, ends = [], [0.0] * len(MARK_ROWS_Y)
+    for at, label in marks:
+        width = LETTER * len(label)
+        begins = at if at + width < WIDTH else at - width
+        row = next((i for i, end in enumerate(ends) if begins > end), len(ends) - 1)
+        ends[row] = begins + width + LETTER
+        anchor = "start" if begins == at else "end"
+        out.append(_segment(at, MARK_ROWS_Y[row], at, HEIGHT - BOTTOM, "mark"))
+        out.append(_text(at + (3 if anchor == "start" else -3), MARK_ROWS_Y[row], label, anchor, "mark-label"))
+    return out
 
 
 def _segment(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:

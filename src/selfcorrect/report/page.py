@@ -168,7 +168,7 @@ def _ago(seconds: float) -> str:
 def _results(run: RunData) -> Results:
     order = [f"{main}{control}" for main in MAIN for control in ("", *CONTROLS)]
     names = [n for n in order if n in MAIN or n in run.summaries] + sorted(run.summaries.keys() - set(order))
-    attempts = max((len(s.attempts) for s in run.summaries.values()), default=0)
+    attempts = max((len(s.attempts) for s in run.summaries.values()), default=0) or run.config.eval.attempts
     return Results(attempts, tuple(_result(name, run, attempts) for name in names))
 
 
@@ -314,11 +314,11 @@ def _settings(run: RunData) -> tuple[tuple[str, str], ...]:
 def _methods(runs: Sequence[RunData], paths: Sequence[Path]) -> tuple[tuple[MethodRow, ...], str]:
     unfinished = [run.name for run in runs if any(name not in run.held_out for name in MAIN)]
     if unfinished:
-        return (), f"Needs the base and the final evaluation of every run; not there yet: {', '.join(unfinished)}."
+        return (), f"Methods are compared once base and final evaluation are there; not yet: {', '.join(unfinished)}."
     try:
         return tuple(_method(row) for row in compare_runs(paths)), ""
     except DataError as error:
-        return (), f"The runs do not fit into one table: {error}."
+        return (), f"Methods are not compared: {error}."
 
 
 def _method(row: Row) -> MethodRow:
