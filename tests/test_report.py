@@ -245,7 +245,7 @@ def test_long_curves_are_thinned_and_keep_their_last_point():
     [
         ([0.2, 0.7], True, (0, 1)),
         ([0.03], True, (0, 0.05)),
-        ([-0.3, 14], False, (-0.5, 20)),
+        ([-3, 14], False, (-5, 20)),
         ([-0.1, 14], False, (0, 20)),
         ([None], False, (0, 1)),
     ],
