@@ -86,6 +86,15 @@ NOT_ALLOWED = {
     "rollout": {"selfcorrect.methods"},
     **{key: {"rich", "typer"} for key in ("train", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")},
     **{key: {"rich", "typer"} for key in ("validate", "probe", "advice")},
+    "report": {
+        "torch",
+        "transformers",
+        "rich",
+        "typer",
+        "selfcorrect.engines",
+        "selfcorrect.train",
+        "selfcorrect.tasks",
+    },
     **{key: {"torch", "transformers"} for key in ("methods", "stats", "metrics", "episode_table", "records", "config")},
 }
 """What docs/architecture.md says that these parts do not import, beyond the rows above."""
@@ -106,7 +115,15 @@ def test_the_objective_knows_no_config_and_only_its_losses_know_torch():
 
 
 @pytest.mark.parametrize(
-    "module", ["selfcorrect", "selfcorrect.objective", "selfcorrect.config", "selfcorrect.methods", "selfcorrect.cli"]
+    "module",
+    [
+        "selfcorrect",
+        "selfcorrect.objective",
+        "selfcorrect.config",
+        "selfcorrect.methods",
+        "selfcorrect.report",
+        "selfcorrect.cli",
+    ],
 )
 def test_importing_is_light(module):
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"

@@ -18,7 +18,7 @@ from selfcorrect.engines import models
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
-COMMANDS = ("train", "eval", "compare", "sft", "validate", "probe", "grade", "doctor")
+COMMANDS = ("train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor")
 
 
 @pytest.fixture(scope="module")

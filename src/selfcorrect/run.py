@@ -181,7 +181,7 @@ class RunDirectory:
         """
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
         out: list[Record] = []
         for number, line in enumerate(lines, 1):
             try:

@@ -11,6 +11,7 @@ from selfcorrect.cli.doctor import doctor
 from selfcorrect.cli.evaluate import evaluate
 from selfcorrect.cli.grade import grade
 from selfcorrect.cli.probe import probe
+from selfcorrect.cli.report import report
 from selfcorrect.cli.sft import sft
 from selfcorrect.cli.train import train
 from selfcorrect.cli.validate import validate
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(compare)
+app.command()(report)
 app.command()(sft)
 app.command()(validate)
 app.command()(probe)
