@@ -169,6 +169,10 @@ CASES = {
     "stage1 gamma 1": stage("stage1", "score", gamma=1, **LOUD),
     "KL alone, sequence": Credit((0, 0), (1.0, 0.3)),
     "KL alone, to_go": Credit((0, 0), (1.0, 0.3), kl_credit="to_go"),
+    "stage2 given r1": stage("stage2", "score", baseline="given_first", **LOUD),
+    "stage1 given r1": stage("stage1", "score", baseline="given_first", **LOUD),
+    "stage2 scaled": stage("stage2", "score", shaping="scaled", **LOUD),
+    "without shaping": stage("stage2", "score", **LOUD | {"alpha": 0}),
     "multi_turn gamma 0.5": stage("multi_turn", "multi_turn", gamma=0.5, beta1=0.2),
 }
 
@@ -200,6 +204,29 @@ def test_shaping_is_1_plus_alpha_times_r2_in_expectation(policy):
     assert relative_gap(shaped, weighted) < 1e-4
     plain = expected_gradient(engine, model, Credit((1, 1), (0.2, 0.2)))
     assert relative_gap(shaped, plain) > 0.1
+
+
+def test_scaled_shaping_and_the_progress_bonus_are_one_gradient_in_expectation(policy):
+    engine, model, _ = policy
+    scaled, progress = (expected_gradient(engine, model, CASES[n]) for n in ("stage2 scaled", "stage2"))
+    assert relative_gap(scaled, progress) < 1e-4
+    assert relative_gap(scaled, expected_gradient(engine, model, CASES["without shaping"])) > 0.1
+
+
+def test_standardising_removes_the_scale_of_the_shaping_but_not_its_r1_term(policy):
+    engine, model, _ = policy
+
+    def gradient(alpha, shaping="progress"):
+        made = stage("stage2", "score", beta1=0, alpha=alpha, shaping=shaping, standardise="true")
+        return expected_gradient(engine, model, made)
+
+    plain, scaled, progress = gradient(0), gradient(10, "scaled"), gradient(10)
+    assert relative_gap(scaled, plain) < 1e-6  # the factor 11 is gone
+    left = relative_gap(progress, plain)
+    assert 0.05 < left < 2  # -alpha r1 is no longer a baseline: it pays for a wrong first attempt where r2 is equal
+    shaped = expected_gradient(engine, model, Credit((1, 1), (0, 0), alpha=10))
+    unshaped = expected_gradient(engine, model, Credit((1, 1), (0, 0)))
+    assert relative_gap(shaped, unshaped) > 2 * left
 
 
 def test_gamma_1_is_another_gradient_than_gamma_0(policy):

@@ -42,6 +42,9 @@ TRAINED = {
     "method.name": Trained("multi_turn", (1,)),
     "method.attempts": Trained("3", (1,)),
     "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
+    "method.shaping": Trained("scaled", (3,)),  # attempt 1's weights are the same, attempt 2's are not
+    "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
+    "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4",)),
     "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding
     "method.beta2": Trained("3", STAGE_1),
     "method.gamma": Trained("0.5", (1,)),

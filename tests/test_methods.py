@@ -53,6 +53,37 @@ def test_a_setting_that_the_method_would_ignore_is_refused(method, setting):
         plan(load_config(None, [f"method={method}", f"method.{setting}"]))
 
 
+def test_score_without_stage_1_is_stage_2_alone():
+    (only,) = stages("method.stage1_share=0", "method.beta2=0.1", "train.steps=1")
+    assert only.credit == Credit((1.0, 1.0), (0.25, 0.25), alpha=10.0)
+    assert (only.name, only.steps) == ("stage2", 1)
+
+
+def test_scaled_shaping_is_1_plus_alpha_on_every_later_attempt_and_no_bonus():
+    first, second = stages("method.shaping=scaled", "method.attempts=3")
+    assert first.credit == stages("method.attempts=3")[0].credit
+    assert second.credit == Credit((1.0, 11.0, 11.0), (0.25,) * 3)
+
+
+def test_the_ablations_of_the_credit_reach_every_stage():
+    for stage in stages("method.standardise=true", "method.baseline=given_first"):
+        assert stage.credit.standardise and stage.credit.baseline == "given_first"
+
+
+@pytest.mark.parametrize(
+    ("settings", "way_out"),
+    [
+        (("method.stage1_share=0", "method.beta2=0.5"), "stage1_share above 0"),
+        (("method.alpha=0", "method.shaping=scaled"), "alpha above 0"),
+        (("method=multi_turn", "method.shaping=scaled"), "use method=score"),
+        (("method=single_turn", "method.baseline=given_first"), "use method=score"),
+    ],
+)
+def test_a_setting_that_other_settings_leave_unread_is_refused(settings, way_out):
+    with pytest.raises(ConfigError, match=f"would be ignored.*{way_out}"):
+        plan(load_config(None, settings))
+
+
 def test_gamma_and_the_kl_credit_reach_every_stage():
     for stage in stages("method.gamma=0.5", "method.kl_credit=to_go"):
         assert (stage.credit.gamma, stage.credit.kl_credit) == (0.5, "to_go")

@@ -71,7 +71,9 @@ class MethodConfig(Section):
     attempts: int = Field(2, ge=1, le=10)
     """Attempts per episode; single_turn plays one and spends the same budget on more samples."""
     alpha: float = Field(10.0, ge=0)
-    """Progress bonus of Stage II (paper: 10)."""
+    """Progress bonus of Stage II (paper: 10). 0 is the ablation without shaping."""
+    shaping: Literal["progress", "scaled"] = "progress"
+    """progress: the bonus alpha (r2 - r1), as in the paper. scaled: (1 + alpha) r2 alone, nothing subtracted."""
     beta1: float = Field(0.01, ge=0)
     """KL weight on every attempt, both stages (paper: 0.01)."""
     beta2: float = Field(0.1, ge=0)
@@ -79,8 +81,12 @@ class MethodConfig(Section):
     gamma: float = Field(0.0, ge=0, le=1)
     """Discount between attempts. 0 in the paper; other values show the failure."""
     kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
-    stage1_share: float = Field(0.4, gt=0, lt=1)
-    """Share of train.steps spent in Stage I (score only; the paper is silent)."""
+    baseline: Literal["leave_one_out", "given_first"] = "leave_one_out"
+    """given_first: the baseline of later attempts takes mates whose first attempt had the same verdict."""
+    standardise: bool = False
+    """Divide the reward part of the advantages by its spread in the group, per attempt. Not in the paper."""
+    stage1_share: float = Field(0.4, ge=0, lt=1)
+    """Share of train.steps spent in Stage I (score only; the paper is silent). 0 is the ablation without Stage I."""
 
 
 class TrainConfig(Section):

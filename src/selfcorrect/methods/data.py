@@ -117,7 +117,7 @@ def policy_gradient_data(
         rewards_GK = np.stack([e.rewards_K for e in group])
         valid_GK = np.stack([e.valid_K for e in group])
         weights = group_token_weights(rewards_GK, valid_GK, logratios, credit)
-        counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma)
+        counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
         for k in range(n_attempts):
             zero[k] += zero_variance(rewards_GK[:, k], counted_GK[:, k])
             skipped[k] += counted_GK[:, k].sum() < 2

@@ -6,11 +6,15 @@
 | SCoRe Stage II    | (1, 1) | (beta1, beta1)         | alpha |
 | multi-turn RL     | (1, 1) | (beta1, beta1)         | 0     |
 | single-turn RL    | (1,)   | (beta1,)               | 0     |
+
+Ablations of SCoRe are settings: without Stage I (method.stage1_share=0), without shaping (method.alpha=0), (1 + alpha)
+r2 alone (method.shaping=scaled: Stage II with w = (1, 1 + alpha) and alpha = 0), the baseline given r1
+(method.baseline), standardised advantages (method.standardise), credit between attempts (method.gamma).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from selfcorrect.config import Config, MethodConfig
@@ -45,15 +49,24 @@ def score(config: Config) -> list[Stage]:
     beta1 that is on everything. Stage II rewards all attempts and adds the progress bonus.
     """
     m = config.method
+    k = config.train.samples_per_problem
+    if m.stage1_share == 0:
+        return [Stage("stage2", "Stage II", config.train.steps, k, _joint(m))]
     first = min(max(1, round(config.train.steps * m.stage1_share)), config.train.steps - 1)  # a step for each stage
     earlier = m.attempts - 1
     stage1 = _credit(m, rewards=(0.0,) * earlier + (1.0,), betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,))
-    stage2 = _credit(m, rewards=(1.0,) * m.attempts, betas=(m.beta1,) * m.attempts, alpha=m.alpha)
-    k = config.train.samples_per_problem
     return [
         Stage("stage1", "Stage I", first, k, stage1),
-        Stage("stage2", "Stage II", config.train.steps - first, k, stage2),
+        Stage("stage2", "Stage II", config.train.steps - first, k, _joint(m)),
     ]
+
+
+def _joint(m: MethodConfig) -> Credit:
+    """Stage II: the bonus, or its equal in expectation: (1 + alpha) r_k on every attempt after the first."""
+    betas = (m.beta1,) * m.attempts
+    if m.shaping == "scaled":
+        return _credit(m, rewards=(1.0, *(1.0 + m.alpha,) * (m.attempts - 1)), betas=betas)
+    return _credit(m, rewards=(1.0,) * m.attempts, betas=betas, alpha=m.alpha)
 
 
 def multi_turn(config: Config) -> list[Stage]:
@@ -89,28 +102,39 @@ def plan(config: Config) -> list[Stage]:
         raise ConfigError(
             f"method={m.name} needs method.attempts >= 2: there is nothing to correct in a single attempt"
         )
-    if m.name == "score" and config.train.steps < 2:
-        raise ConfigError("method=score has two stages: train.steps must be at least 2")
+    if m.name == "score" and m.stage1_share > 0 and config.train.steps < 2:
+        raise ConfigError(
+            "method=score has two stages: train.steps must be at least 2, or method.stage1_share 0 (no Stage I)"
+        )
     _refuse_ignored(m)
     return METHODS[m.name](config)
 
 
-IGNORED = {
+IGNORED: dict[str, tuple[str, ...]] = {
     "score": (),
-    "multi_turn": ("alpha", "beta2", "stage1_share"),
-    "single_turn": ("alpha", "beta2", "gamma", "stage1_share"),
+    "multi_turn": ("alpha", "shaping", "beta2", "stage1_share"),
+    "single_turn": ("alpha", "shaping", "beta2", "gamma", "baseline", "stage1_share"),
 }
 """Settings that a method does not read."""
 
 
+def _ignored(m: MethodConfig) -> Iterator[tuple[str, str]]:
+    """Settings that this method does not read, or not beside its others, and a way to have them read."""
+    yield from ((name, "use method=score") for name in IGNORED[m.name])
+    if m.name == "score" and m.stage1_share == 0:
+        yield "beta2", "set method.stage1_share above 0 (beta2 is Stage I's)"
+    if m.alpha == 0:
+        yield "shaping", "set method.alpha above 0"
+
+
 def _refuse_ignored(m: MethodConfig) -> None:
     defaults = MethodConfig()
-    for name in IGNORED[m.name]:
+    for name, way_out in _ignored(m):
         if getattr(m, name) != getattr(defaults, name):
             raise ConfigError(
-                f"method.{name} = {getattr(m, name)!r} would be ignored by method={m.name}; drop it, or use method=score"
+                f"method.{name} = {getattr(m, name)!r} would be ignored by method={m.name}; drop it, or {way_out}"
             )
 
 
 def _credit(m: MethodConfig, *, rewards: tuple[float, ...], betas: tuple[float, ...], alpha: float = 0.0) -> Credit:
-    return Credit(rewards, betas, alpha=alpha, gamma=m.gamma, kl_credit=m.kl_credit)
+    return Credit(rewards, betas, alpha, m.gamma, m.kl_credit, m.baseline, m.standardise)

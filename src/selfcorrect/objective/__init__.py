@@ -5,25 +5,31 @@ two losses an engine applies to those weights; it is not imported here, so that 
 """
 
 from selfcorrect.objective.credit import (
+    Baseline,
     Credit,
     KlCredit,
     attempt_returns,
     counted_mask,
+    given_first_advantages,
     group_token_weights,
     kl_per_token_credit,
     leave_one_out_advantages,
     shaping_bonus,
+    standardised,
     zero_variance,
 )
 
 __all__ = [
+    "Baseline",
     "Credit",
     "KlCredit",
     "attempt_returns",
     "counted_mask",
+    "given_first_advantages",
     "group_token_weights",
     "kl_per_token_credit",
     "leave_one_out_advantages",
     "shaping_bonus",
+    "standardised",
     "zero_variance",
 ]
