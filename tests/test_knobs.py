@@ -45,6 +45,9 @@ TRAINED = {
     "method.shaping": Trained("scaled", (3,)),  # attempt 1's weights are the same, attempt 2's are not
     "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
     "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4",)),
+    "method.offline_share": Trained("1", (3,)),  # Stage II's alone
+    "method.dataset": Trained("D+", (1,), ("method=star",)),
+    "method.train_attempt1": Trained("true", (1,), ("method=star",)),
     "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding
     "method.beta2": Trained("3", STAGE_1),
     "method.gamma": Trained("0.5", (1,)),

@@ -47,7 +47,7 @@ class Mutant:
 MUTANTS = [
     Mutant(
         "KL from the sampler's log-probs in bfloat16",
-        "train.py",
+        "steps.py",
         "None if engine.info.exact_sampler else",
         "None if True else",
         run("in_bf16_the_kl_of_an_unmoved_policy_is_exactly_0"),
@@ -246,7 +246,7 @@ MUTANTS = [
     ),
     Mutant(
         "training at temperature 0.7",
-        "train.py",
+        "steps.py",
         '1.0,\n        (config.seed, "train"',
         '0.7,\n        (config.seed, "train"',
         run("training_samples_at_temperature_1_with_the_cap_and_the_end_tokens"),

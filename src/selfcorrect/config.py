@@ -67,7 +67,7 @@ class TaskConfig(Section):
 
 
 class MethodConfig(Section):
-    name: Literal["score", "multi_turn", "single_turn"] = "score"
+    name: Literal["score", "multi_turn", "single_turn", "star", "pair_sft", "self_refine"] = "score"
     attempts: int = Field(2, ge=1, le=10)
     """Attempts per episode; single_turn plays one and spends the same budget on more samples."""
     alpha: float = Field(10.0, ge=0)
@@ -85,6 +85,13 @@ class MethodConfig(Section):
     """given_first: the baseline of later attempts takes mates whose first attempt had the same verdict."""
     standardise: bool = False
     """Divide the reward part of the advantages by its spread in the group, per attempt. Not in the paper."""
+    offline_share: float = Field(0.0, ge=0, le=1)
+    """Share of a step's problems whose first attempts are stored answers of the base (Stage II and multi_turn). The
+    paper names the option and no share; 1 is its ablation "only offline first attempts"."""
+    dataset: Literal["D", "D+"] = "D"
+    """star, pair_sft: D holds corrections of a wrong first attempt; D+ also right first attempts kept right."""
+    train_attempt1: bool = False
+    """star, pair_sft: also imitate the first attempt, which is context otherwise."""
     stage1_share: float = Field(0.4, ge=0, lt=1)
     """Share of train.steps spent in Stage I (score only; the paper is silent). 0 is the ablation without Stage I."""
 

@@ -47,12 +47,13 @@ async def play(
         task: prompts, instruction and verdicts.
         problems: no two with the same id, which names a random stream.
         how: attempts, samples, caps.
-        given_first: stored first answers instead of sampled ones; they carry no log-probs and are never trained on.
+        given_first: stored first answers instead of sampled ones; they carry no log-probs and are never trained on. A
+            problem that it lacks samples its own.
 
     Returns:
         ``groups[b][g]``: the g-th episode of problem b.
     """
-    groups = (_play_group(engine, task, p, how, None if given_first is None else given_first[p.id]) for p in problems)
+    groups = (_play_group(engine, task, p, how, (given_first or {}).get(p.id)) for p in problems)
     return list(await asyncio.gather(*groups))
 
 
@@ -75,7 +76,7 @@ async def _play_group(
         for g, answer in enumerate(answers):
             attempts[g].append(_attempt(engine, problem, prompts[g], answer, k, is_given))
             if k + 1 < how.attempts:
-                prompts[g] = _next_prompt(engine, messages, task.instruction, prompts[g], answer)
+                prompts[g] = next_prompt(engine, messages, task.instruction, prompts[g], answer)
     return await _graded(task, problem, attempts)
 
 
@@ -88,7 +89,7 @@ async def _graded(task: Task, problem: Problem, attempts: Sequence[Sequence[Atte
     ]
 
 
-def _next_prompt(
+def next_prompt(
     engine: Engine, messages: Sequence[Message], instruction: str, prompt: tuple[int, ...], answer: Sampled
 ) -> tuple[int, ...]:
     """The conversation so far as it was sampled, then the bridge: nothing is decoded and tokenised again."""

@@ -91,6 +91,11 @@ class Attempt:
     def correct(self) -> bool:
         return self.grade is not None and self.grade.verdict is Verdict.CORRECT
 
+    @property
+    def wrong(self) -> bool:
+        """Judged, and not right: an ``error`` is neither."""
+        return self.grade is not None and self.grade.verdict not in (Verdict.CORRECT, Verdict.ERROR)
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
