@@ -85,7 +85,10 @@ def test_the_check_sees_an_arrow_that_points_back(tmp_path):
 
 NOT_ALLOWED = {
     "rollout": {"selfcorrect.methods"},
-    **{key: {"rich", "typer"} for key in ("train", "steps", "collect", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")},
+    **{
+        key: {"rich", "typer"}
+        for key in ("train", "steps", "collect", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")
+    },
     **{key: {"torch", "transformers"} for key in ("methods", "stats", "metrics", "episode_table", "records", "config")},
 }
 """What docs/architecture.md says that these parts do not import, beyond the rows above."""

@@ -49,9 +49,7 @@ def test_star_d_keeps_wrong_to_right_and_d_plus_right_to_right_too():
 
 
 def firsts(*verdicts):
-    return [
-        Episode(PROBLEM, g, (attempt((1,), (10 + g, 4) if g else (10, 7, 4), v),)) for g, v in enumerate(verdicts)
-    ]
+    return [Episode(PROBLEM, g, (attempt((1,), (10 + g, 4) if g else (10, 7, 4), v),)) for g, v in enumerate(verdicts)]
 
 
 def paired(group, keep_right, seed=0):

@@ -48,6 +48,11 @@ TRAINED = {
     "method.offline_share": Trained("1", (3,)),  # Stage II's alone
     "method.dataset": Trained("D+", (1,), ("method=star",)),
     "method.train_attempt1": Trained("true", (1,), ("method=star",)),
+    "method.beta2_target": Trained("0.01", (1,)),
+    "method.stage1": Trained("stepwise", (1,), ("method.attempts=3",)),
+    "method.stage2": Trained("star", (3,), ("train.steps=6", "method.stage1_share=0.34")),
+    "method.interleave": Trained("1", (2,), ("train.steps=4",)),
+    "method.branches": Trained("2", (1,), ("train.samples_per_problem=3",)),
     "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding
     "method.beta2": Trained("3", STAGE_1),
     "method.gamma": Trained("0.5", (1,)),

@@ -23,6 +23,7 @@ from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, RunError
 from selfcorrect.experiment import export
 from selfcorrect.methods import plan
+from selfcorrect.objective import adapted_scale
 from selfcorrect.run import RunDirectory
 from selfcorrect.train import offline_of_step, problems_of_step, stop_on_signal, train
 from selfcorrect.types import Datum, Grade, Verdict
@@ -92,6 +93,12 @@ KINDS = [
     ("method=star", "method.dataset=D+", LORA),
     ("method=pair_sft", "method.train_attempt1=true"),
     ("method.offline_share=0.4",),
+    ("method.stage2=star", "train.steps=6"),
+    ("method.beta2_target=0.01",),
+    ("method.interleave=1", "train.steps=4"),
+    ("method.attempts=3", "method.stage1=stepwise"),
+    ("method.branches=2", "train.samples_per_problem=3"),
+    ("method.branches=2", "train.samples_per_problem=3", "method.offline_share=0.5"),
 ]
 """Every way in which a run gets its data."""
 
@@ -390,7 +397,13 @@ def test_star_samples_the_policy_so_far_and_tunes_the_base(tmp_path):
     restored, restore = [], engine.restore
     engine.restore = lambda name: (restored.append(name), restore(name))[1]
     train(run, engine, toy.Toy(), Spy())
-    assert [s[:3] for s in seen] == [("star1", 1, 2), ("star1", 2, 2), ("star2", 1, 2), ("star2", 2, 2), ("star3", 1, 1)]
+    assert [s[:3] for s in seen] == [
+        ("star1", 1, 2),
+        ("star1", 2, 2),
+        ("star2", 1, 2),
+        ("star2", 2, 2),
+        ("star3", 1, 1),
+    ]
     assert all(seen[0][3][n].equal(base[n]) for n in base)  # the first data set is the base's own
     assert not all(seen[2][3][n].equal(base[n]) for n in base)  # the second that of the first iteration's policy
     assert restored == ["base"] * 3
@@ -452,7 +465,9 @@ class Always(toy.Toy):
 
 @pytest.mark.parametrize("settings", [("method=star",), ("method=star", "method.dataset=D+"), ("method=pair_sft",)])
 def test_nothing_to_imitate_is_an_error_in_words_and_the_run_is_kept(tmp_path, settings):
-    with pytest.raises(DataError, match=r"nothing to train on: \d+ sampled episodes hold no .*Start a new run with") as caught:
+    with pytest.raises(
+        DataError, match=r"nothing to train on: \d+ sampled episodes hold no .*Start a new run with"
+    ) as caught:
         toy.run(tmp_path / "run", *settings, task=Always(Verdict.WRONG))
     assert ("method.dataset=D+" in str(caught.value)) == ("method.dataset=D+" not in settings)
     run = RunDirectory.open(tmp_path / "run")
@@ -487,7 +502,7 @@ def test_a_share_of_0_samples_no_first_attempts_offline_and_stage_1_has_none(str
     assert by_step[:2] == [16, 16] and min(by_step[2:]) < 16
     assert toy.step_records(run)[0] == toy.step_records(straight()[0])[0]
     stored = sum(r.sampled_responses for r in run.records() if r.kind == "collect")
-    assert 0 < stored and progress.sampled_responses == sum(by_step) + stored <= 80
+    assert stored > 0 and progress.sampled_responses == sum(by_step) + stored <= 80
 
 
 @given(st.integers(0, 3), st.integers(0, 400), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
@@ -496,6 +511,63 @@ def test_offline_problems_are_a_share_of_the_step(seed, step, share):
     chosen = offline_of_step(batch, seed, step, share)
     assert chosen == offline_of_step(batch, seed, step, share)
     assert abs(len(chosen) - 6 * share) < 1 and all(p in batch for p in chosen)
+
+
+def test_adaptive_beta2_falls_while_the_first_attempt_stays_and_rises_when_it_strays(straight):
+    run, _, progress = straight("method.beta2_target=0.01")
+    steps = toy.step_records(run)
+    scale = 1.0
+    for step in steps[:2]:
+        assert step.beta2_scale == scale
+        scale = adapted_scale(scale, step.kl[0], 0.01)
+    assert [s.beta2_scale for s in steps[2:]] == [None] * 3  # Stage II has none
+    assert progress.beta2_scale == scale
+    assert steps[1].beta2_scale == pytest.approx(1 / 1.1)  # at the first step the policy is the base: KL 0
+    assert toy.step_records(straight()[0])[0].beta2_scale is None
+
+
+def test_the_stepwise_recipe_holds_earlier_attempts_at_the_part_before(tmp_path):
+    run = RunDirectory.create(
+        toy.config(tmp_path / "run", "method.attempts=3", "method.stage1=stepwise", "train.checkpoint_every=1")
+    )
+    engine = toy.engine(run.config)
+    asked, logprobs = [], engine.logprobs
+    engine.logprobs = lambda sequences, policy: (asked.append(policy), logprobs(sequences, policy))[1]
+    watcher = toy.Watcher()
+    train(run, engine, toy.Toy(), watcher)
+    assert [s[:2] for s in watcher.stages] == [("stage1a", 0), ("stage1b", 1), ("stage2", 2)]
+    assert asked == ["base", "base", "stage1a", "base", "base", "base"]
+    first, second, *_ = toy.step_records(run)
+    assert len(first.reward) == 2 and len(second.reward) == 3
+    assert (
+        max(map(abs, second.kl[:2])) < 1e-4 < abs(second.kl[2])
+    )  # the policy is stage1a itself, and no longer the base
+
+
+def test_trees_are_recorded_as_episodes_of_two_attempts(straight):
+    run, _, progress = straight("method.branches=2", "train.samples_per_problem=3")
+    for step in toy.step_records(run):
+        assert (step.episodes, step.sampled_responses, len(step.reward)) == (4 * 2 * 2, 4 * 2 * 3, 2)
+        assert step.sampler_mismatch < 1e-3  # every branch continues its own first attempt's cache
+    assert progress.sampled_responses == 5 * 4 * 2 * 3
+    rows = [json.loads(line) for line in run.episodes_file.read_text().splitlines()]
+    assert len(rows) == 5 * 2 * 4 and all(len(r["attempts"]) == 2 for r in rows)
+    by_tree = {}
+    for r in rows:
+        by_tree.setdefault((r["step"], r["problem"], r["sample"] // 2), set()).add(r["attempts"][0]["text"])
+    assert all(len(texts) == 1 for texts in by_tree.values()) and len(by_tree) == 20
+
+
+def test_interleaved_stages_compete_for_the_best_checkpoint_in_the_last_round_alone(tmp_path):
+    run, _, progress = toy.run(
+        tmp_path / "run", "method.interleave=2", "train.steps=8", "train.checkpoint_every=1", "train.best_window=9"
+    )
+    steps = toy.step_records(run)
+    assert [s.stage for s in steps] == (["stage1"] * 2 + ["stage2"] * 2) * 2
+    windows = {r.step: r.window_reward for r in run.records() if r.kind == "checkpoint"}
+    assert [k for k, w in windows.items() if w is not None] == [7, 8]
+    assert windows[8] == pytest.approx(np.mean([s.reward[-1] for s in steps[6:]]))
+    assert progress.best_step in (7, 8)
 
 
 def test_the_offline_share_is_exact_on_average():

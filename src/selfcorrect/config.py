@@ -78,6 +78,8 @@ class MethodConfig(Section):
     """KL weight on every attempt, both stages (paper: 0.01)."""
     beta2: float = Field(0.1, ge=0)
     """Extra KL weight on all but the last attempt in Stage I (paper: 0.1 for MATH, 0.25 for MBPP)."""
+    beta2_target: float | None = Field(None, gt=0)
+    """Stage I: adapt beta2 so that the held attempts' KL stays near this many nats; None keeps it fixed."""
     gamma: float = Field(0.0, ge=0, le=1)
     """Discount between attempts. 0 in the paper; other values show the failure."""
     kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
@@ -92,6 +94,15 @@ class MethodConfig(Section):
     """star, pair_sft: D holds corrections of a wrong first attempt; D+ also right first attempts kept right."""
     train_attempt1: bool = False
     """star, pair_sft: also imitate the first attempt, which is context otherwise."""
+    stage1: Literal["last", "stepwise"] = "last"
+    """last: Stage I rewards the last attempt. stepwise: attempt 2, then 3, ..., each with the earlier attempts held at
+    the policy before (the paper's recipe for three attempts)."""
+    stage2: Literal["reinforce", "star"] = "reinforce"
+    """star: the ablation with STaR in place of REINFORCE in Stage II."""
+    interleave: int = Field(0, ge=0)
+    """Alternate Stage I and Stage II every so many steps (v1 of the paper names the option); 0 runs one after the other."""
+    branches: int = Field(1, ge=1, le=16)
+    """Second attempts per first attempt, each with the others as its baseline. Not in the paper."""
     stage1_share: float = Field(0.4, ge=0, lt=1)
     """Share of train.steps spent in Stage I (score only; the paper is silent). 0 is the ablation without Stage I."""
 

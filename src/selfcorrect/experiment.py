@@ -26,7 +26,7 @@ from selfcorrect.engines.models import (
     resolve_model,
 )
 from selfcorrect.errors import DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
-from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
+from selfcorrect.evaluate import FEEDBACK, Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
 from selfcorrect.rollout import longest_conversation
@@ -70,7 +70,9 @@ def prepare(config: Config, *, training: bool = True) -> Job:
         )
     chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
     attempts = max(config.eval.attempts, config.method.attempts if training else 1)
-    longest = max(longest_conversation(chat, task, split, attempts, config.train.max_new_tokens) for split in splits)
+    feedback = FEEDBACK if config.method.name == "self_refine" else None
+    cap = config.train.max_new_tokens
+    longest = max(longest_conversation(chat, task, split, attempts, cap, feedback) for split in splits)
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
     check_length(hf_config, longest)
     check_attention(hf_config, longest)

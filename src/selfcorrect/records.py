@@ -58,6 +58,8 @@ class StepRecord(_Record):
     """Wall seconds by phase: sample, reference, update."""
     sampled_responses: int | None = None
     """Answers sampled in this step, given ones left out. None in records of an older version: all of its attempts."""
+    beta2_scale: float | None = None
+    """Factor of method.beta2 in this step, where it is adapted."""
     loss: float | None = None
     """Supervised steps only: mean negative log-likelihood per target token, nats. Such a step plays no episodes:
     ``episodes`` counts its training sequences and the lists are empty."""

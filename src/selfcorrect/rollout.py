@@ -35,6 +35,21 @@ class Play:
     temperature: float
     stream: tuple[int | str, ...]
     """Start of every row's random-stream key, e.g. (seed, "train", step)."""
+    branches: int = 1
+    """Second attempts per first attempt; more than 1 makes every episode a tree of two attempts' depth."""
+    feedback: str | None = None
+    """Asked for between two attempts, in a turn of its own that is not graded (Self-Refine)."""
+
+    def __post_init__(self) -> None:
+        assert self.branches == 1 or (self.attempts == 2 and self.feedback is None), "a tree has two attempts' depth"
+
+    @property
+    def turns(self) -> int:
+        """Answers per path: attempts, and the feedback turns between them."""
+        return self.attempts if self.feedback is None else 2 * self.attempts - 1
+
+    def is_feedback(self, turn: int) -> bool:
+        return self.feedback is not None and turn % 2 == 1
 
 
 async def play(
@@ -63,29 +78,45 @@ async def _play_group(
     messages = task.first_messages(problem)
     prompts = [engine.chat.prompt_ids(messages)] * how.samples
     attempts: list[list[Attempt]] = [[] for _ in range(how.samples)]
-    for k in range(how.attempts):
+    for k in range(how.turns):
         is_given = k == 0 and given is not None
+        rows = [(g, b) for g in range(how.samples) for b in range(how.branches if k else 1)]
         if k == 0 and given is not None:
             answers = [Sampled(ids, (), "end") for ids in given]
         else:
             params = SamplingParams(
-                how.max_new_tokens, how.temperature, engine.chat.end_ids, continued=k + 1 < how.attempts
+                how.max_new_tokens, how.temperature, engine.chat.end_ids, continued=k + 1 < how.turns
             )
-            keys = [(*how.stream, problem.id, g, k) for g in range(how.samples)]
-            answers = await engine.sample([SampleRequest(p, key) for p, key in zip(prompts, keys, strict=True)], params)
-        for g, answer in enumerate(answers):
+            keys = [(*how.stream, problem.id, g, k, *((b,) if k and how.branches > 1 else ())) for g, b in rows]
+            requests = [SampleRequest(prompts[g], key) for (g, _), key in zip(rows, keys, strict=True)]
+            answers = await engine.sample(requests, params)
+        for (g, _), answer in zip(rows, answers, strict=True):
             attempts[g].append(_attempt(engine, problem, prompts[g], answer, k, is_given))
-            if k + 1 < how.attempts:
-                prompts[g] = next_prompt(engine, messages, task.instruction, prompts[g], answer)
-    return await _graded(task, problem, attempts)
+            if k + 1 < how.turns:
+                then = how.feedback if how.feedback is not None and how.is_feedback(k + 1) else task.instruction
+                prompts[g] = next_prompt(engine, messages, then, prompts[g], answer)
+    return await _graded(task, problem, attempts, how)
 
 
-async def _graded(task: Task, problem: Problem, attempts: Sequence[Sequence[Attempt]]) -> list[Episode]:
-    """Verdicts come last: no prompt needs them, and waiting for one between attempts would split sampling batches."""
-    answers = [Answer(a.text, truncated=a.stop == "length") for sample in attempts for a in sample]
+async def _graded(task: Task, problem: Problem, attempts: Sequence[Sequence[Attempt]], how: Play) -> list[Episode]:
+    """Verdicts come last: no prompt needs them, and waiting for one between attempts would split sampling batches.
+
+    Feedback turns are left without a grade.
+    """
+    answers = [
+        Answer(a.text, truncated=a.stop == "length")
+        for sample in attempts
+        for k, a in enumerate(sample)
+        if not how.is_feedback(k)
+    ]
     grades = iter(await grade_answers(task, problem, answers))
     return [
-        Episode(problem, g, tuple(replace(a, grade=next(grades)) for a in sample)) for g, sample in enumerate(attempts)
+        Episode(
+            problem,
+            g,
+            tuple(a if how.is_feedback(k) else replace(a, grade=next(grades)) for k, a in enumerate(sample)),
+        )
+        for g, sample in enumerate(attempts)
     ]
 
 
@@ -113,9 +144,16 @@ def _attempt(
 
 
 def longest_conversation(
-    chat: ChatFormat, task: Task, problems: Sequence[Problem], attempts: int, max_new_tokens: int
+    chat: ChatFormat,
+    task: Task,
+    problems: Sequence[Problem],
+    attempts: int,
+    max_new_tokens: int,
+    feedback: str | None = None,
 ) -> int:
     """Tokens of the longest episode that these problems can give: prompt, all attempts at the cap, all bridges.
+
+    With ``feedback`` a turn that is asked for with that text lies between two attempts.
 
     Raises:
         ConfigError: the cap is shorter than a correct answer in the asked-for form.
@@ -133,4 +171,6 @@ def longest_conversation(
     longest = max(problems, key=lambda p: len(p.question))
     messages = task.first_messages(longest)
     bridge = len(chat.bridge_ids(messages, task.instruction, False))
+    if feedback is not None:
+        bridge += max_new_tokens + len(chat.bridge_ids(messages, feedback, False))
     return len(chat.prompt_ids(messages)) + attempts * max_new_tokens + (attempts - 1) * bridge

@@ -44,6 +44,8 @@ class Progress(BaseModel):
     train_seconds: float = 0.0
     sampled_tokens: int = 0
     sampled_responses: int = 0
+    beta2_scale: float = 1.0
+    """Factor of beta2 in the next step; moves only with method.beta2_target."""
     metrics_bytes: int = 0
     episodes_bytes: int = 0
 
@@ -170,7 +172,9 @@ class RunDirectory:
         try:
             return [json.loads(line) for line in whole.splitlines()]
         except ValueError:
-            raise RunError(f"{file} was changed: it holds a line that is not JSON; delete it to sample it anew") from None
+            raise RunError(
+                f"{file} was changed: it holds a line that is not JSON; delete it to sample it anew"
+            ) from None
 
     def append_collected(self, name: str, part: Mapping[str, Any]) -> None:
         """Store the next part under a name."""

@@ -13,7 +13,7 @@ import numpy as np
 from selfcorrect.config import Config, TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
 from selfcorrect.methods import BatchReport, Stage, policy_gradient_data
-from selfcorrect.methods.data import sequences
+from selfcorrect.methods.data import last_attempt_from, sequences
 from selfcorrect.methods.imitation import Example, batch_of_step, imitation_data
 from selfcorrect.records import StepRecord
 from selfcorrect.rollout import GivenFirst, Play, play
@@ -59,7 +59,6 @@ def reinforce(
         runner: of the event loop.
         given_first: stored first attempts of some of the problems.
     """
-    assert stage.credit is not None
     clock = _Clock({})
     how = Play(
         stage.attempts,
@@ -67,15 +66,18 @@ def reinforce(
         config.train.max_new_tokens,
         1.0,
         (config.seed, "train", progress.step),
+        stage.branches,
     )
     with clock.phase("sample"):
         groups = runner.run(play(engine, task, batch, how, given_first))
     with clock.phase("reference"):
         reference = _logprobs(engine, groups, stage.reference)
+        if stage.earlier_reference != stage.reference:
+            reference = last_attempt_from(groups, _logprobs(engine, groups, stage.earlier_reference), reference)
         # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
         current = None if engine.info.exact_sampler else _logprobs(engine, groups, CURRENT)
     with clock.phase("update"):
-        data, report = policy_gradient_data(groups, reference, stage.credit, current)
+        data, report = policy_gradient_data(groups, reference, stage.credit_at(progress.beta2_scale), current)
         trained = engine.forward_backward(data, stage.loss)
         result = engine.optim_step(_adam(config.train, progress.stage_step))
         engine.publish()
@@ -146,10 +148,10 @@ def _record(
     result: OptimResult,
     seconds: dict[str, float],
 ) -> StepRecord:
-    episodes = [e for group in groups for e in group]
+    attempts = [a for group in groups for e in group for a in e.attempts if a.source == "sampled"]
+    episodes = [path for group in groups for e in group for path in e.paths]
     rewards_NK = np.stack([e.rewards_K for e in episodes])
     tokens_NK = np.array([[len(a.token_ids or ()) for a in e.attempts] for e in episodes])
-    sampled_NK = np.array([[a.source == "sampled" for a in e.attempts] for e in episodes])
     several = rewards_NK.shape[1] > 1
     gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
     return StepRecord(
@@ -161,7 +163,7 @@ def _record(
         kl=list(report.kl_K),
         truncated=_verdict_share(episodes, Verdict.TRUNCATED),
         no_answer=_verdict_share(episodes, Verdict.NO_ANSWER),
-        errors=sum(a.grade is not None and a.grade.verdict is Verdict.ERROR for e in episodes for a in e.attempts),
+        errors=sum(a.grade is not None and a.grade.verdict is Verdict.ERROR for a in attempts),
         answer_tokens=tokens_NK.mean(0).tolist(),
         zero_variance=list(report.zero_variance_share_K),
         skipped_groups=list(report.skipped_groups_K),
@@ -172,9 +174,10 @@ def _record(
         clipped=result.clipped,
         learning_rate=result.learning_rate,
         sampler_mismatch=float(max((g.max() for g in gaps if len(g)), default=0.0)),
-        sampled_tokens=int((tokens_NK * sampled_NK).sum()),
+        sampled_tokens=sum(len(a.token_ids or ()) for a in attempts),
         seconds=seconds,
-        sampled_responses=int(sampled_NK.sum()),
+        sampled_responses=len(attempts),
+        beta2_scale=progress.beta2_scale if stage.kl_target is not None else None,
     )
 
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from selfcorrect import alarms
 from selfcorrect.collect import Collector
-from selfcorrect.config import Config
 from selfcorrect.engines.base import Engine
 from selfcorrect.errors import Interrupted
 from selfcorrect.methods import Stage, plan
 from selfcorrect.methods.imitation import Example
+from selfcorrect.objective import adapted_scale
 from selfcorrect.records import AlarmRecord, CheckpointRecord, CollectRecord, StepRecord, episode_row
 from selfcorrect.rollout import GivenFirst
 from selfcorrect.run import Progress, RunDirectory
@@ -114,7 +114,7 @@ def train(
                     given = _given(firsts, batch, config.seed, progress.step, stage.offline_share)
                     record, groups = reinforce(config, engine, task, stage, progress, batch, runner, given)
                 history.append(record)
-                progress = _advance(progress, record)
+                progress = _advance(progress, record, stage)
                 _write_step(run, record, groups, observer)
                 if stage.imitate is None:
                     _ring(run, history, stages, observer)
@@ -202,7 +202,10 @@ def _account(run: RunDirectory, progress: Progress, records: Sequence[CollectRec
     )
 
 
-def _advance(progress: Progress, record: StepRecord) -> Progress:
+def _advance(progress: Progress, record: StepRecord, stage: Stage) -> Progress:
+    scale = progress.beta2_scale
+    if stage.kl_target is not None:
+        scale = adapted_scale(scale, float(np.mean(record.kl[:-1])), stage.kl_target)
     return progress.model_copy(
         update={
             "step": progress.step + 1,
@@ -210,6 +213,7 @@ def _advance(progress: Progress, record: StepRecord) -> Progress:
             "train_seconds": progress.train_seconds + sum(record.seconds.values()),
             "sampled_tokens": progress.sampled_tokens + record.sampled_tokens,
             "sampled_responses": progress.sampled_responses + (record.sampled_responses or 0),
+            "beta2_scale": scale,
         }
     )
 
@@ -218,7 +222,8 @@ def _write_step(run: RunDirectory, record: StepRecord, groups: Sequence[Sequence
     run.append(record)
     for group in groups[: run.config.train.log_problems_per_step]:
         for episode in group:
-            run.append_episode(episode_row(episode, step=record.step, stage=record.stage))
+            for path in episode.paths:
+                run.append_episode(episode_row(path, step=record.step, stage=record.stage))
     observer.on_step(record)
 
 

@@ -106,6 +106,17 @@ class Episode:
     attempts: tuple[Attempt, ...]
 
     @property
+    def paths(self) -> tuple[Episode, ...]:
+        """Of a tree (several second attempts after one first): a linear episode per second attempt. Else this episode."""
+        seconds = [a for a in self.attempts[1:] if a.parent == 0]
+        if len(seconds) < 2:
+            return (self,)
+        return tuple(
+            Episode(self.problem, self.sample * len(seconds) + b, (self.attempts[0], second))
+            for b, second in enumerate(seconds)
+        )
+
+    @property
     def rewards_K(self) -> FloatArray:
         """1.0 per correct attempt, else 0.0; shape [K]. An ``error`` is 0 here and must be masked by ``valid_K``."""
         return np.array([float(a.correct) for a in self.attempts])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from selfcorrect.objective import Credit, counted_mask, group_token_weights, zero_variance
-from selfcorrect.types import Attempt, Datum, Episode, FloatArray
+from selfcorrect.objective import Credit, counted_mask, group_token_weights, tree_token_weights, zero_variance
+from selfcorrect.types import Attempt, BoolArray, Datum, Episode, FloatArray
 
 NestedLogprobs = Sequence[Sequence[Sequence[FloatArray]]]
 """Per problem, episode and sequence (in the order of ``sequences``): log-probs in nats, shape [T]."""
@@ -89,7 +89,8 @@ def policy_gradient_data(
 ) -> tuple[list[Datum], BatchReport]:
     """Token weights of a whole step: REINFORCE with a leave-one-out baseline per attempt.
 
-    The denominator is the number of episodes played in the step, fixed: groups that teach nothing are counted in.
+    The denominator is the number of episodes played in the step, fixed: groups that teach nothing are counted in. A tree
+    is one episode.
 
     Args:
         groups: ``groups[b][g]``: the episodes of problem b.
@@ -102,32 +103,85 @@ def policy_gradient_data(
         The data (weights already divided by the number of episodes), and a report.
     """
     episodes_played = sum(len(group) for group in groups)
-    n_attempts = len(credit.reward_weights_K)
     data: list[Datum] = []
-    zero = np.zeros(n_attempts)
-    skipped = np.zeros(n_attempts, dtype=int)
-    kl_K = np.zeros(n_attempts)
+    reports: list[_GroupReport] = []
     for b, group in enumerate(groups):
         laid_out = [sequences(episode) for episode in group]
         policy = [[s.logprobs_T for s in seqs] for seqs in laid_out] if policy_logprobs is None else policy_logprobs[b]
         logratios = [
-            _logratios(seqs, current, reference, n_attempts)
-            for seqs, current, reference in zip(laid_out, policy, reference_logprobs[b], strict=True)
+            _logratios(seqs, current, reference, len(episode.attempts))
+            for episode, seqs, current, reference in zip(group, laid_out, policy, reference_logprobs[b], strict=True)
         ]
         rewards_GK = np.stack([e.rewards_K for e in group])
         valid_GK = np.stack([e.valid_K for e in group])
-        weights = group_token_weights(rewards_GK, valid_GK, logratios, credit)
-        counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
-        for k in range(n_attempts):
-            zero[k] += zero_variance(rewards_GK[:, k], counted_GK[:, k])
-            skipped[k] += counted_GK[:, k].sum() < 2
-            kl_K[k] += sum(float(sample[k].sum()) for sample in logratios)
+        branched = group[0].paths != (group[0],)
+        weights = (tree_token_weights if branched else group_token_weights)(rewards_GK, valid_GK, logratios, credit)
+        reports.append(_group_report(rewards_GK, valid_GK, logratios, credit, branched))
         for seqs, sample_weights in zip(laid_out, weights, strict=True):
             data += [_datum(s, sample_weights, 1.0 / episodes_played) for s in seqs]
-    report = BatchReport(
-        tuple((zero / len(groups)).tolist()), tuple(skipped.tolist()), tuple((kl_K / episodes_played).tolist())
+    return data, BatchReport(
+        tuple(np.mean([r.zero_variance_K for r in reports], axis=0).tolist()),
+        tuple(np.sum([r.skipped_K for r in reports], axis=0).tolist()),
+        tuple((np.sum([r.kl_K for r in reports], axis=0) / episodes_played).tolist()),
     )
-    return data, report
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupReport:
+    zero_variance_K: list[float]
+    skipped_K: list[int]
+    kl_K: list[float]
+    """Summed over episodes, in nats."""
+
+
+def _group_report(
+    rewards_GK: FloatArray,
+    valid_GK: BoolArray,
+    logratios: Sequence[Sequence[FloatArray]],
+    credit: Credit,
+    branched: bool,
+) -> _GroupReport:
+    """Per attempt; of a tree's second attempts every first attempt's are a baseline group of their own."""
+    kl = np.array([[float(attempt.sum()) for attempt in sample] for sample in logratios])
+    if branched:
+        own = [
+            (np.stack([np.repeat(r[0], len(r) - 1), r[1:]], 1), np.stack([np.repeat(v[0], len(v) - 1), v[1:]], 1))
+            for r, v in zip(rewards_GK, valid_GK, strict=True)
+        ]
+        firsts = _verdict_report(rewards_GK[:, :1], valid_GK[:, :1], replace(credit, alpha=0.0))
+        seconds = [_verdict_report(r, v, credit) for r, v in own]
+        return _GroupReport(
+            [*firsts[0], float(np.mean([zero[1] for zero, _ in seconds]))],
+            [*firsts[1], sum(skipped[1] for _, skipped in seconds)],
+            [float(kl[:, 0].sum()), float(kl[:, 1:].mean(1).sum())],
+        )
+    return _GroupReport(*_verdict_report(rewards_GK, valid_GK, credit), kl.sum(0).tolist())
+
+
+def _verdict_report(rewards_GK: FloatArray, valid_GK: BoolArray, credit: Credit) -> tuple[list[float], list[int]]:
+    counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
+    columns = range(rewards_GK.shape[1])
+    return (
+        [float(zero_variance(rewards_GK[:, k], counted_GK[:, k])) for k in columns],
+        [int(counted_GK[:, k].sum() < 2) for k in columns],
+    )
+
+
+def last_attempt_from(
+    groups: Sequence[Sequence[Episode]], earlier: NestedLogprobs, last: NestedLogprobs
+) -> list[list[list[FloatArray]]]:
+    """Reference log-probs where the last attempt is measured against another policy than the earlier ones."""
+    out = []
+    for group, earlier_group, last_group in zip(groups, earlier, last, strict=True):
+        out.append([])
+        for episode, ours, theirs in zip(group, earlier_group, last_group, strict=True):
+            merged = [logprobs_T.copy() for logprobs_T in ours]
+            for seq, into, source in zip(sequences(episode), merged, theirs, strict=True):
+                for k, start, end in seq.spans:
+                    if k == len(episode.attempts) - 1:
+                        into[start:end] = source[start:end]
+            out[-1].append(merged)
+    return out
 
 
 def _logratios(

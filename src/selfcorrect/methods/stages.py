@@ -19,17 +19,14 @@ r2 alone (method.shaping=scaled: Stage II with w = (1, 1 + alpha) and alpha = 0)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from selfcorrect.config import Config, MethodConfig
-from selfcorrect.errors import ConfigError
+from selfcorrect.methods.checks import STAR_ITERATIONS, check
 from selfcorrect.methods.imitation import Imitation
 from selfcorrect.objective import Credit
 from selfcorrect.types import BASE, LossName
-
-STAR_ITERATIONS = 3
-"""As in the paper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,8 @@ class Stage:
     """Reinforcement: what turns verdicts into weights. None in a stage that imitates."""
     reference: str = BASE
     """Snapshot that the KL terms are measured against: the policy as it was loaded, in every stage."""
+    earlier_reference: str = BASE
+    """The same for all attempts but the last: another one in the later parts of a stepwise Stage I."""
     loss: LossName = "importance_sampling"
     imitate: Imitation | None = None
     """Imitation: episodes are collected before the first step and trained on by cross-entropy."""
@@ -52,6 +51,12 @@ class Stage:
     """Share of each step's problems whose first attempts are stored answers of the base."""
     freeze: str | None = None
     """Snapshot taken of the policy when the stage begins."""
+    branches: int = 1
+    """Second attempts per first attempt."""
+    beta2: float = 0.0
+    """The part of the KL weights of all but the last attempt that ``kl_target`` moves."""
+    kl_target: float | None = None
+    """Nats at which adaptive beta2 keeps the held attempts; None: fixed."""
 
     @property
     def attempts(self) -> int:
@@ -61,6 +66,15 @@ class Stage:
         assert self.credit is not None
         return len(self.credit.reward_weights_K)
 
+    def credit_at(self, beta2_scale: float) -> Credit:
+        """The credit with beta2 multiplied; unchanged in a stage that does not adapt it."""
+        assert self.credit is not None
+        if self.kl_target is None:
+            return self.credit
+        *held, last = self.credit.kl_weights_K
+        moved = tuple(beta + self.beta2 * (beta2_scale - 1) for beta in held)
+        return replace(self.credit, kl_weights_K=(*moved, last))
+
 
 def score(config: Config) -> list[Stage]:
     """SCoRe, two stages (v2 Eq. 3 and Eq. 4).
@@ -68,17 +82,60 @@ def score(config: Config) -> list[Stage]:
     Stage I rewards the last attempt only and holds the earlier ones at the base with the strict beta2 on top of the
     beta1 that is on everything. Stage II rewards all attempts and adds the progress bonus.
     """
-    m = config.method
-    k = config.train.samples_per_problem
+    m, total = config.method, config.train.steps
     if m.stage1_share == 0:
-        return [Stage("stage2", "Stage II", config.train.steps, k, _joint(m), offline_share=m.offline_share)]
-    first = min(max(1, round(config.train.steps * m.stage1_share)), config.train.steps - 1)  # a step for each stage
-    earlier = m.attempts - 1
-    stage1 = _credit(m, rewards=(0.0,) * earlier + (1.0,), betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,))
-    return [
-        Stage("stage1", "Stage I", first, k, stage1),
-        Stage("stage2", "Stage II", config.train.steps - first, k, _joint(m), offline_share=m.offline_share),
-    ]
+        return _stage2(config, total)
+    if m.interleave:
+        rounds = range(total // (2 * m.interleave))
+        return [s for _ in rounds for s in (*_stage1(config, m.interleave), *_stage2(config, m.interleave))]
+    first = min(max(1, round(total * m.stage1_share)), total - 1)  # a step for each stage
+    return [*_stage1(config, first), *_stage2(config, total - first)]
+
+
+def _stage1(config: Config, steps: int) -> list[Stage]:
+    """Stage I in one go, or (stepwise) for one more attempt at a time."""
+    n = config.method.attempts
+    if config.method.stage1 == "last":
+        return [_held(config, "stage1", "Stage I", steps, n)]
+    parts = []
+    for j in range(2, n + 1):
+        letter = "abcdefghi"[j - 2]
+        before = parts[-1].name if parts else None
+        part = _held(config, f"stage1{letter}", f"Stage I({letter})", _share(steps, n - 1, j - 2), j)
+        parts.append(replace(part, freeze=before, earlier_reference=before or BASE))
+    return parts
+
+
+def _held(config: Config, name: str, title: str, steps: int, attempts: int) -> Stage:
+    """Reward on the last attempt, all earlier ones held by beta2 on top of beta1."""
+    m, held = config.method, attempts - 1
+    credit = _credit(m, rewards=(0.0,) * held + (1.0,), betas=(m.beta1 + m.beta2,) * held + (m.beta1,))
+    samples = _samples(config, attempts)
+    return Stage(name, title, steps, samples, credit, branches=m.branches, beta2=m.beta2, kl_target=m.beta2_target)
+
+
+def _stage2(config: Config, steps: int) -> list[Stage]:
+    """Stage II by REINFORCE, or STaR from Stage I's policy: each iteration tunes that one anew, as STaR does the base."""
+    m = config.method
+    if m.stage2 == "star":
+        how = Imitation("star", 2, m.dataset == "D+", m.train_attempt1, start="stage1")
+        k = config.train.samples_per_problem
+        first, *others = _iterations("stage2_star", f"Stage II, STaR {m.dataset}", steps, k, how)
+        return [replace(first, freeze="stage1"), *others]
+    samples = _samples(config, m.attempts)
+    return [Stage("stage2", "Stage II", steps, samples, _joint(m), offline_share=m.offline_share, branches=m.branches)]
+
+
+def _samples(config: Config, attempts: int) -> int:
+    """Episodes per problem that spend the budget of responses, rounded down: trees have more answers, parts of Stage I fewer."""
+    m = config.method
+    answers = attempts if m.branches == 1 else 1 + m.branches
+    return config.train.samples_per_problem * m.attempts // answers
+
+
+def _share(steps: int, parts: int, i: int) -> int:
+    """Steps of part i; the first parts take what is left over."""
+    return steps // parts + (i < steps % parts)
 
 
 def _joint(m: MethodConfig) -> Credit:
@@ -93,8 +150,18 @@ def multi_turn(config: Config) -> list[Stage]:
     """Plain multi-turn RL: every attempt paid its own reward, no Stage I, no bonus (v2 Eq. 1 with the KL of Eq. 2)."""
     m = config.method
     credit = _credit(m, rewards=(1.0,) * m.attempts, betas=(m.beta1,) * m.attempts)
-    k = config.train.samples_per_problem
-    return [Stage("multi_turn", "Multi-turn RL", config.train.steps, k, credit, offline_share=m.offline_share)]
+    samples = _samples(config, m.attempts)
+    return [
+        Stage(
+            "multi_turn",
+            "Multi-turn RL",
+            config.train.steps,
+            samples,
+            credit,
+            offline_share=m.offline_share,
+            branches=m.branches,
+        )
+    ]
 
 
 def single_turn(config: Config) -> list[Stage]:
@@ -125,10 +192,15 @@ def pair_sft(config: Config) -> list[Stage]:
 
 def _iterations(name: str, title: str, steps: int, samples: int, how: Imitation) -> list[Stage]:
     """STaR's iterations; the first ones take the steps left over. Each collects what as many steps of RL would play."""
-    shares = [steps // STAR_ITERATIONS + (i < steps % STAR_ITERATIONS) for i in range(STAR_ITERATIONS)]
     return [
-        _imitating(f"{name}{i + 1}", f"{title}, iteration {i + 1} of {STAR_ITERATIONS}", n, samples, how)
-        for i, n in enumerate(shares)
+        _imitating(
+            f"{name}{i + 1}",
+            f"{title}, iteration {i + 1} of {STAR_ITERATIONS}",
+            _share(steps, STAR_ITERATIONS, i),
+            samples,
+            how,
+        )
+        for i in range(STAR_ITERATIONS)
     ]
 
 
@@ -151,58 +223,8 @@ def plan(config: Config) -> list[Stage]:
     Raises:
         ConfigError: the method's settings do not fit together.
     """
-    m = config.method
-    if m.name == "self_refine":
-        raise ConfigError(
-            "method=self_refine has no training: it is a way to play a model; measure it with "
-            "`selfcorrect eval MODEL method=self_refine`"
-        )
-    if m.name in ("star", "pair_sft") and m.attempts != 2:
-        raise ConfigError(f"method={m.name} learns one correction: method.attempts must be 2, not {m.attempts}")
-    if m.name == "star" and config.train.steps < STAR_ITERATIONS:
-        raise ConfigError(f"method=star has {STAR_ITERATIONS} iterations: train.steps must be at least that")
-    if m.name in ("score", "multi_turn") and m.attempts < 2:
-        raise ConfigError(
-            f"method={m.name} needs method.attempts >= 2: there is nothing to correct in a single attempt"
-        )
-    if m.name == "score" and m.stage1_share > 0 and config.train.steps < 2:
-        raise ConfigError(
-            "method=score has two stages: train.steps must be at least 2, or method.stage1_share 0 (no Stage I)"
-        )
-    _refuse_ignored(m)
-    return METHODS[m.name](config)
-
-
-_IMITATION = ("dataset", "train_attempt1")
-_STAGED = ("alpha", "shaping", "beta2", "stage1_share")
-_REINFORCED = ("beta1", "gamma", "kl_credit", "baseline", "standardise", "offline_share", *_STAGED)
-IGNORED: dict[str, tuple[str, ...]] = {
-    "score": _IMITATION,
-    "multi_turn": (*_STAGED, *_IMITATION),
-    "single_turn": (*_STAGED, "gamma", "baseline", "offline_share", *_IMITATION),
-    "star": _REINFORCED,
-    "pair_sft": _REINFORCED,
-}
-"""Settings that a method does not read."""
-
-
-def _ignored(m: MethodConfig) -> Iterator[tuple[str, str]]:
-    """Settings that this method does not read, or not beside its others, and a way to have them read."""
-    for name in IGNORED[m.name]:
-        yield name, "use method=star or pair_sft" if name in _IMITATION else "use method=score"
-    if m.name == "score" and m.stage1_share == 0:
-        yield "beta2", "set method.stage1_share above 0 (beta2 is Stage I's)"
-    if m.alpha == 0:
-        yield "shaping", "set method.alpha above 0"
-
-
-def _refuse_ignored(m: MethodConfig) -> None:
-    defaults = MethodConfig()
-    for name, way_out in _ignored(m):
-        if getattr(m, name) != getattr(defaults, name):
-            raise ConfigError(
-                f"method.{name} = {getattr(m, name)!r} would be ignored by method={m.name}; drop it, or {way_out}"
-            )
+    check(config)
+    return METHODS[config.method.name](config)
 
 
 def _credit(m: MethodConfig, *, rewards: tuple[float, ...], betas: tuple[float, ...], alpha: float = 0.0) -> Credit:

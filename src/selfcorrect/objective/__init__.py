@@ -8,6 +8,7 @@ from selfcorrect.objective.credit import (
     Baseline,
     Credit,
     KlCredit,
+    adapted_scale,
     attempt_returns,
     counted_mask,
     given_first_advantages,
@@ -16,6 +17,7 @@ from selfcorrect.objective.credit import (
     leave_one_out_advantages,
     shaping_bonus,
     standardised,
+    tree_token_weights,
     zero_variance,
 )
 
@@ -23,6 +25,7 @@ __all__ = [
     "Baseline",
     "Credit",
     "KlCredit",
+    "adapted_scale",
     "attempt_returns",
     "counted_mask",
     "given_first_advantages",
@@ -31,5 +34,6 @@ __all__ = [
     "leave_one_out_advantages",
     "shaping_bonus",
     "standardised",
+    "tree_token_weights",
     "zero_variance",
 ]

@@ -20,7 +20,7 @@ Stage I moves attempt 1's own tokens and nothing else. Arrays are float64: weigh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -93,9 +93,7 @@ def attempt_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha:
     return returns_GK
 
 
-def counted_mask(
-    valid_GK: BoolArray, alpha: float, gamma: float, baseline: Baseline = "leave_one_out"
-) -> BoolArray:
+def counted_mask(valid_GK: BoolArray, alpha: float, gamma: float, baseline: Baseline = "leave_one_out") -> BoolArray:
     """Which samples count at which attempt, given where the verifier itself failed.
 
     A failed verdict at attempt k makes every return that contains r_k unknown: attempt k's own, attempt k+1's while
@@ -246,6 +244,60 @@ def group_token_weights(
         for g in range(n_samples):
             weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * penalties_G[g])
     return weights
+
+
+def tree_token_weights(
+    rewards_GM: FloatArray, valid_GM: BoolArray, logratios_GM: Sequence[Sequence[FloatArray]], credit: Credit
+) -> list[list[FloatArray]]:
+    """Weights of one problem's trees: G first attempts with M second attempts each.
+
+    Attempt 1 is weighted once, with the other first attempts as mates. The M second attempts of one first attempt are
+    each other's mates: they share r_1, so the baseline takes all that x2 explains, and the bonus's - alpha r_1 cancels.
+    Each is divided by M, so that a tree weighs as much as a linear episode and the expected gradient is the same.
+
+    Args:
+        rewards_GM: column 0 is attempt 1, the others its second attempts; shape [G, 1 + M].
+        valid_GM: False where the verifier itself failed; same shape.
+        logratios_GM: as in ``group_token_weights``, in the same columns.
+        credit: of two attempts, gamma 0.
+
+    Returns:
+        ``weights[g][m]`` in the same columns.
+    """
+    assert len(credit.reward_weights_K) == 2 and credit.gamma == 0, "a tree has two attempts' depth and no discount"
+    branches = rewards_GM.shape[1] - 1
+    alone = replace(
+        credit, reward_weights_K=credit.reward_weights_K[:1], kl_weights_K=credit.kl_weights_K[:1], alpha=0.0
+    )
+    firsts = group_token_weights(rewards_GM[:, :1], valid_GM[:, :1], [row[:1] for row in logratios_GM], alone)
+    weights = []
+    for g, first in enumerate(firsts):
+        pairs_MK = np.stack([np.repeat(rewards_GM[g, 0], branches), rewards_GM[g, 1:]], axis=1)
+        known_MK = np.stack([np.repeat(valid_GM[g, 0], branches), valid_GM[g, 1:]], axis=1)
+        seconds = [[np.zeros(0), logratio_T] for logratio_T in logratios_GM[g][1:]]
+        mates = group_token_weights(pairs_MK, known_MK, seconds, credit)
+        weights.append([*first, *(second / branches for _, second in mates)])
+    return weights
+
+
+def adapted_scale(scale: float, kl: float, target: float) -> float:
+    """Factor of beta2 for the next step: a tenth stronger where the first attempt strays, a tenth weaker where it does not.
+
+        scale * 1.1  if kl > 1.5 target;  scale / 1.1  if kl < target / 1.5;  kept within 1/32 and 32
+
+    Args:
+        scale: factor of this step.
+        kl: this step's mean KL estimate of the attempts that are held, in nats.
+        target: ``method.beta2_target``, in nats.
+
+    Departs from the paper: it names an adaptive beta2 without a formula. The thresholds are those of the adaptive KL
+    penalty of PPO (Schulman et al. 2017); its factor of 2 is for whole rounds of updates, this one is applied every step.
+    """
+    if kl > 1.5 * target:
+        scale *= 1.1
+    elif kl < target / 1.5:
+        scale /= 1.1
+    return min(max(scale, 1 / 32), 32.0)
 
 
 def _advantages(returns_G: FloatArray, counted_G: BoolArray, given_G: FloatArray | None) -> FloatArray:
