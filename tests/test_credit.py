@@ -136,7 +136,7 @@ def test_token_weights_golden_of_two_trees_with_three_second_attempts():
     rewards = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
     logratios = [[np.zeros(2)] + [np.zeros(1)] * 3] * 2
     weights = tree_token_weights(rewards, rewards >= 0, logratios, Credit((1, 1), (0, 0), alpha=10))
-    assert [[w.tolist() for w in tree][0] for tree in weights] == [[1.0, 1.0], [-1.0, -1.0]]
+    assert [tree[0].tolist() for tree in weights] == [[1.0, 1.0], [-1.0, -1.0]]
     seconds = [[float(w[0]) for w in tree[1:]] for tree in weights]
     np.testing.assert_allclose(seconds, [[-11 / 6, 11 / 3, -11 / 6], [11 / 6, 11 / 6, -11 / 3]])
     scaled = tree_token_weights(rewards, rewards >= 0, logratios, Credit((1, 11), (0, 0)))

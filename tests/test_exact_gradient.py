@@ -257,8 +257,9 @@ def tree_gradient(engine, model, credit):
     for one, two in itertools.product(trees, trees):
         p = np.prod([p1[t[0]] * p2[t[0], t[1]] * p2[t[0], t[2]] for t in (one, two)])
         data, _ = policy_gradient_data([[made[one], replace(made[two], sample=1)]], [[ref[one], ref[two]]], credit)
-        for (t, y), d in zip([(t, y) for t in (one, two) for y in t[1:]], data, strict=True):
-            total[t[0], y] += p * d.weights_T
+        leaves = [(t[0], y2) for t in (one, two) for y2 in t[1:]]
+        for leaf, d in zip(leaves, data, strict=True):
+            total[leaf] += p * d.weights_T
     assert all(w[:n].sum() == 0 for w in total.values())
     engine.forward_backward(
         [Datum(s.tokens_T, total[pair], s.logprobs_T, s.sampled_T) for pair, s in laid_out.items()],
