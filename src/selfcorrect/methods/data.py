@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from selfcorrect.objective import Credit, counted_mask, group_token_weights, tree_token_weights, zero_variance
+from selfcorrect.objective import (
+    Credit,
+    branch_pairs,
+    counted_mask,
+    group_token_weights,
+    tree_token_weights,
+    zero_variance,
+)
 from selfcorrect.types import Attempt, BoolArray, Datum, Episode, FloatArray
 
 NestedLogprobs = Sequence[Sequence[Sequence[FloatArray]]]
@@ -103,6 +110,7 @@ def policy_gradient_data(
         The data (weights already divided by the number of episodes), and a report.
     """
     episodes_played = sum(len(group) for group in groups)
+    n_attempts = len(credit.reward_weights_K)
     data: list[Datum] = []
     reports: list[_GroupReport] = []
     for b, group in enumerate(groups):
@@ -114,20 +122,22 @@ def policy_gradient_data(
         ]
         rewards_GK = np.stack([e.rewards_K for e in group])
         valid_GK = np.stack([e.valid_K for e in group])
-        branched = group[0].paths != (group[0],)
+        branched = len(group[0].attempts) > n_attempts  # a tree: several second attempts
         weights = (tree_token_weights if branched else group_token_weights)(rewards_GK, valid_GK, logratios, credit)
-        reports.append(_group_report(rewards_GK, valid_GK, logratios, credit, branched))
+        reports.append((_tree_report if branched else _group_report)(rewards_GK, valid_GK, logratios, credit))
         for seqs, sample_weights in zip(laid_out, weights, strict=True):
             data += [_datum(s, sample_weights, 1.0 / episodes_played) for s in seqs]
     return data, BatchReport(
-        tuple(np.mean([r.zero_variance_K for r in reports], axis=0).tolist()),
-        tuple(np.sum([r.skipped_K for r in reports], axis=0).tolist()),
-        tuple((np.sum([r.kl_K for r in reports], axis=0) / episodes_played).tolist()),
+        tuple(sum(r.zero_variance_K[k] for r in reports) / len(groups) for k in range(n_attempts)),
+        tuple(sum(r.skipped_K[k] for r in reports) for k in range(n_attempts)),
+        tuple(sum(r.kl_K[k] for r in reports) / episodes_played for k in range(n_attempts)),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _GroupReport:
+    """One problem's part of the report, one number per attempt."""
+
     zero_variance_K: list[float]
     skipped_K: list[int]
     kl_K: list[float]
@@ -135,35 +145,31 @@ class _GroupReport:
 
 
 def _group_report(
-    rewards_GK: FloatArray,
-    valid_GK: BoolArray,
-    logratios: Sequence[Sequence[FloatArray]],
-    credit: Credit,
-    branched: bool,
+    rewards_GK: FloatArray, valid_GK: BoolArray, logratios: Sequence[Sequence[FloatArray]], credit: Credit
 ) -> _GroupReport:
-    """Per attempt; of a tree's second attempts every first attempt's are a baseline group of their own."""
-    kl = np.array([[float(attempt.sum()) for attempt in sample] for sample in logratios])
-    if branched:
-        own = [
-            (np.stack([np.repeat(r[0], len(r) - 1), r[1:]], 1), np.stack([np.repeat(v[0], len(v) - 1), v[1:]], 1))
-            for r, v in zip(rewards_GK, valid_GK, strict=True)
-        ]
-        firsts = _verdict_report(rewards_GK[:, :1], valid_GK[:, :1], replace(credit, alpha=0.0))
-        seconds = [_verdict_report(r, v, credit) for r, v in own]
-        return _GroupReport(
-            [*firsts[0], float(np.mean([zero[1] for zero, _ in seconds]))],
-            [*firsts[1], sum(skipped[1] for _, skipped in seconds)],
-            [float(kl[:, 0].sum()), float(kl[:, 1:].mean(1).sum())],
-        )
-    return _GroupReport(*_verdict_report(rewards_GK, valid_GK, credit), kl.sum(0).tolist())
-
-
-def _verdict_report(rewards_GK: FloatArray, valid_GK: BoolArray, credit: Credit) -> tuple[list[float], list[int]]:
     counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
     columns = range(rewards_GK.shape[1])
-    return (
+    return _GroupReport(
         [float(zero_variance(rewards_GK[:, k], counted_GK[:, k])) for k in columns],
         [int(counted_GK[:, k].sum() < 2) for k in columns],
+        [sum(float(sample[k].sum()) for sample in logratios) for k in columns],
+    )
+
+
+def _tree_report(
+    rewards_GM: FloatArray, valid_GM: BoolArray, logratios: Sequence[Sequence[FloatArray]], credit: Credit
+) -> _GroupReport:
+    """The second attempts of each first one are a baseline group of their own."""
+    first = _group_report(rewards_GM[:, :1], valid_GM[:, :1], logratios, replace(credit, alpha=0.0))
+    seconds = [
+        _group_report(branch_pairs(r), branch_pairs(v), [(tree[0], t) for t in tree[1:]], credit)
+        for r, v, tree in zip(rewards_GM, valid_GM, logratios, strict=True)
+    ]
+    branches = rewards_GM.shape[1] - 1
+    return _GroupReport(
+        [first.zero_variance_K[0], sum(s.zero_variance_K[1] for s in seconds) / len(seconds)],
+        [first.skipped_K[0], sum(s.skipped_K[1] for s in seconds)],
+        [first.kl_K[0], sum(s.kl_K[1] for s in seconds) / branches],
     )
 
 
@@ -171,7 +177,7 @@ def last_attempt_from(
     groups: Sequence[Sequence[Episode]], earlier: NestedLogprobs, last: NestedLogprobs
 ) -> list[list[list[FloatArray]]]:
     """Reference log-probs where the last attempt is measured against another policy than the earlier ones."""
-    out = []
+    out: list[list[list[FloatArray]]] = []
     for group, earlier_group, last_group in zip(groups, earlier, last, strict=True):
         out.append([])
         for episode, ours, theirs in zip(group, earlier_group, last_group, strict=True):

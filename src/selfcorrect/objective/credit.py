@@ -21,12 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from selfcorrect.types import BoolArray, FloatArray
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 KlCredit = Literal["sequence", "to_go", "token"]
 Baseline = Literal["leave_one_out", "given_first"]
 
@@ -272,12 +274,15 @@ def tree_token_weights(
     firsts = group_token_weights(rewards_GM[:, :1], valid_GM[:, :1], [row[:1] for row in logratios_GM], alone)
     weights = []
     for g, first in enumerate(firsts):
-        pairs_MK = np.stack([np.repeat(rewards_GM[g, 0], branches), rewards_GM[g, 1:]], axis=1)
-        known_MK = np.stack([np.repeat(valid_GM[g, 0], branches), valid_GM[g, 1:]], axis=1)
         seconds = [[np.zeros(0), logratio_T] for logratio_T in logratios_GM[g][1:]]
-        mates = group_token_weights(pairs_MK, known_MK, seconds, credit)
+        mates = group_token_weights(branch_pairs(rewards_GM[g]), branch_pairs(valid_GM[g]), seconds, credit)
         weights.append([*first, *(second / branches for _, second in mates)])
     return weights
+
+
+def branch_pairs(values_M: NDArray[Scalar]) -> NDArray[Scalar]:
+    """One tree's values (attempt 1, then its M second attempts) as rows of two attempts; shape [M, 2]."""
+    return np.stack([np.repeat(values_M[:1], len(values_M) - 1), values_M[1:]], axis=1)
 
 
 def adapted_scale(scale: float, kl: float, target: float) -> float:
