@@ -253,7 +253,6 @@ def test_training_logprobs_come_back_at_weighted_positions_only():
         np.testing.assert_allclose(lp[d.sampled_T], d.logprobs_T[d.sampled_T], atol=1e-4)
 
 
-@pytest.mark.parametrize("lora", [None, (4, 8.0)])
 def test_restore_is_the_snapshot_again_with_a_fresh_optimiser():
     for dtype in (torch.float32, torch.bfloat16):
         engine = tiny.engine(dtype=dtype)
@@ -280,6 +279,7 @@ def test_restore_is_the_snapshot_again_with_a_fresh_optimiser():
         engine.restore("nobody")
 
 
+@pytest.mark.parametrize("lora", [None, (4, 8.0)])
 def test_a_snapshot_never_moves_and_kl_to_it_is_exactly_0_before_the_first_step(lora):
     engine = tiny.engine(lora=lora)
     data = sampled_data(engine)

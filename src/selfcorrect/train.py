@@ -109,7 +109,8 @@ def train(
             while progress.stage_step < stage.steps:
                 batch = problems_of_step(problems, config.seed, progress.step, config.train.problems_per_step)
                 if stage.imitate is not None:
-                    record, groups = imitate(config, engine, stage, progress, examples), []
+                    groups: list[list[Episode]] = []
+                    record = imitate(config, engine, stage, progress, examples)
                 else:
                     given = _given(firsts, batch, config.seed, progress.step, stage.offline_share)
                     record, groups = reinforce(config, engine, task, stage, progress, batch, runner, given)
@@ -169,7 +170,8 @@ def _offline_firsts(
     Sampled before the first step, while the published weights are the base's. A problem that comes again later gets the
     same ones, so this costs at most what sampling them in every step would.
     """
-    config, needed, step = collector.run.config, {}, 0
+    config, step = collector.run.config, 0
+    needed: dict[str, Problem] = {}
     for stage in stages:
         for s in range(step, step + stage.steps) if stage.offline_share else ():
             batch = problems_of_step(problems, config.seed, s, config.train.problems_per_step)

@@ -97,7 +97,7 @@ def _stage1(config: Config, steps: int) -> list[Stage]:
     n = config.method.attempts
     if config.method.stage1 == "last":
         return [_held(config, "stage1", "Stage I", steps, n)]
-    parts = []
+    parts: list[Stage] = []
     for j in range(2, n + 1):
         letter = "abcdefghi"[j - 2]
         before = parts[-1].name if parts else None
