@@ -457,6 +457,16 @@ def test_a_stop_while_collecting_loses_nothing_that_was_sampled(tmp_path, straig
     assert content(resumed) == content(whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("star2", ("method=star",)), ("offline", ("method=multi_turn", "method.offline_share=1"))]
+)
+def test_data_lost_after_the_weights_moved_on_is_not_sampled_anew(tmp_path, name, overrides):
+    interrupt(tmp_path / "run", 3, *overrides)
+    (tmp_path / "run" / "collected" / f"{name}.jsonl").unlink()
+    with pytest.raises(RunError, match=f"holds 0 of . parts of collected/{name}.jsonl.*put the file back"):
+        toy.resume(tmp_path / "run")
+
+
 class Always(toy.Toy):
     """A verifier with one answer to everything."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from selfcorrect.engines.base import Engine, Sampled
-from selfcorrect.errors import DataError, Interrupted
+from selfcorrect.errors import DataError, Interrupted, RunError
 from selfcorrect.methods import Stage
 from selfcorrect.methods.imitation import Example, Imitation, example, paired_episodes, star_episodes
 from selfcorrect.records import CollectRecord
@@ -45,6 +45,8 @@ class Collector:
     """Hears of every new part."""
     stop_requested: Callable[[], bool]
     """Asked before every part."""
+    may_sample: bool = True
+    """False once the weights have moved on: what is stored must then be whole."""
 
     def examples(self, stage: Stage, batches: Sequence[Sequence[Problem]]) -> tuple[list[Example], list[CollectRecord]]:
         """All that an imitating stage trains on.
@@ -62,7 +64,7 @@ class Collector:
         assert how is not None
 
         def keep(part: int, groups: Sequence[Sequence[Episode]]) -> Rows:
-            rng = np.random.default_rng([self.run.config.seed, self.step, part])
+            rng = np.random.default_rng([self.run.config.seed, self.step, part, 2])
             return [example(e).to_json() for group in groups for e in self._kept(how, group, rng)]
 
         rows, records = self._parts(stage.name, stage.attempts, stage.samples_per_problem, batches, keep)
@@ -90,6 +92,11 @@ class Collector:
         keep: Callable[[int, Sequence[Sequence[Episode]]], Rows],
     ) -> tuple[Rows, list[CollectRecord]]:
         stored = self.run.collected(name)
+        if len(stored) < len(batches) and not self.may_sample:
+            raise RunError(
+                f"{self.run.path} holds {len(stored)} of {len(batches)} parts of collected/{name}.jsonl, and the weights that "
+                "sampled them have moved on; put the file back, or start a new run"
+            )
         for part in range(len(stored), len(batches)):
             if self.stop_requested():
                 raise Interrupted(

@@ -95,7 +95,8 @@ def train(
     progress = _restore(run, engine, observer)
     history = [r for r in run.records() if isinstance(r, StepRecord)]
     with asyncio.Runner() as runner:
-        collector = Collector(run, engine, task, runner, progress.step, observer.on_collect, stop_requested)
+        tell = observer.on_collect
+        collector = Collector(run, engine, task, runner, progress.step, tell, stop_requested, progress.step == 0)
         firsts, progress = _offline_firsts(collector, stages, problems, progress)
         for index in range(progress.stage, len(stages)):
             stage, final = stages[index], index == len(stages) - 1
@@ -105,7 +106,7 @@ def train(
                 if stage.freeze is not None:
                     engine.snapshot(stage.freeze)
             observer.on_stage(stage, progress.step, config.train.steps)
-            examples, progress = _examples(replace(collector, step=progress.step), stage, problems, progress)
+            examples, progress = _examples(collector, stage, problems, progress)
             while progress.stage_step < stage.steps:
                 batch = problems_of_step(problems, config.seed, progress.step, config.train.problems_per_step)
                 if stage.imitate is not None:
@@ -154,6 +155,7 @@ def _examples(
     batches = [
         problems_of_step(problems, config.seed, first + i, config.train.problems_per_step) for i in range(stage.steps)
     ]
+    collector = replace(collector, step=progress.step, may_sample=progress.stage_step == 0)
     examples, records = collector.examples(stage, batches)
     if progress.stage_step == 0:
         progress = _account(collector.run, progress, records)
