@@ -138,10 +138,10 @@ MUTANTS = [
         CREDIT,
     ),
     Mutant(
-        "mates of the other first verdict",
+        "mates whatever their first verdict",
         "objective/credit.py",
         "first_rewards_G == r1)",
-        "first_rewards_G != r1)",
+        "first_rewards_G >= 0)",
         CREDIT,
     ),
     Mutant(
