@@ -19,7 +19,8 @@ LAYERS = [
     {"tasks", "engines", "advice"},
     {"rollout", "validate"},
     {"run", "evaluate", "warmup", "probe"},
-    {"train", "comparison"},
+    {"collect", "steps", "comparison"},
+    {"train"},
     {"experiment"},
     {"report", "serve"},
     {"cli"},
@@ -84,7 +85,10 @@ def test_the_check_sees_an_arrow_that_points_back(tmp_path):
 
 NOT_ALLOWED = {
     "rollout": {"selfcorrect.methods"},
-    **{key: {"rich", "typer"} for key in ("train", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")},
+    **{
+        key: {"rich", "typer"}
+        for key in ("train", "steps", "collect", "run", "alarms", "evaluate", "warmup", "experiment", "comparison")
+    },
     **{key: {"rich", "typer"} for key in ("validate", "probe", "advice")},
     "report": {
         "torch",

@@ -392,6 +392,35 @@ def test_eval_of_an_exported_model(cli, finished, tmp_path):
     assert code == 0 and "t1" in out and "plain" in out
 
 
+def test_eval_with_self_refine_has_an_ungraded_turn_before_every_correction(cli, finished, tmp_path):
+    settings = ["task=toy", "limit=4", "train.max_new_tokens=4", "model.dtype=float32", "engine.device=cpu"]
+    where, out_file = finished / "score" / "model", tmp_path / "episodes.jsonl"
+    code, out, _ = cli("eval", where, *settings, "method=self_refine", "--json", "--out", out_file)
+    assert code == 0
+    printed = strict(out)
+    assert printed["plain"]["settings"]["feedback"].startswith("Read your answer again")
+    assert len(printed["plain"]["summary"]["attempts"]) == 2 and "plain-swapped" in printed
+    rows = [json.loads(line) for line in out_file.read_text().splitlines()]
+    assert all([a["verdict"] is None for a in row["attempts"]] == [False, True, False] for row in rows)
+    plain = strict(cli("eval", where, *settings, "--json")[1])["plain"]
+    assert "feedback" not in plain["settings"]
+    assert (
+        plain["summary"]["attempts"][0] == printed["plain"]["summary"]["attempts"][0]
+    )  # the first answers are the same
+    code, _, err = cli("eval", where, *settings, "method=self_refine", "attempts=1")
+    assert code == 2 and "eval.attempts" in err
+    code, _, err = cli("train", *settings[:1], f"model={where}", "method=self_refine", f"run_dir={tmp_path / 'run'}")
+    assert code == 2 and "selfcorrect eval" in err and not (tmp_path / "run").exists()
+
+
+def test_a_supervised_run_says_what_it_collects_and_keeps(cli, model, tmp_path):
+    code, out, err = cli(*quick(model, tmp_path / "run", "method=star", "method.dataset=D+", "eval.controls=false"))
+    assert code == 0 and "star" in out
+    assert "STaR D+, iteration 1 of 3: 2 steps from step 1" in err
+    assert "star3: sampled part 1 of 1, kept" in err
+    assert "nats per token" in err and "keeping step 5, the last" in err
+
+
 def test_eval_of_a_lora_run(cli, model, tmp_path):
     assert cli(*quick(model, tmp_path / "run", "model.lora_rank=2", "eval.controls=false"))[0] == 0
     code, out, _ = cli("eval", tmp_path / "run", "--json")

@@ -44,6 +44,17 @@ TRAINED = {
     "method.name": Trained("multi_turn", (1,)),
     "method.attempts": Trained("3", (1,)),
     "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
+    "method.shaping": Trained("scaled", (3,)),  # attempt 1's weights are the same, attempt 2's are not
+    "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
+    "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4",)),
+    "method.offline_share": Trained("1", (3,)),  # Stage II's alone
+    "method.dataset": Trained("D+", (1,), ("method=star",)),
+    "method.train_attempt1": Trained("true", (1,), ("method=star",)),
+    "method.beta2_target": Trained("0.01", (1,)),
+    "method.stage1": Trained("stepwise", (1,), ("method.attempts=3",)),
+    "method.stage2": Trained("star", (3,), ("train.steps=6", "method.stage1_share=0.34")),
+    "method.interleave": Trained("1", (2,), ("train.steps=4",)),
+    "method.branches": Trained("2", (1,), ("train.samples_per_problem=3",)),
     "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding
     "method.beta2": Trained("3", STAGE_1),
     "method.gamma": Trained("0.5", (1,)),

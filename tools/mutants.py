@@ -23,6 +23,7 @@ TESTS_FAILED = 1
 """pytest's exit code when tests ran and one failed; any other says that the mutant did not even run."""
 
 CREDIT, ROLLOUT, METHODS = ("tests/test_credit.py",), ("tests/test_rollout.py",), ("tests/test_methods.py",)
+IMITATION = ("tests/test_imitation.py",)
 
 
 def engine(*names: str) -> tuple[str, ...]:
@@ -51,7 +52,7 @@ class Mutant:
 MUTANTS = [
     Mutant(
         "KL from the sampler's log-probs in bfloat16",
-        "train.py",
+        "steps.py",
         "None if engine.info.exact_sampler else",
         "None if True else",
         run("in_bf16_the_kl_of_an_unmoved_policy_is_exactly_0"),
@@ -115,23 +116,114 @@ MUTANTS = [
     Mutant(
         "beta2 on attempt 2",
         "methods/stages.py",
-        "betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,)",
-        "betas=(m.beta1,) * earlier + (m.beta1 + m.beta2,)",
+        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
+        "betas=(m.beta1,) * held + (m.beta1 + m.beta2,)",
         METHODS,
     ),
     Mutant(
         "beta1 dropped on attempt 2 in Stage I",
         "methods/stages.py",
-        "betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,)",
-        "betas=(m.beta1 + m.beta2,) * earlier + (0.0,)",
+        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
+        "betas=(m.beta1 + m.beta2,) * held + (0.0,)",
         METHODS,
     ),
     Mutant(
         "Stage I rewards attempt 1",
         "methods/stages.py",
-        "rewards=(0.0,) * earlier + (1.0,)",
-        "rewards=(1.0,) * earlier + (1.0,)",
+        "rewards=(0.0,) * held + (1.0,)",
+        "rewards=(1.0,) * held + (1.0,)",
         METHODS,
+    ),
+    Mutant(
+        "baseline given r1 on attempt 1 too",
+        "objective/credit.py",
+        "if k and credit.baseline",
+        "if credit.baseline",
+        CREDIT,
+    ),
+    Mutant(
+        "mates whatever their first verdict",
+        "objective/credit.py",
+        "first_rewards_G == r1)",
+        "first_rewards_G >= 0)",
+        CREDIT,
+    ),
+    Mutant(
+        "the KL standardised with the reward",
+        "objective/credit.py",
+        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * penalties_G[g])",
+        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * np.sign(penalties_G[g]))",
+        CREDIT,
+    ),
+    Mutant(
+        "standardised over uncounted samples",
+        "objective/credit.py",
+        "np.std(advantages_G[counted_G])",
+        "np.std(advantages_G)",
+        CREDIT,
+    ),
+    Mutant(
+        "scaled shaping without its one",
+        "methods/stages.py",
+        "*(1.0 + m.alpha,) * (m.attempts - 1)",
+        "*(m.alpha,) * (m.attempts - 1)",
+        METHODS,
+    ),
+    Mutant(
+        "a tree's second attempts count in full",
+        "objective/credit.py",
+        "second / branches for",
+        "second for",
+        CREDIT,
+    ),
+    Mutant(
+        "adaptive beta2 turned round",
+        "objective/credit.py",
+        "if kl > 1.5 * target:",
+        "if kl < 1.5 * target:",
+        CREDIT,
+    ),
+    Mutant(
+        "the last attempt against the earlier reference",
+        "methods/data.py",
+        "if k == len(episode.attempts) - 1:",
+        "if k == 0:",
+        ROLLOUT,
+    ),
+    Mutant(
+        "STaR keeps what was right already",
+        "methods/imitation.py",
+        "if last.correct and (first.wrong or (keep_right",
+        "if last.correct and (True or (keep_right",
+        IMITATION,
+    ),
+    Mutant(
+        "attempt 1 is imitated too",
+        "methods/imitation.py",
+        "k > 0 or train_attempt1",
+        "True",
+        IMITATION,
+    ),
+    Mutant(
+        "cross-entropy divided by examples",
+        "methods/imitation.py",
+        "t / total,",
+        "t / len(batch),",
+        IMITATION,
+    ),
+    Mutant(
+        "STaR goes on from the policy so far",
+        "train.py",
+        "collector.engine.restore(stage.imitate.start)",
+        "pass",
+        run("star_samples_the_policy_so_far_and_tunes_the_base"),
+    ),
+    Mutant(
+        "collected responses not counted",
+        "train.py",
+        "progress.sampled_responses + sum(r.sampled_responses for r in records)",
+        "progress.sampled_responses",
+        run("every_method_samples_the_same_number_of_responses_per_step"),
     ),
     Mutant("gamma leaks", "objective/credit.py", "+= gamma * returns", "+= returns", CREDIT),
     Mutant("gamma is 1 by default", "config.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS),
@@ -215,7 +307,7 @@ MUTANTS = [
     ),
     Mutant(
         "training at temperature 0.7",
-        "train.py",
+        "steps.py",
         '1.0,\n        (config.seed, "train"',
         '0.7,\n        (config.seed, "train"',
         run("training_samples_at_temperature_1_with_the_cap_and_the_end_tokens"),

@@ -26,7 +26,7 @@ from selfcorrect.engines.models import (
     resolve_model,
 )
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
-from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
+from selfcorrect.evaluate import FEEDBACK, Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
 from selfcorrect.rollout import longest_conversation
@@ -76,7 +76,11 @@ def prepare(config: Config, *, training: bool = True) -> Job:
         )
     chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
     attempts = max(config.eval.attempts, config.method.attempts if training else 1)
-    longest = max(longest_conversation(chat, task, split, attempts, config.train.max_new_tokens) for split in splits)
+    feedback = FEEDBACK if config.method.name == "self_refine" else None
+    if feedback is not None and config.eval.attempts < 2:
+        raise ConfigError("method=self_refine asks for feedback between attempts: set eval.attempts to 2 or more")
+    cap = config.train.max_new_tokens
+    longest = max(longest_conversation(chat, task, split, attempts, cap, feedback) for split in splits)
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
     check_length(hf_config, longest)
     check_attention(hf_config, longest)
@@ -158,7 +162,8 @@ def run_experiment(
         run.append(_end_record(run, "interrupted"))
         raise
     kept = load_kept(run, engine)
-    say(f"keeping step {kept}, the best by training reward; measuring it")
+    why = "the last" if progress.best_step is None else "the best by training reward"
+    say(f"keeping step {kept}, {why}; measuring it")
     export(engine, run.path / "model")
     done |= _measure(job, run, engine, "final", kept, say)
     run.append(_end_record(run, "finished"))

@@ -36,9 +36,11 @@ def evaluate(
     """Measure a model on held-out problems: accuracy of every attempt, with intervals and controls.
 
     Example: `selfcorrect eval tiny task=arithmetic attempts=3 limit=500`
+
+    With a turn of prompted feedback between attempts (Self-Refine): `selfcorrect eval tiny method=self_refine limit=500`
     """
     from selfcorrect.cli.tables import show, summary_table
-    from selfcorrect.evaluate import controls, held_out
+    from selfcorrect.evaluate import FEEDBACK, controls, held_out
     from selfcorrect.evaluate import evaluate as measure
     from selfcorrect.experiment import claim, load_kept, make_engine, prepare
     from selfcorrect.records import episode_row
@@ -57,9 +59,10 @@ def evaluate(
     engine.publish()
     problems = held_out(job.task, config.eval.problems)
     cap = config.train.max_new_tokens
-    results = [measure(engine, job.task, problems, config.eval, cap, name="plain", seed=config.seed)]
+    feedback = FEEDBACK if config.method.name == "self_refine" else None
+    results = [measure(engine, job.task, problems, config.eval, cap, name="plain", seed=config.seed, feedback=feedback)]
     if config.eval.controls and config.eval.attempts > 1:
-        results += controls(engine, job.task, results[0], config.eval, cap, seed=config.seed)
+        results += controls(engine, job.task, results[0], config.eval, cap, seed=config.seed, feedback=feedback)
     if out is not None:
         out.write_text(
             "".join(json.dumps({"evaluation": r.name, **episode_row(e)}) + "\n" for r in results for e in r.episodes)
