@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfcorrect.tasks.arithmetic import (
     PER_LENGTH,
+    SLIPS_OF_A_SUM,
     Arithmetic,
     Habits,
     demonstrate,
@@ -21,6 +23,7 @@ from selfcorrect.tasks.arithmetic import (
 from selfcorrect.types import Problem, Verdict
 
 TASK = Arithmetic(4, 6)
+SUMS = Arithmetic(2, 3, "sum", 99)
 digits = st.lists(st.integers(1, 9), min_size=2, max_size=8)
 
 
@@ -36,9 +39,34 @@ def test_the_check_ends_at_the_mistake(numbers, off_by):
     assert int(solution(numbers, off_by)[-1]) == off_by
 
 
+def test_solution_of_a_sum_golden():
+    # 40+17+25 = 82; 82-25 = 57, 57-17 = 40: the first number
+    assert solution([40, 17, 25], asks="sum") == "Answer: 82\nCheck: 82-25=57, 57-17=40"
+    # off by 10: the subtractions are sound and end at 50 instead of 40
+    assert solution([40, 17, 25], 10, "sum") == "Answer: 92\nCheck: 92-25=67, 67-17=50"
+    assert solution([1, 1], -10, "sum") == "Answer: 0\nCheck: 0-1=-1"
+
+
+@given(st.lists(st.integers(1, 99), min_size=2, max_size=4), st.sampled_from(SLIPS_OF_A_SUM))
+def test_a_sum_is_graded_by_its_answer(numbers, slip):
+    problem = Problem("p", question(numbers, "sum"), str(sum(numbers)), None, {"numbers": tuple(numbers)})
+    assert SUMS.grade(problem, SUMS.reference_answer(problem), truncated=False).verdict is Verdict.CORRECT
+    assert SUMS.grade(problem, solution(numbers, slip, "sum"), truncated=False).verdict is Verdict.WRONG
+    assert SUMS.grade(problem, f"Answer: {sum(numbers)}", truncated=False).verdict is Verdict.NO_ANSWER
+
+
+def test_sums_are_disjoint_and_drawn_up_to_the_largest_number():
+    drawn = {split: draw_problems(split, (2, 3), "sum", 99) for split in ("pretrain", "train", "test")}
+    for a, b in itertools.combinations(drawn.values(), 2):
+        assert not {p.question for p in a} & {p.question for p in b}
+    assert {n for p in drawn["train"] for n in p.meta["numbers"]} == set(range(1, 100))
+    wrong = [a for _, (a, _) in itertools.islice(SUMS.demonstrations(0), 200)]
+    assert all(re.fullmatch(r"Answer: \d+\nCheck: [-0-9=, ]+", text) for text in wrong)
+
+
 @given(digits)
 def test_the_reference_answer_is_correct_and_every_other_digit_is_wrong(numbers):
-    problem = Problem("p", question(numbers), str(sum(numbers) % 10), None, {"digits": tuple(numbers)})
+    problem = Problem("p", question(numbers), str(sum(numbers) % 10), None, {"numbers": tuple(numbers)})
     assert TASK.grade(problem, TASK.reference_answer(problem), truncated=False).verdict is Verdict.CORRECT
     for off_by in range(1, 10):
         assert TASK.grade(problem, solution(numbers, off_by), truncated=False).verdict is Verdict.WRONG
@@ -60,7 +88,7 @@ def test_the_reference_answer_is_correct_and_every_other_digit_is_wrong(numbers)
     ],
 )
 def test_verdicts(text, truncated, verdict):
-    problem = Problem("p", question([4, 7, 2]), "3", None, {"digits": (4, 7, 2)})
+    problem = Problem("p", question([4, 7, 2]), "3", None, {"numbers": (4, 7, 2)})
     assert TASK.grade(problem, text, truncated=truncated).verdict is verdict
 
 

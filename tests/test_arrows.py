@@ -16,10 +16,11 @@ LAYERS = [
     {"config"},
     {"objective", "stats", "verify", "records", "episode_table"},
     {"methods", "metrics", "alarms"},
-    {"tasks", "engines"},
-    {"rollout"},
-    {"run", "evaluate", "warmup"},
-    {"train", "comparison", "endpoint_eval"},
+    {"tasks", "engines", "advice"},
+    {"rollout", "validate"},
+    {"run", "evaluate", "warmup", "probe"},
+    {"collect", "steps", "comparison", "endpoint_eval"},
+    {"train"},
     {"experiment"},
     {"report", "serve"},
     {"cli"},
@@ -87,7 +88,28 @@ NOT_ALLOWED = {
     "endpoint_eval": {"rich", "typer", "torch", "transformers"},
     **{
         key: {"rich", "typer"}
-        for key in ("train", "run", "alarms", "evaluate", "warmup", "experiment", "comparison", "serve")
+        for key in (
+            "train",
+            "steps",
+            "collect",
+            "run",
+            "alarms",
+            "evaluate",
+            "warmup",
+            "experiment",
+            "comparison",
+            "serve",
+        )
+    },
+    **{key: {"rich", "typer"} for key in ("validate", "probe", "advice")},
+    "report": {
+        "torch",
+        "transformers",
+        "rich",
+        "typer",
+        "selfcorrect.engines",
+        "selfcorrect.train",
+        "selfcorrect.tasks",
     },
     **{key: {"torch", "transformers"} for key in ("methods", "stats", "metrics", "episode_table", "records", "config")},
 }
@@ -109,7 +131,15 @@ def test_the_objective_knows_no_config_and_only_its_losses_know_torch():
 
 
 @pytest.mark.parametrize(
-    "module", ["selfcorrect", "selfcorrect.objective", "selfcorrect.config", "selfcorrect.methods", "selfcorrect.cli"]
+    "module",
+    [
+        "selfcorrect",
+        "selfcorrect.objective",
+        "selfcorrect.config",
+        "selfcorrect.methods",
+        "selfcorrect.report",
+        "selfcorrect.cli",
+    ],
 )
 def test_importing_is_light(module):
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"

@@ -12,8 +12,12 @@ SCRIPT = Path(__file__).parent.parent / ".ci" / "run"
 
 
 def run(bin_dir: Path, test: str, check: str) -> tuple[int, list[str]]:
-    """Run the script where ``make test`` and ``make check`` are these shell lines; bubblewrap is there."""
-    for name, body in {"make": f'case "$1" in test) {test} ;; check) {check} ;; esac', "bwrap": "true"}.items():
+    """Run the script where ``make test`` and ``make check`` are these shell lines; what it would install is there."""
+    for name, body in {
+        "make": f'case "$1" in test) {test} ;; check) {check} ;; esac',
+        "bwrap": "true",
+        "chromium": "true",
+    }.items():
         (bin_dir / name).write_text(f"#!/bin/sh\n{body}\n")
         (bin_dir / name).chmod(0o755)
     path = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"

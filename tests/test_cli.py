@@ -19,24 +19,7 @@ from selfcorrect.engines import models
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
-COMMANDS = ("train", "eval", "compare", "sft", "doctor", "serve")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """``cli("train", ...)`` -> (exit code, standard output, standard error), in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TASKS, "toy", lambda config: toy.Toy())
-
-    def call(*arguments):
-        capsys.readouterr()  # what the preparation of a test printed
-        monkeypatch.setattr(sys, "argv", ["selfcorrect", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            package.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
+COMMANDS = ("train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "serve")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +44,7 @@ def test_the_program_lists_its_commands(cli):
 
 
 def test_every_command_that_prints_a_table_has_json(cli):
-    for command in ("train", "eval", "compare", "doctor"):
+    for command in ("train", "eval", "compare", "validate", "probe", "doctor"):
         assert "--json" in cli(command, "--help")[1]
 
 
@@ -436,6 +419,35 @@ def test_eval_of_an_exported_model(cli, finished, tmp_path):
     assert sum(row["evaluation"] == "plain" for row in rows) == 6
     code, out, _ = cli("eval", finished / "score" / "model", *settings, "eval.controls=false")
     assert code == 0 and "t1" in out and "plain" in out
+
+
+def test_eval_with_self_refine_has_an_ungraded_turn_before_every_correction(cli, finished, tmp_path):
+    settings = ["task=toy", "limit=4", "train.max_new_tokens=4", "model.dtype=float32", "engine.device=cpu"]
+    where, out_file = finished / "score" / "model", tmp_path / "episodes.jsonl"
+    code, out, _ = cli("eval", where, *settings, "method=self_refine", "--json", "--out", out_file)
+    assert code == 0
+    printed = strict(out)
+    assert printed["plain"]["settings"]["feedback"].startswith("Read your answer again")
+    assert len(printed["plain"]["summary"]["attempts"]) == 2 and "plain-swapped" in printed
+    rows = [json.loads(line) for line in out_file.read_text().splitlines()]
+    assert all([a["verdict"] is None for a in row["attempts"]] == [False, True, False] for row in rows)
+    plain = strict(cli("eval", where, *settings, "--json")[1])["plain"]
+    assert "feedback" not in plain["settings"]
+    assert (
+        plain["summary"]["attempts"][0] == printed["plain"]["summary"]["attempts"][0]
+    )  # the first answers are the same
+    code, _, err = cli("eval", where, *settings, "method=self_refine", "attempts=1")
+    assert code == 2 and "eval.attempts" in err
+    code, _, err = cli("train", *settings[:1], f"model={where}", "method=self_refine", f"run_dir={tmp_path / 'run'}")
+    assert code == 2 and "selfcorrect eval" in err and not (tmp_path / "run").exists()
+
+
+def test_a_supervised_run_says_what_it_collects_and_keeps(cli, model, tmp_path):
+    code, out, err = cli(*quick(model, tmp_path / "run", "method=star", "method.dataset=D+", "eval.controls=false"))
+    assert code == 0 and "star" in out
+    assert "STaR D+, iteration 1 of 3: 2 steps from step 1" in err
+    assert "star3: sampled part 1 of 1, kept" in err
+    assert "nats per token" in err and "keeping step 5, the last" in err
 
 
 def test_eval_of_a_lora_run(cli, model, tmp_path):

@@ -253,6 +253,32 @@ def test_training_logprobs_come_back_at_weighted_positions_only():
         np.testing.assert_allclose(lp[d.sampled_T], d.logprobs_T[d.sampled_T], atol=1e-4)
 
 
+def test_restore_is_the_snapshot_again_with_a_fresh_optimiser():
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = tiny.engine(dtype=dtype)
+        engine.snapshot("base")
+        before = {n: p.clone() for n, p in engine._model.named_parameters()}
+        on = np.arange(6) > 0
+        datum = [Datum(np.arange(6) + 9, on * 1.0, np.zeros(6), on)]
+
+        def step(engine=engine, datum=datum):
+            engine.forward_backward(datum, "cross_entropy")
+            engine.optim_step(AdamParams(0.1))
+            return {n: p.clone() for n, p in engine._model.named_parameters()}
+
+        first = step()
+        step()
+        engine.restore("base")
+        with pytest.raises(EngineError, match="publish"):
+            asyncio.run(engine.sample([SampleRequest((10,), (0,))], SamplingParams(2)))
+        engine.publish()
+        assert all(p.equal(before[n]) for n, p in engine._model.named_parameters())
+        again = step()  # the same step from the same place: masters and moments are those of the start
+        assert all(again[n].equal(first[n]) for n in first)
+    with pytest.raises(EngineError, match="restore failed"):
+        engine.restore("nobody")
+
+
 @pytest.mark.parametrize("lora", [None, (4, 8.0)])
 def test_a_snapshot_never_moves_and_kl_to_it_is_exactly_0_before_the_first_step(lora):
     engine = tiny.engine(lora=lora)

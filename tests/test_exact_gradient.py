@@ -44,11 +44,13 @@ def make_engine():
     tokens = rng.integers(0, 2, size=(8, 9))
     push = [
         Datum(t, np.arange(9) / 9.0 * s, np.zeros(9), np.arange(9) > 0)
-        for t, s in zip(tokens, (1, -1) * 4, strict=True)
+        for t, s in zip(tokens, (-1, 1) * 4, strict=True)
     ]
     for _ in range(3):
         engine.forward_backward(push, "cross_entropy")
-        engine.optim_step(AdamParams(0.05))
+        engine.optim_step(
+            AdamParams(0.001)
+        )  # every answer keeps a probability of 0.1 to 0.4: no term hides in rounding
     engine.publish()
     return engine, model, base
 
@@ -169,6 +171,10 @@ CASES = {
     "stage1 gamma 1": stage("stage1", "score", gamma=1, **LOUD),
     "KL alone, sequence": Credit((0, 0), (1.0, 0.3)),
     "KL alone, to_go": Credit((0, 0), (1.0, 0.3), kl_credit="to_go"),
+    "stage2 given r1": stage("stage2", "score", baseline="given_first", **LOUD),
+    "stage1 given r1": stage("stage1", "score", baseline="given_first", **LOUD),
+    "stage2 scaled": stage("stage2", "score", shaping="scaled", **LOUD),
+    "without shaping": stage("stage2", "score", **LOUD | {"alpha": 0}),
     "multi_turn gamma 0.5": stage("multi_turn", "multi_turn", gamma=0.5, beta1=0.2),
 }
 
@@ -200,6 +206,79 @@ def test_shaping_is_1_plus_alpha_times_r2_in_expectation(policy):
     assert relative_gap(shaped, weighted) < 1e-4
     plain = expected_gradient(engine, model, Credit((1, 1), (0.2, 0.2)))
     assert relative_gap(shaped, plain) > 0.1
+
+
+def test_scaled_shaping_and_the_progress_bonus_are_one_gradient_in_expectation(policy):
+    engine, model, _ = policy
+    scaled, progress = (expected_gradient(engine, model, CASES[n]) for n in ("stage2 scaled", "stage2"))
+    assert relative_gap(scaled, progress) < 1e-4
+    assert relative_gap(scaled, expected_gradient(engine, model, CASES["without shaping"])) > 0.1
+
+
+def test_standardising_removes_the_scale_of_the_shaping_but_not_its_r1_term(policy):
+    engine, model, _ = policy
+
+    def gradient(alpha, shaping="progress"):
+        made = stage("stage2", "score", beta1=0, alpha=alpha, shaping=shaping, standardise="true")
+        return expected_gradient(engine, model, made)
+
+    plain, scaled, progress = gradient(0), gradient(10, "scaled"), gradient(10)
+    assert relative_gap(scaled, plain) < 1e-6  # the factor 11 is gone
+    left = relative_gap(progress, plain)
+    assert 0.05 < left < 2  # -alpha r1 is no longer a baseline: it pays for a wrong first attempt where r2 is equal
+    shaped = expected_gradient(engine, model, Credit((1, 1), (0, 0), alpha=10))
+    unshaped = expected_gradient(engine, model, Credit((1, 1), (0, 0)))
+    assert relative_gap(shaped, unshaped) > 2 * left
+
+
+def tree_gradient(engine, model, credit):
+    """The expected gradient of one problem's trees: two first attempts with two second attempts each, all 4096 groups.
+
+    On policy the gradient is linear in the weights, so those that fall on one sequence are added up before the pass.
+    """
+    with torch.no_grad():
+        lp1, lp2 = answer_logprobs(model)
+    laid_out = {pair: sequences(episode(0, *pair, lp1, lp2))[0] for pair in PAIRS}
+    p1 = {y: float(lp1[y].sum().exp()) for y in ANSWERS}
+    p2 = {pair: float(lp2[pair].sum().exp()) for pair in PAIRS}
+    reference = dict(zip(PAIRS, engine.logprobs(list(laid_out.values()), "base"), strict=True))
+    n = len(PROMPT)
+    total = {pair: np.zeros(len(laid_out[pair].tokens_T)) for pair in PAIRS}
+    trees = [(y1, a, b) for y1 in ANSWERS for a in ANSWERS for b in ANSWERS]
+    made = {tree: Episode(PROBLEM, 0, tree_attempts(*tree, lp1, lp2)) for tree in trees}
+    # a branch's own sequence: attempt 1 is context of the second one
+    ref = {
+        t: [
+            np.where(s.sampled_T, r, 0)
+            for s, r in zip(sequences(made[t]), [reference[t[0], y] for y in t[1:]], strict=True)
+        ]
+        for t in trees
+    }
+    for one, two in itertools.product(trees, trees):
+        p = np.prod([p1[t[0]] * p2[t[0], t[1]] * p2[t[0], t[2]] for t in (one, two)])
+        data, _ = policy_gradient_data([[made[one], replace(made[two], sample=1)]], [[ref[one], ref[two]]], credit)
+        leaves = [(t[0], y2) for t in (one, two) for y2 in t[1:]]
+        for leaf, d in zip(leaves, data, strict=True):
+            total[leaf] += p * d.weights_T
+    assert all(w[:n].sum() == 0 for w in total.values())
+    engine.forward_backward(
+        [Datum(s.tokens_T, total[pair], s.logprobs_T, s.sampled_T) for pair, s in laid_out.items()],
+        "importance_sampling",
+    )
+    gradient = {name: -g.double() for name, g in engine.gradients().items()}
+    engine._weights.zero_gradients()
+    return gradient
+
+
+def tree_attempts(y1, a, b, lp1, lp2):
+    first, second = episode(0, y1, a, lp1, lp2).attempts
+    return first, second, episode(0, y1, b, lp1, lp2).attempts[1]
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2 to_go"])
+def test_a_tree_has_the_expected_gradient_of_a_linear_episode(policy, name):
+    engine, model, base = policy
+    assert relative_gap(tree_gradient(engine, model, CASES[name]), exact_gradient(model, base, CASES[name])) < 1e-4
 
 
 def test_gamma_1_is_another_gradient_than_gamma_0(policy):

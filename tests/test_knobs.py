@@ -1,7 +1,9 @@
 """Every setting changes something: no key of the config is without an entry here."""
 
 import asyncio
+import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
 from selfcorrect.rollout import Play, play
-from selfcorrect.tasks import make_task
+from selfcorrect.tasks import graders, make_task
 from selfcorrect.warmup import warm_up
 from test_experiment import whole
 
@@ -42,6 +44,17 @@ TRAINED = {
     "method.name": Trained("multi_turn", (1,)),
     "method.attempts": Trained("3", (1,)),
     "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
+    "method.shaping": Trained("scaled", (3,)),  # attempt 1's weights are the same, attempt 2's are not
+    "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
+    "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4",)),
+    "method.offline_share": Trained("1", (3,)),  # Stage II's alone
+    "method.dataset": Trained("D+", (1,), ("method=star",)),
+    "method.train_attempt1": Trained("true", (1,), ("method=star",)),
+    "method.beta2_target": Trained("0.01", (1,)),
+    "method.stage1": Trained("stepwise", (1,), ("method.attempts=3",)),
+    "method.stage2": Trained("star", (3,), ("train.steps=6", "method.stage1_share=0.34")),
+    "method.interleave": Trained("1", (2,), ("train.steps=4",)),
+    "method.branches": Trained("2", (1,), ("train.samples_per_problem=3",)),
     "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding
     "method.beta2": Trained("3", STAGE_1),
     "method.gamma": Trained("0.5", (1,)),
@@ -167,7 +180,62 @@ def probe_task_path(tmp):
 
 def probe_terms(tmp):
     task = make_task(load_config(None, ["task.terms_min=3", "task.terms_max=4"]).task)
-    assert {len(p.meta["digits"]) for p in task.problems("test")} == {3, 4}
+    assert {len(p.meta["numbers"]) for p in task.problems("test")} == {3, 4}
+
+
+def probe_form(tmp):
+    task = make_task(
+        load_config(None, ["task.asks=sum", "task.largest=50", "task.terms_min=3", "task.terms_max=3"]).task
+    )
+    numbers = [n for p in task.problems("test") for n in p.meta["numbers"]]
+    assert max(numbers) == 50
+    assert task.problems("test")[0].question.startswith("What is ") and "digit" not in task.problems("test")[0].question
+
+
+def own_task(tmp, *settings):
+    for split in ("train", "validation", "test"):
+        (tmp / f"{split}.jsonl").write_text(f'{{"question": "{split}?", "answer": "1/2"}}\n')
+    return make_task(load_config(None, ["task=own", f"task.path={tmp}", "task.verifier=exact", *settings]).task)
+
+
+def probe_eval_split(tmp):
+    for split in ("test", "validation"):
+        task = own_task(tmp, f"task.eval_split={split}")
+        assert [p.question for p in task.problems("test")] == [f"{split}?"]
+
+
+def probe_verifier(tmp):
+    for verifier, verdict in (("exact", "wrong"), ("math", "correct")):
+        task = own_task(tmp, f"task.verifier={verifier}")
+        assert task.grade(task.problems("test")[0], "Final answer: 0.5", truncated=False).verdict == verdict
+
+
+def probe_prompt(tmp):
+    task = own_task(tmp, "task.prompt=Think: {question}")
+    assert task.first_messages(task.problems("test")[0])[0]["content"] == "Think: test?"
+
+
+def probe_first_attempts(tmp):
+    row = {"text": "f", "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
+    for split, ids in (("prompt", (2, 3, 4)), ("test", (11,))):
+        (tmp / f"{split}.jsonl").write_text("".join(json.dumps({**row, "task_id": i}) + "\n" for i in ids))
+    for program in ("def f(): return 2", "def f(): return 3"):
+        (tmp / "given.jsonl").write_text(json.dumps({"task_id": 11, "attempt": program}))
+        settings = ["task=mbpp_repair", f"task.path={tmp}", f"task.first_attempts={tmp / 'given.jsonl'}"]
+        task = make_task(load_config(None, settings).task)
+        assert program in task.first_answers(task.problems("test")[0])[0]
+
+
+def probe_accept_risk(tmp):
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            graders, "CodeGrader", lambda **settings: asked.append(settings) or SimpleNamespace(close=lambda: None)
+        )
+        graders.code_grader.cache_clear()
+        make_task(load_config(None, ["task=humaneval", "task.accept_risk=mine"]).task).get_ready(training=False)
+    graders.code_grader.cache_clear()
+    assert asked == [{"trust_forgeable": True, "accept_risk": "mine"}]
 
 
 def probe_instruction(tmp):
@@ -307,7 +375,14 @@ PROBES = {
     "task.path": probe_task_path,
     "task.terms_min": probe_terms,
     "task.terms_max": probe_terms,
+    "task.asks": probe_form,
+    "task.largest": probe_form,
     "task.instruction": probe_instruction,
+    "task.eval_split": probe_eval_split,
+    "task.verifier": probe_verifier,
+    "task.prompt": probe_prompt,
+    "task.first_attempts": probe_first_attempts,
+    "task.accept_risk": probe_accept_risk,
     "engine.name": probe_engine_name,
     "engine.device": probe_device,
     "engine.tokens_per_microbatch": probe_microbatch,
@@ -332,7 +407,7 @@ def test_a_setting_does_what_it_says(tmp_path, key):
 def test_no_setting_is_without_a_test():
     assert TRAINED.keys() | PROBES.keys() == set(all_keys())
     assert not TRAINED.keys() & PROBES.keys()
-    assert len(all_keys()) <= 60
+    assert len(all_keys()) <= 70  # a reader has to be able to look through them
 
 
 def test_controls_measure_swapped_and_wrong_first_attempts(tmp_path):

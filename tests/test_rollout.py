@@ -12,8 +12,10 @@ from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.errors import ConfigError
 from selfcorrect.methods import policy_gradient_data
-from selfcorrect.methods.data import sequences
+from selfcorrect.methods.data import last_attempt_from, sequences
+from selfcorrect.metrics import summarise
 from selfcorrect.objective import Credit
+from selfcorrect.records import episode_from_row, episode_row
 from selfcorrect.rollout import Play, longest_conversation, play
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
@@ -229,6 +231,87 @@ def test_a_branch_is_a_second_sequence_and_every_sampled_token_is_weighted_once(
     mine = data[:2]
     assert [d.tokens_T[d.weights_T != 0].tolist() for d in mine] == [[10, 11], [30, 31]]  # attempt 2: no variance
     assert [d.tokens_T[d.sampled_T].tolist() for d in mine] == [[10, 11, 20], [30, 31]]
+
+
+def test_branches_share_their_first_attempt_and_have_streams_of_their_own():
+    seconds = [(*ids(x), END) for x in "cdefgh"]
+    engine = Scripted(((*ids("a"), END), (*ids("b"), END)), tuple(seconds))
+    ((one, two),) = asyncio.run(play(engine, TASK, [PROBLEM], Play(2, 2, 8, 1.0, ("t",), branches=3)))
+    assert [a.text for a in one.attempts] == ["a", "c", "d", "e"] and [a.text for a in two.attempts] == [
+        "b",
+        "f",
+        "g",
+        "h",
+    ]
+    assert [a.parent for a in one.attempts] == [None, 0, 0, 0]
+    assert {a.prompt_ids for a in two.attempts[1:]} == {(*PROMPT, *two.attempts[0].token_ids, *bridge(True))}
+    keys = [r.key for requests, _ in engine.asked for r in requests]
+    assert len(set(keys)) == len(keys) == 8
+    assert [(p.sample, [a.text for a in p.attempts]) for p in two.paths] == [
+        (3, ["b", "f"]),
+        (4, ["b", "g"]),
+        (5, ["b", "h"]),
+    ]
+    assert [s.tokens_T[s.sampled_T].tolist() for s in sequences(one)] == [
+        [*ids("a"), END, *ids("c"), END],
+        [*ids("d"), END],
+        [*ids("e"), END],
+    ]  # attempt 1's tokens are trained on in exactly one sequence
+
+
+def test_a_step_of_trees_divides_by_trees_and_reports_by_attempt():
+    def tree(g, first, *seconds):
+        one = attempt((1, 2, 3), (10, 11), first)
+        return Episode(
+            PROBLEM, g, (one, *(attempt((1, 2, 3, 10, 11, 4), (20 + b,), v, 0) for b, v in enumerate(seconds)))
+        )
+
+    group = [tree(0, RIGHT, RIGHT, WRONG), tree(1, WRONG, WRONG, WRONG)]
+    data, report = weighted(group, Credit((1, 1), (0, 0), alpha=10), kl=0.5)
+    # A1 = 1, -1; tree 0: A2 = 11, -11, halved; two trees
+    assert [d.weights_T.tolist() for d in data] == [
+        [0, 0, 0, 0.5, 0.5, 0, 11 / 4],
+        [0, 0, 0, 0, 0, 0, -11 / 4],
+        [0, 0, 0, -0.5, -0.5, 0, 0],
+        [0] * 7,
+    ]
+    assert report.zero_variance_share_K == (0.0, 0.5) and report.skipped_groups_K == (0, 0)
+    assert report.kl_K == (pytest.approx(1.0), pytest.approx(0.5))
+
+
+def test_the_last_attempt_may_be_measured_against_another_policy():
+    groups = [[pair(0, RIGHT, WRONG), pair(1, WRONG, WRONG)]]
+    held, base = ([[[np.full(10, x)] for _ in groups[0]]] for x in (1.0, 2.0))
+    merged = last_attempt_from(groups, held, base)
+    assert [e[0].tolist() for e in merged[0]] == [[1, 1, 1, 1, 1, 1, 1, 2, 2, 2]] * 2
+    assert held[0][0][0].tolist() == [1.0] * 10  # a copy
+
+
+def test_a_feedback_turn_is_asked_for_shown_and_not_graded():
+    engine = Scripted((*ids("a"), END), (*ids("hm"), END), (*ids("b"), END))
+    ((episode,),) = asyncio.run(play(engine, TASK, [PROBLEM], Play(2, 1, 8, 1.0, ("f",), feedback="What is wrong?")))
+    asked = CHAT.bridge_ids(TASK.first_messages(PROBLEM), "What is wrong?", True)
+    told = (*PROMPT, *ids("a"), END, *asked)
+    assert [requests[0].prompt_ids for requests, _ in engine.asked] == [
+        PROMPT,
+        told,
+        (*told, *ids("hm"), END, *bridge(True)),
+    ]
+    assert [a.grade is None for a in episode.attempts] == [False, True, False]
+    assert [p.continued for _, p in engine.asked] == [True, True, False]
+    summary = summarise([episode])
+    assert len(summary.attempts) == 2
+    row = episode_row(episode)
+    assert [a["verdict"] is None for a in row["attempts"]] == [False, True, False]
+    assert summarise([episode_from_row(row)]).delta == summary.delta
+
+
+def test_the_longest_conversation_counts_feedback_turns():
+    cap, text = 8, "What is wrong?"
+    longest = longest_conversation(CHAT, TASK, [PROBLEM], 3, cap, text)
+    engine = Scripted(*[ids("x" * cap)] * 5)
+    ((episode,),) = asyncio.run(play(engine, TASK, [PROBLEM], Play(3, 1, cap, 1.0, ("l",), feedback=text)))
+    assert len(episode.attempts[-1].prompt_ids) + cap == longest
 
 
 def test_an_answer_without_ids_cannot_be_trained_on():

@@ -20,11 +20,12 @@ import tiny
 import toy
 from selfcorrect.config import load_config
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
-from selfcorrect.errors import ConfigError, EngineError, Interrupted, RunError
+from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, RunError
 from selfcorrect.experiment import export
 from selfcorrect.methods import plan
+from selfcorrect.objective import adapted_scale
 from selfcorrect.run import RunDirectory
-from selfcorrect.train import problems_of_step, stop_on_signal, train
+from selfcorrect.train import offline_of_step, problems_of_step, stop_on_signal, train
 from selfcorrect.types import Datum, Grade, Verdict
 
 LORA = "model.lora_rank=2"
@@ -44,7 +45,12 @@ def assert_same_run(a, b):
     ours, theirs = weights(a), weights(b)
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in ours)
-    assert a.episodes_file.read_text() == b.episodes_file.read_text()
+    assert logged(a) == logged(b)
+
+
+def logged(run):
+    """The episodes that were logged; none in a run that only imitates."""
+    return run.episodes_file.read_text() if run.episodes_file.exists() else ""
 
 
 def interrupt(run_dir, step, *overrides):
@@ -84,7 +90,25 @@ def test_in_bf16_the_kl_of_an_unmoved_policy_is_exactly_0(tmp_path):
     assert first.kl == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("overrides", [(LORA,), ("method=multi_turn",), ("method=single_turn", "train.warmup_steps=4")])
+KINDS = [
+    (LORA,),
+    ("method=multi_turn",),
+    ("method=single_turn", "train.warmup_steps=4"),
+    ("method=star",),
+    ("method=star", "method.dataset=D+", LORA),
+    ("method=pair_sft", "method.train_attempt1=true"),
+    ("method.offline_share=0.4",),
+    ("method.stage2=star", "train.steps=6"),
+    ("method.beta2_target=0.01",),
+    ("method.interleave=1", "train.steps=4"),
+    ("method.attempts=3", "method.stage1=stepwise"),
+    ("method.branches=2", "train.samples_per_problem=3"),
+    ("method.branches=2", "train.samples_per_problem=3", "method.offline_share=0.5"),
+]
+"""Every way in which a run gets its data."""
+
+
+@pytest.mark.parametrize("overrides", KINDS)
 def test_every_kind_of_run_resumes_bit_for_bit(tmp_path, straight, overrides):
     interrupt(tmp_path / "run", 3, *overrides)
     resumed, _, _ = toy.resume(tmp_path / "run")
@@ -348,8 +372,223 @@ def test_stages_share_the_steps_and_each_gets_one():
 
 
 def test_every_method_samples_the_same_number_of_responses_per_step(straight):
-    totals = {m: straight(f"method={m}")[2].sampled_responses for m in ("score", "multi_turn", "single_turn")}
-    assert set(totals.values()) == {5 * 4 * 2 * 2}
+    made = {m: straight(f"method={m}") for m in ("score", "multi_turn", "single_turn", "star", "pair_sft")}
+    assert {m: progress.sampled_responses for m, (_, _, progress) in made.items()} == dict.fromkeys(made, 5 * 4 * 2 * 2)
+    for run, _, progress in made.values():
+        records = [r for r in run.records() if r.kind in ("step", "collect")]
+        assert sum(r.sampled_responses for r in records) == progress.sampled_responses
+        assert sum(r.sampled_tokens for r in records) == progress.sampled_tokens
+        assert sum(r.kind == "step" for r in records) == 5
+
+
+def collected(run, name):
+    return [json.loads(line) for line in (run.path / "collected" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_star_samples_the_policy_so_far_and_tunes_the_base(tmp_path):
+    base = dict(tiny.random_model().named_parameters())
+    seen = []
+
+    class Spy(toy.Watcher):
+        def on_collect(self, record):
+            seen.append((record.stage, record.part, record.parts, {n: p.clone() for n, p in model.items()}))
+
+        def on_stage(self, stage, first_step, total_steps):
+            super().on_stage(stage, first_step, total_steps)
+
+    run = RunDirectory.create(toy.config(tmp_path / "run", "method=star", "train.checkpoint_every=1"))
+    engine = toy.engine(run.config)
+    model = dict(engine._model.named_parameters())
+    restored, restore = [], engine.restore
+    engine.restore = lambda name: (restored.append(name), restore(name))[1]
+    train(run, engine, toy.Toy(), Spy())
+    assert [s[:3] for s in seen] == [
+        ("star1", 1, 2),
+        ("star1", 2, 2),
+        ("star2", 1, 2),
+        ("star2", 2, 2),
+        ("star3", 1, 1),
+    ]
+    assert all(seen[0][3][n].equal(base[n]) for n in base)  # the first data set is the base's own
+    assert not all(seen[2][3][n].equal(base[n]) for n in base)  # the second that of the first iteration's policy
+    assert restored == ["base"] * 3
+    losses = [r.loss for r in toy.step_records(run)]
+    assert len(losses) == 5 and all(loss > 0 for loss in losses)
+    kept = [len(part["rows"]) for name in ("star1", "star2", "star3") for part in collected(run, name)]
+    assert kept == [r.kept for r in run.records() if r.kind == "collect"]
+
+
+def test_imitated_sequences_are_what_was_sampled_and_only_attempt_2_is_a_target(tmp_path):
+    run, engine, _ = toy.run(tmp_path / "run", "method=pair_sft")
+    task, answers = toy.Toy(), set()
+    for part in collected(run, "pair_sft"):
+        for row in part["rows"]:
+            (first, second), tokens = row["spans"], row["tokens"]
+            problem = next(p for p in task.problems("train") if p.id == row["problem"])
+            texts = [engine.chat.text(tokens[start:end]) for _, start, end in (first, second)]
+            right = [task.grade(problem, t, truncated=False).verdict is Verdict.CORRECT for t in texts]
+            assert right == [False, True]
+            messages = task.first_messages(problem)
+            assert tuple(tokens[: first[1]]) == engine.chat.prompt_ids(messages)
+            ended = engine.chat.ended(tokens[first[1] : first[2]])
+            bridge = engine.chat.bridge_ids(messages, task.instruction, ended)
+            assert tuple(tokens[first[2] : second[1]]) == bridge and second[2] == len(tokens)
+            answers.add(tuple(tokens[second[1] :]))
+    assert len(answers) > 3
+
+
+def test_a_stop_while_collecting_loses_nothing_that_was_sampled(tmp_path, straight):
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted, match=r"1 of 2 parts of star1 sampled.*--resume"):
+        toy.run(tmp_path / "run", "method=star", watcher=watcher, stop=lambda: len(watcher.parts) >= 1)
+    file = tmp_path / "run" / "collected" / "star1.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"record": {"st')  # and a line cut by a crash
+    again = toy.Watcher()
+    resumed, _, progress = toy.resume(tmp_path / "run", watcher=again)
+    assert [(r.stage, r.part) for r in again.parts][:2] == [("star1", 2), ("star2", 1)]
+    whole, _, expected = straight("method=star")
+    assert_same_run(resumed, whole)
+    assert progress.sampled_responses == expected.sampled_responses
+
+    def content(run):
+        return [[p["rows"] for p in collected(run, f"star{i}")] for i in (1, 2, 3)]
+
+    assert content(resumed) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("star2", ("method=star",)), ("offline", ("method=multi_turn", "method.offline_share=1"))]
+)
+def test_data_lost_after_the_weights_moved_on_is_not_sampled_anew(tmp_path, name, overrides):
+    interrupt(tmp_path / "run", 3, *overrides)
+    (tmp_path / "run" / "collected" / f"{name}.jsonl").unlink()
+    with pytest.raises(RunError, match=f"holds 0 of . parts of collected/{name}.jsonl.*put the file back"):
+        toy.resume(tmp_path / "run")
+
+
+class Always(toy.Toy):
+    """A verifier with one answer to everything."""
+
+    def __init__(self, verdict):
+        super().__init__()
+        self._verdict = verdict
+
+    def grade(self, problem, text, *, truncated):
+        return Grade(self._verdict, "x")
+
+
+@pytest.mark.parametrize("settings", [("method=star",), ("method=star", "method.dataset=D+"), ("method=pair_sft",)])
+def test_nothing_to_imitate_is_an_error_in_words_and_the_run_is_kept(tmp_path, settings):
+    with pytest.raises(
+        DataError, match=r"nothing to train on: \d+ sampled episodes hold no .*Start a new run with"
+    ) as caught:
+        toy.run(tmp_path / "run", *settings, task=Always(Verdict.WRONG))
+    assert ("method.dataset=D+" in str(caught.value)) == ("method.dataset=D+" not in settings)
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.latest_checkpoint() == run.checkpoint(0) and list((run.path / "collected").iterdir())
+
+
+def test_offline_first_attempts_are_the_bases_and_carry_no_gradient(tmp_path):
+    run = RunDirectory.create(toy.config(tmp_path / "run", "method=multi_turn", "method.offline_share=1"))
+    engine = toy.engine(run.config)
+    trained, forward_backward = [], engine.forward_backward
+    engine.forward_backward = lambda data, loss: (trained.append(data), forward_backward(data, loss))[1]
+    progress = train(run, engine, toy.Toy(), toy.Watcher())
+    stored = {row["problem"]: row["answers"] for part in collected(run, "offline") for row in part["rows"]}
+    rows = [json.loads(line) for line in run.episodes_file.read_text().splitlines()]
+    for row in rows:
+        first = row["attempts"][0]
+        assert first["source"] == "given"
+        assert first["text"] == engine.chat.text(stored[row["problem"]][row["sample"]])  # each sample has its own
+    assert any(a != b for a, b in stored.values())
+    for data in trained:
+        assert all(d.sampled_T.sum() <= 4 and d.weights_T[~d.sampled_T].any() == 0 for d in data)  # attempt 2 alone
+    # 20 visits of 20 problems: 40 stored first attempts, 40 second ones
+    assert progress.sampled_responses == 80
+    assert [r.sampled_responses for r in toy.step_records(run)] == [8] * 5
+    assert all(r.kl[0] == 0 and r.episodes == 8 for r in toy.step_records(run))
+
+
+def test_a_share_of_0_samples_no_first_attempts_offline_and_stage_1_has_none(straight):
+    assert not (straight()[0].path / "collected").exists()
+    run, _, progress = straight("method.offline_share=0.4")
+    by_step = [r.sampled_responses for r in toy.step_records(run)]
+    assert by_step[:2] == [16, 16] and min(by_step[2:]) < 16
+    assert toy.step_records(run)[0] == toy.step_records(straight()[0])[0]
+    stored = sum(r.sampled_responses for r in run.records() if r.kind == "collect")
+    assert stored > 0 and progress.sampled_responses == sum(by_step) + stored <= 80
+
+
+@given(st.integers(0, 3), st.integers(0, 400), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_offline_problems_are_a_share_of_the_step(seed, step, share):
+    batch = PROBLEMS[:6]
+    chosen = offline_of_step(batch, seed, step, share)
+    assert chosen == offline_of_step(batch, seed, step, share)
+    assert abs(len(chosen) - 6 * share) < 1 and all(p in batch for p in chosen)
+
+
+def test_adaptive_beta2_falls_while_the_first_attempt_stays_and_rises_when_it_strays(straight):
+    run, _, progress = straight("method.beta2_target=0.01")
+    steps = toy.step_records(run)
+    scale = 1.0
+    for step in steps[:2]:
+        assert step.beta2_scale == scale
+        scale = adapted_scale(scale, step.kl[0], 0.01)
+    assert [s.beta2_scale for s in steps[2:]] == [None] * 3  # Stage II has none
+    assert progress.beta2_scale == scale
+    assert steps[1].beta2_scale == pytest.approx(1 / 1.1)  # at the first step the policy is the base: KL 0
+    assert toy.step_records(straight()[0])[0].beta2_scale is None
+
+
+def test_the_stepwise_recipe_holds_earlier_attempts_at_the_part_before(tmp_path):
+    run = RunDirectory.create(
+        toy.config(tmp_path / "run", "method.attempts=3", "method.stage1=stepwise", "train.checkpoint_every=1")
+    )
+    engine = toy.engine(run.config)
+    asked, logprobs = [], engine.logprobs
+    engine.logprobs = lambda sequences, policy: (asked.append(policy), logprobs(sequences, policy))[1]
+    watcher = toy.Watcher()
+    train(run, engine, toy.Toy(), watcher)
+    assert [s[:2] for s in watcher.stages] == [("stage1a", 0), ("stage1b", 1), ("stage2", 2)]
+    assert asked == ["base", "base", "stage1a", "base", "base", "base"]
+    first, second, *_ = toy.step_records(run)
+    assert len(first.reward) == 2 and len(second.reward) == 3
+    assert (
+        max(map(abs, second.kl[:2])) < 1e-4 < abs(second.kl[2])
+    )  # the policy is stage1a itself, and no longer the base
+
+
+def test_trees_are_recorded_as_episodes_of_two_attempts(straight):
+    run, _, progress = straight("method.branches=2", "train.samples_per_problem=3")
+    for step in toy.step_records(run):
+        assert (step.episodes, step.sampled_responses, len(step.reward)) == (4 * 2 * 2, 4 * 2 * 3, 2)
+        assert step.sampler_mismatch < 1e-3  # every branch continues its own first attempt's cache
+    assert progress.sampled_responses == 5 * 4 * 2 * 3
+    rows = [json.loads(line) for line in run.episodes_file.read_text().splitlines()]
+    assert len(rows) == 5 * 2 * 4 and all(len(r["attempts"]) == 2 for r in rows)
+    by_tree = {}
+    for r in rows:
+        by_tree.setdefault((r["step"], r["problem"], r["sample"] // 2), set()).add(r["attempts"][0]["text"])
+    assert all(len(texts) == 1 for texts in by_tree.values()) and len(by_tree) == 20
+
+
+def test_interleaved_stages_compete_for_the_best_checkpoint_in_the_last_round_alone(tmp_path):
+    run, _, progress = toy.run(
+        tmp_path / "run", "method.interleave=2", "train.steps=8", "train.checkpoint_every=1", "train.best_window=9"
+    )
+    steps = toy.step_records(run)
+    assert [s.stage for s in steps] == (["stage1"] * 2 + ["stage2"] * 2) * 2
+    windows = {r.step: r.window_reward for r in run.records() if r.kind == "checkpoint"}
+    assert [k for k, w in windows.items() if w is not None] == [7, 8]
+    assert windows[8] == pytest.approx(np.mean([s.reward[-1] for s in steps[6:]]))
+    assert progress.best_step in (7, 8)
+
+
+def test_the_offline_share_is_exact_on_average():
+    counts = [len(offline_of_step(PROBLEMS[:6], 0, step, 0.25)) for step in range(2000)]
+    assert np.mean(counts) == pytest.approx(1.5, abs=0.05)
+    assert len({tuple(p.id for p in offline_of_step(PROBLEMS[:6], 0, step, 0.5)) for step in range(200)}) > 15
 
 
 def test_a_group_of_one_is_refused_by_the_config():

@@ -62,7 +62,7 @@ class Watcher:
     """An observer that keeps what it is told; ``at_step`` may do something in the middle of a run."""
 
     def __init__(self, at_step=lambda record: None) -> None:
-        self.stages, self.steps, self.alarms, self.checkpoints = [], [], [], []
+        self.stages, self.steps, self.alarms, self.checkpoints, self.parts = [], [], [], [], []
         self._at_step = at_step
 
     def on_stage(self, stage, first_step, total_steps):
@@ -71,6 +71,9 @@ class Watcher:
     def on_step(self, record):
         self.steps.append(record)
         self._at_step(record)
+
+    def on_collect(self, record):
+        self.parts.append(record)
 
     def on_alarm(self, record):
         self.alarms.append(record)

@@ -23,6 +23,7 @@ TESTS_FAILED = 1
 """pytest's exit code when tests ran and one failed; any other says that the mutant did not even run."""
 
 CREDIT, ROLLOUT, METHODS = ("tests/test_credit.py",), ("tests/test_rollout.py",), ("tests/test_methods.py",)
+IMITATION = ("tests/test_imitation.py",)
 
 
 def engine(*names: str) -> tuple[str, ...]:
@@ -35,6 +36,10 @@ def serving(*names: str) -> tuple[str, ...]:
 
 def run(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_train.py::test_{name}" for name in names)
+
+
+def code_tasks(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_code_tasks.py::test_{name}" for name in names)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Mutant:
 MUTANTS = [
     Mutant(
         "KL from the sampler's log-probs in bfloat16",
-        "train.py",
+        "steps.py",
         "None if engine.info.exact_sampler else",
         "None if True else",
         run("in_bf16_the_kl_of_an_unmoved_policy_is_exactly_0"),
@@ -115,23 +120,114 @@ MUTANTS = [
     Mutant(
         "beta2 on attempt 2",
         "methods/stages.py",
-        "betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,)",
-        "betas=(m.beta1,) * earlier + (m.beta1 + m.beta2,)",
+        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
+        "betas=(m.beta1,) * held + (m.beta1 + m.beta2,)",
         METHODS,
     ),
     Mutant(
         "beta1 dropped on attempt 2 in Stage I",
         "methods/stages.py",
-        "betas=(m.beta1 + m.beta2,) * earlier + (m.beta1,)",
-        "betas=(m.beta1 + m.beta2,) * earlier + (0.0,)",
+        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
+        "betas=(m.beta1 + m.beta2,) * held + (0.0,)",
         METHODS,
     ),
     Mutant(
         "Stage I rewards attempt 1",
         "methods/stages.py",
-        "rewards=(0.0,) * earlier + (1.0,)",
-        "rewards=(1.0,) * earlier + (1.0,)",
+        "rewards=(0.0,) * held + (1.0,)",
+        "rewards=(1.0,) * held + (1.0,)",
         METHODS,
+    ),
+    Mutant(
+        "baseline given r1 on attempt 1 too",
+        "objective/credit.py",
+        "if k and credit.baseline",
+        "if credit.baseline",
+        CREDIT,
+    ),
+    Mutant(
+        "mates whatever their first verdict",
+        "objective/credit.py",
+        "first_rewards_G == r1)",
+        "first_rewards_G >= 0)",
+        CREDIT,
+    ),
+    Mutant(
+        "the KL standardised with the reward",
+        "objective/credit.py",
+        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * penalties_G[g])",
+        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * np.sign(penalties_G[g]))",
+        CREDIT,
+    ),
+    Mutant(
+        "standardised over uncounted samples",
+        "objective/credit.py",
+        "np.std(advantages_G[counted_G])",
+        "np.std(advantages_G)",
+        CREDIT,
+    ),
+    Mutant(
+        "scaled shaping without its one",
+        "methods/stages.py",
+        "*(1.0 + m.alpha,) * (m.attempts - 1)",
+        "*(m.alpha,) * (m.attempts - 1)",
+        METHODS,
+    ),
+    Mutant(
+        "a tree's second attempts count in full",
+        "objective/credit.py",
+        "second / branches for",
+        "second for",
+        CREDIT,
+    ),
+    Mutant(
+        "adaptive beta2 turned round",
+        "objective/credit.py",
+        "if kl > 1.5 * target:",
+        "if kl < 1.5 * target:",
+        CREDIT,
+    ),
+    Mutant(
+        "the last attempt against the earlier reference",
+        "methods/data.py",
+        "if k == len(episode.attempts) - 1:",
+        "if k == 0:",
+        ROLLOUT,
+    ),
+    Mutant(
+        "STaR keeps what was right already",
+        "methods/imitation.py",
+        "if last.correct and (first.wrong or (keep_right",
+        "if last.correct and (True or (keep_right",
+        IMITATION,
+    ),
+    Mutant(
+        "attempt 1 is imitated too",
+        "methods/imitation.py",
+        "k > 0 or train_attempt1",
+        "True",
+        IMITATION,
+    ),
+    Mutant(
+        "cross-entropy divided by examples",
+        "methods/imitation.py",
+        "t / total,",
+        "t / len(batch),",
+        IMITATION,
+    ),
+    Mutant(
+        "STaR goes on from the policy so far",
+        "train.py",
+        "collector.engine.restore(stage.imitate.start)",
+        "pass",
+        run("star_samples_the_policy_so_far_and_tunes_the_base"),
+    ),
+    Mutant(
+        "collected responses not counted",
+        "train.py",
+        "progress.sampled_responses + sum(r.sampled_responses for r in records)",
+        "progress.sampled_responses",
+        run("every_method_samples_the_same_number_of_responses_per_step"),
     ),
     Mutant("gamma leaks", "objective/credit.py", "+= gamma * returns", "+= returns", CREDIT),
     Mutant("gamma is 1 by default", "config.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS),
@@ -215,7 +311,7 @@ MUTANTS = [
     ),
     Mutant(
         "training at temperature 0.7",
-        "train.py",
+        "steps.py",
         '1.0,\n        (config.seed, "train"',
         '0.7,\n        (config.seed, "train"',
         run("training_samples_at_temperature_1_with_the_cap_and_the_end_tokens"),
@@ -310,6 +406,69 @@ MUTANTS = [
         "for key, first in firsts.items() if key not in done)",
         "for key, first in firsts.items())",
         ("tests/test_endpoint.py::test_stopped_and_continued_is_the_same_as_uninterrupted",),
+    ),
+    Mutant(
+        "an answer that ends at the cap counts as cut",
+        "probe.py",
+        "return length > cap or",
+        "return length >= cap or",
+        ("tests/test_probe_command.py",),
+    ),
+    Mutant(
+        "a rule of the probe speaks at its threshold",
+        "advice.py",
+        "n.changed >= alarms.NEVER_CHANGED or",
+        "n.changed > alarms.NEVER_CHANGED or",
+        ("tests/test_probe_command.py",),
+    ),
+    Mutant(
+        "a torn verdict line is kept",
+        "verify/batch.py",
+        'if not line.endswith(b"\\n"):',
+        "if False:",
+        ("tests/test_grade_command.py::test_resume_goes_on_behind_the_whole_lines",),
+    ),
+    Mutant(
+        "half of a surrogate pair is graded",
+        "verify/cases.py",
+        "return _check_text(_model_text(fields, name), name)",
+        "return _model_text(fields, name)",
+        ("tests/test_grade_command.py::test_every_broken_row_is_an_error_with_its_reason_and_costs_no_other_row",),
+    ),
+    Mutant(
+        "HumanEval shows its tests",
+        "tasks/humaneval.py",
+        "PROMPT.format(prompt=problem.question.rstrip())",
+        "PROMPT.format(prompt=problem.question.rstrip() + problem.answer)",
+        code_tasks("humaneval_shows_no_test"),
+    ),
+    Mutant(
+        "a forgeable pass earns reward",
+        "tasks/programs.py",
+        "code_grader(not for_reward,",
+        "code_grader(True,",
+        code_tasks("in_training_a_pass_that_could_be_forged_earns_nothing_and_measuring_stays_the_same"),
+    ),
+    Mutant(
+        "repair samples its first attempts",
+        "evaluate.py",
+        "if given_first is None and isinstance(task, GivesFirst):",
+        "if False and isinstance(task, GivesFirst):",
+        code_tasks("repair_starts_from_the_stored_program_and_measures_attempt_2"),
+    ),
+    Mutant(
+        "the longest conversation by the question alone",
+        "rollout.py",
+        "key=lambda p: _characters(task, p)",
+        "key=lambda p: len(p.question)",
+        ("tests/test_tasks.py::test_the_longest_conversation_is_found_by_what_is_shown_not_by_the_question",),
+    ),
+    Mutant(
+        "a user's failing verifier counts as wrong",
+        "tasks/own.py",
+        'return Grade(Verdict.ERROR, None, f"{name} raised',
+        'return Grade(Verdict.WRONG, None, f"{name} raised',
+        ("tests/test_own_task.py::test_a_verifier_that_fails_is_an_error_with_its_reason_and_never_a_0",),
     ),
 ]
 

@@ -10,6 +10,16 @@ from selfcorrect.records import AlarmRecord, StepRecord
 
 WINDOW = 10
 """Steps averaged before an alarm may ring: single steps are noise."""
+NEVER_CHANGED = 0.02
+"""Answer-change rate below which the last attempt counts as a copy of the one before."""
+STILL_WRONG = 0.1
+"""Share of wrong last attempts above which copying is a fault: below it there is little left to correct."""
+ONE_VERDICT = 0.9
+"""Share of groups with one verdict above which reward teaches nothing."""
+CUT_OFF = 0.1
+"""Share of answers cut by the token cap above which the cap is at fault."""
+VERIFIER_ERRORS = 0.01
+"""Share of answers on which the verifier itself fails."""
 
 
 def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[AlarmRecord]:
@@ -44,7 +54,7 @@ Finding = tuple[str, str] | None
 def _copying(recent: Sequence[StepRecord]) -> Finding:
     changes = [r.answer_change for r in recent if r.answer_change is not None]
     wrong = 1 - np.mean([r.reward[-1] for r in recent])
-    if len(changes) == len(recent) and np.mean(changes) < 0.02 and wrong > 0.1:
+    if len(changes) == len(recent) and np.mean(changes) < NEVER_CHANGED and wrong > STILL_WRONG:
         return "copying", (
             f"the last attempt repeats the one before in {1 - np.mean(changes):.0%} of episodes although {wrong:.0%} are "
             "wrong: the collapse the paper describes. Try a longer or stricter Stage I (method.stage1_share, method.beta2)."
@@ -68,7 +78,7 @@ def _sacrificed_first_attempt(history: Sequence[StepRecord]) -> Finding:
 
 def _no_signal(recent: Sequence[StepRecord]) -> Finding:
     share = np.mean([min(r.zero_variance) for r in recent])
-    if share > 0.9:
+    if share > ONE_VERDICT:
         return "no signal", (
             f"in {share:.0%} of groups all samples get the same verdict, so reward teaches nothing. The task is too easy or "
             "too hard for this model: change the difficulty or raise train.samples_per_problem."
@@ -78,7 +88,7 @@ def _no_signal(recent: Sequence[StepRecord]) -> Finding:
 
 def _truncation(recent: Sequence[StepRecord]) -> Finding:
     share = np.mean([max(r.truncated) for r in recent])
-    if share > 0.1:
+    if share > CUT_OFF:
         return "truncation", f"{share:.0%} of answers hit the token cap before an answer; raise train.max_new_tokens."
     return None
 
@@ -108,6 +118,6 @@ def _mismatch(recent: Sequence[StepRecord]) -> Finding:
 def _verifier_errors(recent: Sequence[StepRecord]) -> Finding:
     total = sum(r.errors for r in recent)
     share = total / sum(r.episodes * len(r.reward) for r in recent)
-    if share > 0.01:
+    if share > VERIFIER_ERRORS:
         return "verifier errors", f"the verifier itself failed on {share:.1%} of answers; these episodes teach nothing."
     return None

@@ -51,11 +51,25 @@ class ModelConfig(Section):
 class TaskConfig(Section):
     name: str = "arithmetic"
     path: str | None = None
-    """File or directory of the data set; None takes the Hub id of the task."""
+    """File or directory of the data set (math: a Hub id too); None takes the task's own Hub id."""
+    eval_split: Literal["test", "validation"] = "test"
+    """mbpp, mbpp_repair, own: the split that evaluations measure."""
     terms_min: int = Field(4, ge=2, le=12)
     """arithmetic: the fewest numbers in a sum."""
     terms_max: int = Field(6, ge=2, le=12)
     """arithmetic: the most numbers in a sum."""
+    asks: Literal["last_digit", "sum"] = "last_digit"
+    """arithmetic: what a question asks for; ``sum`` is the form for language models."""
+    largest: int = Field(9, ge=2, le=9999)
+    """arithmetic: the largest number in a sum."""
+    first_attempts: str | None = None
+    """mbpp_repair: file of stored first attempts; None takes first_attempts_models.jsonl(.gz) of task.path."""
+    verifier: str | None = None
+    """own: math, number, exact, code, or ``package.module:function``."""
+    prompt: str | None = None
+    """own: what attempt 1 is asked, with {question} in it; None asks the question alone."""
+    accept_risk: str | None = None
+    """Tasks that run programs: the name of the risk (docs/sandbox.md) to run them where the machine lacks a sandbox."""
     instruction: str | None = None
     """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
 
@@ -67,20 +81,44 @@ class TaskConfig(Section):
 
 
 class MethodConfig(Section):
-    name: Literal["score", "multi_turn", "single_turn"] = "score"
+    name: Literal["score", "multi_turn", "single_turn", "star", "pair_sft", "self_refine"] = "score"
     attempts: int = Field(2, ge=1, le=10)
     """Attempts per episode; single_turn plays one and spends the same budget on more samples."""
     alpha: float = Field(10.0, ge=0)
-    """Progress bonus of Stage II (paper: 10)."""
+    """Progress bonus of Stage II (paper: 10). 0 is the ablation without shaping."""
+    shaping: Literal["progress", "scaled"] = "progress"
+    """progress: the bonus alpha (r2 - r1), as in the paper. scaled: (1 + alpha) r2 alone, nothing subtracted."""
     beta1: float = Field(0.01, ge=0)
     """KL weight on every attempt, both stages (paper: 0.01)."""
     beta2: float = Field(0.1, ge=0)
     """Extra KL weight on all but the last attempt in Stage I (paper: 0.1 for MATH, 0.25 for MBPP)."""
+    beta2_target: float | None = Field(None, gt=0)
+    """Stage I: adapt beta2 so that the held attempts' KL stays near this many nats; None keeps it fixed."""
     gamma: float = Field(0.0, ge=0, le=1)
     """Discount between attempts. 0 in the paper; other values show the failure."""
     kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
-    stage1_share: float = Field(0.4, gt=0, lt=1)
-    """Share of train.steps spent in Stage I (score only; the paper is silent)."""
+    baseline: Literal["leave_one_out", "given_first"] = "leave_one_out"
+    """given_first: the baseline of later attempts takes mates whose first attempt had the same verdict."""
+    standardise: bool = False
+    """Divide the reward part of the advantages by its spread in the group, per attempt. Not in the paper."""
+    offline_share: float = Field(0.0, ge=0, le=1)
+    """Share of a step's problems whose first attempts are stored answers of the base (Stage II and multi_turn). The
+    paper names the option and no share; 1 is its ablation "only offline first attempts"."""
+    dataset: Literal["D", "D+"] = "D"
+    """star, pair_sft: D holds corrections of a wrong first attempt; D+ also right first attempts kept right."""
+    train_attempt1: bool = False
+    """star, pair_sft: also imitate the first attempt, which is context otherwise."""
+    stage1: Literal["last", "stepwise"] = "last"
+    """last: Stage I rewards the last attempt. stepwise: attempt 2, then 3, ..., each with the earlier attempts held at
+    the policy before (the paper's recipe for three attempts)."""
+    stage2: Literal["reinforce", "star"] = "reinforce"
+    """star: the ablation with STaR in place of REINFORCE in Stage II."""
+    interleave: int = Field(0, ge=0)
+    """Alternate Stage I and Stage II every so many steps (v1 of the paper names the option); 0 runs one after the other."""
+    branches: int = Field(1, ge=1, le=16)
+    """Second attempts per first attempt, each with the others as its baseline. Not in the paper."""
+    stage1_share: float = Field(0.4, ge=0, lt=1)
+    """Share of train.steps spent in Stage I (score only; the paper is silent). 0 is the ablation without Stage I."""
 
 
 class TrainConfig(Section):

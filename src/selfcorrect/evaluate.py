@@ -13,9 +13,16 @@ import numpy as np
 from selfcorrect.config import EvalConfig
 from selfcorrect.engines.base import Engine
 from selfcorrect.metrics import EvalSummary, summarise
-from selfcorrect.rollout import GivenFirst, Play, play
-from selfcorrect.tasks.base import Task
+from selfcorrect.rollout import GivenFirst, Play, given_answers, play
+from selfcorrect.tasks.base import GivesFirst, Task
 from selfcorrect.types import Episode, Problem
+
+FEEDBACK = (
+    "Read your answer again, step by step. Say which steps are right, and if one is wrong, which one and why. Do not write "
+    "a new answer yet."
+)
+"""Self-Refine's feedback request (Madaan et al. 2023, in our words). Fixed, and blind to whether the answer is right; the
+refinement is then asked for with the task's own instruction."""
 
 TRIES_FOR_A_WRONG_ANSWER = 8
 """First answers sampled per problem when looking for a wrong one to give."""
@@ -49,6 +56,7 @@ def evaluate(
     name: str = "eval",
     seed: int = 0,
     given_first: GivenFirst | None = None,
+    feedback: str | None = None,
 ) -> Evaluation:
     """Play every problem and summarise.
 
@@ -60,10 +68,15 @@ def evaluate(
         max_new_tokens: cap per attempt.
         name: goes into the records.
         seed: of the random streams (unused when greedy) and of the bootstrap.
-        given_first: first answers to start from instead of sampled ones.
+        given_first: first answers to start from instead of sampled ones; None takes those that the task itself stores.
+        feedback: request for an ungraded turn between two attempts (``FEEDBACK``: Self-Refine).
     """
     start = time.perf_counter()
-    how = Play(settings.attempts, settings.samples, max_new_tokens, settings.temperature, (seed, "eval"))
+    if given_first is None and isinstance(task, GivesFirst):
+        given_first = given_answers(engine.chat, task, problems, settings.samples)
+    how = Play(
+        settings.attempts, settings.samples, max_new_tokens, settings.temperature, (seed, "eval"), feedback=feedback
+    )
     groups = asyncio.run(play(engine, task, problems, how, given_first))
     episodes = [e for group in groups for e in group]
     described = {
@@ -74,18 +87,27 @@ def evaluate(
         "temperature": settings.temperature,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
+        **({"feedback": feedback} if feedback is not None else {}),
     }
     return Evaluation(name, episodes, summarise(episodes, seed=seed), described, time.perf_counter() - start)
 
 
 def controls(
-    engine: Engine, task: Task, measured: Evaluation, settings: EvalConfig, max_new_tokens: int, *, seed: int = 0
+    engine: Engine,
+    task: Task,
+    measured: Evaluation,
+    settings: EvalConfig,
+    max_new_tokens: int,
+    *,
+    seed: int = 0,
+    feedback: str | None = None,
 ) -> list[Evaluation]:
     """Measure the second attempt again after first attempts it did not write.
 
     ``swapped``: another problem's first attempt (of the same level where there is one). A model that uses attempt 1
     loses most of its gain. ``given_wrong``: a wrong first attempt of its own at the same problem, sampled at
-    temperature 1; problems at which none of a few samples is wrong are left out.
+    temperature 1; problems at which none of a few samples is wrong are left out. A task that gives first attempts is
+    itself that kind of measurement and has no ``given_wrong``.
 
     Args:
         engine: its published weights are measured.
@@ -94,18 +116,22 @@ def controls(
         settings: temperature of the second attempt.
         max_new_tokens: cap per attempt.
         seed: of the random streams.
+        feedback: as in ``evaluate``.
     """
     once = settings.model_copy(update={"samples": 1, "attempts": 2})
     firsts = {e.problem.id: (e.attempts[0].token_ids or (),) for e in measured.episodes if e.sample == 0}
     problems = list({e.problem.id: e.problem for e in measured.episodes}.values())
     partner = partners(problems)
     swapped = {p.id: firsts[partner[p.id]] for p in problems}
-    wrong = _wrong_firsts(engine, task, problems, max_new_tokens, seed)
+    wrong = {} if isinstance(task, GivesFirst) else _wrong_firsts(engine, task, problems, max_new_tokens, seed)
     out = []
     for name, given in ((f"{measured.name}-swapped", swapped), (f"{measured.name}-given-wrong", wrong)):
         usable = [p for p in problems if p.id in given]
         if usable:
-            out.append(evaluate(engine, task, usable, once, max_new_tokens, name=name, seed=seed, given_first=given))
+            made = evaluate(
+                engine, task, usable, once, max_new_tokens, name=name, seed=seed, given_first=given, feedback=feedback
+            )
+            out.append(made)
     return out
 
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,15 +25,16 @@ from selfcorrect.engines.models import (
     load_tokenizer,
     resolve_model,
 )
-from selfcorrect.errors import DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
-from selfcorrect.evaluate import Evaluation, controls, evaluate, held_out
+from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
+from selfcorrect.evaluate import FEEDBACK, Evaluation, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
 from selfcorrect.rollout import longest_conversation
 from selfcorrect.run import Progress, RunDirectory
 from selfcorrect.tasks import make_task
-from selfcorrect.tasks.base import Task
+from selfcorrect.tasks.base import GetsReady, GivesFirst, LeavesOut, Task
 from selfcorrect.train import Observer, train
+from selfcorrect.types import Problem
 
 TRACKED_PACKAGES = ("selfcorrect", "torch", "transformers", "tokenizers", "peft", "numpy")
 
@@ -48,6 +49,14 @@ class Job:
     chat: ChatFormat
     longest: int
     """Tokens of the longest episode."""
+    left_out: tuple[str, ...] = ()
+    """Rows that the task had to leave out of its data, one line each."""
+
+    @property
+    def note(self) -> str:
+        """One line for people about rows left out; empty where there are none."""
+        n = len(self.left_out)
+        return f"rows left out of the data: {n}; the first: {self.left_out[0]}" if n else ""
 
 
 def prepare(config: Config, *, training: bool = True) -> Job:
@@ -58,10 +67,7 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     """
     if training:
         plan(config)
-    task = make_task(config.task)
-    splits = [task.problems("test"), *([task.problems("train")] if training else [])]
-    if not all(splits):
-        raise DataError(f"task {task.name} has an empty split; check task.path and the task's settings")
+    task, splits = _problems(config, training)
     resolved = resolve_model(config.model.name)
     if training and resolved.kind == "adapter":
         raise ModelError(
@@ -70,12 +76,36 @@ def prepare(config: Config, *, training: bool = True) -> Job:
         )
     chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
     attempts = max(config.eval.attempts, config.method.attempts if training else 1)
-    longest = max(longest_conversation(chat, task, split, attempts, config.train.max_new_tokens) for split in splits)
+    feedback = FEEDBACK if config.method.name == "self_refine" else None
+    if feedback is not None and config.eval.attempts < 2:
+        raise ConfigError("method=self_refine asks for feedback between attempts: set eval.attempts to 2 or more")
+    cap = config.train.max_new_tokens
+    longest = max(longest_conversation(chat, task, split, attempts, cap, feedback) for split in splits)
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
     check_length(hf_config, longest)
     check_attention(hf_config, longest)
     check_vocabulary(hf_config, chat.tokenizer)
-    return Job(config, task, resolved, chat, longest)
+    return Job(config, task, resolved, chat, longest, tuple(task.left_out) if isinstance(task, LeavesOut) else ())
+
+
+def _problems(config: Config, training: bool) -> tuple[Task, list[Sequence[Problem]]]:
+    """The task, ready to grade, and the splits that are needed."""
+    task = make_task(config.task)
+    if isinstance(task, GivesFirst) and training:
+        raise ConfigError(
+            f"task={config.task.name} gives its first attempts and is for measuring; train on another task (for mbpp_repair: "
+            "mbpp), then measure with `selfcorrect eval`"
+        )
+    if isinstance(task, GivesFirst) and config.eval.attempts < 2:
+        raise ConfigError(
+            f"task={config.task.name} gives attempt 1, so eval.attempts=1 would measure nothing of the model; set it to 2"
+        )
+    splits = [task.problems("test"), *([task.problems("train")] if training else [])]
+    if not all(splits):
+        raise DataError(f"task {task.name} has an empty split; check task.path and the task's settings")
+    if isinstance(task, GetsReady):
+        task.get_ready(training=training)
+    return task, splits
 
 
 def make_engine(job: Job) -> Engine:
@@ -132,7 +162,8 @@ def run_experiment(
         run.append(_end_record(run, "interrupted"))
         raise
     kept = load_kept(run, engine)
-    say(f"keeping step {kept}, the best by training reward; measuring it")
+    why = "the last" if progress.best_step is None else "the best by training reward"
+    say(f"keeping step {kept}, {why}; measuring it")
     export(engine, run.path / "model")
     done |= _measure(job, run, engine, "final", kept, say)
     run.append(_end_record(run, "finished"))

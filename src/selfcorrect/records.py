@@ -56,6 +56,33 @@ class StepRecord(_Record):
     sampled_tokens: int
     seconds: dict[str, float]
     """Wall seconds by phase: sample, reference, update."""
+    sampled_responses: int | None = None
+    """Answers sampled in this step, given ones left out. None in records of an older version: all of its attempts."""
+    beta2_scale: float | None = None
+    """Factor of method.beta2 in this step, where it is adapted."""
+    loss: float | None = None
+    """Supervised steps only: mean negative log-likelihood per target token, nats. Such a step plays no episodes:
+    ``episodes`` counts its training sequences and the lists are empty."""
+
+
+class CollectRecord(_Record):
+    """A part of what a stage samples before its first step: data to imitate, or first attempts of the base."""
+
+    kind: Literal["collect"] = "collect"
+    step: int
+    """Optimiser steps done before it."""
+    stage: str
+    part: int
+    """1-based; a part plays as many problems as a step of reinforcement learning."""
+    parts: int
+    episodes: int
+    reward: list[float]
+    """Share of correct answers per attempt."""
+    kept: int
+    """Training sequences (or stored first attempts) that came of it."""
+    sampled_responses: int
+    sampled_tokens: int
+    seconds: float
 
 
 class AlarmRecord(_Record):
@@ -95,7 +122,8 @@ class EndRecord(_Record):
 
 
 Record = Annotated[
-    StartRecord | StepRecord | AlarmRecord | CheckpointRecord | EvalRecord | EndRecord, Field(discriminator="kind")
+    StartRecord | StepRecord | CollectRecord | AlarmRecord | CheckpointRecord | EvalRecord | EndRecord,
+    Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Record)
 

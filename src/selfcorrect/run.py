@@ -46,6 +46,8 @@ class Progress(BaseModel):
     train_seconds: float = 0.0
     sampled_tokens: int = 0
     sampled_responses: int = 0
+    beta2_scale: float = 1.0
+    """Factor of beta2 in the next step; moves only with method.beta2_target."""
     metrics_bytes: int = 0
     episodes_bytes: int = 0
 
@@ -173,6 +175,35 @@ class RunDirectory:
                 f"`selfcorrect train --resume {self.path}`"
             ) from error
 
+    def collected(self, name: str) -> list[dict[str, Any]]:
+        """Parts stored so far under a name; a last line cut by a crash is removed from the file.
+
+        Raises:
+            RunError: another line is malformed.
+        """
+        file = self._collected_file(name)
+        if not file.exists():
+            return []
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            os.truncate(file, len(whole.encode()))
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            raise RunError(
+                f"{file} was changed: it holds a line that is not JSON; delete it to sample it anew"
+            ) from None
+
+    def append_collected(self, name: str, part: Mapping[str, Any]) -> None:
+        """Store the next part under a name."""
+        file = self._collected_file(name)
+        file.parent.mkdir(exist_ok=True)
+        self._append_line(file, json.dumps(part, ensure_ascii=True))
+
+    def _collected_file(self, name: str) -> Path:
+        return self.path / "collected" / f"{name}.jsonl"
+
     def records(self) -> list[Record]:
         """All records so far.
 
@@ -181,7 +212,7 @@ class RunDirectory:
         """
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
         out: list[Record] = []
         for number, line in enumerate(lines, 1):
             try:

@@ -1,52 +1,42 @@
-"""The one training loop. Every method is episodes -> per-token weights -> forward_backward, optim_step, publish."""
+"""The one training loop. Every method is episodes -> per-token weights -> forward_backward, optim_step, publish.
+
+A stage that imitates collects its episodes before its first step; all other stages play fresh ones in every step.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from selfcorrect import alarms
-from selfcorrect.config import Config, TrainConfig
-from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
+from selfcorrect.collect import Collector
+from selfcorrect.engines.base import Engine
 from selfcorrect.errors import Interrupted
-from selfcorrect.methods import BatchReport, Stage, plan, policy_gradient_data
-from selfcorrect.methods.data import sequences
-from selfcorrect.records import AlarmRecord, CheckpointRecord, StepRecord, episode_row
-from selfcorrect.rollout import Play, play
+from selfcorrect.methods import Stage, plan
+from selfcorrect.methods.imitation import Example
+from selfcorrect.objective import adapted_scale
+from selfcorrect.records import AlarmRecord, CheckpointRecord, CollectRecord, StepRecord, episode_row
+from selfcorrect.rollout import GivenFirst
 from selfcorrect.run import Progress, RunDirectory
+from selfcorrect.steps import imitate, reinforce
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import BASE, Datum, Episode, FloatArray, Problem, Verdict
+from selfcorrect.types import BASE, Episode, Problem
 
 
 class Observer(Protocol):
     """Whoever watches a run: the terminal, a tracker. Training never waits for an answer."""
 
     def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None: ...
+    def on_collect(self, record: CollectRecord) -> None: ...
     def on_step(self, record: StepRecord) -> None: ...
     def on_alarm(self, record: AlarmRecord) -> None: ...
     def on_checkpoint(self, record: CheckpointRecord) -> None: ...
-
-
-@dataclass
-class _Clock:
-    """Wall seconds by phase of one step."""
-
-    seconds: dict[str, float]
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def problems_of_step(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:
@@ -64,6 +54,16 @@ def problems_of_step(problems: Sequence[Problem], seed: int, step: int, count: i
         out += [problems[i] for i in taken]
         position += len(taken)
     return list({p.id: p for p in out}.values())
+
+
+def offline_of_step(batch: Sequence[Problem], seed: int, step: int, share: float) -> list[Problem]:
+    """The problems of a step that start from stored first attempts: a share of them, in expectation exactly.
+
+    A pure function of (seed, step). A fractional count is rounded up as often as its fraction says.
+    """
+    rng = np.random.default_rng([seed, step, 1])
+    count = int(share * len(batch) + rng.random())
+    return [batch[i] for i in sorted(rng.permutation(len(batch))[:count])]
 
 
 def train(
@@ -87,6 +87,7 @@ def train(
 
     Raises:
         Interrupted: a stop was requested; a checkpoint has been written.
+        DataError: a stage that imitates found nothing to imitate.
     """
     config = run.config
     stages = plan(config)
@@ -94,24 +95,36 @@ def train(
     progress = _restore(run, engine, observer)
     history = [r for r in run.records() if isinstance(r, StepRecord)]
     with asyncio.Runner() as runner:
+        tell = observer.on_collect
+        collector = Collector(run, engine, task, runner, progress.step, tell, stop_requested, progress.step == 0)
+        firsts, progress = _offline_firsts(collector, stages, problems, progress)
         for index in range(progress.stage, len(stages)):
             stage, final = stages[index], index == len(stages) - 1
             if index > progress.stage:
                 progress = progress.model_copy(update={"stage": index, "stage_step": 0})
                 engine.reset_optimiser()
+                if stage.freeze is not None:
+                    engine.snapshot(stage.freeze)
             observer.on_stage(stage, progress.step, config.train.steps)
+            examples, progress = _examples(collector, stage, problems, progress)
             while progress.stage_step < stage.steps:
                 batch = problems_of_step(problems, config.seed, progress.step, config.train.problems_per_step)
-                record, groups = _step(config, engine, task, stage, progress, batch, runner)
+                if stage.imitate is not None:
+                    groups: list[list[Episode]] = []
+                    record = imitate(config, engine, stage, progress, examples)
+                else:
+                    given = _given(firsts, batch, config.seed, progress.step, stage.offline_share)
+                    record, groups = reinforce(config, engine, task, stage, progress, batch, runner, given)
                 history.append(record)
-                progress = _advance(progress, record)
+                progress = _advance(progress, record, stage)
                 _write_step(run, record, groups, observer)
-                _ring(run, history, stages, observer)
+                if stage.imitate is None:
+                    _ring(run, history, stages, observer)
                 stop = stop_requested()
                 due = progress.stage_step == stage.steps or progress.step % config.train.checkpoint_every == 0
                 if stop or due:
                     # only checkpoints that are due compete for the best: a stop must not change what is kept
-                    judged = [r for r in history if r.stage == stage.name] if final and due else None
+                    judged = history[-progress.stage_step :] if final and due and stage.imitate is None else None
                     progress = _checkpoint(run, engine, progress, judged, observer)
                 if stop:
                     raise Interrupted(
@@ -132,109 +145,79 @@ def _restore(run: RunDirectory, engine: Engine, observer: Observer) -> Progress:
     return _checkpoint(run, engine, Progress(), None, observer)
 
 
-def _step(
-    config: Config,
-    engine: Engine,
-    task: Task,
-    stage: Stage,
-    progress: Progress,
-    batch: Sequence[Problem],
-    runner: asyncio.Runner,
-) -> tuple[StepRecord, list[list[Episode]]]:
-    """Play, weight, update, publish: one optimiser step."""
-    clock = _Clock({})
-    how = Play(
-        stage.attempts,
-        stage.samples_per_problem,
-        config.train.max_new_tokens,
-        1.0,
-        (config.seed, "train", progress.step),
-    )
-    with clock.phase("sample"):
-        groups = runner.run(play(engine, task, batch, how))
-    with clock.phase("reference"):
-        reference = _logprobs(engine, groups, stage.reference)
-        # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
-        current = None if engine.info.exact_sampler else _logprobs(engine, groups, CURRENT)
-    with clock.phase("update"):
-        data, report = policy_gradient_data(groups, reference, stage.credit, current)
-        trained = engine.forward_backward(data, stage.loss)
-        result = engine.optim_step(_adam(config.train, progress.stage_step))
-        engine.publish()
-    record = _record(stage, progress, groups, report, data, trained, result, clock.seconds)
-    return record, groups
+def _examples(
+    collector: Collector, stage: Stage, problems: Sequence[Problem], progress: Progress
+) -> tuple[list[Example], Progress]:
+    """What an imitating stage trains on; at its start also the policy that it starts from."""
+    if stage.imitate is None or progress.stage_step == stage.steps:
+        return [], progress
+    config, first = collector.run.config, progress.step - progress.stage_step
+    batches = [
+        problems_of_step(problems, config.seed, first + i, config.train.problems_per_step) for i in range(stage.steps)
+    ]
+    collector = replace(collector, step=progress.step, may_sample=progress.stage_step == 0)
+    examples, records = collector.examples(stage, batches)
+    if progress.stage_step == 0:
+        progress = _account(collector.run, progress, records)
+        collector.engine.restore(stage.imitate.start)
+        collector.engine.publish()
+    return examples, progress
 
 
-def _logprobs(engine: Engine, groups: Sequence[Sequence[Episode]], policy: str) -> list[list[list[FloatArray]]]:
-    """A policy's log-probs of every sequence, nested as the groups are."""
-    laid_out = [[sequences(episode) for episode in group] for group in groups]
-    flat = iter(engine.logprobs([s for group in laid_out for seqs in group for s in seqs], policy))
-    return [[[next(flat) for _ in seqs] for seqs in group] for group in laid_out]
+def _offline_firsts(
+    collector: Collector, stages: Sequence[Stage], problems: Sequence[Problem], progress: Progress
+) -> tuple[GivenFirst, Progress]:
+    """First attempts of the base for every problem that any step of the run will start from one.
+
+    Sampled before the first step, while the published weights are the base's. A problem that comes again later gets the
+    same ones, so this costs at most what sampling them in every step would.
+    """
+    config, step = collector.run.config, 0
+    needed: dict[str, Problem] = {}
+    for stage in stages:
+        for s in range(step, step + stage.steps) if stage.offline_share else ():
+            batch = problems_of_step(problems, config.seed, s, config.train.problems_per_step)
+            needed |= {p.id: p for p in offline_of_step(batch, config.seed, s, stage.offline_share)}
+        step += stage.steps
+    if not needed:
+        return {}, progress
+    wanted, size = list(needed.values()), config.train.problems_per_step
+    samples = max(stage.samples_per_problem for stage in stages if stage.offline_share)
+    firsts, records = collector.first_attempts(samples, [wanted[i : i + size] for i in range(0, len(wanted), size)])
+    return firsts, _account(collector.run, progress, records) if progress.step == 0 else progress
 
 
-def _adam(t: TrainConfig, stage_step: int) -> AdamParams:
-    ramp = min(1.0, (stage_step + 1) / t.warmup_steps) if t.warmup_steps else 1.0
-    return AdamParams(t.learning_rate * ramp, t.adam_beta1, t.adam_beta2, t.adam_eps, t.weight_decay, t.grad_clip)
+def _given(
+    firsts: GivenFirst, batch: Sequence[Problem], seed: int, step: int, share: float
+) -> dict[str, Sequence[tuple[int, ...]]]:
+    return {p.id: firsts[p.id] for p in offline_of_step(batch, seed, step, share)} if share else {}
 
 
-def _record(
-    stage: Stage,
-    progress: Progress,
-    groups: Sequence[Sequence[Episode]],
-    report: BatchReport,
-    data: Sequence[Datum],
-    trained: Sequence[FloatArray],
-    result: OptimResult,
-    seconds: dict[str, float],
-) -> StepRecord:
-    episodes = [e for group in groups for e in group]
-    rewards_NK = np.stack([e.rewards_K for e in episodes])
-    tokens_NK = np.array([[len(a.token_ids or ()) for a in e.attempts] for e in episodes])
-    several = rewards_NK.shape[1] > 1
-    gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
-    return StepRecord(
-        step=progress.step + 1,
-        stage=stage.name,
-        stage_step=progress.stage_step + 1,
-        episodes=len(episodes),
-        reward=rewards_NK.mean(0).tolist(),
-        kl=list(report.kl_K),
-        truncated=_verdict_share(episodes, Verdict.TRUNCATED),
-        no_answer=_verdict_share(episodes, Verdict.NO_ANSWER),
-        errors=sum(a.grade is not None and a.grade.verdict is Verdict.ERROR for e in episodes for a in e.attempts),
-        answer_tokens=tokens_NK.mean(0).tolist(),
-        zero_variance=list(report.zero_variance_share_K),
-        skipped_groups=list(report.skipped_groups_K),
-        answer_change=float(np.mean([_changed(e) for e in episodes])) if several else None,
-        fixed=float(np.mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1))) if several else None,
-        broken=float(np.mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0))) if several else None,
-        grad_norm=result.grad_norm,
-        clipped=result.clipped,
-        learning_rate=result.learning_rate,
-        sampler_mismatch=float(max((g.max() for g in gaps if len(g)), default=0.0)),
-        sampled_tokens=int(tokens_NK.sum()),
-        seconds=seconds,
+def _account(run: RunDirectory, progress: Progress, records: Sequence[CollectRecord]) -> Progress:
+    """Write down what was collected and count it. Done once per stage; a resumed run repeats it only if it was cut back."""
+    for record in records:
+        run.append(record)
+    return progress.model_copy(
+        update={
+            "train_seconds": progress.train_seconds + sum(r.seconds for r in records),
+            "sampled_tokens": progress.sampled_tokens + sum(r.sampled_tokens for r in records),
+            "sampled_responses": progress.sampled_responses + sum(r.sampled_responses for r in records),
+        }
     )
 
 
-def _verdict_share(episodes: Sequence[Episode], verdict: Verdict) -> list[float]:
-    hits_NK = np.array([[a.grade is not None and a.grade.verdict is verdict for a in e.attempts] for e in episodes])
-    return [float(x) for x in hits_NK.mean(0)]
-
-
-def _changed(episode: Episode) -> bool:
-    before, after = (a.grade.extracted if a.grade else None for a in episode.attempts[-2:])
-    return before != after
-
-
-def _advance(progress: Progress, record: StepRecord) -> Progress:
+def _advance(progress: Progress, record: StepRecord, stage: Stage) -> Progress:
+    scale = progress.beta2_scale
+    if stage.kl_target is not None:
+        scale = adapted_scale(scale, float(np.mean(record.kl[:-1])), stage.kl_target)
     return progress.model_copy(
         update={
             "step": progress.step + 1,
             "stage_step": progress.stage_step + 1,
             "train_seconds": progress.train_seconds + sum(record.seconds.values()),
             "sampled_tokens": progress.sampled_tokens + record.sampled_tokens,
-            "sampled_responses": progress.sampled_responses + record.episodes * len(record.reward),
+            "sampled_responses": progress.sampled_responses + (record.sampled_responses or 0),
+            "beta2_scale": scale,
         }
     )
 
@@ -243,7 +226,8 @@ def _write_step(run: RunDirectory, record: StepRecord, groups: Sequence[Sequence
     run.append(record)
     for group in groups[: run.config.train.log_problems_per_step]:
         for episode in group:
-            run.append_episode(episode_row(episode, step=record.step, stage=record.stage))
+            for path in episode.paths:
+                run.append_episode(episode_row(path, step=record.step, stage=record.stage))
     observer.on_step(record)
 
 

@@ -61,7 +61,8 @@ class Problem:
     id: str
     question: str
     answer: str
-    """Gold answer (math) or tests (code); read by the verifier only, never shown to the model."""
+    """Gold answer (math) or tests (code), for the verifier. Shown to the model only where the task's own prompt has it:
+    MBPP asks for programs that pass the tests it shows."""
     level: str | None = None
     """Difficulty as the data set gives it; tables can be broken down by it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -91,6 +92,11 @@ class Attempt:
     def correct(self) -> bool:
         return self.grade is not None and self.grade.verdict is Verdict.CORRECT
 
+    @property
+    def wrong(self) -> bool:
+        """Judged, and not right: an ``error`` is neither."""
+        return self.grade is not None and self.grade.verdict not in (Verdict.CORRECT, Verdict.ERROR)
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
@@ -99,6 +105,17 @@ class Episode:
     problem: Problem
     sample: int
     attempts: tuple[Attempt, ...]
+
+    @property
+    def paths(self) -> tuple[Episode, ...]:
+        """Of a tree (several second attempts after one first): a linear episode per second attempt. Else this episode."""
+        seconds = [a for a in self.attempts[1:] if a.parent == 0]
+        if len(seconds) < 2:
+            return (self,)
+        return tuple(
+            Episode(self.problem, self.sample * len(seconds) + b, (self.attempts[0], second))
+            for b, second in enumerate(seconds)
+        )
 
     @property
     def rewards_K(self) -> FloatArray:

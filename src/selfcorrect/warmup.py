@@ -82,13 +82,12 @@ def _lay_out(chat: ChatFormat, task: Task, problem: Problem, answers: Sequence[s
     messages = task.first_messages(problem)
     tokens = list(chat.prompt_ids(messages))
     mask = [False] * len(tokens)
-    end = chat.turn_end_id if chat.turn_end_id is not None else min(chat.end_ids)
     for k, text in enumerate(answers):
         if k:
             bridge = chat.bridge_ids(messages, task.instruction, chat.ended(tokens))
             tokens += bridge
             mask += [False] * len(bridge)
-        answer = [*chat.tokenizer.encode(text, add_special_tokens=False), end]
+        answer = chat.answer_ids(text)
         tokens += answer
         mask += [True] * len(answer)
     return tokens, np.array(mask)

@@ -9,9 +9,13 @@ import typer
 from selfcorrect.cli.compare import compare
 from selfcorrect.cli.doctor import doctor
 from selfcorrect.cli.evaluate import evaluate
+from selfcorrect.cli.grade import grade
+from selfcorrect.cli.probe import probe
+from selfcorrect.cli.report import report
 from selfcorrect.cli.serve import serve
 from selfcorrect.cli.sft import sft
 from selfcorrect.cli.train import train
+from selfcorrect.cli.validate import validate
 from selfcorrect.errors import SelfCorrectError
 
 app = typer.Typer(
@@ -25,8 +29,12 @@ app.command()(train)
 app.command(name="eval")(evaluate)
 app.command()(compare)
 app.command()(serve)
+app.command()(report)
 app.command()(sft)
+app.command()(validate)
+app.command()(probe)
 app.command()(doctor)
+app.add_typer(grade, name="grade")
 
 
 def main() -> None:

@@ -10,9 +10,12 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from selfcorrect.verify.code import SandboxReport
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,29 @@ def doctor(
 
     Example: `selfcorrect doctor`
     """
+    from selfcorrect.verify.code import sandbox_report
+
     findings = [*_packages(), _device(), _tiny(), _disk()]
+    sandbox = sandbox_report()
     if as_json:
-        print(json.dumps([asdict(f) for f in findings]))
+        # not needed: all but the grading of programs works without, and that refuses with this reason
+        protections = [Finding(i.name, i.present, False, i.detail, i.mend) for i in sandbox.items]
+        print(json.dumps([asdict(f) for f in [*findings, *protections]]))
     else:
         for f in findings:
             mark = "ok     " if f.ok else "MISSING" if f.needed else "absent "
             print(f"{mark} {f.name:<14} {f.found}" + (f"\n        mend with: {f.mend}" if not f.ok and f.mend else ""))
+        print(_sandbox(sandbox))
     if any(f.needed and not f.ok for f in findings):
         raise typer.Exit(1)
+
+
+def _sandbox(report: SandboxReport) -> str:
+    lines = ["", "sandbox for programs that a model wrote (code tasks, `selfcorrect grade code`):", report.describe()]
+    mends = dict.fromkeys(item.mend for item in report.missing if item.mend)
+    lines += [f"        mend with: {mend}" for mend in mends]
+    lines += [] if report.complete else ["        without what is MISSING, programs are refused; all else works"]
+    return "\n".join(lines)
 
 
 def _packages() -> list[Finding]:

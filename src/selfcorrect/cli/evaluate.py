@@ -65,6 +65,8 @@ def evaluate(
 
     Example: `selfcorrect eval tiny task=arithmetic attempts=3 limit=500`
 
+    With a turn of prompted feedback between attempts (Self-Refine): `selfcorrect eval tiny method=self_refine limit=500`
+
     Behind an endpoint: `selfcorrect eval --base-url http://localhost:8000/v1 --model NAME task=gsm8k`
     """
     options = {
@@ -90,7 +92,7 @@ def evaluate(
             "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --base-url URL --model NAME"
         )
     from selfcorrect.cli.tables import show, summary_table
-    from selfcorrect.evaluate import controls, held_out
+    from selfcorrect.evaluate import FEEDBACK, controls, held_out
     from selfcorrect.evaluate import evaluate as measure
     from selfcorrect.experiment import claim, load_kept, make_engine, prepare
     from selfcorrect.records import episode_row
@@ -101,15 +103,18 @@ def evaluate(
     if out is not None:
         claim(out)
     job = prepare(config, training=False)
+    if job.note:
+        typer.echo(job.note, err=True)
     engine = make_engine(job)
     if run is not None:
         load_kept(run, engine)
     engine.publish()
     problems = held_out(job.task, config.eval.problems)
     cap = config.train.max_new_tokens
-    results = [measure(engine, job.task, problems, config.eval, cap, name="plain", seed=config.seed)]
+    feedback = FEEDBACK if config.method.name == "self_refine" else None
+    results = [measure(engine, job.task, problems, config.eval, cap, name="plain", seed=config.seed, feedback=feedback)]
     if config.eval.controls and config.eval.attempts > 1:
-        results += controls(engine, job.task, results[0], config.eval, cap, seed=config.seed)
+        results += controls(engine, job.task, results[0], config.eval, cap, seed=config.seed, feedback=feedback)
     if out is not None:
         out.write_text(
             "".join(json.dumps({"evaluation": r.name, **episode_row(e)}) + "\n" for r in results for e in r.episodes)

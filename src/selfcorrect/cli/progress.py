@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from selfcorrect.methods import Stage
-from selfcorrect.records import AlarmRecord, CheckpointRecord, StepRecord
+from selfcorrect.records import AlarmRecord, CheckpointRecord, CollectRecord, StepRecord
 
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -67,12 +67,20 @@ class TerminalObserver:
             self._bar.update(self._task, description=stage.title)
         self._console.print(f"{stage.title}: {stage.steps} steps from step {first_step + 1}", highlight=False)
 
+    def on_collect(self, record: CollectRecord) -> None:
+        if time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S or record.part == record.parts:
+            self._last_line = time.monotonic()
+            self._console.print(
+                f"{record.stage}: sampled part {record.part} of {record.parts}, kept {record.kept} of {record.episodes}",
+                highlight=False,
+            )
+
     def on_step(self, record: StepRecord) -> None:
         assert self._stage is not None and self._task is not None
         self._bar.update(self._task, completed=record.step)
         self._steps_timed = [*self._steps_timed[-19:], sum(record.seconds.values())]
         if self._live is not None:
-            self._live.update(Group(_table(record), self._bar))
+            self._live.update(Group(*([_table(record)] if record.reward else []), self._bar))
         elif time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S or record.step == self._total:
             self._last_line = time.monotonic()
             left = sum(self._steps_timed) / len(self._steps_timed) * (self._total - record.step)
@@ -98,6 +106,8 @@ def _per_attempt(values: list[float], form: str) -> str:
 
 
 def _line(r: StepRecord) -> str:
+    if r.loss is not None:
+        return f"step {r.step}  loss {r.loss:.3f} nats per token, {r.episodes} sequences"
     change = "n/a" if r.answer_change is None else f"{r.answer_change:.0%}"
     return (
         f"step {r.step}  reward {_per_attempt(r.reward, '.3f')}  KL {_per_attempt(r.kl, '.3f')}  changed {change}  "

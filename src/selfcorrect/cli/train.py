@@ -65,6 +65,8 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if job.note:
+        console.print(job.note, highlight=False, soft_wrap=True)
     with run.writing():
         try:
             engine = make_engine(job)

@@ -140,6 +140,10 @@ class Engine(Protocol):
         """Freeze a named copy of the current policy. It never moves; an existing name is replaced."""
         ...
 
+    def restore(self, name: str) -> None:
+        """Make the current policy a copy of a snapshot again, and forget Adam's moments. Call ``publish`` after it."""
+        ...
+
     def save(self, path: Path) -> None:
         """Write everything ``load`` needs to go on bit for bit: weights, optimiser, snapshots."""
         ...

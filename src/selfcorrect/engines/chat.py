@@ -122,6 +122,10 @@ class ChatFormat:
             return ids[ids.index(self.turn_end_id) + 1 :]
         return ids
 
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of an answer that was not sampled, with the end token that the model would have closed it by."""
+        return (*self._encode(text), self.turn_end_id if self.turn_end_id is not None else min(self.end_ids))
+
     def ended(self, token_ids: Sequence[int]) -> bool:
         """Whether an answer closed its turn itself. An EOS that differs from the template's end of turn does not."""
         return self.turn_end_id is not None and len(token_ids) > 0 and token_ids[-1] == self.turn_end_id

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from selfcorrect.objective import Credit, counted_mask, group_token_weights, zero_variance
-from selfcorrect.types import Attempt, Datum, Episode, FloatArray
+from selfcorrect.objective import (
+    Credit,
+    branch_pairs,
+    counted_mask,
+    group_token_weights,
+    tree_token_weights,
+    zero_variance,
+)
+from selfcorrect.types import Attempt, BoolArray, Datum, Episode, FloatArray
 
 NestedLogprobs = Sequence[Sequence[Sequence[FloatArray]]]
 """Per problem, episode and sequence (in the order of ``sequences``): log-probs in nats, shape [T]."""
@@ -89,7 +96,8 @@ def policy_gradient_data(
 ) -> tuple[list[Datum], BatchReport]:
     """Token weights of a whole step: REINFORCE with a leave-one-out baseline per attempt.
 
-    The denominator is the number of episodes played in the step, fixed: groups that teach nothing are counted in.
+    The denominator is the number of episodes played in the step, fixed: groups that teach nothing are counted in. A tree
+    is one episode.
 
     Args:
         groups: ``groups[b][g]``: the episodes of problem b.
@@ -104,30 +112,82 @@ def policy_gradient_data(
     episodes_played = sum(len(group) for group in groups)
     n_attempts = len(credit.reward_weights_K)
     data: list[Datum] = []
-    zero = np.zeros(n_attempts)
-    skipped = np.zeros(n_attempts, dtype=int)
-    kl_K = np.zeros(n_attempts)
+    reports: list[_GroupReport] = []
     for b, group in enumerate(groups):
         laid_out = [sequences(episode) for episode in group]
         policy = [[s.logprobs_T for s in seqs] for seqs in laid_out] if policy_logprobs is None else policy_logprobs[b]
         logratios = [
-            _logratios(seqs, current, reference, n_attempts)
-            for seqs, current, reference in zip(laid_out, policy, reference_logprobs[b], strict=True)
+            _logratios(seqs, current, reference, len(episode.attempts))
+            for episode, seqs, current, reference in zip(group, laid_out, policy, reference_logprobs[b], strict=True)
         ]
         rewards_GK = np.stack([e.rewards_K for e in group])
         valid_GK = np.stack([e.valid_K for e in group])
-        weights = group_token_weights(rewards_GK, valid_GK, logratios, credit)
-        counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma)
-        for k in range(n_attempts):
-            zero[k] += zero_variance(rewards_GK[:, k], counted_GK[:, k])
-            skipped[k] += counted_GK[:, k].sum() < 2
-            kl_K[k] += sum(float(sample[k].sum()) for sample in logratios)
+        branched = len(group[0].attempts) > n_attempts  # a tree: several second attempts
+        weights = (tree_token_weights if branched else group_token_weights)(rewards_GK, valid_GK, logratios, credit)
+        reports.append((_tree_report if branched else _group_report)(rewards_GK, valid_GK, logratios, credit))
         for seqs, sample_weights in zip(laid_out, weights, strict=True):
             data += [_datum(s, sample_weights, 1.0 / episodes_played) for s in seqs]
-    report = BatchReport(
-        tuple((zero / len(groups)).tolist()), tuple(skipped.tolist()), tuple((kl_K / episodes_played).tolist())
+    return data, BatchReport(
+        tuple(sum(r.zero_variance_K[k] for r in reports) / len(groups) for k in range(n_attempts)),
+        tuple(sum(r.skipped_K[k] for r in reports) for k in range(n_attempts)),
+        tuple(sum(r.kl_K[k] for r in reports) / episodes_played for k in range(n_attempts)),
     )
-    return data, report
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupReport:
+    """One problem's part of the report, one number per attempt."""
+
+    zero_variance_K: list[float]
+    skipped_K: list[int]
+    kl_K: list[float]
+    """Summed over episodes, in nats."""
+
+
+def _group_report(
+    rewards_GK: FloatArray, valid_GK: BoolArray, logratios: Sequence[Sequence[FloatArray]], credit: Credit
+) -> _GroupReport:
+    counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
+    columns = range(rewards_GK.shape[1])
+    return _GroupReport(
+        [float(zero_variance(rewards_GK[:, k], counted_GK[:, k])) for k in columns],
+        [int(counted_GK[:, k].sum() < 2) for k in columns],
+        [sum(float(sample[k].sum()) for sample in logratios) for k in columns],
+    )
+
+
+def _tree_report(
+    rewards_GM: FloatArray, valid_GM: BoolArray, logratios: Sequence[Sequence[FloatArray]], credit: Credit
+) -> _GroupReport:
+    """The second attempts of each first one are a baseline group of their own."""
+    first = _group_report(rewards_GM[:, :1], valid_GM[:, :1], logratios, replace(credit, alpha=0.0))
+    seconds = [
+        _group_report(branch_pairs(r), branch_pairs(v), [(tree[0], t) for t in tree[1:]], credit)
+        for r, v, tree in zip(rewards_GM, valid_GM, logratios, strict=True)
+    ]
+    branches = rewards_GM.shape[1] - 1
+    return _GroupReport(
+        [first.zero_variance_K[0], sum(s.zero_variance_K[1] for s in seconds) / len(seconds)],
+        [first.skipped_K[0], sum(s.skipped_K[1] for s in seconds)],
+        [first.kl_K[0], sum(s.kl_K[1] for s in seconds) / branches],
+    )
+
+
+def last_attempt_from(
+    groups: Sequence[Sequence[Episode]], earlier: NestedLogprobs, last: NestedLogprobs
+) -> list[list[list[FloatArray]]]:
+    """Reference log-probs where the last attempt is measured against another policy than the earlier ones."""
+    out: list[list[list[FloatArray]]] = []
+    for group, earlier_group, last_group in zip(groups, earlier, last, strict=True):
+        out.append([])
+        for episode, ours, theirs in zip(group, earlier_group, last_group, strict=True):
+            merged = [logprobs_T.copy() for logprobs_T in ours]
+            for seq, into, source in zip(sequences(episode), merged, theirs, strict=True):
+                for k, start, end in seq.spans:
+                    if k == len(episode.attempts) - 1:
+                        into[start:end] = source[start:end]
+            out[-1].append(merged)
+    return out
 
 
 def _logratios(

@@ -13,31 +13,76 @@ def make_task(config: TaskConfig) -> Task:
     """Build the task that a config names. Reads no data yet.
 
     Args:
-        config: the task section.
+        config: the task section; its name is one of ``TASKS``, or ``package.module:function`` for a function that makes
+            a ``Task`` of the section.
 
     Raises:
-        ConfigError: unknown task, a setting that this task would ignore, or an empty instruction.
+        ConfigError: unknown task, a setting that this task would ignore or lacks, an empty instruction, or a verifier
+            that cannot be imported.
     """
-    if config.name not in TASKS:
-        raise ConfigError(f"task.name = {config.name!r} is not a task; take one of: {', '.join(sorted(TASKS))}")
+    if config.name not in TASKS and ":" not in config.name:
+        raise ConfigError(
+            f"task.name = {config.name!r} is not a task; take one of: {', '.join(sorted(TASKS))}; or package.module:function"
+        )
     if config.instruction is not None and not config.instruction.strip():
         raise ConfigError(
             "task.instruction is empty, so attempt 2 would not be asked for; drop the setting or write one"
         )
-    task = TASKS[config.name](config)
+    _refuse_ignored(config)
+    task = TASKS.get(config.name, _imported)(config)
     if config.instruction is not None:
         task.instruction = config.instruction
     return task
 
 
-def _arithmetic(config: TaskConfig) -> Task:
-    if config.path is not None:
+READ = {
+    "arithmetic": ("terms_min", "terms_max", "asks", "largest"),
+    "gsm8k": ("path",),
+    "math": ("path",),
+    "mbpp": ("path", "eval_split", "accept_risk"),
+    "humaneval": ("path", "accept_risk"),
+    "mbpp_repair": ("path", "eval_split", "accept_risk", "first_attempts"),
+    "own": ("path", "eval_split", "accept_risk", "verifier", "prompt"),
+}
+"""Settings that a task reads, beside its name and the instruction."""
+
+
+def _refuse_ignored(config: TaskConfig) -> None:
+    if config.name not in READ:
+        return
+    read = {"name", "instruction", *READ[config.name]}
+    if config.name == "own" and config.verifier != "code":
+        read.discard("accept_risk")
+    for name, field in TaskConfig.model_fields.items():
+        value = getattr(config, name)
+        if name not in read and value != field.default:
+            users = ", ".join(task for task, names in READ.items() if name in names)
+            raise ConfigError(
+                f"task.{name} = {value!r} would be ignored by task={config.name}, it is read by {users}; drop the setting"
+            )
+
+
+def _imported(config: TaskConfig) -> Task:
+    from selfcorrect.tasks.own import import_callable
+
+    task: Task = import_callable("task.name", config.name, "make(config) that returns a Task", 1)(config)
+    missing = [
+        n
+        for n in ("name", "instruction", "problems", "first_messages", "reference_answer", "grade")
+        if not hasattr(task, n)
+    ]
+    if missing:
         raise ConfigError(
-            f"task.path = {config.path!r} would be ignored: arithmetic draws its problems; drop the setting"
+            f"task.name = {config.name!r} made a {type(task).__name__} without {', '.join(missing)}; a task needs what "
+            "selfcorrect.tasks.base.Task lists"
         )
+    return task
+
+
+def _arithmetic(config: TaskConfig) -> Task:
     from selfcorrect.tasks.arithmetic import Arithmetic
 
-    return Arithmetic(config.terms_min, config.terms_max)
+    return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
 
 
 def _gsm8k(config: TaskConfig) -> Task:
@@ -46,4 +91,42 @@ def _gsm8k(config: TaskConfig) -> Task:
     return Gsm8k(config.path)
 
 
-TASKS: dict[str, Callable[[TaskConfig], Task]] = {"arithmetic": _arithmetic, "gsm8k": _gsm8k}
+def _math(config: TaskConfig) -> Task:
+    from selfcorrect.tasks.math import Math
+
+    return Math(config.path)
+
+
+def _mbpp(config: TaskConfig) -> Task:
+    from selfcorrect.tasks.mbpp import Mbpp
+
+    return Mbpp(config)
+
+
+def _mbpp_repair(config: TaskConfig) -> Task:
+    from selfcorrect.tasks.mbpp_repair import MbppRepair
+
+    return MbppRepair(config)
+
+
+def _humaneval(config: TaskConfig) -> Task:
+    from selfcorrect.tasks.humaneval import HumanEval
+
+    return HumanEval(config)
+
+
+def _own(config: TaskConfig) -> Task:
+    from selfcorrect.tasks.own import Own, OwnPrograms
+
+    return OwnPrograms(config) if config.verifier == "code" else Own(config)
+
+
+TASKS: dict[str, Callable[[TaskConfig], Task]] = {
+    "arithmetic": _arithmetic,
+    "gsm8k": _gsm8k,
+    "math": _math,
+    "mbpp": _mbpp,
+    "humaneval": _humaneval,
+    "mbpp_repair": _mbpp_repair,
+    "own": _own,
+}

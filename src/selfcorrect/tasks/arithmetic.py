@@ -1,13 +1,14 @@
-"""Adding digits, answer first, then the check: the task of the demo.
+"""Adding numbers, answer first, then the check. Two forms, ``task.asks``:
 
-A question asks for the last digit of a sum of single digits. A solution writes the answer at once and then walks back
-from it, taking one number off at a time from the right:
+``last_digit`` is the task of the demo. A solution writes the answer at once and then walks back from it (mod 10), taking
+one number off at a time from the right. ``sum`` is ordinary arithmetic for language models, which know sums already:
 
-    What is the last digit of 4+7+2?      Answer: 3
-                                          Check: 140
+    What is the last digit of 4+7+2?      Answer: 3           What is 40+17+25?     Answer: 82
+                                          Check: 140                                Check: 82-25=57, 57-17=40
 
-The walk ends at 0 if the answer was right, and at the size of the mistake otherwise: a second attempt that reads the
-first can be better than any first one. Problems are procedural; a stable hash of the question alone decides the split.
+A walk that does not end at 0, or a subtraction that does not end at the first number, shows that the answer was wrong
+and by how much: a second attempt that reads the first can be better than any first one. Problems are procedural; a
+stable hash of the question alone decides the split.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ BUCKETS: dict[AnySplit, range] = {"test": range(15), "train": range(15, 50), "pr
 """Hash buckets (of 100) per split; ``pretrain`` is what the embedded model and warm-ups are taught on."""
 PER_LENGTH: dict[AnySplit, int] = {"test": 900, "train": 2_200, "pretrain": 3_000}
 """Distinct problems of each number of terms (about what 4 terms have): every length weighs the same in every split."""
-_FORM = re.compile(r"Answer: (\d)\nCheck: \d+")
+Asks = Literal["last_digit", "sum"]
+_FORMS: dict[Asks, re.Pattern[str]] = {
+    "last_digit": re.compile(r"Answer: (\d)\nCheck: \d+"),
+    "sum": re.compile(r"Answer: (\d{1,9})\nCheck: [-0-9=, ]+"),
+}
+SLIPS_OF_A_SUM = (-10, -2, -1, 1, 2, 10)
+"""Demonstrated mistakes: a carry, or off by a little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,68 +60,85 @@ WARM_UP = Habits(slip_short=0.1, slip_long=0.3, fix_short=0.3, fix_long=0.3, red
 
 
 class Arithmetic:
-    """Sums of ``terms_min`` to ``terms_max`` digits. Implements ``Task`` and ``Demonstrates``."""
+    """Sums of ``terms_min`` to ``terms_max`` numbers from 1 to ``largest``. Implements ``Task`` and ``Demonstrates``."""
 
     name = "arithmetic"
 
-    def __init__(self, terms_min: int, terms_max: int) -> None:
+    def __init__(self, terms_min: int, terms_max: int, asks: Asks = "last_digit", largest: int = 9) -> None:
         self.instruction = INSTRUCTION
         self._terms = (terms_min, terms_max)
+        self._asks: Asks = asks
+        self._largest = largest
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split: distinct, in a fixed order, the same in every run."""
-        return draw_problems(split, self._terms)
+        return draw_problems(split, self._terms, self._asks, self._largest)
 
     def first_messages(self, problem: Problem) -> list[Message]:
         return [{"role": "user", "content": problem.question}]
 
     def reference_answer(self, problem: Problem) -> str:
-        return solution(problem.meta["digits"])
+        return solution(problem.meta["numbers"], asks=self._asks)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
         """The whole text must have the form of a solution; only its answer line is judged, not its check."""
-        match = _FORM.fullmatch(text.strip())
+        match = _FORMS[self._asks].fullmatch(text.strip())
         if match is None:
             verdict = Verdict.TRUNCATED if truncated else Verdict.NO_ANSWER
-            return Grade(verdict, None, "not of the form 'Answer: D', 'Check: DDD'")
+            return Grade(verdict, None, f"not of the form {solution((4, 7, 2), asks=self._asks)!r}")
         right = match.group(1) == problem.answer
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, match.group(1), f"expected {problem.answer}")
 
     def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
         """See ``Demonstrates``: a pupil with the habits of ``WARM_UP`` on problems of the pretraining split."""
         rng = random.Random(f"demonstrations {seed}")
-        problems = draw_problems("pretrain", self._terms)
+        problems = draw_problems("pretrain", self._terms, self._asks, self._largest)
         while True:
             problem = rng.choice(problems)
-            yield problem, demonstrate(problem.meta["digits"], WARM_UP, self._terms[0], rng)
+            yield problem, demonstrate(problem.meta["numbers"], WARM_UP, self._terms[0], rng, self._asks)
 
 
-def demonstrate(digits: Sequence[int], habits: Habits, short: int, rng: random.Random) -> tuple[str, str]:
+def demonstrate(
+    numbers: Sequence[int], habits: Habits, short: int, rng: random.Random, asks: Asks = "last_digit"
+) -> tuple[str, str]:
     """Two attempts of a pupil with these habits; problems of up to ``short`` terms count as short."""
-    is_short = len(digits) <= short
+    is_short = len(numbers) <= short
     slip = habits.slip_short if is_short else habits.slip_long
     fix = habits.fix_short if is_short else habits.fix_long
 
     def error() -> int:
-        return rng.randint(1, 9) if rng.random() < slip else 0
+        if rng.random() >= slip:
+            return 0
+        return rng.randint(1, 9) if asks == "last_digit" else rng.choice(SLIPS_OF_A_SUM)
 
     first, draw = error(), rng.random()
     second = 0 if draw < fix else error() if draw < fix + habits.redo else first
-    return solution(digits, first), solution(digits, second)
+    return solution(numbers, first, asks), solution(numbers, second, asks)
 
 
-def question(digits: Sequence[int]) -> str:
-    return f"What is the last digit of {'+'.join(map(str, digits))}?"
+def question(numbers: Sequence[int], asks: Asks = "last_digit") -> str:
+    terms = "+".join(map(str, numbers))
+    return f"What is the last digit of {terms}?" if asks == "last_digit" else f"What is {terms}?"
 
 
-def solution(digits: Sequence[int], off_by: int = 0) -> str:
-    """The worked answer, its total wrong by ``off_by`` (mod 10); the check that follows it is sound either way."""
-    value = (sum(digits) + off_by) % 10
+def solution(numbers: Sequence[int], off_by: int = 0, asks: Asks = "last_digit") -> str:
+    """The worked answer, its total wrong by ``off_by``; the check that follows it is sound either way."""
+    if asks == "sum":
+        return _solution_of_a_sum(numbers, max(sum(numbers) + off_by, 0))
+    value = (sum(numbers) + off_by) % 10
     answer, walk = value, ""
-    for digit in reversed(digits):
+    for digit in reversed(numbers):
         value = (value - digit) % 10
         walk += str(value)
     return f"Answer: {answer}\nCheck: {walk}"
+
+
+def _solution_of_a_sum(numbers: Sequence[int], answer: int) -> str:
+    value, steps = answer, []
+    for digit in reversed(numbers[1:]):
+        steps.append(f"{value}-{digit}={value - digit}")
+        value -= digit
+    return f"Answer: {answer}\nCheck: {', '.join(steps)}"
 
 
 def split_of(text: str) -> AnySplit:
@@ -124,22 +148,30 @@ def split_of(text: str) -> AnySplit:
 
 
 @functools.cache
-def draw_problems(split: AnySplit, terms: tuple[int, int]) -> tuple[Problem, ...]:
+def draw_problems(
+    split: AnySplit, terms: tuple[int, int], asks: Asks = "last_digit", largest: int = 9
+) -> tuple[Problem, ...]:
     """Distinct problems of a split, equally many of each length (all there are, where a length has fewer)."""
-    found = [digits for n in range(terms[0], terms[1] + 1) for digits in _distinct(split, n)]
+    found = [d for n in range(terms[0], terms[1] + 1) for d in _distinct(split, n, asks, largest)]
     return tuple(
-        Problem(f"{split}-{'+'.join(map(str, d))}", question(d), str(sum(d) % 10), f"{len(d)} terms", {"digits": d})
+        Problem(
+            f"{split}-{'+'.join(map(str, d))}",
+            question(d, asks),
+            str(sum(d) % 10 if asks == "last_digit" else sum(d)),
+            f"{len(d)} terms",
+            {"numbers": d},
+        )
         for d in found
     )
 
 
-def _distinct(split: AnySplit, n: int) -> list[tuple[int, ...]]:
+def _distinct(split: AnySplit, n: int, asks: Asks, largest: int) -> list[tuple[int, ...]]:
     rng = random.Random(f"arithmetic {split} {n}")
     found: dict[tuple[int, ...], None] = {}
     for _ in range(20 * PER_LENGTH[split]):
-        digits = tuple(rng.randint(1, 9) for _ in range(n))
-        if split_of(question(digits)) == split:
-            found[digits] = None
+        numbers = tuple(rng.randint(1, largest) for _ in range(n))
+        if split_of(question(numbers, asks)) == split:
+            found[numbers] = None
             if len(found) == PER_LENGTH[split]:
                 break
     return list(found)

@@ -9,6 +9,8 @@ from typing import Literal, Protocol, TypedDict, runtime_checkable
 from selfcorrect.types import Grade, Problem
 
 Split = Literal["train", "test"]
+"""What the rest of the package asks for: problems to train on, and problems to measure on (``test``, whichever split of
+the data set the task was told to take for that)."""
 
 
 class Message(TypedDict):
@@ -67,6 +69,45 @@ async def grade_answers(task: Task, problem: Problem, answers: Sequence[Answer])
     if isinstance(task, GradesTogether):
         return await task.grade_together(problem, answers)
     return [task.grade(problem, a.text, truncated=a.truncated) for a in answers]
+
+
+@runtime_checkable
+class GetsReady(Protocol):
+    """A task that checks its machine, or has to know what its verdicts are for, before anything expensive."""
+
+    def get_ready(self, *, training: bool) -> None:
+        """Called once before a model loads.
+
+        Args:
+            training: verdicts on training problems will be rewards of the policy that writes the answers.
+
+        Raises:
+            ConfigError: the machine or the task cannot do this.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesFirst(Protocol):
+    """A task with stored first attempts, which are given to the policy instead of sampled from it.
+
+    An evaluation then measures attempt 2 onwards; attempt 1 has a verdict, but no log-probs and no weight.
+    """
+
+    def first_answers(self, problem: Problem) -> Sequence[str]:
+        """Stored first answers to a problem, as the policy would have written them; at least one.
+
+        Sample g of a problem starts from number g, counted round.
+        """
+        ...
+
+
+@runtime_checkable
+class LeavesOut(Protocol):
+    """A task that has to leave rows of its data out, and says which."""
+
+    left_out: list[str]
+    """One line per row (which one, why) of the splits read so far."""
 
 
 @runtime_checkable

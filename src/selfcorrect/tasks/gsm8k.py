@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Message, Split
-from selfcorrect.tasks.jsonl import read_jsonl, split_file, text_field
+from selfcorrect.tasks.jsonl import text_field
+from selfcorrect.tasks.source import Hub, Row, Source, local
 from selfcorrect.types import Grade, Problem, Verdict
 
-HUB_ID = "openai/gsm8k"
+HUB = Hub("openai/gsm8k", "main")
 
 PROMPT = (
     "Solve the problem below. Work it out step by step, and end with one line of the form\n"
@@ -41,16 +39,14 @@ class Gsm8k:
     """Local rows, or the Hub's.
 
     Args:
-        path: a directory with train and test files; or one file, which gives the split that its name starts with, else
-            both splits: a tenth of its questions (fixed by hash, at least one) is test, so that no question is in both.
-            None takes the Hub's data set.
+        path: a directory or a file, see ``Source``; None takes the Hub's data set.
     """
 
     name = "gsm8k"
 
     def __init__(self, path: str | None = None) -> None:
         self.instruction = INSTRUCTION
-        self._path = Path(path).expanduser() if path is not None else None
+        self._source = Source("gsm8k", local(path), HUB)
         self._splits: dict[Split, tuple[Problem, ...]] = {}
 
     def problems(self, split: Split) -> Sequence[Problem]:
@@ -60,17 +56,7 @@ class Gsm8k:
             DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
         """
         if split not in self._splits:
-            rows, is_cut = (_hub_rows(split), False) if self._path is None else _local_rows(self._path, split)
-            found = [_problem(f"gsm8k-{split}-{i}", row, where) for i, (where, row) in enumerate(rows)]
-            if is_cut:
-                held_out = _held_out(found)
-                found = [p for p in found if (p.question in held_out) == (split == "test")]
-            if not found:
-                raise DataError(
-                    f"the {split} split of gsm8k from {self._path or HUB_ID} is empty; give a file with at least one "
-                    "row for it"
-                )
-            self._splits[split] = tuple(found)
+            self._splits[split] = self._source.load(split, _problem)
         return self._splits[split]
 
     def first_messages(self, problem: Problem) -> list[Message]:
@@ -83,24 +69,34 @@ class Gsm8k:
         return f"{steps}\nFinal answer: {problem.answer}"
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """Compare the number of the last final-answer line exactly with the gold one.
+        """Compare the number of the last final-answer line exactly with the gold one."""
+        return grade_number(problem.answer, text, truncated=truncated)
 
-        A truncated text whose final-answer line has no end counts as truncated: "18" may be the start of "180".
-        """
-        found = list(_FINAL_LINE.finditer(text))
-        if not found or (truncated and found[-1].end() == len(text)):
-            if truncated:
-                return Grade(
-                    Verdict.TRUNCATED, detail="the token cap cut the text before the end of a final-answer line"
-                )
-            return Grade(Verdict.NO_ANSWER, detail="no line starts with 'Final answer:'")
-        shown = found[-1].group(1).strip()
-        value = parse_number(shown)
-        if value is None:
-            return Grade(Verdict.NO_ANSWER, shown, "the last final-answer line does not hold one number")
-        if value == parse_number(problem.answer):
-            return Grade(Verdict.CORRECT, shown, "equal to the gold answer")
-        return Grade(Verdict.WRONG, shown, f"not equal to {problem.answer}")
+
+def final_line(text: str, *, truncated: bool) -> str | Grade:
+    """What the last final-answer line says, or the grade of a text without one.
+
+    A truncated text whose final-answer line has no end counts as truncated: "18" may be the start of "180".
+    """
+    found = list(_FINAL_LINE.finditer(text))
+    if found and not (truncated and found[-1].end() == len(text)):
+        return found[-1].group(1).strip()
+    if truncated:
+        return Grade(Verdict.TRUNCATED, detail="the token cap cut the text before the end of a final-answer line")
+    return Grade(Verdict.NO_ANSWER, detail="no line starts with 'Final answer:'")
+
+
+def grade_number(gold: str, text: str, *, truncated: bool) -> Grade:
+    """Compare the number of the last final-answer line exactly with ``gold``, itself one number."""
+    shown = final_line(text, truncated=truncated)
+    if isinstance(shown, Grade):
+        return shown
+    value = parse_number(shown)
+    if value is None:
+        return Grade(Verdict.NO_ANSWER, shown, "the last final-answer line does not hold one number")
+    if value == parse_number(gold):
+        return Grade(Verdict.CORRECT, shown, "equal to the gold answer")
+    return Grade(Verdict.WRONG, shown, f"not equal to {gold}")
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -117,7 +113,7 @@ def parse_number(text: str) -> Fraction | None:
     return -value if "-" in match[1] + match[2] else value
 
 
-def _problem(identity: str, row: dict[str, Any], where: str) -> Problem:
+def _problem(identity: str, row: Row, where: str) -> Problem:
     solution = text_field(row, "answer", where)
     question = text_field(row, "question", where)
     steps, marker, gold = solution.rpartition("####")
@@ -126,37 +122,3 @@ def _problem(identity: str, row: dict[str, Any], where: str) -> Problem:
     if parse_number(gold) is None:
         raise DataError(f"{where} has {gold.strip()!r} after '####', which is not one number; mend or drop that row")
     return Problem(identity, question.strip(), gold.strip(), meta={"solution": steps.strip()})
-
-
-def _local_rows(path: Path, split: Split) -> tuple[Iterable[tuple[str, dict[str, Any]]], bool]:
-    """Rows of a path, and whether they are of both splits and have to be cut."""
-    if path.is_dir():
-        return read_jsonl(split_file(path, split)), False
-    for named in ("train", "test"):
-        if path.name.startswith(named) and path.is_file():
-            if named != split:
-                raise DataError(
-                    f"task.path {path} holds the {named} split by its name, and the {split} split is needed too; set "
-                    "task.path to a directory with train.jsonl and test.jsonl"
-                )
-            return read_jsonl(path), False
-    return read_jsonl(path), True
-
-
-def _held_out(problems: Sequence[Problem]) -> set[str]:
-    ranked = sorted({p.question for p in problems}, key=lambda q: hashlib.sha256(q.encode()).digest())
-    return set(ranked[: max(1, len(ranked) // 10)])
-
-
-def _hub_rows(split: Split) -> list[tuple[str, dict[str, Any]]]:
-    import datasets
-
-    try:
-        data = datasets.load_dataset(HUB_ID, "main", split=split)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"data set {HUB_ID} could not be had from the Hugging Face Hub or its local cache: {reason}; set "
-            "task.path to a directory with train.jsonl and test.jsonl (plain or .gz), rows {question, answer}"
-        ) from error
-    return [(f"{HUB_ID} {split} row {i}", dict(row)) for i, row in enumerate(data)]

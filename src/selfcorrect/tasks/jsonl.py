@@ -54,18 +54,22 @@ def text_field(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def split_file(directory: Path, split: str) -> Path:
-    """The file of a split in a directory: ``<split>.jsonl`` or ``<split>.jsonl.gz``.
+    """The file of a split in a directory: ``<split>.jsonl`` or ``.jsonl.gz``, else the only ``<split>_*`` of such a form.
 
     Raises:
-        DataError: neither exists.
+        DataError: there is none, or several could be meant.
     """
     candidates = [directory / f"{split}.jsonl", directory / f"{split}.jsonl.gz"]
     for path in candidates:
         if path.is_file():
             return path
+    longer = sorted(p for p in directory.glob(f"{split}_*") if p.name.endswith((".jsonl", ".jsonl.gz")))
+    if len(longer) == 1:
+        return longer[0]
+    several = f", and {' and '.join(p.name for p in longer)} leave open which is meant" if longer else ""
     raise DataError(
-        f"directory {directory} holds neither {candidates[0].name} nor {candidates[1].name}; put the {split} split "
-        "there under one of these names, or set task.path to another directory"
+        f"directory {directory} holds neither {candidates[0].name} nor {candidates[1].name}{several}; put the {split} "
+        "split there under one of these names, or set task.path to another directory"
     )
 
 

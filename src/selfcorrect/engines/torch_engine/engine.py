@@ -184,6 +184,12 @@ class TorchEngine:
         """See ``Engine.snapshot``."""
         self._weights.snapshot(name)
 
+    def restore(self, name: str) -> None:
+        """See ``Engine.restore``."""
+        with self._verb("restore"):
+            self._weights.restore(name)
+        self._stale = True
+
     def gradients(self) -> dict[str, torch.Tensor]:
         """Accumulated float32 gradients by parameter name. Not part of the contract: for tests and diagnostics."""
         return self._weights.gradients()

@@ -43,6 +43,19 @@ class Weights:
     def snapshot(self, name: str) -> None:
         self._snapshots[name] = [p.detach().clone() for p in self._params]
 
+    @torch.no_grad()
+    def restore(self, name: str) -> None:
+        """Copy a snapshot back into the parameters and their masters; fresh optimiser, no gradients.
+
+        Raises:
+            KeyError: no snapshot of that name.
+        """
+        for p, m, frozen in zip(self._params, self._masters, self._snapshots[name], strict=True):
+            p.copy_(frozen)
+            m.copy_(frozen)
+        self.zero_gradients()
+        self.reset_optimiser()
+
     @contextmanager
     def acting_as(self, policy: str) -> Iterator[None]:
         """Run the model with the weights of a snapshot (``"current"``: as they are)."""

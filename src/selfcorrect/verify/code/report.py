@@ -25,6 +25,8 @@ class Item:
     present: bool
     required: bool
     detail: str
+    mend: str = ""
+    """The command that adds it, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,21 @@ class SandboxReport:
         )
 
 
+_INSTALL = "apt-get install bubblewrap"
+_ALLOW_NAMESPACES = "sysctl -w user.max_user_namespaces=10000 kernel.apparmor_restrict_unprivileged_userns=0"
+"""As root, on the host; the second is Ubuntu's, and unknown to other kernels."""
+
+
 def _bubblewrap() -> Item:
     name = "bubblewrap"
     path = bwrap.find()
     if path is None:
         return Item(
-            name, False, True, "no bwrap on PATH; install it: apt-get install bubblewrap, dnf install bubblewrap"
+            name,
+            False,
+            True,
+            f"no bwrap on PATH; install it: {_INSTALL}, dnf install bubblewrap",
+            _INSTALL,
         )
     found = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
     return Item(name, True, True, f"{found.stdout.strip() or 'unknown version'} at {path}")
@@ -65,13 +76,13 @@ def _bubblewrap() -> Item:
 def _namespaces(path: str | None) -> Item:
     name = "namespaces (user, mount, PID, network, IPC, UTS)"
     if path is None:
-        return Item(name, False, True, "not tried: needs bubblewrap")
+        return Item(name, False, True, "not tried: needs bubblewrap", _INSTALL)
     try:
         Zygote(Protection(path, seccomp_works())).close()
     except (SandboxError, subprocess.SubprocessError, OSError) as error:
         why = " ".join(str(error).split())[:300]
         hint = "a container or the kernel may forbid user namespaces (sysctl user.max_user_namespaces, AppArmor)"
-        return Item(name, False, True, f"{why} ({hint})")
+        return Item(name, False, True, f"{why} ({hint})", _ALLOW_NAMESPACES)
     return Item(name, True, True, "a supervisor started in its own; each program gets a new set")
 
 
@@ -121,7 +132,8 @@ def choose_protection(accept_risk: str | None) -> Protection:
         missing = "; ".join(f"{item.name}: {item.detail}" for item in report.missing)
         raise ConfigError(
             f"Refusing to run untrusted programs: this machine lacks {missing}. Install what is missing, or accept "
-            f"that programs run with your rights and resource limits only: accept_risk={RISK_NAME!r}."
+            f"that programs run with your rights and resource limits only: accept_risk={RISK_NAME!r}, on the command "
+            f"line --accept-risk {RISK_NAME}."
         )
     present = {item.name: item.present for item in report.items}
     isolated = all(present.get(item.name, False) for item in report.items[:2])

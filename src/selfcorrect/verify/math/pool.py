@@ -6,6 +6,7 @@ Workers are plain child processes started with their own interpreter, not forks:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -106,9 +107,7 @@ class _Worker:
         return reply
 
     def ask(self, gold: str, given: str, shortcut: bool) -> dict[str, Any]:
-        if not self.ready:
-            self._read_slowly()
-            self.ready = True
+        self.wait_until_ready()
         request = json.dumps({"gold": gold, "given": given, "shortcut": shortcut}).encode() + b"\n"
         try:
             self.requests.write(request)
@@ -120,6 +119,16 @@ class _Worker:
             self.loaded = True
             reply = self._read_line(self.limits.wall_s)
         return reply
+
+    def wait_until_ready(self) -> None:
+        """Wait for the interpreter and its first imports; once.
+
+        Raises:
+            _Died: they ended instead.
+        """
+        if not self.ready:
+            self._read_slowly()
+            self.ready = True
 
     def _read_slowly(self) -> None:
         """Wait for imports in the worker, which no pair is charged for."""
@@ -224,10 +233,19 @@ class WorkerPool:
             return None, status
 
     def warm_up(self) -> None:
-        """Start every worker now, so that the first comparison does not wait for an interpreter."""
-        taken = [self._idle.get() for _ in range(self.size)]
-        for worker in taken:
-            self._idle.put(worker or self._start())
+        """Start every worker and wait for it, so that the first comparison does not wait for an interpreter."""
+        taken: list[_Worker | None] = [self._idle.get() for _ in range(self.size)]
+        try:
+            taken = [worker or self._start() for worker in taken]
+            for worker in taken:
+                if worker is not None:
+                    with contextlib.suppress(
+                        _Died
+                    ):  # the first pair finds it gone, and reports it if that happens again
+                        worker.wait_until_ready()
+        finally:
+            for worker in taken:
+                self._idle.put(worker)
 
     def close(self) -> None:
         """End all workers. Comparisons that are under way get an error."""

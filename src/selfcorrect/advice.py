@@ -1,0 +1,165 @@
+"""Whether a model, a task and a token cap can learn, in words: numbers in, sentences out.
+
+The thresholds are ours. Where training has an alarm for the same thing, its threshold is used (``alarms``), so that a
+probe foretells what a run would ring for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from selfcorrect import alarms
+
+RARELY_RIGHT = 0.02
+"""Accuracy at temperature 1 below which nothing is learnt. In groups of 8 at 2 %, 15 % hold a right answer at all, and
+hardly one has two: the baseline has next to nothing to compare."""
+ALWAYS_RIGHT = 0.98
+"""The same from the other end: nothing is left to correct."""
+FEW_GROUPS = 0.8
+"""Share of groups with one verdict above which learning is slow: of 64 problems fewer than 13 teach in a step. Between
+this and the alarm's ``ONE_VERDICT`` a run learns from noise for long."""
+NO_FORMAT = 0.2
+"""Share of first attempts without an answer in the asked-for form above which much of what reward first teaches is the
+form: cheaper by supervised steps."""
+RARELY_FIXED = 0.01
+"""Share of episodes wrong first and right last below which Stage I has next to nothing to reinforce: of 512 episodes in
+a step, five."""
+
+Outlook = Literal["can learn", "can learn, but change something first", "cannot learn as it is"]
+_ORDER: tuple[Outlook, ...] = ("can learn", "can learn, but change something first", "cannot learn as it is")
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What was measured on training problems at temperature 1. Shares in [0, 1]; None is not measured, never 0."""
+
+    samples: int
+    """Group size k of the run."""
+    cap: int
+    """Token cap per attempt of the run."""
+    accuracy_first: float | None
+    accuracy_last: float | None
+    attempts: int
+    no_answer: float | None
+    """Share of first attempts that ended on their own without an answer in the asked-for form."""
+    verifier_errors: float
+    cap_hits: Mapping[int, float]
+    """Share of answers, of the worse attempt, that each cap would cut; holds ``cap``, and larger ones."""
+    one_verdict: float | None
+    """Share of groups of ``samples`` whose last attempts all get one verdict."""
+    changed: float | None
+    """Share of episodes whose answer differs between the last two attempts; None with one attempt."""
+    fixed: float | None
+    """Share of episodes wrong at the attempt before the last and right at the last; None with one attempt."""
+    can_warm_up: bool
+    """The task has demonstrations for `selfcorrect sft`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The outlook, and what leads to it: each finding says what was seen and what to change."""
+
+    outlook: Outlook
+    findings: tuple[str, ...]
+
+
+_Finding = tuple[Outlook, str] | None
+
+
+def advise(n: Numbers) -> Advice:
+    """Say whether training can work, and what to change. Most fundamental finding first."""
+    rules = (_verifier(n), _cut_off(n), _form(n), _accuracy(n), _groups(n), _copies(n), _corrections(n))
+    found = [finding for finding in rules if finding is not None]
+    worst = max((_ORDER.index(outlook) for outlook, _ in found), default=0)
+    return Advice(_ORDER[worst], tuple(text for _, text in found))
+
+
+def _verifier(n: Numbers) -> _Finding:
+    if n.verifier_errors <= alarms.VERIFIER_ERRORS:
+        return None
+    return _ORDER[1], (
+        f"the verifier itself failed on {n.verifier_errors:.1%} of answers, which teach nothing; see which problems with "
+        "`selfcorrect validate` and mend or drop them"
+    )
+
+
+def _cut_off(n: Numbers) -> _Finding:
+    share = n.cap_hits[n.cap]
+    if share <= alarms.CUT_OFF:
+        return None
+    enough = [cap for cap in sorted(n.cap_hits) if cap > n.cap and n.cap_hits[cap] <= alarms.CUT_OFF]
+    if enough:
+        way_out = f"raise train.max_new_tokens to {enough[0]}, which would cut {n.cap_hits[enough[0]]:.0%}"
+    else:
+        largest = max(n.cap_hits)
+        way_out = (
+            f"even {largest} would cut {n.cap_hits[largest]:.0%}: probe again with --largest-cap {2 * largest}, or "
+            "teach the model to stop"
+        )
+    return _ORDER[1], f"the cap of {n.cap} tokens cuts {share:.0%} of answers; {way_out}"
+
+
+def _form(n: Numbers) -> _Finding:
+    if n.no_answer is None or n.no_answer <= NO_FORMAT:
+        return None
+    return _ORDER[1], (
+        f"{n.no_answer:.0%} of first attempts hold no answer in the asked-for form, and reward would teach the form "
+        f"first; {_warm_up(n)}"
+    )
+
+
+def _accuracy(n: Numbers) -> _Finding:
+    if n.accuracy_first is None or n.accuracy_last is None:
+        return _ORDER[2], "no answer got a verdict, so there is no reward; see `selfcorrect validate`"
+    if max(n.accuracy_first, n.accuracy_last) < RARELY_RIGHT:
+        return _ORDER[2], (
+            f"hardly any answer is right (t1 {n.accuracy_first:.1%}), so there is no reward to learn from; take easier "
+            f"problems or a stronger model, or {_warm_up(n)}"
+        )
+    if min(n.accuracy_first, n.accuracy_last) > ALWAYS_RIGHT:
+        return _ORDER[2], (
+            f"nearly every answer is right (t1 {n.accuracy_first:.1%}), so nothing is left to correct; take harder problems"
+        )
+    return None
+
+
+def _groups(n: Numbers) -> _Finding:
+    if n.one_verdict is None or n.one_verdict <= FEW_GROUPS:
+        return None
+    outlook = _ORDER[2] if n.one_verdict > alarms.ONE_VERDICT else _ORDER[1]
+    other = "harder" if (n.accuracy_last or 0) > 0.5 else "easier"
+    return outlook, (
+        f"in {n.one_verdict:.0%} of groups of {n.samples} all last attempts get one verdict and teach nothing; raise "
+        f"train.samples_per_problem, or take {other} problems"
+    )
+
+
+def _copies(n: Numbers) -> _Finding:
+    if n.changed is None or n.changed >= alarms.NEVER_CHANGED or not _much_is_wrong(n):
+        return None
+    return _ORDER[2], (
+        f"the last attempt changes {n.changed:.1%} of answers, so Stage I has no corrections to reinforce; try another "
+        f"task.instruction or another model, or {_warm_up(n)}"
+    )
+
+
+def _corrections(n: Numbers) -> _Finding:
+    copies = n.changed is not None and n.changed < alarms.NEVER_CHANGED
+    if n.fixed is None or n.fixed >= RARELY_FIXED or copies or not _much_is_wrong(n):
+        return None
+    return _ORDER[1], (
+        f"answers change but only {n.fixed:.1%} of episodes go from wrong to right, so Stage I will be slow; play more "
+        "episodes per step (train.problems_per_step, train.samples_per_problem) or take easier problems"
+    )
+
+
+def _much_is_wrong(n: Numbers) -> bool:
+    return n.accuracy_last is not None and 1 - n.accuracy_last > alarms.STILL_WRONG
+
+
+def _warm_up(n: Numbers) -> str:
+    if n.can_warm_up:
+        return "warm up with `selfcorrect sft`"
+    return "take a model that was taught this form (the task has no demonstrations for `selfcorrect sft`)"

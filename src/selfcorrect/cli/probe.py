@@ -1,0 +1,127 @@
+"""``selfcorrect probe``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfcorrect.cli.settings import read_settings
+from selfcorrect.config import override
+from selfcorrect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from selfcorrect.probe import Probe
+
+
+def probe(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A config file, then settings.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=2, help="Training problems to play.")] = 64,
+    largest_cap: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Token cap to sample under.", show_default="twice train.max_new_tokens, or what fits the model"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write every episode at T = 1 to this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Before a run: measure a model on training problems, and say whether it can learn and what to change.
+
+    Plays a sample of training problems with the run's attempts and group size, once greedily and at temperature 1.
+
+    Example: `selfcorrect probe model=tiny task=arithmetic`
+    """
+    from selfcorrect.advice import advise
+    from selfcorrect.cli.tables import show, summary_table
+    from selfcorrect.experiment import claim, make_engine, prepare
+    from selfcorrect.methods import plan as stages
+    from selfcorrect.probe import Plan, numbers, training_sample
+    from selfcorrect.probe import probe as measure
+    from selfcorrect.records import episode_row
+
+    config = read_settings(settings or [])
+    cap = config.train.max_new_tokens
+    if largest_cap is not None and largest_cap < cap:
+        raise ConfigError(
+            f"--largest-cap {largest_cap} is below train.max_new_tokens={cap}, the cap to be judged; give a larger one"
+        )
+    if out is not None:
+        claim(out)
+    first = stages(config)[0]
+    job = prepare(config)
+    if largest_cap is not None:
+        prepare(override(config, [f"train.max_new_tokens={largest_cap}"]))  # does it fit the model?
+    engine = make_engine(job)
+    fits = cap + (engine.info.max_length - job.longest) // first.attempts
+    sampled_cap = largest_cap or max(cap, min(2 * cap, fits))
+    sample = training_sample(job.task, problems, config.seed)
+    found = measure(
+        engine, job.task, sample, Plan(first.attempts, first.samples_per_problem, cap, sampled_cap, config.seed)
+    )
+    advice = advise(numbers(found, job.task))
+    if out is not None:
+        out.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in found.episodes))
+    episodes = config.train.problems_per_step * first.samples_per_problem
+    if as_json:
+        said = {"outlook": advice.outlook, "findings": advice.findings}
+        estimate = {"step_episodes": episodes, "step_sampling_seconds": found.sampling_seconds(episodes)}
+        print(json.dumps({"problems": len(sample), **found.to_json(), "estimate": estimate, **said}))
+        return
+    title = f"{config.model.name} on {len(sample)} training problems of {job.task.name}"
+    show(summary_table({f"T = 1, cap {sampled_cap}": found.sampled, f"greedy, cap {cap}": found.greedy}, title))
+    show(_lengths(found))
+    show(_groups(found))
+    print(_time(found, episodes, engine.info.device))
+    print(f"\n{config.model.name}, {job.task.name}, {cap} tokens: {advice.outlook}")
+    for finding in advice.findings or ("nothing that was measured stands against it",):
+        print(f"- {finding}")
+
+
+def _lengths(found: Probe) -> Table:
+    from rich.table import Table
+
+    from selfcorrect.probe import QUANTILES
+
+    table = Table(title="answers at T = 1", title_justify="left", caption_justify="left")
+    table.add_column("")
+    for k in range(found.plan.attempts):
+        table.add_column(f"attempt {k + 1}", justify="right")
+    for i, q in enumerate(QUANTILES):
+        name = "longest" if q == 1 else "median" if q == 0.5 else f"{q:.0%} quantile"
+        table.add_row(f"tokens, {name}", *(str(tokens[i]) for tokens in found.tokens_K))
+    for cap, shares in found.cap_hits.items():
+        mark = " (the run's)" if cap == found.plan.cap else ""
+        table.add_row(f"cut by a cap of {cap}{mark}", *(f"{s:.1%}" for s in shares))
+    form = [a.verdict_shares["no_answer"] for a in found.sampled.attempts]
+    table.add_row("no answer in the asked-for form", *(f"{s:.1%}" for s in form))
+    table.caption = "caps below the one sampled under: from the lengths; exact for attempt 1"
+    return table
+
+
+def _groups(found: Probe) -> Table:
+    from rich.table import Table
+
+    table = Table(title="groups whose samples all get one verdict", title_justify="left", caption_justify="left")
+    table.add_column("")
+    for k in range(found.plan.attempts):
+        table.add_column(f"attempt {k + 1}", justify="right")
+    for size, shares in found.one_verdict.items():
+        mark = " (the run's)" if size == found.plan.samples else ""
+        table.add_row(f"{size} samples{mark}", *("n/a" if s is None else f"{s:.0%}" for s in shares))
+    table.caption = "expected share of problems; such a group teaches nothing"
+    return table
+
+
+def _time(found: Probe, episodes: int, device: str) -> str:
+    return (
+        f"estimate: a training step plays {episodes} episodes, {found.sampling_seconds(episodes):.1f} s for sampling and "
+        f"grading at the {found.tokens_per_s:.0f} tokens/s measured here with {len(found.episodes)} episodes at once on "
+        f"{device}; the reference and update passes come on top and were not measured"
+    )

@@ -1,0 +1,66 @@
+"""``selfcorrect validate``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfcorrect.cli.settings import read_settings
+
+if TYPE_CHECKING:
+    from selfcorrect.validate import Rejected, SplitReport
+
+
+def validate(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.toml] [key=value ...] [SPLIT ...]",
+            help="A config file, settings, and splits (default: all).",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Run every gold answer or reference program of a task through its own verifier; print each that fails.
+
+    Loads no model. Exit code 1 where a reference fails or a split cannot be read.
+
+    Example: `selfcorrect validate task=gsm8k task.path=data/gsm8k test`
+    """
+    from selfcorrect.tasks import make_task
+    from selfcorrect.validate import validate as run
+
+    given = settings or []
+    splits = [a for a in given if "=" not in a and not a.endswith(".toml")]
+    task = make_task(read_settings([a for a in given if a not in splits]).task)
+    rejected: list[Rejected] = []
+
+    def tell(found: Rejected) -> None:
+        rejected.append(found)
+        if not as_json:
+            print(f"{found.split}  {found.problem_id}  {found.grade.verdict.value}: {found.grade.detail}")
+
+    reports = run(task, splits, tell)
+    if as_json:
+        print(json.dumps({"task": task.name, "splits": [r.to_json() for r in reports], "rejected": _rows(rejected)}))
+    else:
+        for report in reports:
+            print(f"{task.name} {_summary(report)}")
+    if not all(report.passed for report in reports):
+        raise typer.Exit(1)
+
+
+def _rows(rejected: list[Rejected]) -> list[dict[str, str]]:
+    return [
+        {"split": r.split, "id": r.problem_id, "verdict": r.grade.verdict.value, "detail": r.grade.detail}
+        for r in rejected
+    ]
+
+
+def _summary(report: SplitReport) -> str:
+    if report.unreadable:
+        return f"{report.split}: cannot be read: {report.unreadable}"
+    counts = ", ".join(f"{verdict.value} {n}" for verdict, n in sorted(report.verdicts.items()))
+    return f"{report.split}: {report.problems} references, {report.rejected} fail ({counts or 'no problems'})"

@@ -1,0 +1,141 @@
+"""Supervised learning on the model's own corrections: STaR and Pair-SFT, each with the data sets D and D+ of v2 Table 1.
+
+    STaR       D   episodes that turn a wrong first attempt into a right last one         (Zelikman et al. 2022)
+               D+  also those that keep a right one right
+    Pair-SFT   D   a wrong first response, with a random right one to the same problem as attempt 2
+               D+  also a right first response with a random right one                     (Welleck et al. 2022)
+
+Loss: - mean over the batch's target tokens of log pi(token); targets are attempt 2's tokens, attempt 1 is context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from selfcorrect.methods.data import sequences
+from selfcorrect.types import BASE, Attempt, Datum, Episode
+
+
+@dataclass(frozen=True, slots=True)
+class Imitation:
+    """How a stage gets the episodes that it imitates. It samples them all before its first step."""
+
+    source: Literal["star", "pair_sft"]
+    attempts: int
+    """Attempts played per collected episode: Pair-SFT needs first responses only."""
+    keep_right: bool
+    """D+: right first attempts that stay right are imitated too."""
+    train_attempt1: bool
+    start: str = BASE
+    """Snapshot that training starts from, once the current policy has been sampled: STaR tunes the base anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training sequence."""
+
+    problem: str
+    tokens: tuple[int, ...]
+    spans: tuple[tuple[int, int, int], ...]
+    """(attempt index, first position, end position) of each attempt."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"problem": self.problem, "tokens": list(self.tokens), "spans": [list(s) for s in self.spans]}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        """The inverse of ``to_json``."""
+        spans = tuple((int(k), int(start), int(end)) for k, start, end in row["spans"])
+        return cls(row["problem"], tuple(row["tokens"]), spans)
+
+
+def star_episodes(group: Sequence[Episode], keep_right: bool) -> list[Episode]:
+    """Episodes wrong first and right last (D), and with ``keep_right`` those right first and last (D+).
+
+    An attempt whose verifier failed is neither right nor wrong.
+    """
+    kept = []
+    for episode in group:
+        first, last = episode.attempts[0], episode.attempts[-1]
+        if last.correct and (first.wrong or (keep_right and first.correct)):
+            kept.append(episode)
+    return kept
+
+
+def paired_episodes(
+    group: Sequence[Episode],
+    keep_right: bool,
+    rng: np.random.Generator,
+    next_prompt: Callable[[Attempt], tuple[int, ...]],
+) -> list[Episode]:
+    """A second attempt for first responses: a random right response to the same problem, as it was sampled.
+
+    Args:
+        group: first responses to one problem.
+        keep_right: right responses get a partner too (D+): another right one, or themselves where there is no other.
+        rng: draws the partners.
+        next_prompt: attempt 2's prompt ids after a first attempt.
+    """
+    right = [e.attempts[0] for e in group if e.attempts[0].correct]
+    out = []
+    for episode in group:
+        first = episode.attempts[0]
+        others = [a for a in right if a is not first] or right
+        if right and (first.wrong or (keep_right and first.correct)):
+            partner = others[int(rng.integers(len(others)))]
+            out.append(replace(episode, attempts=(first, replace(partner, prompt_ids=next_prompt(first), parent=0))))
+    return out
+
+
+def example(episode: Episode) -> Example:
+    """An episode as one training sequence.
+
+    Raises:
+        ValueError: its attempts do not continue each other, or have no token ids.
+    """
+    (laid_out,) = sequences(episode)
+    return Example(episode.problem.id, tuple(laid_out.tokens_T.tolist()), laid_out.spans)
+
+
+def batch_of_step(size: int, steps: int, key: Sequence[int], step: int) -> list[int]:
+    """Indices of a 0-based step's examples: all steps together go through a shuffled data set once (one epoch).
+
+    A data set smaller than the number of steps is gone through one example at a time, in a fresh order each time.
+
+    Args:
+        size: examples in the data set.
+        steps: of the stage.
+        key: seeds the order.
+        step: 0-based.
+    """
+    if size >= steps:
+        order = np.random.default_rng([*key, 0]).permutation(size)
+        return [int(i) for i in order[step * size // steps : (step + 1) * size // steps]]
+    epoch, offset = divmod(step, size)
+    return [int(np.random.default_rng([*key, epoch]).permutation(size)[offset])]
+
+
+def imitation_data(batch: Sequence[Example], train_attempt1: bool) -> list[Datum]:
+    """Cross-entropy weights: 1 / (target tokens of the batch) on every target token, 0 on all others.
+
+    Args:
+        batch: the step's examples.
+        train_attempt1: attempt 1's tokens are targets too.
+    """
+    targets = [_targets(e, train_attempt1) for e in batch]
+    total = sum(int(t.sum()) for t in targets)
+    return [
+        Datum(np.array(e.tokens, dtype=np.int64), t / total, np.zeros(len(t)), np.zeros(len(t), dtype=bool))
+        for e, t in zip(batch, targets, strict=True)
+    ]
+
+
+def _targets(e: Example, train_attempt1: bool) -> np.ndarray:
+    mask_T = np.zeros(len(e.tokens), dtype=bool)
+    for k, start, end in e.spans:
+        mask_T[start:end] = k > 0 or train_attempt1
+    return mask_T

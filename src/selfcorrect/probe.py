@@ -1,0 +1,194 @@
+"""A look before a run: what this model does with this task's training problems under the run's own settings.
+
+One set of samples at temperature 1, taken under a cap above the run's, serves every number: with a smaller cap the same
+random stream gives the same tokens, cut off. For a first attempt that is exact. A later attempt would have read an
+earlier one that was cut, so its figures under smaller caps are close only where few are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from selfcorrect.advice import Numbers
+from selfcorrect.engines.base import Engine
+from selfcorrect.metrics import EvalSummary, summarise
+from selfcorrect.rollout import Play, play
+from selfcorrect.stats import Estimate
+from selfcorrect.tasks.base import Demonstrates, Task
+from selfcorrect.types import Attempt, Episode, Problem, Verdict
+
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to play. ``cap`` is the run's, ``largest_cap`` the one to sample under."""
+
+    attempts: int
+    samples: int
+    """Per problem at temperature 1: the group size of the run."""
+    cap: int
+    largest_cap: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Everything measured. Lists ending in ``_K`` have one entry per attempt; shares in [0, 1]."""
+
+    plan: Plan
+    sampled: EvalSummary
+    """At temperature 1 under the largest cap."""
+    greedy: EvalSummary
+    """Under the run's cap: what a run's evaluation would say of these problems."""
+    tokens_K: tuple[tuple[int, ...], ...]
+    """Quantiles (``QUANTILES``) of tokens per answer, at temperature 1."""
+    cap_hits: Mapping[int, tuple[float, ...]]
+    """Cap -> share of answers that it cuts, _K."""
+    one_verdict: Mapping[int, tuple[float | None, ...]]
+    """Group size -> expected share of groups whose samples all get one verdict, _K."""
+    verifier_errors: float
+    tokens_per_s: float
+    """Sampling and grading of the samples at temperature 1, all of them at once."""
+    tokens_per_episode: float
+    """Under the run's cap."""
+    episodes: list[Episode]
+    """Those at temperature 1."""
+
+    def sampling_seconds(self, episodes: int) -> float:
+        """Estimated seconds to sample and grade a step of so many episodes, at the speed measured here."""
+        return episodes * self.tokens_per_episode / self.tokens_per_s
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "attempts": self.plan.attempts,
+            "samples": self.plan.samples,
+            "cap": self.plan.cap,
+            "largest_cap": self.plan.largest_cap,
+            "sampled": self.sampled.to_json(),
+            "greedy": self.greedy.to_json(),
+            "token_quantiles": {str(q): [t[i] for t in self.tokens_K] for i, q in enumerate(QUANTILES)},
+            "cap_hits": {str(cap): list(shares) for cap, shares in self.cap_hits.items()},
+            "one_verdict_groups": {str(k): list(shares) for k, shares in self.one_verdict.items()},
+            "verifier_errors": self.verifier_errors,
+            "tokens_per_s": self.tokens_per_s,
+        }
+
+
+def training_sample(task: Task, count: int, seed: int) -> list[Problem]:
+    """``count`` training problems of one seeded shuffle; all of them where there are fewer."""
+    problems = task.problems("train")
+    order = np.random.default_rng(seed).permutation(len(problems))
+    return [problems[i] for i in order[:count]]
+
+
+def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -> Probe:
+    """Play the problems greedily and at temperature 1, and count.
+
+    Args:
+        engine: its published weights are measured.
+        task: prompts and verdicts.
+        problems: of the training split.
+        plan: attempts, samples, caps.
+    """
+    greedy, _ = _played(engine, task, problems, Play(plan.attempts, 1, plan.cap, 0.0, (plan.seed, "probe greedy")))
+    how = Play(plan.attempts, plan.samples, plan.largest_cap, 1.0, (plan.seed, "probe"))
+    groups, seconds = _played(engine, task, problems, how)  # second: what a first call costs once is not in its speed
+    episodes = [e for group in groups for e in group]
+    columns_K = [[e.attempts[k] for e in episodes] for k in range(plan.attempts)]
+    lengths_KE = [np.array([len(a.token_ids or ()) for a in column]) for column in columns_K]
+    graded = [a.grade for column in columns_K for a in column if a.grade is not None]
+    return Probe(
+        plan=plan,
+        sampled=summarise(episodes, seed=plan.seed),
+        greedy=summarise([e for group in greedy for e in group], seed=plan.seed),
+        tokens_K=tuple(
+            tuple(int(t) for t in np.quantile(lengths_E, QUANTILES, method="higher")) for lengths_E in lengths_KE
+        ),
+        cap_hits={cap: tuple(_cut_share(c, cap) for c in columns_K) for cap in caps(plan.cap, plan.largest_cap)},
+        one_verdict={
+            k: tuple(_mean_one_verdict(groups, attempt, k) for attempt in range(plan.attempts))
+            for k in group_sizes(plan.samples)
+        },
+        verifier_errors=sum(g.verdict is Verdict.ERROR for g in graded) / len(graded),
+        tokens_per_s=float(sum(lengths_E.sum() for lengths_E in lengths_KE)) / seconds,
+        tokens_per_episode=float(sum(np.minimum(lengths_E, plan.cap).mean() for lengths_E in lengths_KE)),
+        episodes=episodes,
+    )
+
+
+def numbers(found: Probe, task: Task) -> Numbers:
+    """What ``advise`` asks for."""
+    first, last = found.sampled.attempts[0], found.sampled.attempts[-1]
+    revision = found.sampled.revisions[-1] if found.sampled.revisions else None
+    return Numbers(
+        samples=found.plan.samples,
+        cap=found.plan.cap,
+        attempts=found.plan.attempts,
+        accuracy_first=_value(first.accuracy),
+        accuracy_last=_value(last.accuracy),
+        no_answer=first.verdict_shares[Verdict.NO_ANSWER.value],
+        verifier_errors=found.verifier_errors,
+        cap_hits={cap: max(shares) for cap, shares in found.cap_hits.items()},
+        one_verdict=found.one_verdict[found.plan.samples][-1],
+        changed=_value(revision.answer_changed) if revision else None,
+        fixed=_value(revision.i_to_c) if revision else None,
+        can_warm_up=isinstance(task, Demonstrates),
+    )
+
+
+def caps(cap: int, largest: int) -> list[int]:
+    """The caps to report: a quarter and a half of the run's, the run's, and its doubles up to the largest."""
+    doubles = [cap * 2**i for i in range(1, 12) if cap * 2**i <= largest]
+    return sorted({max(1, cap // 4), max(1, cap // 2), cap, *doubles, largest})
+
+
+def group_sizes(samples: int) -> list[int]:
+    """2, 4, 8, ... up to the number of samples, and that number."""
+    return sorted({*(2**i for i in range(1, 12) if 2**i <= samples), samples})
+
+
+def is_cut(attempt: Attempt, cap: int) -> bool:
+    """Whether a cap would have cut an answer that was sampled under the same or a larger one."""
+    length = len(attempt.token_ids or ())
+    return length > cap or (length == cap and attempt.stop == "length")
+
+
+def expected_one_verdict(right: int, samples: int, k: int) -> float | None:
+    """Chance that k of the samples, drawn without replacement, are all right or all wrong; None with fewer than k.
+
+    Unbiased for the share of groups of k in which a leave-one-out baseline leaves nothing.
+    """
+    if samples < k:
+        return None
+    return (math.comb(right, k) + math.comb(samples - right, k)) / math.comb(samples, k)
+
+
+def _played(engine: Engine, task: Task, problems: Sequence[Problem], how: Play) -> tuple[list[list[Episode]], float]:
+    start = time.perf_counter()
+    return asyncio.run(play(engine, task, problems, how)), time.perf_counter() - start
+
+
+def _cut_share(column: Sequence[Attempt], cap: int) -> float:
+    return sum(is_cut(a, cap) for a in column) / len(column)
+
+
+def _mean_one_verdict(groups: Sequence[Sequence[Episode]], attempt: int, k: int) -> float | None:
+    """Over problems; a verifier error takes its sample out, as in training."""
+    chances = []
+    for group in groups:
+        valid = [e.attempts[attempt].correct for e in group if e.valid_K[attempt]]
+        chances.append(expected_one_verdict(sum(valid), len(valid), k))
+    known = [c for c in chances if c is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _value(estimate: Estimate) -> float | None:
+    return None if estimate.n == 0 else estimate.value

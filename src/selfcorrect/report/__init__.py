@@ -1,0 +1,5 @@
+"""One self-contained HTML page that shows what runs learned. Reads records; training never calls it."""
+
+from selfcorrect.report.html import MARK, build_report, write_report
+
+__all__ = ["MARK", "build_report", "write_report"]

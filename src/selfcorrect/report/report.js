@@ -1,0 +1,197 @@
+"use strict";
+// The episode browser. Everything a model wrote enters the page through textContent, never as markup.
+(() => {
+  const PAGE = 8; // episodes at a time
+  const MOST_CELLS = 4e6; // of the diff's table; larger pairs are shown as wholly replaced
+  const SOURCES = {
+    trained: "Trained model, held-out problems",
+    base: "Base model, held-out problems",
+    training: "Training episodes",
+  };
+  const SIDES = { trained: "Trained", base: "Base", training: "While training" };
+  const VERDICTS = {
+    correct: "right", wrong: "wrong", no_answer: "no answer", truncated: "cut by the token cap",
+    timeout: "timed out", error: "verifier failed",
+  };
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const at = (id) => document.getElementById(id);
+  const count = (n) => n.toLocaleString("en");
+  let page = 0;
+
+  function element(name, className, ...children) {
+    const node = document.createElement(name);
+    if (className) node.className = className;
+    node.append(...children); // strings become text nodes
+    return node;
+  }
+
+  // --- diff ---
+
+  const words = (text) => text.match(/\s+|[\p{L}\p{N}\p{M}_]+|[^\s]/gu) || [];
+
+  /** Longest common subsequence of two word lists: for each word, whether it is shared. */
+  function shared(a, b) {
+    const inA = new Array(a.length).fill(false), inB = new Array(b.length).fill(false);
+    let start = 0, endA = a.length, endB = b.length;
+    while (start < endA && start < endB && a[start] === b[start]) { inA[start] = inB[start] = true; start++; }
+    while (endA > start && endB > start && a[endA - 1] === b[endB - 1]) { inA[--endA] = true; inB[--endB] = true; }
+    const n = endA - start, m = endB - start;
+    if (n * m > MOST_CELLS) return [inA, inB];
+    const best = new Uint16Array((n + 1) * (m + 1));
+    for (let i = n - 1; i >= 0; i--) {
+      for (let j = m - 1; j >= 0; j--) {
+        best[i * (m + 1) + j] = a[start + i] === b[start + j]
+          ? best[(i + 1) * (m + 1) + j + 1] + 1
+          : Math.max(best[(i + 1) * (m + 1) + j], best[i * (m + 1) + j + 1]);
+      }
+    }
+    for (let i = 0, j = 0; i < n && j < m;) {
+      if (a[start + i] === b[start + j]) { inA[start + i++] = true; inB[start + j++] = true; }
+      else if (best[(i + 1) * (m + 1) + j] >= best[i * (m + 1) + j + 1]) i++;
+      else j++;
+    }
+    return [inA, inB];
+  }
+
+  /** Words as nodes, those that are not shared inside `mark` elements. */
+  function marked(list, isShared, mark) {
+    const nodes = [];
+    for (let i = 0; i < list.length;) {
+      let j = i, text = "";
+      while (j < list.length && isShared[j] === isShared[i]) text += list[j++];
+      nodes.push(isShared[i] ? document.createTextNode(text) : element(mark, "", text));
+      i = j;
+    }
+    return nodes;
+  }
+
+  // --- one episode ---
+
+  function attemptView(attempts, k) {
+    const attempt = attempts[k];
+    const text = element("pre", "");
+    text.dir = "auto";
+    if (attempts.length === 1) {
+      text.append(attempt.text);
+    } else {
+      const other = k === 0 ? 1 : k - 1; // the first shows what the second drops, the others what they add
+      const pair = [words(attempts[Math.min(k, other)].text), words(attempts[Math.max(k, other)].text)];
+      text.append(...marked(pair[k === 0 ? 0 : 1], shared(...pair)[k === 0 ? 0 : 1], k === 0 ? "del" : "ins"));
+    }
+    if (!attempt.text) text.append(element("em", "", "(empty)"));
+    const heading = element("h5", "", `Attempt ${k + 1} `);
+    if (attempt.verdict) {
+      heading.append(element("span", `verdict ${attempt.verdict}`, VERDICTS[attempt.verdict] || attempt.verdict));
+    }
+    const view = element("div", "attempt", heading, text);
+    const answer = element("p", "meta", "Extracted answer: ");
+    answer.append(attempt.extracted === null ? "none" : element("bdi", "", attempt.extracted));
+    if (attempt.detail) answer.append(" (", element("bdi", "", attempt.detail), ")");
+    view.append(answer);
+    const notes = [];
+    if (attempt.tokens !== null) notes.push(`${count(attempt.tokens)} tokens`);
+    if (attempt.stop === "length") notes.push("stopped by the token cap");
+    if (attempt.given) notes.push("given, not sampled");
+    if (k > 0 && attempt.text === attempts[k - 1].text) notes.push("repeats the attempt before");
+    if (attempt.leftOut) notes.push(`${count(attempt.leftOut)} characters in the middle not shown`);
+    if (notes.length) view.append(element("p", "meta", notes.join("; ")));
+    return view;
+  }
+
+  function episodeView(entry) {
+    const title = element("h3", "", element("bdi", "", entry.id));
+    const question = element("p", "question", entry.question);
+    question.dir = "auto";
+    const meta = [data.runs.length > 1 ? data.runs[entry.run].name : "", entry.level || "",
+      entry.step ? `step ${count(entry.step)}` : "", entry.sample ? `sample ${entry.sample + 1}` : ""];
+    const gold = element("p", "", "Expected: ", element("bdi", "", entry.gold));
+    const sides = element("div", "sides");
+    for (const [who, side] of Object.entries(entry.sides)) {
+      const what = side.tags.map((tag) => data.tags[tag].split(":")[0].toLowerCase()).join(", ");
+      const attempts = element("div", "attempts", ...side.attempts.map((_, k) => attemptView(side.attempts, k)));
+      sides.append(element("section", "side", element("h4", "", SIDES[who] + (what ? `: ${what}` : "")), attempts));
+    }
+    return element("article", "episode", title, element("p", "meta", meta.filter(Boolean).join(", ")), question, gold, sides);
+  }
+
+  // --- choosing ---
+
+  const texts = new Map();
+  function searchable(entry) {
+    if (!texts.has(entry)) {
+      const parts = [entry.id, entry.level, entry.question, entry.gold];
+      for (const side of Object.values(entry.sides)) for (const a of side.attempts) parts.push(a.text, a.extracted);
+      texts.set(entry, parts.filter(Boolean).join("\n").toLowerCase());
+    }
+    return texts.get(entry);
+  }
+
+  const ofRun = () => data.entries.filter((e) => e.run === Number(at("run").value));
+  const ofSource = () => ofRun().filter((e) => at("source").value in e.sides);
+
+  function fill(select, options) {
+    const before = select.value;
+    select.replaceChildren(...options.map(([value, text]) => {
+      const option = element("option", "", text);
+      option.value = value;
+      return option;
+    }));
+    if (options.some(([value]) => value === before)) select.value = before;
+  }
+
+  function fillSources() {
+    const totals = data.runs[Number(at("run").value)].totals;
+    fill(at("source"), Object.keys(SOURCES).filter((s) => s in totals).map((s) => [s, SOURCES[s]]));
+    fillTags();
+  }
+
+  function fillTags() {
+    const here = ofSource(), source = at("source").value;
+    const totals = data.runs[Number(at("run").value)].totals[source] || {};
+    const line = (text, n, total) => `${text} (${count(n)} of ${count(total || 0)} here)`;
+    const tags = Object.entries(data.tags).filter(([tag]) => totals[tag]);
+    fill(at("tag"), [["", line("All", here.length, totals.all)], ...tags.map(([tag, words]) => {
+      const n = here.filter((e) => e.sides[source].tags.includes(tag)).length;
+      return [tag, line(words.split(":")[0], n, totals[tag])];
+    })]);
+  }
+
+  function show() {
+    const source = at("source").value, tag = at("tag").value, wanted = at("search").value.trim().toLowerCase();
+    const totals = data.runs[Number(at("run").value)].totals[source] || {};
+    const here = ofSource();
+    const found = here.filter((e) => (!tag || e.sides[source].tags.includes(tag)) && (!wanted || searchable(e).includes(wanted)));
+    const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    page = Math.min(page, pages - 1);
+    at("list").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map(episodeView));
+    const sampled = here.length < (totals.all || 0) ? ", a mix of all kinds" : "";
+    at("status").textContent = totals.all
+      ? `${count(found.length)} found. This page holds ${count(here.length)} of ${count(totals.all)} ${totals.partial ? "latest " : ""}episodes${sampled}.`
+      : "No episodes have been recorded yet.";
+    at("paging").hidden = pages < 2;
+    at("where").textContent = `page ${page + 1} of ${pages}`;
+    at("previous").disabled = page === 0;
+    at("next").disabled = page === pages - 1;
+  }
+
+  function turn(by) {
+    page += by;
+    show();
+    at("episodes").focus({ preventScroll: true });
+    at("filters").scrollIntoView();
+  }
+
+  const restart = () => { page = 0; show(); };
+  fill(at("run"), data.runs.map((run, i) => [String(i), run.name]));
+  at("run-field").hidden = data.runs.length < 2;
+  fillSources();
+  at("filters").hidden = !Object.keys(data.runs.map((r) => r.totals).reduce((a, b) => ({ ...a, ...b }), {})).length;
+  at("filters").addEventListener("submit", (event) => event.preventDefault());
+  at("run").addEventListener("change", () => { fillSources(); restart(); });
+  at("source").addEventListener("change", () => { fillTags(); restart(); });
+  at("tag").addEventListener("change", restart);
+  at("search").addEventListener("input", restart);
+  at("previous").addEventListener("click", () => turn(-1));
+  at("next").addEventListener("click", () => turn(1));
+  show();
+})();

@@ -1,0 +1,38 @@
+"""What happened in an episode, as words to filter by."""
+
+from __future__ import annotations
+
+from selfcorrect.types import Episode, Verdict
+
+TAGS = {
+    "fixed": "Fixed: wrong at first, right in the end",
+    "broken": "Broken: right at first, wrong in the end",
+    "kept-right": "Kept right",
+    "kept-wrong": "Kept wrong",
+    "copied": "Copied: the last attempt repeats the one before, character for character",
+    "cut": "Cut or no answer, in any attempt",
+    "one-right": "One attempt only, right",
+    "one-wrong": "One attempt only, wrong",
+    "error": "The verifier failed",
+}
+"""Every tag with what it says. An episode has at most one of the four flows, and any of the others."""
+_UNANSWERED = (Verdict.TRUNCATED, Verdict.NO_ANSWER, Verdict.TIMEOUT)
+
+
+def tags_of(episode: Episode) -> tuple[str, ...]:
+    """Tags of an episode, in the order of `TAGS`. Ungraded turns are passed over; a verifier error leaves no flow."""
+    attempts = [a for a in episode.attempts if a.grade is not None]
+    verdicts = [a.grade.verdict for a in attempts if a.grade is not None]
+    found = set()
+    if Verdict.ERROR in verdicts:
+        found.add("error")
+    elif len(verdicts) == 1:
+        found.add("one-right" if attempts[0].correct else "one-wrong")
+    elif verdicts:
+        flows = {(False, True): "fixed", (True, False): "broken", (True, True): "kept-right"}
+        found.add(flows.get((attempts[0].correct, attempts[-1].correct), "kept-wrong"))
+    if len(attempts) > 1 and attempts[-1].text == attempts[-2].text:
+        found.add("copied")
+    if any(v in _UNANSWERED for v in verdicts):
+        found.add("cut")
+    return tuple(tag for tag in TAGS if tag in found)

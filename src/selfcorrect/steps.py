@@ -1,0 +1,191 @@
+"""One optimiser step of either kind, with its record: reinforcement on fresh episodes, or imitation of stored ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from selfcorrect.config import Config, TrainConfig
+from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
+from selfcorrect.methods import BatchReport, Stage, policy_gradient_data
+from selfcorrect.methods.data import last_attempt_from, sequences
+from selfcorrect.methods.imitation import Example, batch_of_step, imitation_data
+from selfcorrect.records import StepRecord
+from selfcorrect.rollout import GivenFirst, Play, play
+from selfcorrect.run import Progress
+from selfcorrect.tasks.base import Task
+from selfcorrect.types import Datum, Episode, FloatArray, Problem, Verdict
+
+
+@dataclass
+class _Clock:
+    """Wall seconds by phase of one step."""
+
+    seconds: dict[str, float]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def reinforce(
+    config: Config,
+    engine: Engine,
+    task: Task,
+    stage: Stage,
+    progress: Progress,
+    batch: Sequence[Problem],
+    runner: asyncio.Runner,
+    given_first: GivenFirst | None = None,
+) -> tuple[StepRecord, list[list[Episode]]]:
+    """Play, weight, update, publish.
+
+    Args:
+        config: of the run.
+        engine: trained in place and published.
+        task: prompts and verdicts.
+        stage: one with a credit.
+        progress: before this step; names the random streams.
+        batch: the step's problems.
+        runner: of the event loop.
+        given_first: stored first attempts of some of the problems.
+    """
+    clock = _Clock({})
+    how = Play(
+        stage.attempts,
+        stage.samples_per_problem,
+        config.train.max_new_tokens,
+        1.0,
+        (config.seed, "train", progress.step),
+        stage.branches,
+    )
+    with clock.phase("sample"):
+        groups = runner.run(play(engine, task, batch, how, given_first))
+    with clock.phase("reference"):
+        reference = _logprobs(engine, groups, stage.reference)
+        if stage.earlier_reference != stage.reference:
+            reference = last_attempt_from(groups, _logprobs(engine, groups, stage.earlier_reference), reference)
+        # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
+        current = None if engine.info.exact_sampler else _logprobs(engine, groups, CURRENT)
+    with clock.phase("update"):
+        data, report = policy_gradient_data(groups, reference, stage.credit_at(progress.beta2_scale), current)
+        trained = engine.forward_backward(data, stage.loss)
+        result = engine.optim_step(_adam(config.train, progress.stage_step))
+        engine.publish()
+    record = _record(stage, progress, groups, report, data, trained, result, clock.seconds)
+    return record, groups
+
+
+def imitate(
+    config: Config, engine: Engine, stage: Stage, progress: Progress, examples: Sequence[Example]
+) -> StepRecord:
+    """Cross-entropy on the step's share of the stage's examples; one epoch over all of its steps."""
+    assert stage.imitate is not None
+    clock = _Clock({})
+    with clock.phase("update"):
+        key = (config.seed, progress.step - progress.stage_step)
+        chosen = batch_of_step(len(examples), stage.steps, key, progress.stage_step)
+        data = imitation_data([examples[i] for i in chosen], stage.imitate.train_attempt1)
+        trained = engine.forward_backward(data, stage.loss)
+        result = engine.optim_step(_adam(config.train, progress.stage_step))
+        engine.publish()
+    targets = np.concatenate([t[~np.isnan(t)] for t in trained])
+    return StepRecord(
+        step=progress.step + 1,
+        stage=stage.name,
+        stage_step=progress.stage_step + 1,
+        episodes=len(data),
+        reward=[],
+        kl=[],
+        truncated=[],
+        no_answer=[],
+        errors=0,
+        answer_tokens=[],
+        zero_variance=[],
+        skipped_groups=[],
+        answer_change=None,
+        fixed=None,
+        broken=None,
+        grad_norm=result.grad_norm,
+        clipped=result.clipped,
+        learning_rate=result.learning_rate,
+        sampler_mismatch=0.0,
+        sampled_tokens=0,
+        seconds=clock.seconds,
+        sampled_responses=0,
+        loss=-float(targets.mean()),
+    )
+
+
+def _logprobs(engine: Engine, groups: Sequence[Sequence[Episode]], policy: str) -> list[list[list[FloatArray]]]:
+    """A policy's log-probs of every sequence, nested as the groups are."""
+    laid_out = [[sequences(episode) for episode in group] for group in groups]
+    flat = iter(engine.logprobs([s for group in laid_out for seqs in group for s in seqs], policy))
+    return [[[next(flat) for _ in seqs] for seqs in group] for group in laid_out]
+
+
+def _adam(t: TrainConfig, stage_step: int) -> AdamParams:
+    ramp = min(1.0, (stage_step + 1) / t.warmup_steps) if t.warmup_steps else 1.0
+    return AdamParams(t.learning_rate * ramp, t.adam_beta1, t.adam_beta2, t.adam_eps, t.weight_decay, t.grad_clip)
+
+
+def _record(
+    stage: Stage,
+    progress: Progress,
+    groups: Sequence[Sequence[Episode]],
+    report: BatchReport,
+    data: Sequence[Datum],
+    trained: Sequence[FloatArray],
+    result: OptimResult,
+    seconds: dict[str, float],
+) -> StepRecord:
+    attempts = [a for group in groups for e in group for a in e.attempts if a.source == "sampled"]
+    episodes = [path for group in groups for e in group for path in e.paths]
+    rewards_NK = np.stack([e.rewards_K for e in episodes])
+    tokens_NK = np.array([[len(a.token_ids or ()) for a in e.attempts] for e in episodes])
+    several = rewards_NK.shape[1] > 1
+    gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
+    return StepRecord(
+        step=progress.step + 1,
+        stage=stage.name,
+        stage_step=progress.stage_step + 1,
+        episodes=len(episodes),
+        reward=rewards_NK.mean(0).tolist(),
+        kl=list(report.kl_K),
+        truncated=_verdict_share(episodes, Verdict.TRUNCATED),
+        no_answer=_verdict_share(episodes, Verdict.NO_ANSWER),
+        errors=sum(a.grade is not None and a.grade.verdict is Verdict.ERROR for a in attempts),
+        answer_tokens=tokens_NK.mean(0).tolist(),
+        zero_variance=list(report.zero_variance_share_K),
+        skipped_groups=list(report.skipped_groups_K),
+        answer_change=float(np.mean([_changed(e) for e in episodes])) if several else None,
+        fixed=float(np.mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1))) if several else None,
+        broken=float(np.mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0))) if several else None,
+        grad_norm=result.grad_norm,
+        clipped=result.clipped,
+        learning_rate=result.learning_rate,
+        sampler_mismatch=float(max((g.max() for g in gaps if len(g)), default=0.0)),
+        sampled_tokens=sum(len(a.token_ids or ()) for a in attempts),
+        seconds=seconds,
+        sampled_responses=len(attempts),
+        beta2_scale=progress.beta2_scale if stage.kl_target is not None else None,
+    )
+
+
+def _verdict_share(episodes: Sequence[Episode], verdict: Verdict) -> list[float]:
+    hits_NK = np.array([[a.grade is not None and a.grade.verdict is verdict for a in e.attempts] for e in episodes])
+    return [float(x) for x in hits_NK.mean(0)]
+
+
+def _changed(episode: Episode) -> bool:
+    before, after = (a.grade.extracted if a.grade else None for a in episode.attempts[-2:])
+    return before != after

@@ -1,0 +1,224 @@
+"""A task of your own: JSONL rows, and a verifier that is built in or named by import path. See docs/your-own-task.md."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.config import TaskConfig
+from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.tasks.base import Answer, Message, Split
+from selfcorrect.tasks.graders import math_grader
+from selfcorrect.tasks.gsm8k import final_line, grade_number, parse_number
+from selfcorrect.tasks.jsonl import text_field
+from selfcorrect.tasks.programs import ProgramTask
+from selfcorrect.tasks.source import Row, Source, local
+from selfcorrect.types import Grade, Problem, Verdict
+from selfcorrect.verify.code import CodeRequest, plan_tests
+
+INSTRUCTION = (
+    "There might be an error in your answer above, caused by a lack of understanding of the question. Go through it, "
+    "correct the error if there is any, and write out the whole answer again, in the same form."
+)
+SLOT = "{question}"
+
+Verify = Callable[[str, str, str, Mapping[str, Any]], Any]
+"""``verify(question, answer, text, meta) -> bool | Verdict | Grade``: a user's own."""
+Grader = Callable[[Problem, str, bool], Grade]
+
+
+class _Rows:
+    """Problems and prompts of a task of one's own; what judges them is the business of the classes below."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        if config.path is None:
+            raise ConfigError(
+                "task=own needs task.path: a directory with train.jsonl and test.jsonl, or one JSONL file, rows "
+                "{question, answer}"
+            )
+        if config.prompt is not None and SLOT not in config.prompt:
+            raise ConfigError(f"task.prompt has no {SLOT} in it, so every problem would get the same prompt; put it in")
+        self.name = "own" if config.eval_split == "test" else f"own-{config.eval_split}"
+        self.instruction = INSTRUCTION
+        self._prompt = config.prompt or SLOT
+        self._eval_split = config.eval_split
+        self._source = Source("own", local(config.path), None, ("train", "validation", "test"))
+        self._splits: dict[str, tuple[Problem, ...]] = {}
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split, in the order of the data; read once.
+
+        Raises:
+            DataError: the data is missing, empty or malformed (with file and line).
+        """
+        name = "train" if split == "train" else self._eval_split
+        if name not in self._splits:
+            self._splits[name] = self._source.load(name, partial(self._problem, name))
+        return self._splits[name]
+
+    def first_messages(self, problem: Problem) -> list[Message]:
+        """One user message: the question in the prompt."""
+        return [{"role": "user", "content": self._prompt.replace(SLOT, problem.question)}]
+
+    def reference_answer(self, problem: Problem) -> str:
+        """The row's ``reference``, else its answer on a final-answer line."""
+        return str(problem.meta["reference"])
+
+    def _answer(self, row: Row, where: str) -> str:
+        return text_field(row, "answer", where).strip()
+
+    def _reference(self, row: Row, answer: str, where: str) -> str:
+        return text_field(row, "reference", where) if "reference" in row else f"Final answer: {answer}"
+
+    def _problem(self, split: str, identity: str, row: Row, where: str) -> Problem:
+        question, answer = text_field(row, "question", where).strip(), self._answer(row, where)
+        extra, level, name = row.get("meta", {}), row.get("level"), row.get("id")
+        if not isinstance(extra, dict):
+            raise DataError(f"{where} has a field 'meta' that is not an object; write {{...}} or leave it out")
+        return Problem(
+            identity if name is None else str(name),
+            question,
+            answer,
+            None if level is None else str(level),
+            {"row": extra, "reference": self._reference(row, answer, where), "split": split},
+        )
+
+
+class Own(_Rows):
+    """Rows {question, answer}, optional {id, level, meta, reference}. Implements ``Task``.
+
+    Args:
+        config: ``path``: a directory or a file, see ``Source``; ``verifier``; ``prompt``; ``eval_split``.
+    """
+
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config)
+        self._numbers = config.verifier == "number"
+        self._grade = make_verifier(config.verifier)
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
+        """The verifier's verdict."""
+        return self._grade(problem, text, truncated)
+
+    def _answer(self, row: Row, where: str) -> str:
+        answer = super()._answer(row, where)
+        if self._numbers and parse_number(answer) is None:
+            raise DataError(
+                f"{where} has the answer {answer!r}, which is not one number; mend that row or take another task.verifier"
+            )
+        return answer
+
+
+class OwnPrograms(ProgramTask, _Rows):
+    """``verifier=code``: the answer is one text of asserts (or a list of them), the model's is a program.
+
+    ``reference`` is a program that passes, as a model would write it.
+    """
+
+    def __init__(self, config: TaskConfig) -> None:
+        _Rows.__init__(self, config)
+        ProgramTask.__init__(self, config.accept_risk)
+
+    def request(self, problem: Problem, answer: Answer) -> CodeRequest:
+        """The program in the text, against the asserts."""
+        return CodeRequest("mbpp", problem.answer, answer.text, "text", truncated=answer.truncated)
+
+    def _answer(self, row: Row, where: str) -> str:
+        tests = row.get("answer")
+        whole = "\n".join(map(str, tests)) if isinstance(tests, list) else tests
+        answer = text_field({**row, "answer": whole}, "answer", where)
+        try:
+            plan_tests("mbpp", None, (answer,))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        return answer
+
+    def _reference(self, row: Row, answer: str, where: str) -> str:
+        return text_field(row, "reference", where)
+
+
+def make_verifier(name: str | None) -> Grader:
+    """The verifier that ``task.verifier`` names; ``code`` is not among them, see ``OwnPrograms``.
+
+    Raises:
+        ConfigError: none is named, or it cannot be imported or called.
+    """
+    if name is not None and name in BUILT_IN:
+        return BUILT_IN[name]
+    if name is None or ":" not in name:
+        raise ConfigError(
+            f"task.verifier = {name!r} names no verifier; take one of: code, {', '.join(sorted(BUILT_IN))}, or name a function of "
+            "your own as package.module:function"
+        )
+    return _guarded(name, import_callable("task.verifier", name, "verify(question, answer, text, meta)", 4))
+
+
+def _exact(problem: Problem, text: str, truncated: bool) -> Grade:
+    shown = final_line(text, truncated=truncated)
+    if isinstance(shown, Grade):
+        return shown
+    same = " ".join(shown.split()) == " ".join(problem.answer.split())
+    return Grade(Verdict.CORRECT if same else Verdict.WRONG, shown, f"{'equal' if same else 'not equal'} to the answer")
+
+
+BUILT_IN: dict[str, Grader] = {
+    "exact": _exact,
+    "number": lambda problem, text, truncated: grade_number(problem.answer, text, truncated=truncated),
+    "math": lambda problem, text, truncated: math_grader().grade(problem.answer, text, truncated=truncated),
+}
+
+
+def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
+    """What ``package.module:function`` names, from the environment or the working directory.
+
+    Args:
+        setting: the setting that names it, for the message.
+        name: the import path.
+        form: how the function is to be written, for the message.
+        arguments: how many it will be given.
+
+    Raises:
+        ConfigError: it cannot be imported, or not be called with so many arguments.
+    """
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a file in the working directory is enough
+    try:
+        found = getattr(importlib.import_module(module), function)
+        inspect.signature(found).bind(*range(arguments))
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise ConfigError(
+            f"{setting} = {name!r} cannot be used: {type(error).__name__}: {error}; it has to name a function {form} in a "
+            "module that can be imported from this environment or from the working directory"
+        ) from error
+    return found
+
+
+def _guarded(name: str, verify: Verify) -> Grader:
+    """A user's function as a grader: what it does wrong is an ``error`` with the reason, never a silent 0."""
+
+    def grade(problem: Problem, text: str, truncated: bool) -> Grade:
+        try:
+            said = verify(problem.question, problem.answer, text, dict(problem.meta["row"]))
+        except Exception as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
+            return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
+        if isinstance(said, Grade):
+            return said
+        if isinstance(said, bool):
+            said = Verdict.CORRECT if said else Verdict.TRUNCATED if truncated else Verdict.WRONG
+        if isinstance(said, Verdict):
+            return Grade(said, _compared(text), f"by {name}")
+        return Grade(Verdict.ERROR, None, f"{name} returned {type(said).__name__}, not bool, Verdict or Grade")
+
+    return grade
+
+
+def _compared(text: str) -> str:
+    """What tells two answers apart where the verifier does not say what it read: the final line, else the whole text."""
+    shown = final_line(text, truncated=False)
+    return text.strip() if isinstance(shown, Grade) else shown

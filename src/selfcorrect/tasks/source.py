@@ -1,0 +1,149 @@
+"""Where a task's problems come from: a directory with one file per split, a single file, or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.errors import DataError
+from selfcorrect.tasks.jsonl import read_jsonl, split_file
+from selfcorrect.types import Problem
+
+Row = dict[str, Any]
+SPLITS = ("train", "validation", "test", "prompt")
+"""Every split that any task has; a row's own field ``split`` holds one of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A data set on the Hugging Face Hub."""
+
+    id: str
+    config: str | None = None
+    named_by_user: bool = False
+    """``task.path`` holds the id: there is no file or directory of that name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of a data set by split.
+
+    A directory holds ``<split>.jsonl`` or ``.jsonl.gz``. A single file gives the split that its name starts with; else
+    each row the split that its field ``split`` names; else both train and test: a tenth of its questions (fixed by
+    hash, at least one) is test, so that no question is in both. A task with one split takes all of a file.
+    """
+
+    task: str
+    path: Path | None
+    hub: Hub | None
+    """Read where ``path`` is None; None where the task is nowhere on the Hub."""
+    splits: tuple[str, ...] = ("train", "test")
+    fields: str = "question, answer"
+    """Of one row, for error messages."""
+
+    @property
+    def name(self) -> str:
+        return str(self.path or (self.hub.id if self.hub else "no source"))
+
+    def load(self, split: str, parse: Callable[[str, Row, str], Problem | None]) -> tuple[Problem, ...]:
+        """The problems of a split, in the order of the data set.
+
+        Args:
+            split: one of ``splits``.
+            parse: makes a problem of (default id, row, ``"FILE line N"``), or None for a row to leave out.
+
+        Raises:
+            DataError: missing, empty or malformed data (with file and line), two problems of one id, or no network.
+        """
+        rows, is_shared = self._rows(split)
+        parsed = [
+            (parse(f"{self.task}-{split}-{i}", row, where), where, row.get("split"))
+            for i, (where, row) in enumerate(rows)
+        ]
+        if is_shared and parsed and all(name is not None for _, _, name in parsed):
+            for _, where, name in parsed:
+                if name not in SPLITS:
+                    raise DataError(f"{where} has split {name!r}; take one of: {', '.join(SPLITS)}")
+            found = [p for p, _, name in parsed if p is not None and name == split]
+        else:
+            found = [p for p, _, _ in parsed if p is not None]
+            if is_shared:
+                found = _cut(found, split)
+        self._check(split, found)
+        return tuple(found)
+
+    def has(self, split: str) -> bool:
+        """Whether ``load`` would find a place to look for that split; for a file, by its name."""
+        if self.path is None or not self.path.is_dir():
+            return self.path is None or self._named() in (None, split)
+        try:
+            split_file(self.path, split)
+        except DataError:
+            return False
+        return True
+
+    def _named(self) -> str | None:
+        """The split that a file's name starts with."""
+        assert self.path is not None
+        return next((s for s in self.splits if self.path.name.startswith(s)), None)
+
+    def _rows(self, split: str) -> tuple[Iterable[tuple[str, Row]], bool]:
+        """Rows that hold a split, and whether they hold others too and have to be cut."""
+        if self.path is None:
+            return self._hub_rows(split), False
+        if self.path.is_dir():
+            return read_jsonl(split_file(self.path, split)), False
+        named = self._named() if self.path.is_file() else None
+        if named is not None and named != split:
+            raise DataError(
+                f"task.path {self.path} holds the {named} split by its name, and the {split} split is needed too; set "
+                f"task.path to a directory with {named}.jsonl and {split}.jsonl"
+            )
+        return read_jsonl(self.path), named is None and len(self.splits) > 1
+
+    def _check(self, split: str, found: Sequence[Problem]) -> None:
+        if not found:
+            raise DataError(
+                f"the {split} split of {self.task} from {self.name} is empty; give a file with at least one row for it"
+            )
+        name, times = Counter(p.id for p in found).most_common(1)[0]
+        if times > 1:
+            raise DataError(
+                f"the {split} split of {self.task} from {self.name} has {times} problems with the id {name!r}, which "
+                "names a random stream; give each row an id of its own, or none"
+            )
+
+    def _hub_rows(self, split: str) -> list[tuple[str, Row]]:
+        way_out = (
+            f"set task.path to a directory with {split}.jsonl (plain or .gz), rows {{{self.fields}}}; docs/tasks.md says "
+            "where to get it"
+        )
+        if self.hub is None:
+            raise DataError(f"task {self.task} has no {split} data of its own on the Hub; {way_out}")
+        import datasets
+
+        name = (self.hub.id,) if self.hub.config is None else (self.hub.id, self.hub.config)
+        try:
+            data = datasets.load_dataset(*name, split=split)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            here = "is no file or directory here, and " if self.hub.named_by_user else ""
+            raise DataError(
+                f"data set {self.hub.id} {here}could not be had from the Hugging Face Hub or its local cache: {reason}; {way_out}"
+            ) from error
+        return [(f"{self.hub.id} {split} row {i}", dict(row)) for i, row in enumerate(data)]
+
+
+def local(path: str | None) -> Path | None:
+    """The path of a setting, with ``~`` expanded."""
+    return None if path is None else Path(path).expanduser()
+
+
+def _cut(problems: Sequence[Problem], split: str) -> list[Problem]:
+    ranked = sorted({p.question for p in problems}, key=lambda q: hashlib.sha256(q.encode()).digest())
+    held_out = set(ranked[: max(1, len(ranked) // 10)])
+    return [p for p in problems if split in ("train", "test") and (p.question in held_out) == (split == "test")]

@@ -1,0 +1,210 @@
+"""Grading a file of cases into a file of verdicts: in order, in parallel, in bounded memory, and never for nothing.
+
+Verdicts are written as they come, so a run that is cut off leaves the verdicts of the first rows; ``resume`` goes on
+behind them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from selfcorrect.errors import DataError, RunError, disk_reason
+from selfcorrect.types import Grade, Verdict
+from selfcorrect.verify.cases import Broken, Row
+
+Case = TypeVar("Case")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ROWS_AHEAD = 4096
+"""Rows read but not written: enough that a row which takes seconds does not leave the other workers idle."""
+BYTES_AHEAD = 64 << 20
+"""The same in bytes of the file, for files of long rows."""
+_LONGEST_DETAIL = 2000
+_STOP_POLL_S = 0.2
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of a file."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    """Rows written by this run, per verdict."""
+    kept: int = 0
+    """Rows that an earlier run had written."""
+    seconds: float = 0.0
+    stopped: bool = False
+    """A stop was asked for: the file holds the verdicts of the first rows only."""
+
+    @property
+    def written(self) -> int:
+        return self.verdicts.total()
+
+    def text(self) -> str:
+        """One line for people."""
+        rate = f" ({self.written / self.seconds:.0f}/s)" if self.seconds > 0 else ""
+        kept = f", {self.kept} more were there" if self.kept else ""
+        counts = ", ".join(f"{v.value} {self.verdicts[v]}" for v in Verdict if self.verdicts[v])
+        return f"{self.written} rows in {self.seconds:.1f} s{rate}{kept}: {counts or 'nothing to grade'}"
+
+
+def grade_rows(
+    rows: Iterator[Row[Case]],
+    out: Path,
+    grade: Callable[[Case], Grade],
+    workers: int,
+    *,
+    resume: bool = False,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Tally:
+    """Grade every row and write one verdict per row to a file, in the order of the rows.
+
+    Args:
+        rows: from ``cases.read_cases``.
+        out: must not exist, unless ``resume``.
+        grade: called in ``workers`` threads; what it raises becomes the verdict ``error`` of its row.
+        workers: rows graded at once.
+        resume: keep the whole lines that ``out`` has and go on with the row behind them.
+        stop_requested: once true, no further row is begun; those begun are finished and written.
+
+    Raises:
+        RunError: the file exists, or cannot be written; what was written before stays.
+        DataError: the cases cannot be read any further, or (``resume``) are not those that ``out`` was made from.
+    """
+    tally, start = Tally(), time.perf_counter()
+
+    def judged(row: Row[Case]) -> tuple[Verdict, bytes]:
+        return _judged(row, grade)
+
+    rows = itertools.chain([*itertools.islice(rows, 1)], rows)  # cases that cannot be read leave no empty file
+    try:
+        with _opened(out, resume) as file:
+            tally.kept = _keep(file, rows, out) if resume else 0
+            for verdict, line in in_order(rows, judged, workers, stop_requested, size=lambda row: row.size):
+                file.write(line)
+                file.flush()  # what is graded is in the file, whatever becomes of this process
+                tally.verdicts[verdict] += 1
+    except OSError as error:
+        raise RunError(
+            f"{out} cannot be written: {disk_reason(error)}; the verdicts of its first rows stay, and --resume goes on "
+            "behind them"
+        ) from error
+    tally.seconds = time.perf_counter() - start
+    tally.stopped = stop_requested()
+    return tally
+
+
+def in_order(
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    workers: int,
+    stop_requested: Callable[[], bool] = lambda: False,
+    *,
+    size: Callable[[Item], int] = lambda _item: 0,
+) -> Iterator[Result]:
+    """``map(work, items)`` on threads, in order, reading at most ``ROWS_AHEAD`` items and ``BYTES_AHEAD`` bytes ahead.
+
+    After a stop, and where reading the items fails, everything begun is finished and given out. Threads take items in
+    order, so what a stop drops is a tail of which nothing was begun.
+    """
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    held = 0
+    failed: DataError | None = None
+    with ThreadPoolExecutor(workers, thread_name_prefix="grade") as pool:
+        try:
+            for item in _until_a_fault(items):
+                if isinstance(item, DataError):
+                    failed = item
+                    break
+                if stop_requested():
+                    break
+                waiting.append((pool.submit(work, item), size(item)))
+                held += waiting[-1][1]
+                while waiting and (waiting[0][0].done() or len(waiting) >= ROWS_AHEAD or held > BYTES_AHEAD):
+                    if _first_is_done(waiting, stop_requested):
+                        future, bytes_held = waiting.popleft()
+                        held -= bytes_held
+                        yield future.result()
+            while _first_is_done(waiting, stop_requested):
+                yield waiting.popleft()[0].result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failed is not None:
+        raise failed
+
+
+def _until_a_fault(items: Iterable[Item]) -> Iterator[Item | DataError]:
+    """The items, and last the error that ended them."""
+    try:
+        yield from items
+    except DataError as error:
+        yield error
+
+
+def _first_is_done(waiting: deque[tuple[Future[Result], int]], stop_requested: Callable[[], bool]) -> bool:
+    """Wait for the first; a stop meanwhile drops those not begun. False where none is left."""
+    while waiting and not waiting[0][0].done():
+        while stop_requested() and waiting and waiting[-1][0].cancel():
+            waiting.pop()
+        if waiting:
+            with contextlib.suppress(TimeoutError):
+                waiting[0][0].exception(timeout=_STOP_POLL_S)
+    return bool(waiting)
+
+
+def _judged(row: Row[Case], grade: Callable[[Case], Grade]) -> tuple[Verdict, bytes]:
+    start = time.perf_counter()
+    if isinstance(row.case, Broken):
+        found = Grade(Verdict.ERROR, None, row.case.reason)
+        seconds = 0.0
+    else:
+        try:
+            found = grade(row.case)
+        except Exception as fault:  # noqa: BLE001  # one row must not end the file
+            found = Grade(Verdict.ERROR, None, f"verifier failure: {type(fault).__name__}: {fault}")
+        seconds = time.perf_counter() - start
+    return found.verdict, _line(row.id_json, found, seconds)
+
+
+def _line(id_json: str, grade: Grade, seconds: float) -> bytes:
+    """Plain ASCII: a detail may quote what a model wrote, and every reader takes ASCII."""
+    detail = grade.detail[:_LONGEST_DETAIL].encode("utf-8", "replace").decode("utf-8")
+    rest = json.dumps({"verdict": grade.verdict.value, "seconds": round(seconds, 6), "detail": detail})
+    return f'{{"id": {id_json}, {rest[1:]}\n'.encode("ascii")
+
+
+def _opened(out: Path, resume: bool) -> BinaryIO:
+    try:
+        return out.open("r+b" if resume and out.exists() else "x+b")
+    except FileExistsError:
+        raise RunError(
+            f"{out} exists already and is not overwritten; remove it, name another place, or finish it with --resume"
+        ) from None
+
+
+def _keep(file: BinaryIO, rows: Iterator[Row[Case]], out: Path) -> int:
+    """Pass over the rows whose verdicts are in the file, cut off a torn last line, and stand at the end of the file."""
+    kept = end = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        row = next(rows, None)
+        if row is None or not line.startswith(f'{{"id": {row.id_json}, "verdict": '.encode("ascii")):
+            raise DataError(
+                f"{out} line {kept + 1} is not the verdict on row {kept + 1} of the cases, so it was made from another "
+                "file or by another program; drop --resume and name another place"
+            )
+        kept, end = kept + 1, end + len(line)
+    file.seek(end)
+    file.truncate()
+    return kept

@@ -1,0 +1,232 @@
+"""Rows of a file of cases, one JSON object per line, plain or gzipped: what can be graded, and why the rest cannot.
+
+The rows hold model outputs, so nothing in a row may end the run: a row that cannot be graded becomes ``Broken``. Only a
+file that cannot be read raises. Memory does not grow with the file: one line is held at a time, and none over ``MAX_LINE``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar
+
+from selfcorrect.errors import DataError
+from selfcorrect.verify.code import CodeRequest
+from selfcorrect.verify.math import MathCase
+
+Case = TypeVar("Case")
+
+MAX_LINE = 8 << 20
+"""Bytes. A response of a million characters fits, with every character escaped."""
+_GZIP_MAGIC = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+_STRAY_BYTE = re.compile(r"\\udc[89a-f][0-9a-f]")
+"""A byte that is not UTF-8, as ``surrogateescape`` and JSON write it: the id was not this."""
+_UNUSABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row without a case, and the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[Case]):
+    """One line of the file."""
+
+    id_json: str
+    """The row's id as JSON; the number of its line where it has none that JSON can repeat."""
+    case: Case | Broken
+    size: int
+    """Bytes of the line."""
+
+
+class _Fault(Exception):
+    """Why a row cannot be graded."""
+
+
+def read_cases(path: Path, make: Callable[[dict[str, Any]], Case]) -> Iterator[Row[Case]]:
+    """One ``Row`` per line that is not blank, in order. Lines are counted from 1, blank ones included.
+
+    Args:
+        path: JSONL, plain or gzipped whatever its name; a pipe will do.
+        make: ``math_case`` or ``code_request``.
+
+    Raises:
+        DataError: the file is missing, unreadable, or becomes unreadable: a damaged gzip stream.
+    """
+    number = 0
+    try:
+        with path.open("rb") as raw:
+            packed = raw.peek(2).startswith(_GZIP_MAGIC)
+            stream: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
+            for number, line in enumerate(_lines(stream), start=1):
+                if line is None or line.strip():
+                    yield _row(line, number, make)
+    except FileNotFoundError:
+        raise DataError(f"--cases {path} does not exist; give a JSONL file, plain or gzipped") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"--cases {path} is a damaged gzip file after line {number} ({error}); fetch or pack it again"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"--cases {path} cannot be read: {error.strerror or error}; check the path and its permissions"
+        ) from error
+
+
+def _lines(stream: BinaryIO | gzip.GzipFile) -> Iterator[bytes | None]:
+    """Lines; None in place of one over ``MAX_LINE``, which is passed over in pieces."""
+    first = True
+    while line := stream.readline(MAX_LINE + 1):
+        whole = len(line) <= MAX_LINE or line.endswith(b"\n")
+        piece = line
+        while not whole and piece and not piece.endswith(b"\n"):
+            piece = stream.readline(MAX_LINE + 1)
+        yield (line.removeprefix(_BOM) if first else line) if whole else None
+        first = False
+
+
+def _row(line: bytes | None, number: int, make: Callable[[dict[str, Any]], Case]) -> Row[Case]:
+    if line is None:
+        return Row(str(number), Broken(f"line {number} is longer than {MAX_LINE >> 20} MiB"), 0)
+    id_json = str(number)
+    try:
+        fields, fault = _fields(line)
+        id_json = _id_json(fields) or id_json
+        if fault:
+            raise _Fault(fault)
+        _check_id(fields)
+        return Row(id_json, make(fields), len(line))
+    except _Fault as error:
+        return Row(id_json, Broken(f"line {number}: {error}"), len(line))
+
+
+def _fields(line: bytes) -> tuple[dict[str, Any], str]:
+    """The object on a line, and what is wrong with the line where its object can be read nevertheless."""
+    fault = ""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fault = f"not UTF-8 ({error.reason} at byte {error.start})"
+        text = line.decode("utf-8", "surrogateescape")
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _Fault(fault or f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise _Fault(fault or "nests too deeply for JSON") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise _Fault(fault or f"not usable JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise _Fault(fault or f"not a JSON object but {_kind(fields)}")
+    return fields, fault
+
+
+def _id_json(fields: dict[str, Any]) -> str:
+    """The id as JSON; empty where there is none, or none that can be written again as it was."""
+    if fields.get("id") is None:
+        return ""
+    try:
+        written = json.dumps(fields["id"], allow_nan=False)
+    except (ValueError, RecursionError):
+        return ""
+    return "" if _STRAY_BYTE.search(written) else written
+
+
+def _check_id(fields: dict[str, Any]) -> None:
+    given = _present(fields, "id")
+    if isinstance(given, str):
+        _check_text(given, "id")
+    elif isinstance(given, bool) or not isinstance(given, int | float):
+        raise _Fault(f"field 'id' is {_kind(given)}, not a string or a number")
+    elif not _id_json(fields):
+        raise _Fault("field 'id' is not a finite number")
+
+
+def _present(fields: dict[str, Any], name: str) -> Any:
+    if name not in fields:
+        there = ", ".join(repr(key)[:40] for key in list(fields)[:12]) or "none"
+        raise _Fault(f"no field {name!r} (fields: {there})")
+    return fields[name]
+
+
+def _model_text(fields: dict[str, Any], name: str) -> str:
+    """What a model wrote, whatever it holds: a NUL in it is the model's fault, and the verifier's to judge."""
+    value = _present(fields, name)
+    if not isinstance(value, str):
+        raise _Fault(f"field {name!r} is {_kind(value)}, not a string")
+    return value
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    return _check_text(_model_text(fields, name), name)
+
+
+def _check_text(value: str, name: str) -> str:
+    found = _UNUSABLE.search(value)
+    if found:
+        what = "a NUL" if found[0] == "\x00" else "half of a surrogate pair"
+        raise _Fault(f"field {name!r} has {what} at character {found.start()}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+def math_case(fields: dict[str, Any], *, bare: bool = False) -> MathCase:
+    """The case of a row ``id, gold, response``; further fields are not read."""
+    return MathCase(_text(fields, "gold"), _model_text(fields, "response"), bare)
+
+
+def code_request(fields: dict[str, Any]) -> CodeRequest:
+    """The case of a row ``id, style, prompt, entry_point, tests, completion, completion_form``.
+
+    ``prompt`` and ``entry_point`` may be null or left out where nothing reads them: with style ``mbpp``, and there the
+    prompt is read only by the form ``body``.
+    """
+    style, form = _text(fields, "style"), _text(fields, "completion_form")
+    if style not in ("mbpp", "humaneval"):
+        raise _Fault(f"field 'style' is {style[:40]!r}, not 'mbpp' or 'humaneval'")
+    if form not in ("code", "body", "text"):
+        raise _Fault(f"field 'completion_form' is {form[:40]!r}, not 'code', 'body' or 'text'")
+    needed = style == "humaneval"
+    prompt = _text(fields, "prompt") if needed or form == "body" else _optional(fields, "prompt")
+    entry_point = _text(fields, "entry_point") if needed else _optional(fields, "entry_point")
+    tests = _tests(fields, style)
+    return CodeRequest(
+        "humaneval" if needed else "mbpp",
+        tests,
+        _model_text(fields, "completion"),
+        "code" if form == "code" else "body" if form == "body" else "text",
+        prompt or "",
+        entry_point or None,
+    )
+
+
+def _optional(fields: dict[str, Any], name: str) -> str | None:
+    return None if fields.get(name) is None else _text(fields, name)
+
+
+def _tests(fields: dict[str, Any], style: str) -> str | tuple[str, ...]:
+    """One string for humaneval, also alone in a list; a list of strings for mbpp."""
+    value = _present(fields, "tests")
+    if style == "humaneval" and isinstance(value, str):
+        return _check_text(value, "tests")
+    wanted = "a string that defines check()" if style == "humaneval" else "a list of strings"
+    if not isinstance(value, list) or (style == "humaneval" and len(value) != 1):
+        raise _Fault(f"field 'tests' is {_kind(value)}, and style {style!r} takes {wanted}")
+    for test in value:
+        if not isinstance(test, str):
+            raise _Fault(f"field 'tests' holds {_kind(test)}; style {style!r} takes {wanted}")
+        _check_text(test, "tests")
+    return tuple(value)
