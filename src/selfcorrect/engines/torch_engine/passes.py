@@ -89,13 +89,29 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
+class OutputHead:
+    """A model's output head on chosen hidden states alone."""
+
+    def __init__(self, model: Any) -> None:
+        self._head: Any = model.get_output_embeddings()
+        self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.vocabulary = int(self._head.weight.shape[0])
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Float32 logits, shape [N, V]. Two dimensions on purpose: on a CPU, torch copies the whole head once per row of
+        a strided [B, 1, H] in bfloat16."""
+        logits_NV: Tensor = self._head(hidden_NH).float()
+        if self._softcap is not None:
+            logits_NV = self._softcap * torch.tanh(logits_NV / self._softcap)
+        return logits_NV
+
+
 class Scorer:
     """Log-probs of chosen tokens: decoder once, output head only at the chosen positions, in chunks."""
 
     def __init__(self, model: Any) -> None:
         self._decoder: nn.Module = model.get_decoder()
-        self._head: Any = model.get_output_embeddings()
-        self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self._head = OutputHead(model)
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """Natural-log probabilities of ``targets_N``, float32, shape [N]; with gradient where enabled.
@@ -104,7 +120,7 @@ class Scorer:
         """
         hidden_BTH: Tensor = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         hidden_NH = hidden_BTH[batch.rows_N, batch.columns_N - 1]
-        vocabulary = int(self._head.weight.shape[0])
+        vocabulary = self._head.vocabulary
         rows = max(1, LOGITS_CHUNK // vocabulary)
         recompute = torch.is_grad_enabled() and len(hidden_NH) * vocabulary > LOGITS_KEPT
         chunks = []
@@ -116,8 +132,6 @@ class Scorer:
         return torch.cat(chunks)
 
     def _score(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV: Tensor = self._head(hidden_NH).float()
-        if self._softcap is not None:
-            logits_NV = self._softcap * torch.tanh(logits_NV / self._softcap)
+        logits_NV = self._head.logits(hidden_NH)
         picked_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1)
         return picked_N - logits_NV.logsumexp(-1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.torch_engine.cache import PrefixStore, SlotCache
+from selfcorrect.engines.torch_engine.passes import OutputHead
 from selfcorrect.types import FloatArray
 
 COMPACT_BELOW = 0.75
@@ -44,9 +46,10 @@ class Sampler:
     """Batched autoregressive sampling on a Hugging Face causal language model."""
 
     def __init__(
-        self, model: nn.Module, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int
+        self, model: Any, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int
     ) -> None:
-        self._model = model
+        self._decoder: nn.Module = model.get_decoder()
+        self._head = OutputHead(model)
         self._n_layers = n_layers
         self._pad_id = pad_id
         self._device = device
@@ -163,17 +166,15 @@ class Sampler:
             new = (real_BQ[:, None, :] & causal_QQ) | own_QQ
             old = cache.valid_BS[:, None, :past].expand(-1, width, -1)
             mask = torch.cat([old, new], dim=2)[:, None]
-        out = self._model(
+        out = self._decoder(
             input_ids=ids_BQ,
             attention_mask=mask,
             position_ids=positions_BQ,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
         cache.advance(width)
-        logits_BV: Tensor = out.logits[:, -1].float()
-        return logits_BV
+        return self._head.logits(out.last_hidden_state[:, -1])
 
 
 def _uniforms(request: SampleRequest, n: int) -> FloatArray:
