@@ -49,6 +49,8 @@ OTHER = {
     "eval_split": "validation",
     "terms_min": 5,
     "terms_max": 7,
+    "asks": "sum",
+    "largest": 99,
     "first_attempts": "f.jsonl",
     "verifier": "math",
     "prompt": "Q: {question}",
