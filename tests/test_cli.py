@@ -16,6 +16,7 @@ from selfcorrect import cli as package
 from selfcorrect import experiment
 from selfcorrect.config import load_config
 from selfcorrect.engines import models
+from selfcorrect.experiment import make_engine
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
@@ -448,6 +449,14 @@ def test_a_supervised_run_says_what_it_collects_and_keeps(cli, model, tmp_path):
     assert "STaR D+, iteration 1 of 3: 2 steps from step 1" in err
     assert "star3: sampled part 1 of 1, kept" in err
     assert "nats per token" in err and "keeping step 5, the last" in err
+
+
+def test_a_model_is_measured_without_fresh_adapters(cli, model, monkeypatch):
+    made = []
+    monkeypatch.setattr("selfcorrect.experiment.make_engine", lambda job: made.append(job.config) or make_engine(job))
+    settings = ["task=toy", "limit=2", "train.max_new_tokens=4", "engine.device=cpu", "eval.controls=false"]
+    assert cli("eval", model, *settings)[0] == 0  # the preset of a language model has lora_rank=32
+    assert made[0].model.lora_rank == 0
 
 
 def test_eval_of_a_lora_run(cli, model, tmp_path):
