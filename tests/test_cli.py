@@ -451,12 +451,18 @@ def test_a_supervised_run_says_what_it_collects_and_keeps(cli, model, tmp_path):
     assert "nats per token" in err and "keeping step 5, the last" in err
 
 
-def test_a_model_is_measured_without_fresh_adapters(cli, model, monkeypatch):
+def test_a_model_is_measured_without_adapters_or_masters(cli, model, monkeypatch):
     made = []
-    monkeypatch.setattr("selfcorrect.experiment.make_engine", lambda job: made.append(job.config) or make_engine(job))
+
+    def keep(job, **options):
+        made.append(make_engine(job, **options))
+        return made[-1]
+
+    monkeypatch.setattr("selfcorrect.experiment.make_engine", keep)
     settings = ["task=toy", "limit=2", "train.max_new_tokens=4", "engine.device=cpu", "eval.controls=false"]
-    assert cli("eval", model, *settings)[0] == 0  # the preset of a language model has lora_rank=32
-    assert made[0].model.lora_rank == 0
+    assert cli("eval", model, *settings)[0] == 0  # the preset of a language model: bfloat16, lora_rank=32
+    assert made[0].info.trainable_parameters == 0
+    assert made[0].info.parameters == sum(p.numel() for p in made[0]._base.parameters())
 
 
 def test_eval_of_a_lora_run(cli, model, tmp_path):

@@ -1,5 +1,6 @@
 """`selfcorrect grade math` and `grade code`: one verdict per row, in order, whatever the rows hold."""
 
+import fcntl
 import gzip
 import itertools
 import json
@@ -267,6 +268,24 @@ def test_resume_refuses_the_verdicts_of_other_cases(cli, tmp_path, there):
     code, _, err = cli("grade", "math", "--cases", path, "--out", tmp_path / "out", "--resume")
     assert code == 2 and "line 1 is not the verdict on row 1" in err
     assert (tmp_path / "out").read_text() == there
+
+
+def test_resume_leaves_a_file_that_is_not_its_own(cli, tmp_path):
+    path = save(tmp_path / "cases", [math_row("a")])
+    notes = tmp_path / "notes"
+    notes.write_text("my notes, without a newline at the end")
+    for out in (notes, path):
+        before = out.read_bytes()
+        code, _, err = cli("grade", "math", "--cases", path, "--out", out, "--resume")
+        assert code == 2 and "made from another file" in err and out.read_bytes() == before
+
+
+def test_a_file_of_verdicts_has_one_writer(cli, tmp_path):
+    path = save(tmp_path / "cases", [math_row("a")])
+    with (tmp_path / "out").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, _, err = cli("grade", "math", "--cases", path, "--out", tmp_path / "out", "--resume")
+    assert code == 2 and "another process is writing" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

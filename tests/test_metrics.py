@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfcorrect.episode_table import edit_distances
+from selfcorrect.episode_table import edit_distances, judged_means
 from selfcorrect.errors import DataError
 from selfcorrect.metrics import EDIT_BINS, EvalSummary, by_level, compare, correctness_matrix, summarise
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
@@ -47,6 +47,12 @@ TEN = [
     episode("p8", W, N),
     episode("p9", T, T),
 ]
+
+
+def test_rewards_of_a_step_leave_out_what_was_not_judged() -> None:
+    E = Verdict.ERROR
+    assert judged_means([episode("a", C, E), episode("b", E, C), episode("c", W, W)]) == [0.5, 0.5]  # 1 of 2 judged
+    assert judged_means([episode("a", E, C)]) == [0.0, 1.0]
 
 
 def test_accuracies_and_flips_by_hand() -> None:

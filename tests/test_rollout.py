@@ -85,6 +85,8 @@ def test_the_task_hears_of_truncation():
 
     _, (episode,) = played(ids("42"), (*ids("5"), END), task=Listening())
     assert [a.grade.verdict for a in episode.attempts] == [Verdict.TRUNCATED, Verdict.WRONG]
+    _, (episode,) = played(ids("5"), task=Listening(), given={PROBLEM.id: [ids("42")]})
+    assert episode.attempts[0].grade.verdict is Verdict.TRUNCATED  # as it was when these ids were sampled
 
 
 def test_three_attempts_see_all_that_came_before():

@@ -431,7 +431,10 @@ def test_without_a_key_only_this_machines_names_are_answered(scripted):
 def test_keys_come_from_a_variable_or_a_file(tmp_path):
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
-    assert server_key("K", None, {}) is None
+    assert server_key(None, None, {}) is None
+    assert server_key(None, None, {"SELFCORRECT_API_KEY": KEY}) == KEY
+    with pytest.raises(ConfigError, match="K is empty or not set"):
+        server_key("K", None, {})  # a key that was asked for by name
     assert server_key("K", None, {"K": KEY}) == server_key("K", file, {}) == KEY
     for bad in ("short", "with a blank in it 1", "schlüssel-0123456789"):
         with pytest.raises(ConfigError, match="key"):

@@ -91,6 +91,9 @@ def test_rows_may_name_their_split(tmp_path):
     assert rows_of(file, "test") == ["test0", "test1"]
     with pytest.raises(DataError, match=r"validation split of mine .* is empty"):
         rows_of(file, "validation", ("train", "validation", "test"))
+    write(file, {"q": "1", "split": "test"}, {"q": "2"})
+    with pytest.raises(DataError, match=r"line 2 has no split, and other rows"):
+        rows_of(file, "train")
     write(file, {"q": "1", "split": "tset"})
     with pytest.raises(DataError, match=r"line 1 has split 'tset'; take one of: train, validation, test, prompt"):
         rows_of(file, "test")
@@ -220,13 +223,14 @@ def test_braces_in_a_question_stay_as_they_are():
 
 
 @pytest.mark.parametrize("name", ["math", "mbpp", "humaneval", "mbpp_repair"])
-def test_the_longest_conversation_is_found_by_what_is_shown_not_by_the_question(name):
+def test_the_longest_conversation_is_found_by_what_is_shown_not_by_the_question(name, monkeypatch):
     """Held against the rendered prompts: the longest MBPP prompt has a question of 55 characters and tests of 4,000."""
     chat, task = ChatFormat(tiny.tokenizer()), real_task(name)
     every = task.problems("test")
     problems = [*every[::25], max(every, key=lambda p: len(p.answer)), max(every, key=lambda p: len(p.question))]
     bridge = len(chat.bridge_ids(task.first_messages(problems[0]), task.instruction, False))
     cap = 2_000
+    monkeypatch.setattr("selfcorrect.rollout.LONGEST_PROBLEMS", 1)
 
     def length(p):
         first = len(chat.answer_ids(task.first_answers(p)[0])) if isinstance(task, GivesFirst) else cap

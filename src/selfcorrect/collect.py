@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from selfcorrect.engines.base import Engine, Sampled
+from selfcorrect.episode_table import judged_means
 from selfcorrect.errors import DataError, Interrupted, RunError
 from selfcorrect.methods import Stage
 from selfcorrect.methods.imitation import Example, Imitation, example, paired_episodes, star_episodes
@@ -125,7 +126,7 @@ class Collector:
             part=part + 1,
             parts=parts,
             episodes=len(episodes),
-            reward=np.stack([e.rewards_K for e in episodes]).mean(0).tolist(),
+            reward=judged_means(episodes),
             kept=kept,
             sampled_responses=len(attempts),
             sampled_tokens=sum(len(_ids(a)) for a in attempts),

@@ -143,6 +143,7 @@ def settings_of(
         "temperature": config.eval.temperature,
         "max_new_tokens": config.train.max_new_tokens,
         "seed": config.seed,
+        "task_settings": config.task.model_dump(exclude={"name", "path"}),
     }
 
 
@@ -277,7 +278,7 @@ class Measurement:
 
 
 def _usable_wrong(episode: Episode) -> bool:
-    return not episode.attempts[0].correct and episode.attempts[0].stop == "end"
+    return episode.attempts[0].wrong and episode.attempts[0].stop == "end"
 
 
 def _sampled(reply: Reply, k: int) -> Attempt:

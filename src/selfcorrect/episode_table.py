@@ -119,3 +119,15 @@ def _common_length(attempts: Sequence[Sequence[Attempt]]) -> int:
             "each, at least one. Grade all attempts of an episode, and evaluate each number of attempts by itself."
         )
     return counts[0] if counts else 0
+
+
+def judged_mean(values_N: NDArray[Any], judged_N: BoolArray) -> float:
+    """Mean over what the verifier judged: its own failures are neither right nor wrong. 0 where it judged nothing."""
+    return float(values_N[judged_N].mean()) if judged_N.any() else 0.0
+
+
+def judged_means(episodes: Sequence[Episode]) -> list[float]:
+    """Reward of every attempt, averaged over the episodes in which it was judged; length K."""
+    rewards_NK = np.stack([e.rewards_K for e in episodes])
+    valid_NK = np.stack([e.valid_K for e in episodes])
+    return [judged_mean(rewards_NK[:, k], valid_NK[:, k]) for k in range(rewards_NK.shape[1])]

@@ -156,7 +156,7 @@ def _wrong_firsts(
     for group in asyncio.run(play(engine, task, problems, how)):
         for episode in group:
             first = episode.attempts[0]
-            if not first.correct and first.stop == "end" and first.token_ids is not None:
+            if first.wrong and first.stop == "end" and first.token_ids is not None:
                 found[episode.problem.id] = (first.token_ids,)
                 break
     return found

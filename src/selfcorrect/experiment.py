@@ -108,15 +108,19 @@ def _problems(config: Config, training: bool) -> tuple[Task, list[Sequence[Probl
     return task, splits
 
 
-def make_engine(job: Job) -> Engine:
+def make_engine(job: Job, *, frozen: bool = False) -> Engine:
     """Load the weights and build the engine that the config names.
+
+    Args:
+        job: from ``prepare``.
+        frozen: nothing will be trained or loaded into it: no adapters, masters or optimiser are made.
 
     Raises:
         ModelError: they cannot be loaded.
     """
     from selfcorrect.engines.torch_engine import TorchEngine
 
-    return TorchEngine.from_config(job.resolved, job.chat, job.config.model, job.config.engine)
+    return TorchEngine.from_config(job.resolved, job.chat, job.config.model, job.config.engine, frozen=frozen)
 
 
 @dataclass(frozen=True)

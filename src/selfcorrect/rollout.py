@@ -108,16 +108,18 @@ async def _play_group(
             if k + 1 < how.turns:
                 then = how.feedback if how.feedback is not None and how.is_feedback(k + 1) else task.instruction
                 prompts[g] = next_prompt(engine, messages, then, prompts[g], answer)
-    return await _graded(task, problem, attempts, how)
+    return await _graded(engine.chat, task, problem, attempts, how)
 
 
-async def _graded(task: Task, problem: Problem, attempts: Sequence[Sequence[Attempt]], how: Play) -> list[Episode]:
+async def _graded(
+    chat: ChatFormat, task: Task, problem: Problem, attempts: Sequence[Sequence[Attempt]], how: Play
+) -> list[Episode]:
     """Verdicts come last: no prompt needs them, and waiting for one between attempts would split sampling batches.
 
     Feedback turns are left without a grade.
     """
     answers = [
-        Answer(a.text, truncated=a.stop == "length")
+        Answer(a.text, truncated=_was_cut(chat, a))
         for sample in attempts
         for k, a in enumerate(sample)
         if not how.is_feedback(k)
@@ -131,6 +133,13 @@ async def _graded(task: Task, problem: Problem, attempts: Sequence[Sequence[Atte
         )
         for g, sample in enumerate(attempts)
     ]
+
+
+def _was_cut(chat: ChatFormat, attempt: Attempt) -> bool:
+    """Also of a given attempt: the same ids get the same verdict as when they were sampled."""
+    if attempt.stop == "given":
+        return not chat.ended(attempt.token_ids or ())
+    return attempt.stop == "length"
 
 
 def next_prompt(

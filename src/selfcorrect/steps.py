@@ -12,6 +12,7 @@ import numpy as np
 
 from selfcorrect.config import Config, TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
+from selfcorrect.episode_table import judged_mean, judged_means
 from selfcorrect.methods import BatchReport, Stage, policy_gradient_data
 from selfcorrect.methods.data import last_attempt_from, sequences
 from selfcorrect.methods.imitation import Example, batch_of_step, imitation_data
@@ -151,6 +152,8 @@ def _record(
     attempts = [a for group in groups for e in group for a in e.attempts if a.source == "sampled"]
     episodes = [path for group in groups for e in group for path in e.paths]
     rewards_NK = np.stack([e.rewards_K for e in episodes])
+    valid_NK = np.stack([e.valid_K for e in episodes])
+    judged_N = valid_NK[:, 0] & valid_NK[:, -1]
     tokens_NK = np.array([[len(a.token_ids or ()) for a in e.attempts] for e in episodes])
     several = rewards_NK.shape[1] > 1
     gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
@@ -159,7 +162,7 @@ def _record(
         stage=stage.name,
         stage_step=progress.stage_step + 1,
         episodes=len(episodes),
-        reward=rewards_NK.mean(0).tolist(),
+        reward=judged_means(episodes),
         kl=list(report.kl_K),
         truncated=_verdict_share(episodes, Verdict.TRUNCATED),
         no_answer=_verdict_share(episodes, Verdict.NO_ANSWER),
@@ -168,8 +171,8 @@ def _record(
         zero_variance=list(report.zero_variance_share_K),
         skipped_groups=list(report.skipped_groups_K),
         answer_change=float(np.mean([_changed(e) for e in episodes])) if several else None,
-        fixed=float(np.mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1))) if several else None,
-        broken=float(np.mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0))) if several else None,
+        fixed=judged_mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1), judged_N) if several else None,
+        broken=judged_mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0), judged_N) if several else None,
         grad_norm=result.grad_norm,
         clipped=result.clipped,
         learning_rate=result.learning_rate,

@@ -42,8 +42,8 @@ class Observer(Protocol):
 def problems_of_step(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:
     """Problems of a 0-based step: consecutive slices of a fresh seeded permutation per epoch.
 
-    A pure function of (seed, step), so that a resumed run needs no data-loader state. Within a step no problem comes
-    twice unless the data set is smaller than the step.
+    A pure function of (seed, step), so that a resumed run needs no data-loader state. No problem comes twice in a step, so
+    a step across the end of an epoch, or of more problems than there are, may hold fewer than ``count``.
     """
     out: list[Problem] = []
     position = step * count

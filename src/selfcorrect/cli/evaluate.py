@@ -99,13 +99,13 @@ def evaluate(
 
     given = [_long(s) for s in settings or []]
     run = find_run(model)
-    config = _of_model(model, given) if run is None else _of_run(run, given)
+    config = read_settings([f"model={json.dumps(model)}", *given]) if run is None else _of_run(run, given)
     if out is not None:
         claim(out)
     job = prepare(config, training=False)
     if job.note:
         typer.echo(job.note, err=True)
-    engine = make_engine(job)
+    engine = make_engine(job, frozen=run is None)
     if run is not None:
         load_kept(run, engine)
     engine.publish()
@@ -128,11 +128,6 @@ def evaluate(
 def _long(setting: str) -> str:
     key, equals, value = setting.partition("=")
     return f"{SHORT.get(key, key)}{equals}{value}"
-
-
-def _of_model(model: str, given: Sequence[str]) -> Config:
-    config = read_settings([f"model={json.dumps(model)}", *given])
-    return override(config, ["model.lora_rank=0"])  # nothing is trained: fresh adapters would only cost time
 
 
 def _of_run(run: RunDirectory, given: Sequence[str]) -> Config:

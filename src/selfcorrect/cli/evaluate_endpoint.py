@@ -55,14 +55,22 @@ def evaluate_endpoint(asked: Asked, settings: Sequence[str]) -> None:
     from selfcorrect.engines.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.evaluate import held_out
     from selfcorrect.tasks import make_task
+    from selfcorrect.tasks.base import GetsReady, GivesFirst
 
     key = api_key_from(asked.api_key_env, os.environ)
     patience = Patience(asked.concurrency, asked.requests_per_minute, asked.retries, asked.timeout_s)
     endpoint = Endpoint(asked.base_url, asked.model, api_key=key, patience=patience, body=body)
     task = make_task(config.task)
+    if isinstance(task, GivesFirst):
+        raise ConfigError(
+            f"task={config.task.name} starts from stored first attempts, which is not done behind an endpoint; measure a model "
+            "that is loaded here: `selfcorrect eval MODEL`"
+        )
     problems = held_out(task, config.eval.problems)
     if not problems:
         raise DataError(f"task {task.name} has no held-out problems; check task.path and the task's settings")
+    if isinstance(task, GetsReady):
+        task.get_ready(training=False)  # before any request is paid for
     console = Console(stderr=True)
     if key and endpoint.base_url.startswith("http://") and not endpoint.is_local:
         console.print("the key travels unencrypted over http; use https where others can listen", style="yellow")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from selfcorrect.serve.correct import Backend
     from selfcorrect.serve.engine_backend import Batcher
 
-KEY_VARIABLE = "SELFCORRECT_API_KEY"
 NEEDED = ("starlette", "uvicorn")
 
 
@@ -49,8 +48,9 @@ def serve(
         str | None, typer.Option(help="Correction instruction between attempts; else the task's.")
     ] = None,
     api_key_env: Annotated[
-        str, typer.Option(help="Environment variable with the key that clients must send.")
-    ] = KEY_VARIABLE,
+        str | None,
+        typer.Option(help="Environment variable with the key that clients must send (SELFCORRECT_API_KEY, if set)."),
+    ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with that key, instead of the variable.")] = None,
     backend_url: Annotated[
         str | None, typer.Option(help="Serve from this OpenAI-compatible endpoint (up to /v1) instead of a model.")
@@ -74,7 +74,15 @@ def serve(
         )
     from selfcorrect.serve.app import Limits, make_app
     from selfcorrect.serve.protocol import Bounds
-    from selfcorrect.serve.run import Server, is_loopback, leave_at_once, listening_socket, server_key, url_of
+    from selfcorrect.serve.run import (
+        KEY_VARIABLE,
+        Server,
+        is_loopback,
+        leave_at_once,
+        listening_socket,
+        server_key,
+        url_of,
+    )
 
     config = _config(model, settings or [], instruction, backend_url, backend_model, backend_key_env)
     key = server_key(api_key_env, api_key_file, os.environ)
@@ -88,7 +96,7 @@ def serve(
         if key is None and not is_loopback(sock):
             raise ConfigError(
                 f"--host {host} can be reached from other machines, and then clients must send a key; put one into the "
-                f"environment variable {api_key_env} (make one with `openssl rand -hex 24`), or listen at 127.0.0.1"
+                f"environment variable {api_key_env or KEY_VARIABLE} (make one with `openssl rand -hex 24`), or listen at 127.0.0.1"
             )
         batcher: Batcher | None = None
         backend: Backend

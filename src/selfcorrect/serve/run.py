@@ -57,11 +57,16 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_key(variable: str, file: Path | None, environment: Mapping[str, str]) -> str | None:
-    """The key that clients must send: from a file, else from an environment variable, else none.
+KEY_VARIABLE = "SELFCORRECT_API_KEY"
+"""Read where no other variable is named."""
+
+
+def server_key(variable: str | None, file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The key that clients must send: from a file, else from the named environment variable, else from
+    ``KEY_VARIABLE`` where that is set, else none.
 
     Raises:
-        ConfigError: the file cannot be read, or the key is too short or not printable ASCII.
+        ConfigError: the file cannot be read, the named variable is not set, or the key is too short or not printable ASCII.
     """
     if file is not None:
         try:
@@ -71,7 +76,9 @@ def server_key(variable: str, file: Path | None, environment: Mapping[str, str])
                 f"the key file {file} cannot be read: {disk_reason(error)}; name a text file that holds the key"
             ) from None
     else:
-        key = api_key_from(variable, environment) if environment.get(variable) else None
+        if variable is None and environment.get(KEY_VARIABLE):
+            variable = KEY_VARIABLE
+        key = api_key_from(variable, environment)
     if key is None:
         return None
     if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:

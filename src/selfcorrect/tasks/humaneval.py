@@ -32,6 +32,7 @@ class HumanEval(ProgramTask):
     """Local rows (a directory with ``test.jsonl``, or one file), or the Hub's. Implements ``Task``."""
 
     name = "humaneval"
+    splits = ("test",)
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config.accept_risk)

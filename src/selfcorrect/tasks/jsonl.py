@@ -84,6 +84,8 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(
             f"{where} is not valid JSON: {error.msg} at column {error.colno}; mend or drop that line"
         ) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{where} is not usable JSON: {error}; mend or drop that line") from None
     except RecursionError:
         raise DataError(f"{where} nests too deeply for JSON; mend or drop that line") from None
     if not isinstance(row, dict):

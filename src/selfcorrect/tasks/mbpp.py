@@ -42,6 +42,7 @@ class Mbpp(ProgramTask):
     """
 
     name = "mbpp"
+    splits: tuple[str, ...] = SPLITS
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config.accept_risk)
@@ -60,7 +61,7 @@ class Mbpp(ProgramTask):
         """
         if not self._examples:
             self._examples = _as_turns(self._read("prompt", _beside(self._source)))
-        return self._read("train" if split == "train" else self._eval_split)
+        return self._read(self._eval_split if split == "test" else split)
 
     def first_messages(self, problem: Problem) -> list[Message]:
         """The worked examples as earlier turns, then the task with its tests. ``problems`` must have been called."""

@@ -31,6 +31,7 @@ class MbppRepair(Mbpp):
     """
 
     name = "mbpp_repair"
+    splits = ("train", "test")
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)

@@ -205,7 +205,7 @@ def _guarded(name: str, verify: Verify) -> Grader:
     def grade(problem: Problem, text: str, truncated: bool) -> Grade:
         try:
             said = verify(problem.question, problem.answer, text, dict(problem.meta["row"]))
-        except Exception as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
             return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
         if isinstance(said, Grade):
             return said

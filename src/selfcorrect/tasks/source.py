@@ -64,7 +64,12 @@ class Source:
             (parse(f"{self.task}-{split}-{i}", row, where), where, row.get("split"))
             for i, (where, row) in enumerate(rows)
         ]
-        if is_shared and parsed and all(name is not None for _, _, name in parsed):
+        unnamed = [where for _, where, name in parsed if name is None]
+        if is_shared and 0 < len(unnamed) < len(parsed):
+            raise DataError(
+                f"{unnamed[0]} has no split, and other rows of the file have one; name the split of every row, or of none"
+            )
+        if is_shared and parsed and not unnamed:
             for _, where, name in parsed:
                 if name not in SPLITS:
                     raise DataError(f"{where} has split {name!r}; take one of: {', '.join(SPLITS)}")

@@ -7,6 +7,7 @@ behind them.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import time
@@ -30,6 +31,8 @@ ROWS_AHEAD = 4096
 BYTES_AHEAD = 64 << 20
 """The same in bytes of the file, for files of long rows."""
 _LONGEST_DETAIL = 2000
+_OWN_START = b'{"id": '
+"""How every line of verdicts begins: a torn last line that begins otherwise is somebody else's."""
 _STOP_POLL_S = 0.2
 
 
@@ -185,20 +188,29 @@ def _line(id_json: str, grade: Grade, seconds: float) -> bytes:
 
 def _opened(out: Path, resume: bool) -> BinaryIO:
     try:
-        return out.open("r+b" if resume and out.exists() else "x+b")
+        file = out.open("r+b" if resume and out.exists() else "x+b")
     except FileExistsError:
         raise RunError(
             f"{out} exists already and is not overwritten; remove it, name another place, or finish it with --resume"
         ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunError(
+            f"another process is writing to {out}, and two would damage it; wait for it, or stop it"
+        ) from None
+    return file
 
 
 def _keep(file: BinaryIO, rows: Iterator[Row[Case]], out: Path) -> int:
     """Pass over the rows whose verdicts are in the file, cut off a torn last line, and stand at the end of the file."""
     kept = end = 0
     for line in file:
-        if not line.endswith(b"\n"):
+        torn = not line.endswith(b"\n")
+        if torn and _OWN_START.startswith(line[: len(_OWN_START)]):
             break
-        row = next(rows, None)
+        row = None if torn else next(rows, None)
         if row is None or not line.startswith(f'{{"id": {row.id_json}, "verdict": '.encode("ascii")):
             raise DataError(
                 f"{out} line {kept + 1} is not the verdict on row {kept + 1} of the cases, so it was made from another "

@@ -87,7 +87,13 @@ class TorchEngine:
 
     @classmethod
     def from_config(
-        cls, resolved: ResolvedModel, chat: ChatFormat, model: ModelConfig, settings: EngineConfig
+        cls,
+        resolved: ResolvedModel,
+        chat: ChatFormat,
+        model: ModelConfig,
+        settings: EngineConfig,
+        *,
+        frozen: bool = False,
     ) -> TorchEngine:
         """Load a model and put the engine on it.
 
@@ -96,6 +102,7 @@ class TorchEngine:
             chat: its chat format (already checked).
             model: precision and adapter settings.
             settings: engine settings.
+            frozen: for measuring only: no adapters, and no float32 masters beside bfloat16 weights.
 
         Raises:
             ModelError: the model cannot be loaded or does not fit the job.
@@ -103,7 +110,9 @@ class TorchEngine:
         device = _pick_device(settings.device)
         module = load_model(resolved, model.dtype, str(device), model.revision, model.trust_remote_code)
         torch.manual_seed(0)  # adapters are initialised at random: the same in every run, as the base model is
-        lora = (model.lora_rank, model.lora_alpha) if model.lora_rank else None
+        lora = (model.lora_rank, model.lora_alpha) if model.lora_rank and not frozen else None
+        if frozen:
+            module.requires_grad_(False)
         return cls(module, chat, settings, lora)
 
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:

@@ -45,9 +45,7 @@ class _Row:
 class Sampler:
     """Batched autoregressive sampling on a Hugging Face causal language model."""
 
-    def __init__(
-        self, model: Any, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int
-    ) -> None:
+    def __init__(self, model: Any, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int) -> None:
         self._decoder: nn.Module = model.get_decoder()
         self._head = OutputHead(model)
         self._n_layers = n_layers
