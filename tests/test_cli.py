@@ -487,12 +487,19 @@ def test_compare_refuses_an_unfinished_run(cli, finished, tmp_path):
     assert "has not finished" in err and f"--resume {run.path}" in err
 
 
-def test_a_run_has_one_writer(cli, finished):
+def test_a_run_has_one_writer(cli, tmp_path, model):
+    run = RunDirectory.create(load_config(None, [*toy.SMALL, f"model={model}", f"run_dir={tmp_path / 'new'}"]))
+    with run.writing():
+        code, _, err = cli("train", "--resume", run.path)
+    assert code == 2 and "another process is writing" in err
+    assert not run.metrics_file.exists()
+
+
+def test_a_finished_run_is_not_resumed(cli, finished):
     path = finished / "score"
     before = (path / "metrics.jsonl").read_bytes()
-    with RunDirectory.open(path).writing():
-        code, _, err = cli("train", "--resume", path)
-    assert code == 2 and "another process is writing" in err
+    code, _, err = cli("train", "--resume", path)
+    assert code == 2 and "is finished, after" in err and f"selfcorrect compare {path}" in err
     assert (path / "metrics.jsonl").read_bytes() == before
 
 

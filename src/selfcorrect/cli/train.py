@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from selfcorrect.cli.settings import read_settings
-from selfcorrect.errors import ConfigError, SelfCorrectError
+from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
 
 
 def train(
@@ -57,6 +57,8 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     config = run.config if run is not None else config
     if run is None:
         RunDirectory.refuse_existing(config)
+    else:
+        _refuse_finished(run)
     job = prepare(config)
     run = run or RunDirectory.create(config)
     console = Console(stderr=True)
@@ -84,6 +86,18 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     rows = {_row_name(name, config.method.name): EvalSummary.from_json(s) for name, s in summaries.items()}
     show(summary_table(rows, f"{config.task.name}, held-out problems, seed {config.seed}"))
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
+
+
+def _refuse_finished(run: Any) -> None:
+    """Going on from the last checkpoint would drop the final measurement before making it again."""
+    from selfcorrect.records import EndRecord
+
+    ends = [r for r in run.records() if isinstance(r, EndRecord)]
+    if ends and ends[-1].reason == "finished":
+        raise RunError(
+            f"{run.path} is finished, after {ends[-1].step} steps; see it with `selfcorrect compare {run.path}`, or start a new "
+            "run with more train.steps"
+        )
 
 
 def _heard() -> None:
