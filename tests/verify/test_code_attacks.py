@@ -464,9 +464,13 @@ def test_a_killed_supervisor_costs_no_verdict():
     others = descendants(os.getpid())
     with CodeGrader(limits=LIMITS, workers=1) as grader:
         assert grader.grade(mbpp("def f(x): return 41")).verdict is Verdict.CORRECT
+        killed = 0
         for pid in descendants(os.getpid()) - others:
-            if "inside.zygote" in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it went with the one killed before
+                if "inside.zygote" in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+        assert killed
         assert grader.grade(mbpp("def f(x): return 41")).verdict is Verdict.CORRECT
 
 
