@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from selfcorrect.types import Verdict
@@ -59,6 +59,7 @@ def test_lists_and_sets_have_no_order_and_tuples_have(items: list[int], random: 
 
 
 @given(ALPHABET, ALPHABET)
+@example("", "a_.0")  # the point alone is no number
 @settings(max_examples=400, deadline=None)
 def test_any_text_is_decided_and_equal_to_itself(a: str, b: str) -> None:
     assert decide(a, b).equal in (True, False, None)

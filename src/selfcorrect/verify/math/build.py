@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from selfcorrect.verify.math.nodes import MINUS_ONE, Apply, Node, Num, Quantity, TooHard
+from selfcorrect.verify.math.nodes import MINUS_ONE, Apply, CannotParse, Node, Num, Quantity, TooHard
 
 MAX_DECIMAL_EXPONENT = 400
 
@@ -18,6 +18,8 @@ def number(literal: str) -> Num:
         value = Fraction(int(whole + fixed or "0")) + Fraction(int(cycle), 10 ** len(cycle) - 1)
         return Num(value / 10 ** len(fixed))
     mantissa, _, exponent = literal.lower().partition("e")
+    if not re.search(r"\d", mantissa):
+        raise CannotParse(f"{literal!r} is no number")  # the point of ``a_.0``, taken alone as a subscript
     if exponent and abs(int(exponent)) > MAX_DECIMAL_EXPONENT:
         raise TooHard(f"decimal exponent {exponent}")
     digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else 0

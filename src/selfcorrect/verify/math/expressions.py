@@ -273,7 +273,7 @@ class ExpressionParser:
     def based(literal: str) -> Node:
         digits, _, subscript = literal.partition("_")
         base = int(subscript)
-        if not 2 <= base <= 36 or any(int(d, 36) >= base for d in digits.replace(".", "")):
+        if not digits.strip(".") or not 2 <= base <= 36 or any(int(d, 36) >= base for d in digits.replace(".", "")):
             raise CannotParse(f"{digits} is no numeral of base {base}")
         if base == 10:
             return Num(Fraction(digits))
