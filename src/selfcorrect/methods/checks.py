@@ -53,6 +53,11 @@ def _faults_of_rl(m: MethodConfig, train: TrainConfig) -> Iterator[str]:
         )
 
 
+def stage1_steps(m: MethodConfig, steps: int) -> int:
+    """Steps of Stage I; a step is left for each stage."""
+    return min(max(1, round(steps * m.stage1_share)), steps - 1)
+
+
 def _faults_of_stages(m: MethodConfig, steps: int) -> Iterator[str]:
     if steps < 2:
         yield "method=score has two stages: train.steps must be at least 2, or method.stage1_share 0 (no Stage I)"
@@ -65,7 +70,7 @@ def _faults_of_stages(m: MethodConfig, steps: int) -> Iterator[str]:
         if m.stage1 != "last" or m.stage2 != "reinforce":
             yield "method.interleave alternates the two stages of SCoRe as they are; drop method.stage1 and method.stage2"
         return
-    first = min(max(1, round(steps * m.stage1_share)), steps - 1)
+    first = stage1_steps(m, steps)
     if m.stage1 == "stepwise" and first < m.attempts - 1:
         yield f"a stepwise Stage I has {m.attempts - 1} parts, but {first} steps; raise train.steps or method.stage1_share"
     if m.stage2 == "star" and steps - first < STAR_ITERATIONS:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from selfcorrect.config import Config, MethodConfig
-from selfcorrect.methods.checks import STAR_ITERATIONS, check
+from selfcorrect.methods.checks import STAR_ITERATIONS, check, stage1_steps
 from selfcorrect.methods.imitation import Imitation
 from selfcorrect.objective import Credit
 from selfcorrect.types import BASE, LossName
@@ -88,7 +88,7 @@ def score(config: Config) -> list[Stage]:
     if m.interleave:
         rounds = range(total // (2 * m.interleave))
         return [s for _ in rounds for s in (*_stage1(config, m.interleave), *_stage2(config, m.interleave))]
-    first = min(max(1, round(total * m.stage1_share)), total - 1)  # a step for each stage
+    first = stage1_steps(m, total)
     return [*_stage1(config, first), *_stage2(config, total - first)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from selfcorrect.tasks.base import Answer
@@ -11,7 +12,7 @@ from selfcorrect.types import Grade, Problem
 from selfcorrect.verify.code import CodeGrader, CodeRequest
 
 
-class ProgramTask:
+class ProgramTask(ABC):
     """Verdicts by sandboxed tests. Implements ``grade``, ``GradesTogether`` and ``GetsReady``.
 
     Tests that have to run beside the program (``docs/sandbox.md``: forgeable) count when measuring and when references
@@ -31,9 +32,9 @@ class ProgramTask:
         self._training = training
         code_grader(True, self._accept_risk)
 
+    @abstractmethod
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
         """What the grader is asked."""
-        raise NotImplementedError
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
         """Run the program in the text against the problem's tests."""

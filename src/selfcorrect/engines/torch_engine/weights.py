@@ -36,10 +36,6 @@ class Weights:
     def count(self) -> int:
         return sum(p.numel() for p in self._params)
 
-    @property
-    def snapshot_names(self) -> tuple[str, ...]:
-        return tuple(self._snapshots)
-
     def snapshot(self, name: str) -> None:
         self._snapshots[name] = [p.detach().clone() for p in self._params]
 
