@@ -82,6 +82,15 @@ def test_no_final_line() -> None:
     assert verdict("Final answer:\n18") is Verdict.NO_ANSWER
 
 
+def test_without_a_final_line_the_last_box_is_the_answer() -> None:
+    assert verdict("So she has \\(\\boxed{17}\\), no, $\\boxed{18}$ apples.") is Verdict.CORRECT
+    assert verdict("\\boxed{18\\text{ apples}}") is Verdict.CORRECT
+    assert verdict("\\boxed{17}, or 18.") is Verdict.WRONG
+    assert verdict("\\boxed{18}\nFinal answer: 17") is Verdict.WRONG, "the asked-for form comes first"
+    assert verdict("\\boxed{18}\nFinal answer: eighteen") is Verdict.NO_ANSWER
+    assert verdict("\\boxed{18} and", truncated=True) is Verdict.TRUNCATED
+
+
 def test_truncated() -> None:
     assert verdict("It is", truncated=True) is Verdict.TRUNCATED
     assert verdict("Final answer:", truncated=True) is Verdict.TRUNCATED

@@ -60,6 +60,13 @@ def test_the_papers_markers():
     ) == ("def f():\n    return 1\n",)
 
 
+@pytest.mark.parametrize("end", ["[END]", "[/BEGIN]", "  [END] "])
+def test_another_closing_bracket_ends_the_program_too(end):
+    assert first("text", f"[BEGIN]\ndef f():\n    return 1\n{end}\nDone.") == ("def f():\n    return 1\n",)
+    plain = f"def f():\n    return 1\n{end}"
+    assert first("text", plain) == (plain,), "without [BEGIN] nothing is cut"
+
+
 def test_prose_before_and_after_plain_code_is_dropped_by_one_of_the_alternatives():
     found = extract("text", "Here it is.\ndef f():\n    return 1\nThis returns one.", "", None, ("f",))
     assert ("def f():\n    return 1",) in found.alternatives

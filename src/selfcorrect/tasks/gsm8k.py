@@ -8,9 +8,11 @@ from fractions import Fraction
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Message, Split
+from selfcorrect.tasks.graders import math_grader
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.source import Hub, Row, Source, local
 from selfcorrect.types import Grade, Problem, Verdict
+from selfcorrect.verify.math.extract import last_box, own_text
 
 HUB = Hub("openai/gsm8k", "main")
 
@@ -69,8 +71,14 @@ class Gsm8k:
         return f"{steps}\nFinal answer: {problem.answer}"
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """Compare the number of the last final-answer line exactly with the gold one."""
-        return grade_number(problem.answer, text, truncated=truncated)
+        """Compare the number of the last final-answer line exactly with the gold one.
+
+        A whole text without such a line may have boxed its answer, as models tuned on MATH do: MATH's rules then.
+        """
+        grade = grade_number(problem.answer, text, truncated=truncated)
+        if grade.verdict is Verdict.NO_ANSWER and grade.extracted is None and last_box(own_text(text)) is not None:
+            return math_grader().grade(problem.answer, text, truncated=truncated)
+        return grade
 
 
 def final_line(text: str, *, truncated: bool) -> str | Grade:

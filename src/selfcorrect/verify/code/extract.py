@@ -68,9 +68,15 @@ def _pick_fence(text: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _paper_markers(text: str) -> str:
-    """Cut to what stands between the MBPP prompt's [BEGIN] and [DONE], where the text has them."""
-    head = text.split("[DONE]", 1)[0]
-    return head.rsplit("[BEGIN]", 1)[-1]
+    """Cut to what stands between the MBPP prompt's [BEGIN] and [DONE], where the text has them.
+
+    After [BEGIN], a line that is nothing but [END] or [/BEGIN] ends the program as well: models close the bracket with
+    what fits it, and neither is a statement of a program.
+    """
+    body = text.split("[DONE]", 1)[0].rsplit("[BEGIN]", 1)
+    if len(body) == 1:
+        return body[0]
+    return re.split(r"^[ \t]*\[(?:END|/BEGIN)\][ \t]*$", body[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def _from_prose(text: str) -> list[str]:
