@@ -206,13 +206,15 @@ def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     before_B1 = torch.where(block_B1 > 0, upto_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
     row_B = torch.arange(rows, device=probs_BV.device)
     upto_BW = blocks_BKW[row_B, block_B1.squeeze(1)].double().cumsum(-1)
-    return (block_B1 * width + _first_above(upto_BW, targets_B1 - before_B1)).squeeze(1)
+    tokens_B1 = block_B1 * width + _first_above(upto_BW, targets_B1 - before_B1)
+    return tokens_B1.squeeze(1).clamp(max=vocabulary - 1)  # where nothing is a number; its log-prob is then refused
 
 
 def _first_above(cumulated_BN: Tensor, targets_B1: Tensor) -> Tensor:
     """Index of the first cumulated sum above the target; rounding may not push it past the last one that grew."""
     below = torch.nextafter(cumulated_BN[:, -1:], torch.zeros_like(targets_B1))
-    return torch.searchsorted(cumulated_BN, torch.minimum(targets_B1, below), right=True)
+    found_B1 = torch.searchsorted(cumulated_BN, torch.minimum(targets_B1, below), right=True)
+    return found_B1.clamp(max=cumulated_BN.shape[1] - 1)
 
 
 def _record(running: Sequence[_Row], alive: Tensor, tokens_B: Tensor, logprobs_B: Tensor, ends_B: Tensor) -> None:
