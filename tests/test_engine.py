@@ -8,6 +8,7 @@ import torch
 
 import tiny
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
+from selfcorrect.engines.torch_engine.passes import micro_batches
 from selfcorrect.errors import EngineError
 from selfcorrect.types import Datum
 
@@ -95,6 +96,56 @@ def test_logprobs_equal_the_plain_model():
         slow = logits[:-1].log_softmax(-1).gather(1, torch.tensor(d.tokens_T[1:])[:, None])[:, 0].numpy()
         np.testing.assert_allclose(lp[1:][d.sampled_T[1:]], slow[d.sampled_T[1:]], atol=1e-5)
         assert (lp[~d.sampled_T] == 0).all()
+
+
+def families(samples=3):
+    """Several samples of each of some problems, and one problem with a single sample."""
+    rng = np.random.default_rng(1)
+    data = []
+    for n, prompt in enumerate(prompts(4, seed=2)):
+        for _ in range(samples if n else 1):
+            answer = rng.integers(5, 200, size=rng.integers(1, 9))
+            data.append(datum(prompt, answer, np.full(len(answer), -5.0), rng.normal(size=len(answer))))
+    return data
+
+
+@pytest.mark.parametrize("lora", [None, (4, 8.0)])
+@pytest.mark.parametrize("budget", [16_384, 40])
+def test_a_prompt_computed_once_changes_no_log_prob_and_no_gradient(monkeypatch, lora, budget):
+    def measured(share):
+        engine = tiny.engine(lora=lora, tokens_per_microbatch=budget)
+        monkeypatch.setattr(
+            "selfcorrect.engines.torch_engine.engine.micro_batches",
+            lambda *args, **kwargs: micro_batches(*args, **{**kwargs, "share": share}),
+        )
+        batches = engine._batches([d.tokens_T for d in families()], [d.sampled_T for d in families()])
+        return engine.logprobs(families(), "current"), gradients(engine, families()), batches
+
+    shared, whole = measured(True), measured(False)
+    assert any(b.prefix is not None for b in shared[2])
+    assert all(b.prefix is None for b in whole[2])
+    assert sum(b.tokens for b in shared[2]) < sum(b.tokens for b in whole[2])
+    assert all(b.tokens <= budget for b in shared[2])
+    for a, b in zip(shared[0], whole[0], strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    assert_same_gradients(shared[1], whole[1])
+
+
+def test_a_prompt_is_shared_only_where_that_computes_fewer_tokens():
+    first, *others = families(1)  # every problem has one sample
+    tokens, wanted = [d.tokens_T for d in (first, *others)], [d.sampled_T for d in (first, *others)]
+    assert all(b.prefix is None for b in micro_batches(tokens, wanted, 1000, 0, torch.device("cpu")))
+    (batch,) = micro_batches(tokens[:1] * 4, wanted[:1] * 4, 1000, 0, torch.device("cpu"))
+    answer = int(wanted[0].sum())
+    # the prompt but its last token once, then that token and the answer four times
+    assert batch.tokens == len(tokens[0]) - answer - 1 + 4 * (answer + 1)
+    assert sorted(batch.index) == [0, 1, 2, 3]
+
+
+def test_layers_that_run_again_get_whole_sequences():
+    engine = tiny.engine(gradient_checkpointing=True)
+    data = families()
+    assert all(b.prefix is None for b in engine._batches([d.tokens_T for d in data], [d.sampled_T for d in data]))
 
 
 def test_a_continued_answer_reuses_its_cache_and_gives_the_same_tokens():

@@ -92,9 +92,23 @@ MUTANTS = [
     Mutant(
         "prediction read at its own column",
         "engines/torch_engine/passes.py",
-        "batch.columns_N - 1]",
-        "batch.columns_N]",
+        "(places_N - 1)",
+        "places_N",
         engine("logprobs_equal_the_plain_model"),
+    ),
+    Mutant(
+        "positions start again after a shared prompt",
+        "engines/torch_engine/passes.py",
+        "position_ids=starts_B1 + steps_T",
+        "position_ids=0 * starts_B1 + steps_T",
+        engine("a_prompt_computed_once_changes_no_log_prob_and_no_gradient"),
+    ),
+    Mutant(
+        "padding of a shorter shared prompt is attended to",
+        "engines/torch_engine/passes.py",
+        "< starts_B1",
+        "< 10**6 + starts_B1",
+        engine("a_prompt_computed_once_changes_no_log_prob_and_no_gradient"),
     ),
     Mutant(
         "bonus on attempt 1",
@@ -319,8 +333,8 @@ MUTANTS = [
     Mutant(
         "log-probs of another temperature than the samples",
         "engines/torch_engine/sampler.py",
-        "cdf_BV = logprobs_BV.double()",
-        "cdf_BV = (logprobs_BV / 0.7).log_softmax(-1).double()",
+        "_inverse_cdf(logprobs_BV.exp(),",
+        "_inverse_cdf((logprobs_BV / 0.7).softmax(-1),",
         engine("sampling_follows_the_softmax_at_the_asked_temperature"),
     ),
     Mutant(

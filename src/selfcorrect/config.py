@@ -158,7 +158,7 @@ class SftConfig(Section):
 class EngineConfig(Section):
     name: Literal["torch"] = "torch"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    tokens_per_microbatch: int = Field(16_384, ge=1)
+    tokens_per_microbatch: int = Field(4_096, ge=1)
     """Padded tokens per forward-backward pass: bounds training memory whatever the batch."""
     tokens_per_sampling_batch: int = Field(131_072, ge=1)
     """Key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""

@@ -169,7 +169,15 @@ def load_model(
                 f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): "
                 "they would start at random; take a complete checkpoint of a causal language model"
             )
-        return model.to(device)
+        return _own_memory(model.to(device))
+
+
+def _own_memory(model: Any) -> Any:
+    """Move weights out of the memory-mapped file, where their alignment, and with it the last bits of matrix products,
+    depends on the length of the file's header; and where changing the file changes the model."""
+    for tensor in model.parameters():
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def _with_adapter(resolved: ResolvedModel, base: Any) -> Any:

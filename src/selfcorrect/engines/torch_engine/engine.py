@@ -224,7 +224,14 @@ class TorchEngine:
             self.chat.tokenizer.save_pretrained(path)
 
     def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
-        return micro_batches(tokens, positions, self._settings.tokens_per_microbatch, self.chat.pad_id, self._device)
+        return micro_batches(
+            tokens,
+            positions,
+            self._settings.tokens_per_microbatch,
+            self.chat.pad_id,
+            self._device,
+            share=not self._settings.gradient_checkpointing,  # a layer that runs again would extend the prefix's cache
+        )
 
     def _gather(self, arrays: list[FloatArray], batch: MicroBatch, like: torch.Tensor) -> torch.Tensor:
         rows, columns = batch.rows_N.tolist(), batch.columns_N.tolist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfcorrect.errors import ModelError
@@ -22,48 +24,140 @@ LOGITS_CHUNK = 2**25
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Beginnings that several rows of a micro-batch have in common, each computed once."""
+
+    ids_GP: Tensor
+    """Right-padded."""
+    lengths_G: Tensor
+    prefix_of_B: Tensor
+    """Index into G of each row's beginning."""
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Right-padded sequences with the flat list of positions to score."""
+    """Right-padded sequences, or what follows their shared prefixes, with the flat list of positions to score."""
 
     index: tuple[int, ...]
     """Which of the caller's sequences these rows are."""
     ids_BT: Tensor
     rows_N: Tensor
     columns_N: Tensor
-    """Column of each scored token; its prediction is read one column to the left."""
+    """Column of each scored token in the caller's sequence."""
+    reads_N: Tensor
+    """Column of ``ids_BT`` whose output predicts it: that of the token before it."""
     targets_N: Tensor
+    prefix: SharedPrefix | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return self.ids_BT.numel() + (self.prefix.ids_GP.numel() if self.prefix is not None else 0)
 
 
 def micro_batches(
-    tokens: Sequence[IntArray], positions: Sequence[BoolArray], budget: int, pad_id: int, device: torch.device
+    tokens: Sequence[IntArray],
+    positions: Sequence[BoolArray],
+    budget: int,
+    pad_id: int,
+    device: torch.device,
+    *,
+    share: bool = True,
 ) -> list[MicroBatch]:
-    """Group sequences of similar length so that rows x longest stays within ``budget`` tokens.
+    """Group sequences of similar length so that a pass computes at most ``budget`` tokens, padding included.
 
-    Sequences without a scored position are left out. A single sequence longer than the budget still gets its own pass.
+    Sequences that are equal up to the token before their first scored position (the samples of one problem: its prompt)
+    compute that part once, where this saves tokens. Sequences without a scored position are left out. A single sequence
+    longer than the budget still gets its own pass.
+
+    Args:
+        tokens: one array of token ids per sequence.
+        positions: True where a token's log-prob is wanted; the first token has none.
+        budget: tokens per pass.
+        pad_id: fills rows up; never attended to by a real token.
+        device: of the tensors made.
+        share: False computes every sequence whole.
     """
-    order = sorted((i for i in range(len(tokens)) if positions[i].any()), key=lambda i: (len(tokens[i]), i))
+    scored = [i for i in range(len(tokens)) if positions[i].any()]
+    assert not any(positions[i][0] for i in scored), "the first token of a sequence has no prediction"
+
+    def plan(sequences: Sequence[int], heads: dict[int, int]) -> list[MicroBatch]:
+        keys = {i: tokens[i][: heads[i]].tobytes() for i in sequences}
+        packed = _pack(sequences, keys, heads, tokens, budget)
+        return [_micro_batch(group, keys, heads, tokens, positions, pad_id, device) for group in packed]
+
+    nothing = dict.fromkeys(scored, 0)
+    whole = plan(scored, nothing)
+    if not share:
+        return whole
+    heads = {i: int(positions[i].argmax()) - 1 for i in scored}
+    families = Counter(tokens[i][: heads[i]].tobytes() for i in scored)
+    several = [i for i in scored if heads[i] > 0 and families[tokens[i][: heads[i]].tobytes()] > 1]
+    shared = plan(several, heads) + plan(sorted(set(scored) - set(several)), nothing)
+    return min(whole, shared, key=lambda batches: sum(b.tokens for b in batches))
+
+
+def _pack(
+    sequences: Sequence[int],
+    keys: Mapping[int, bytes],
+    heads: Mapping[int, int],
+    tokens: Sequence[IntArray],
+    budget: int,
+) -> list[list[int]]:
+    """Fill passes in the order of length, families (equal keys) together, up to the budget."""
+    tails = {i: len(tokens[i]) - heads[i] for i in sequences}
+    longest: dict[bytes, int] = {}
+    for i in sequences:
+        longest[keys[i]] = max(longest.get(keys[i], 0), tails[i])
     groups: list[list[int]] = []
-    for i in order:
-        if groups and (len(groups[-1]) + 1) * len(tokens[i]) <= budget:
-            groups[-1].append(i)
+    for i in sorted(sequences, key=lambda i: (longest[keys[i]], keys[i], tails[i], i)):
+        trial = [*groups[-1], i] if groups else []
+        prefixes = len({keys[j] for j in trial}) * max((heads[j] for j in trial), default=0)
+        if trial and prefixes + len(trial) * max(tails[j] for j in trial) <= budget:
+            groups[-1] = trial
         else:
             groups.append([i])
-    return [_micro_batch(group, tokens, positions, pad_id, device) for group in groups]
+    return groups
 
 
 def _micro_batch(
-    group: list[int], tokens: Sequence[IntArray], positions: Sequence[BoolArray], pad_id: int, device: torch.device
+    group: Sequence[int],
+    keys: Mapping[int, bytes],
+    heads: Mapping[int, int],
+    tokens: Sequence[IntArray],
+    positions: Sequence[BoolArray],
+    pad_id: int,
+    device: torch.device,
 ) -> MicroBatch:
-    width = max(len(tokens[i]) for i in group)
-    ids_BT = torch.full((len(group), width), pad_id, dtype=torch.long)
-    wanted_BT = torch.zeros(len(group), width, dtype=torch.bool)
-    for b, i in enumerate(group):
-        ids_BT[b, : len(tokens[i])] = torch.as_tensor(tokens[i], dtype=torch.long)
-        wanted_BT[b, : len(tokens[i])] = torch.as_tensor(positions[i])
-    rows_N, columns_N = wanted_BT.nonzero(as_tuple=True)
-    assert bool((columns_N > 0).all()), "the first token of a sequence has no prediction"
-    targets_N = ids_BT[rows_N, columns_N]
-    return MicroBatch(tuple(group), ids_BT.to(device), rows_N.to(device), columns_N.to(device), targets_N.to(device))
+    ids_BT = _padded([tokens[i][heads[i] :] for i in group], pad_id)
+    rows_N, places_N = _padded([positions[i][heads[i] :] for i in group], False).nonzero(as_tuple=True)
+    starts_B = torch.tensor([heads[i] for i in group])
+    prefix = None
+    if bool(starts_B.any()):
+        member = {keys[i]: i for i in group}
+        number = {key: g for g, key in enumerate(member)}
+        prefix = SharedPrefix(
+            _padded([tokens[i][: heads[i]] for i in member.values()], pad_id).to(device),
+            torch.tensor([heads[i] for i in member.values()], device=device),
+            torch.tensor([number[keys[i]] for i in group], device=device),
+        )
+    return MicroBatch(
+        tuple(group),
+        ids_BT.to(device),
+        rows_N.to(device),
+        (places_N + starts_B[rows_N]).to(device),
+        (places_N - 1).to(device),
+        ids_BT[rows_N, places_N].to(device),
+        prefix,
+    )
+
+
+def _padded(rows: Sequence[IntArray] | Sequence[BoolArray], value: int | bool) -> Tensor:
+    width = max(len(row) for row in rows)
+    out = torch.full((len(rows), width), value, dtype=torch.bool if isinstance(value, bool) else torch.long)
+    for b, row in enumerate(rows):
+        out[b, : len(row)] = torch.as_tensor(row)
+    return out
 
 
 def recompute_layers(model: nn.Module) -> None:
@@ -118,8 +212,8 @@ class Scorer:
 
         Right padding needs no mask: under causal attention no real token sees it, and its outputs are not read.
         """
-        hidden_BTH: Tensor = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BTH[batch.rows_N, batch.columns_N - 1]
+        hidden_BTH = self._hidden(batch)
+        hidden_NH = hidden_BTH[batch.rows_N, batch.reads_N]
         vocabulary = self._head.vocabulary
         rows = max(1, LOGITS_CHUNK // vocabulary)
         recompute = torch.is_grad_enabled() and len(hidden_NH) * vocabulary > LOGITS_KEPT
@@ -130,6 +224,35 @@ class Scorer:
             else:
                 chunks.append(self._score(hidden, targets))
         return torch.cat(chunks)
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        if batch.prefix is None:
+            whole: Tensor = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+            return whole
+        # Keys and values of the prefixes keep their graph: gradients of all rows flow back through the one pass.
+        shared = batch.prefix
+        cache = DynamicCache()
+        self._decoder(input_ids=shared.ids_GP, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(shared.prefix_of_B)
+        rows, width = batch.ids_BT.shape
+        starts_B1 = shared.lengths_G[shared.prefix_of_B][:, None]
+        steps_T = torch.arange(width, device=batch.ids_BT.device)
+        seen_BP = torch.arange(shared.ids_GP.shape[1], device=batch.ids_BT.device) < starts_B1
+        mask_BTS = torch.cat(
+            [
+                seen_BP[:, None].expand(-1, width, -1),
+                (steps_T[:, None] >= steps_T).expand(rows, -1, -1),
+            ],
+            dim=2,
+        )
+        after: Tensor = self._decoder(
+            input_ids=batch.ids_BT,
+            attention_mask=mask_BTS[:, None],
+            position_ids=starts_B1 + steps_T,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return after
 
     def _score(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = self._head.logits(hidden_NH)

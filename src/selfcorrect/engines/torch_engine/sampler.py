@@ -187,10 +187,34 @@ def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Te
         tokens_B = logits_BV.argmax(-1)
     else:
         logprobs_BV = (logits_BV / temperature).log_softmax(-1)
-        cdf_BV = logprobs_BV.double().exp().cumsum(-1)  # float64: float32 sums over a large vocabulary drift
-        targets_B1 = uniforms_B[:, None] * cdf_BV[:, -1:]
-        tokens_B = torch.searchsorted(cdf_BV, targets_B1, right=True).squeeze(1).clamp(max=logits_BV.shape[-1] - 1)
+        tokens_B = _inverse_cdf(logprobs_BV.exp(), uniforms_B)
     return tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1)
+
+
+def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """The token at which the cumulated probabilities pass the uniform number, shape [B].
+
+    In two steps, first over blocks of about sqrt(V) tokens: sums are in float64 (in float32 they drift over a large
+    vocabulary) without a float64 copy of the whole vocabulary.
+    """
+    rows, vocabulary = probs_BV.shape
+    width = math.isqrt(vocabulary - 1) + 1
+    blocks_BKW = nn.functional.pad(probs_BV, (0, -vocabulary % width)).view(rows, -1, width)
+    upto_BK = blocks_BKW.sum(-1, dtype=torch.float64).cumsum(-1)
+    targets_B1 = uniforms_B[:, None] * upto_BK[:, -1:]
+    block_B1 = _first_above(upto_BK, targets_B1)
+    before_B1 = torch.where(block_B1 > 0, upto_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
+    row_B = torch.arange(rows, device=probs_BV.device)
+    upto_BW = blocks_BKW[row_B, block_B1.squeeze(1)].double().cumsum(-1)
+    tokens_B1 = block_B1 * width + _first_above(upto_BW, targets_B1 - before_B1)
+    return tokens_B1.squeeze(1).clamp(max=vocabulary - 1)  # where nothing is a number; its log-prob is then refused
+
+
+def _first_above(cumulated_BN: Tensor, targets_B1: Tensor) -> Tensor:
+    """Index of the first cumulated sum above the target; rounding may not push it past the last one that grew."""
+    below = torch.nextafter(cumulated_BN[:, -1:], torch.zeros_like(targets_B1))
+    found_B1 = torch.searchsorted(cumulated_BN, torch.minimum(targets_B1, below), right=True)
+    return found_B1.clamp(max=cumulated_BN.shape[1] - 1)
 
 
 def _record(running: Sequence[_Row], alive: Tensor, tokens_B: Tensor, logprobs_B: Tensor, ends_B: Tensor) -> None:
