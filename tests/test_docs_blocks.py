@@ -138,6 +138,11 @@ def test_what_stands_above_a_block_is_understood():
     none, plain, both = blocks(text)
     assert (none.runs, plain.runs, both.runs) == (False, True, True)
     assert both.notes == {"slow": "", "first": "a"} and both.text == "z\n"
-    for wrong in ("<!-- not run -->\n```sh\nx\n```\n", "<!-- perhaps -->\n```sh\nx\n```\n", "```bash\nx\n```\n", "```\nx\n```\n"):
+    for wrong in (
+        "<!-- not run -->\n```sh\nx\n```\n",
+        "<!-- perhaps -->\n```sh\nx\n```\n",
+        "```bash\nx\n```\n",
+        "```\nx\n```\n",
+    ):
         with pytest.raises(ValueError):
             blocks(wrong)

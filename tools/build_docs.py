@@ -28,7 +28,15 @@ FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
 IMAGE = re.compile(r'\bsrc="([^"]+)"')
 SOURCES = "repository"
 """Directory of the site with what lies outside docs/."""
-LEXERS = {".py": "python", ".toml": "toml", ".json": "json", ".j2": "jinja", ".css": "css", ".js": "js", ".html": "html"}
+LEXERS = {
+    ".py": "python",
+    ".toml": "toml",
+    ".json": "json",
+    ".j2": "jinja",
+    ".css": "css",
+    ".js": "js",
+    ".html": "html",
+}
 
 
 def line_of(source: str, dotted: str) -> int:
@@ -145,8 +153,7 @@ def _source_page(path: Path) -> str:
 def _mathml(latex: str) -> str:
     from latex2mathml.converter import convert
 
-    rows = [convert(row.strip(), display="block") for row in latex.strip().split("\n\n")]
-    return '<div class="equation">' + "".join(rows) + "</div>"
+    return f'<div class="equation">{convert(latex.strip(), display="block")}</div>'
 
 
 def build(out: Path) -> None:

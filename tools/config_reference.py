@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from the config classes: every setting with type, default, presets and meaning.
 
-    python tools/config_reference.py
+python tools/config_reference.py
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Every setting of a run: {count} of them. Set one on the command line as `section
 selfcorrect train train.steps=100 method.alpha=5 --dry-run
 ```
 
-or in a TOML file, given as `--config FILE`:
+or in a TOML file, whose name comes before the settings:
 
 ```toml
 model = "smollm2"
