@@ -16,8 +16,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
 from code_tools import needs_sandbox
+
 from pages import PAGES, ROOT, Block, blocks, text_of
 
 PORT = "8000"
@@ -73,7 +73,7 @@ class Shell:
         assert process.returncode == 0, f"{text}\nexits with {process.returncode}:\n{output}"
 
     def _serve(self, text: str) -> None:
-        assert PORT != self._port and self._port in text, f"a server in the background says --port {PORT}: {text}"
+        assert self._port != PORT and self._port in text, f"a server in the background says --port {PORT}: {text}"
         self._servers.append(process := self._start("sh", f"exec {text}"))
         health = f"http://127.0.0.1:{self._port}/health"
         for _ in range(600):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-
 import posixpath
 import re
 import shutil
