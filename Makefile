@@ -13,7 +13,7 @@ WITH_SMOLLM2 := .venv/.installed-smollm2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-seeds test test-slow test-gpu check mutants clean
+.PHONY: help demo demo-seeds test test-slow test-gpu check docs mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -40,11 +40,15 @@ check: $(INSTALLED) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED) ## the documentation as pages that open from disk, in site/; warnings are errors
+	$(BIN)/python tools/config_reference.py
+	$(BIN)/python tools/build_docs.py
+
 mutants: $(INSTALLED) ## break the code on purpose, one named fault at a time: a test must notice each
 	$(BIN)/python tools/mutants.py
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

@@ -11,12 +11,13 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / ".ci" / "run"
 
 
-def run(bin_dir: Path, test: str, check: str) -> tuple[int, list[str]]:
-    """Run the script where ``make test`` and ``make check`` are these shell lines; what it would install is there."""
+def run(bin_dir: Path, test: str, check: str, docs: str = "true") -> tuple[int, list[str]]:
+    """Run the script where these shell lines are ``make test`` and so on; what it would install is there."""
     for name, body in {
-        "make": f'case "$1" in test) {test} ;; check) {check} ;; esac',
+        "make": f'case "$1" in test) {test} ;; check) {check} ;; docs) {docs} ;; esac',
         "bwrap": "true",
         "chromium": "true",
+        "curl": "true",
     }.items():
         (bin_dir / name).write_text(f"#!/bin/sh\n{body}\n")
         (bin_dir / name).chmod(0o755)
@@ -61,6 +62,11 @@ def test_summary_comes_last_and_the_worst_status_wins(tmp_path, test, check, sta
     assert (code, lines[-1]) == (status, last)
 
 
-def test_the_checks_run_although_the_tests_fail(tmp_path):
-    _, lines = run(tmp_path, "echo '1 failed in 0.10s'; exit 2", "echo the checks ran")
-    assert "the checks ran" in lines
+def test_every_part_runs_although_others_fail(tmp_path):
+    _, lines = run(tmp_path, "echo '1 failed in 0.10s'; exit 2", "echo the checks ran; exit 1", "echo the docs ran")
+    assert "the checks ran" in lines and "the docs ran" in lines
+
+
+def test_documentation_that_cannot_be_built_is_a_failure(tmp_path):
+    code, lines = run(tmp_path, "echo '3 passed in 0.10s'", "true", "exit 2")
+    assert (code, lines[-1]) == (2, "3 passed in 0.10s")

@@ -14,7 +14,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import config_reference
 import tiny
+from build_docs import line_of
+from pages import PAGES, ROOT, blocks, text_of
 from selfcorrect.cli import app
 from selfcorrect.cli.evaluate import _long
 from selfcorrect.cli.settings import read_settings
@@ -25,35 +28,30 @@ from selfcorrect.objective import Credit, group_token_weights
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.arithmetic import INSTRUCTION, question, solution
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 NAME = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)`")
 SETTING = re.compile(r"(?<![\w./-])((?:model|task|method|train|sft|engine|eval)\.[a-z]\w*)(?![\w/(])")
 NOT_SETTINGS = (".py", ".md", ".toml", ".jsonl")
 
 
-def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
-
-
 def relative_links(page: Path) -> list[tuple[str, Path]]:
     found = LINK.findall(text_of(page))
-    return [(label, (page.parent / target).resolve()) for label, target in found if not re.match(r"\w+:|#", target)]
+    files = [(label, target.partition("#")[0]) for label, target in found if not re.match(r"\w+:|#", target)]
+    return [(label, (page.parent / file).resolve()) for label, file in files]
 
 
 def defines(source: str, dotted: str) -> bool:
-    """Whether a module's text defines a function, class, constant or field of that name; its class too, if dotted."""
-    return all(
-        re.search(rf"^\s*(?:(?:async )?def|class) {n}\b|^\s*{n}\s*[:=]", source, re.M) for n in dotted.split(".")
-    )
+    try:
+        return line_of(source, dotted) > 0
+    except LookupError:
+        return False
 
 
 def commands(page: Path) -> list[str]:
     """``selfcorrect`` command lines: whole lines of shell blocks, and code inside sentences."""
     text = text_of(page)
-    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).replace("\\\n", " ")
-    lines = [line.split("#")[0].strip() for line in blocks.splitlines() if line.startswith("selfcorrect ")]
+    shell = "".join(block.text for block in blocks(text) if block.language == "sh").replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in shell.splitlines() if line.startswith("selfcorrect ")]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     return lines + re.findall(r"`(selfcorrect [^`]+)`", prose)
 
@@ -81,6 +79,14 @@ def test_links_resolve_and_name_what_their_file_defines(page):
 def test_the_link_check_can_fail():
     assert defines("class A:\n    def b(self): ...\nC: int = 3\n", "A.b")
     assert not defines("def other(): ...\nx = b\n", "b")
+    assert not defines("class A: ...\ndef b(): ...\n", "A.b")
+    assert line_of("x = 1\n\n\nclass A:\n    b: int = 2\n", "A.b") == 5
+
+
+def test_the_configuration_page_is_what_the_classes_say():
+    stale = "docs/configuration.md is stale: run python tools/config_reference.py"
+    assert text_of(config_reference.PAGE) == config_reference.page(), stale
+    assert all(f"### {key}\n" in config_reference.page() for key in all_keys())
 
 
 @pytest.mark.parametrize(("page", "line"), on_every_page(commands))
@@ -166,5 +172,5 @@ def test_the_worked_example_is_what_the_code_does():
 
 def test_make_lists_its_targets():
     shown = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    targets = ("demo", "demo-seeds", "test", "test-slow", "test-gpu", "check", "mutants", "clean")
+    targets = ("demo", "demo-seeds", "test", "test-slow", "test-gpu", "check", "docs", "mutants", "clean")
     assert all(f"make {t} " in shown for t in targets)

@@ -44,12 +44,16 @@ class ModelConfig(Section):
     lora_rank: int = Field(0, ge=0, le=1024)
     """0 trains every weight; otherwise the rank of LoRA adapters on all linear layers but the output head."""
     lora_alpha: float = Field(32.0, gt=0)
+    """Adapters are scaled by lora_alpha / lora_rank."""
     revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id; None takes the newest."""
     trust_remote_code: bool = False
+    """Run the Python code that a model's repository brings. It runs as you."""
 
 
 class TaskConfig(Section):
     name: str = "arithmetic"
+    """A task of this package, ``own``, or ``package.module:make``."""
     path: str | None = None
     """File or directory of the data set (math: a Hub id too); None takes the task's own Hub id."""
     eval_split: Literal["test", "validation"] = "test"
@@ -82,6 +86,7 @@ class TaskConfig(Section):
 
 class MethodConfig(Section):
     name: Literal["score", "multi_turn", "single_turn", "star", "pair_sft", "self_refine"] = "score"
+    """What is done with the episodes; ``self_refine`` is for `selfcorrect eval` only."""
     attempts: int = Field(2, ge=1, le=10)
     """Attempts per episode; single_turn plays one and spends the same budget on more samples."""
     alpha: float = Field(10.0, ge=0)
@@ -97,6 +102,7 @@ class MethodConfig(Section):
     gamma: float = Field(0.0, ge=0, le=1)
     """Discount between attempts. 0 in the paper; other values show the failure."""
     kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
+    """What a token is charged with of its attempt's KL: all of it, the part from that token on, or its own (biased)."""
     baseline: Literal["leave_one_out", "given_first"] = "leave_one_out"
     """given_first: the baseline of later attempts takes mates whose first attempt had the same verdict."""
     standardise: bool = False
@@ -125,22 +131,29 @@ class TrainConfig(Section):
     steps: int = Field(200, ge=1)
     """Optimiser steps in all, over all stages."""
     problems_per_step: int = Field(64, ge=1)
+    """Problems played in one optimiser step."""
     samples_per_problem: int = Field(8, ge=2)
     """Group size of the leave-one-out baseline. 1 is refused: there would be no baseline."""
     max_new_tokens: int = Field(16, ge=1)
     """Token cap per attempt."""
     learning_rate: float = Field(3e-4, gt=0)
+    """Of Adam, after the warm-up."""
     warmup_steps: int = Field(10, ge=0)
     """Linear learning-rate warm-up at the start of each stage; constant afterwards."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's decay of the mean gradient. Not the method's beta1."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Adam's decay of the mean squared gradient. Not the method's beta2."""
     adam_eps: float = Field(1e-8, gt=0)
+    """Adam's addend to the denominator."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay (AdamW); 0 is Adam, as in the paper."""
     grad_clip: float | None = Field(None, gt=0)
     """Gradient norm limit. Off: it would shrink attempt 1's gradient together with attempt 2's larger one."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the end of a stage always writes one."""
     keep_checkpoints: int = Field(2, ge=1)
+    """Latest checkpoints kept on disk; the best one is kept besides."""
     best_window: int = Field(10, ge=1)
     """Steps over which the training reward is averaged to choose the best checkpoint (final stage only)."""
     log_problems_per_step: int = Field(2, ge=0)
@@ -148,27 +161,32 @@ class TrainConfig(Section):
 
 
 class SftConfig(Section):
-    """`selfcorrect sft`: supervised steps on a task's demonstrations, to teach its answer format."""
-
     steps: int = Field(100, ge=1)
+    """Supervised optimiser steps."""
     examples_per_step: int = Field(32, ge=1)
+    """Demonstrations in one step."""
     learning_rate: float = Field(1e-4, gt=0)
+    """Of Adam at the first step; it falls linearly to a tenth."""
 
 
 class EngineConfig(Section):
     name: Literal["torch"] = "torch"
+    """What samples and trains; there is one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is a device, else the CPU."""
     tokens_per_microbatch: int = Field(4_096, ge=1)
     """Padded tokens per forward-backward pass: bounds training memory whatever the batch."""
     tokens_per_sampling_batch: int = Field(131_072, ge=1)
     """Key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
 
 
 class EvalConfig(Section):
     problems: int | None = Field(2000, ge=1)
     """Held-out problems per evaluation; None takes the whole split."""
     attempts: int = Field(2, ge=1, le=10)
+    """Attempts per problem; it may be more than were trained."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy (the paper's choice)."""
     samples: int = Field(1, ge=1)
@@ -187,13 +205,21 @@ class Config(Section):
     """One run, whole."""
 
     model: ModelConfig = ModelConfig()
+    """What is trained."""
     task: TaskConfig = TaskConfig()
+    """Problems, prompts and verdicts. A setting belongs to the tasks named before its colon; others refuse it."""
     method: MethodConfig = MethodConfig()
+    """What episodes are made into. Settings that the method does not read are refused."""
     train: TrainConfig = TrainConfig()
+    """Budget, optimiser, checkpoints."""
     sft: SftConfig = SftConfig()
+    """`selfcorrect sft`: supervised steps on a task's demonstrations, to teach its answer format."""
     engine: EngineConfig = EngineConfig()
+    """Where it runs, and in how much memory."""
     eval: EvalConfig = EvalConfig()
+    """Measuring: before and after training, and by `selfcorrect eval`."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Moves the order of problems and the sampling; not the problems held out, nor the initial adapters."""
     run_dir: str | None = None
     """Where the run writes; None takes runs/<model>-<task>-<method>-s<seed>."""
 
