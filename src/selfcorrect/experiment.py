@@ -80,9 +80,10 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     if feedback is not None and config.eval.attempts < 2:
         raise ConfigError("method=self_refine asks for feedback between attempts: set eval.attempts to 2 or more")
     cap = config.train.max_new_tokens
-    longest = max(longest_conversation(chat, task, split, attempts, cap, feedback) for split in splits)
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
-    check_length(hf_config, longest)
+    longest = check_length(
+        hf_config, attempts, lambda n: max(longest_conversation(chat, task, split, n, cap, feedback) for split in splits)
+    )
     check_attention(hf_config, longest)
     check_vocabulary(hf_config, chat.tokenizer)
     return Job(config, task, resolved, chat, longest, tuple(task.left_out) if isinstance(task, LeavesOut) else ())
