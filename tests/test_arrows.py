@@ -112,7 +112,10 @@ NOT_ALLOWED = {
         "selfcorrect.train",
         "selfcorrect.tasks",
     },
-    **{key: {"torch", "transformers"} for key in ("methods", "stats", "vote", "metrics", "scaling", "episode_table", "records", "config")},
+    **{
+        key: {"torch", "transformers"}
+        for key in ("methods", "stats", "vote", "metrics", "scaling", "episode_table", "records", "config")
+    },
 }
 """What docs/architecture.md says that these parts do not import, beyond the rows above."""
 

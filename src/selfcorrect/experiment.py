@@ -82,7 +82,9 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     cap = config.train.max_new_tokens
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
     longest = check_length(
-        hf_config, attempts, lambda n: max(longest_conversation(chat, task, split, n, cap, feedback) for split in splits)
+        hf_config,
+        attempts,
+        lambda n: max(longest_conversation(chat, task, split, n, cap, feedback) for split in splits),
     )
     check_attention(hf_config, longest)
     check_vocabulary(hf_config, chat.tokenizer)
@@ -252,11 +254,16 @@ def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
     versions["platform"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return StartRecord(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         versions=versions,
         engine=asdict(engine.info),
         resumed_from_step=resumed_from,
     )
+
+
+def command_line() -> str:
+    """What was typed, for the records."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _end_record(run: RunDirectory, reason: str) -> EndRecord:

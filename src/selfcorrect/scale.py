@@ -51,6 +51,18 @@ def check_budgets(budgets: Sequence[int]) -> None:
         raise ConfigError(f"--budget {shown}: the numbers must rise, none of them twice")
 
 
+def check_temperature(temperature: float) -> None:
+    """Refuse votes of a greedy model.
+
+    Raises:
+        ConfigError: the temperature is not above 0.
+    """
+    if temperature <= 0:
+        raise ConfigError(
+            "--temperature 0 would repeat one greedy answer, so nothing could be outvoted; raise it (the paper: 0.7)"
+        )
+
+
 def check_votes(task: Task) -> CountsAnswers:
     """The task as one whose answers can be counted.
 
@@ -97,10 +109,11 @@ def measure_votes(
         told: hears of progress.
 
     Raises:
-        ConfigError: a budget or the task does not fit.
+        ConfigError: a budget, the temperature or the task does not fit.
     """
     start = time.perf_counter()
     check_budgets(budgets)
+    check_temperature(temperature)
     key = check_votes(task).answer_key
     largest = budgets[-1]
     pairs = largest // 2

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -40,7 +39,7 @@ class BudgetRow:
     difference: Estimate
     """corrected - parallel, paired by problem."""
     parallel_gain: Estimate
-    """parallel minus one first attempt, paired by problem."""
+    """parallel minus one first attempt, paired by problem; n/a for K = 1, which is one first attempt."""
     corrected_gain: Estimate
     """corrected minus one first attempt, paired by problem."""
 
@@ -108,14 +107,22 @@ class AttemptCurve:
 
 @dataclass(frozen=True, slots=True)
 class ScalingCurves:
-    """What ``scaling.json`` of a run directory holds; a curve that was not asked for is None."""
+    """Both curves of one model, and what ``scaling.json`` of a run directory holds."""
 
+    model: str
+    step: int | None
+    """Of a run: the checkpoint that was measured."""
+    command: str
     votes: VoteCurve | None = None
+    """None where it was not asked for, as below."""
     attempts: AttemptCurve | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
         return {
+            "model": self.model,
+            "step": self.step,
+            "command": self.command,
             "votes": None if self.votes is None else self.votes.to_json(),
             "attempts": None if self.attempts is None else self.attempts.to_json(),
         }
@@ -129,10 +136,11 @@ class ScalingCurves:
         """
         with _reading("a stored measurement of scaling"):
             votes, attempts = data["votes"], data["attempts"]
-            return cls(
-                None if votes is None else VoteCurve.from_json(votes),
-                None if attempts is None else AttemptCurve.from_json(attempts),
-            )
+            curves = {
+                "votes": None if votes is None else VoteCurve.from_json(votes),
+                "attempts": None if attempts is None else AttemptCurve.from_json(attempts),
+            }
+            return cls(**{**data, **curves})
 
 
 def vote_curve(
@@ -161,17 +169,16 @@ def vote_curve(
     names = sorted(firsts.keys() - failed)
     first_votes = [[_vote(a, key) for a in firsts[name]] for name in names]
     last_votes = [[_vote(a, key) for a in lasts.get(name, ())] for name in names]
-    difference = partial(_difference, seed=seed)
     one_N = _majorities(first_votes, 1)
     rows = []
     for k in budgets:
-        parallel_N = _majorities(first_votes, k)
-        row = [_mean(parallel_N, seed), not_measured(), not_measured(), difference(one_N, parallel_N), not_measured()]
-        if k > 1:
-            corrected_N = _majorities(last_votes, k // 2)
-            row[1], row[2] = _mean(corrected_N, seed), difference(parallel_N, corrected_N)
-            row[4] = difference(one_N, corrected_N)
-        rows.append(BudgetRow(k, *row))
+        if k == 1:
+            rows.append(BudgetRow(1, _mean(one_N, seed), *[not_measured()] * 4))
+            continue
+        parallel_N, corrected_N = _majorities(first_votes, k), _majorities(last_votes, k // 2)
+        pairs = ((parallel_N, corrected_N), (one_N, parallel_N), (one_N, corrected_N))
+        differences = (_difference(a_N, b_N, seed) for a_N, b_N in pairs)
+        rows.append(BudgetRow(k, _mean(parallel_N, seed), _mean(corrected_N, seed), *differences))
     return VoteCurve(tuple(rows), len(names), len(failed))
 
 

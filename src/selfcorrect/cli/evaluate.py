@@ -12,6 +12,7 @@ from selfcorrect.cli.evaluate_endpoint import Asked, evaluate_endpoint
 from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.errors import ConfigError
 
+
 def evaluate(
     model: Annotated[
         str | None,
