@@ -242,7 +242,10 @@ REFUSED = {
     "odd": (["--budget", "1,5"], ["5 responses", "even numbers"]),
     "greedy votes": (["--temperature", "0"], ["one greedy answer", "0.7"]),
     "programs": (["task=humaneval"], ["no majority vote", "--only attempts"]),
-    "stored first attempts": (["task=mbpp_repair", "task.first_attempts=x", "task.path=y"], ["stored first attempts", "--only attempts"]),
+    "stored first attempts": (
+        ["task=mbpp_repair", "task.first_attempts=x", "task.path=y"],
+        ["stored first attempts", "--only attempts"],
+    ),
     "eval's attempts": (["attempts=3"], ["eval.attempts", "would be ignored", "--attempts"]),
     "eval's samples": (["samples=3"], ["would be ignored", "--budget"]),
     "a setting of training": (["train.steps=3"], ["train.steps", "would be ignored", "drop it"]),
