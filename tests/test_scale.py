@@ -177,6 +177,15 @@ def test_budgets_by_hand():
     assert (rows[2].parallel_gain.value, rows[2].corrected_gain.value) == (1 / 8, 1 / 8)
 
 
+def test_half_of_a_budget_votes_after_correction():
+    chains = episodes("p", "54", "54", "54", "55")
+    rows = vote_curve(chains, episodes("p", *"4444"), (4, 8), str).rows
+    # K = 4: pairs of second attempts; 3 of 6 are 4 4, the others a tie: (3 + 3/2) / 6. K = 8: 4 4 4 5 is right
+    assert [r.corrected.value for r in rows] == [3 / 4, 1]
+    # K = 8 in parallel: four 5 and four 4, a tie
+    assert rows[1].parallel.value == 1 / 2
+
+
 def test_differences_are_paired_by_problem():
     row = vote_curve(CHAINS, ALONE, (4,), str, seed=3).rows[0]
     # p: 1 - 0, q: 0 - 1

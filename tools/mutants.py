@@ -382,9 +382,9 @@ MUTANTS = [
     ),
     Mutant(
         "the rarest answer wins the vote",
-        "serve/correct.py",
-        "-counts[key], keys.index(key)",
-        "counts[key], keys.index(key)",
+        "vote.py",
+        "item[0] is None, -item[1])",
+        "item[0] is None, item[1])",
         serving("the_vote_takes_the_most_frequent_final_answer"),
     ),
     Mutant(
