@@ -130,6 +130,8 @@ def make_engine(job: Job, *, frozen: bool = False) -> Engine:
 class Outcome:
     run: RunDirectory
     progress: Progress
+    kept_step: int
+    """Of the checkpoint that was measured and exported."""
     evaluations: dict[str, Evaluation]
     """By name: base, final and their controls."""
 
@@ -174,7 +176,7 @@ def run_experiment(
     export(engine, run.path / "model")
     done |= _measure(job, run, engine, "final", kept, say)
     run.append(_end_record(run, "finished"))
-    return Outcome(run, progress, done)
+    return Outcome(run, progress, kept, done)
 
 
 def load_kept(run: RunDirectory, engine: Engine) -> int:
