@@ -15,6 +15,7 @@ import typer
 from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError
+from selfcorrect.scale import ATTEMPTS, BUDGETS, TEMPERATURE, check_budgets, check_temperature, check_votes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,9 +50,9 @@ def scale(
     ] = None,
     budget: Annotated[
         str, typer.Option(help="Numbers of sampled responses per problem, rising: 1 or even.")
-    ] = "1,2,4,8,16,32",
-    attempts: Annotated[int, typer.Option(min=2, max=10, help="Attempts in a row, greedy.")] = 10,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples that vote.")] = 0.7,
+    ] = ",".join(map(str, BUDGETS)),
+    attempts: Annotated[int, typer.Option(min=2, max=10, help="Attempts in a row, greedy.")] = ATTEMPTS,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples that vote.")] = TEMPERATURE,
     only: Annotated[Only | None, typer.Option(help="Measure one of the two alone.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -136,7 +137,6 @@ def _checked(config: Config, plan: _Plan) -> Config:
     Raises:
         ConfigError: the plan or the task does not fit.
     """
-    from selfcorrect.scale import check_budgets, check_temperature, check_votes
     from selfcorrect.tasks import make_task
 
     if config.method.name == "self_refine":
@@ -157,19 +157,13 @@ def _measured(engine: Engine, task: Task, config: Config, plan: _Plan) -> tuple[
     from selfcorrect.evaluate import held_out
     from selfcorrect.scale import measure_attempts, measure_votes
 
-    problems, cap, seed, told = (
-        held_out(task, config.eval.problems),
-        config.train.max_new_tokens,
-        config.seed,
-        _teller(),
-    )
+    asked = (engine, task, held_out(task, config.eval.problems), config.train.max_new_tokens)
+    seed, told = config.seed, _teller()
     votes = row = None
     if plan.budgets:
-        votes = measure_votes(
-            engine, task, problems, cap, budgets=plan.budgets, temperature=plan.temperature, seed=seed, told=told
-        )
+        votes = measure_votes(*asked, budgets=plan.budgets, temperature=plan.temperature, seed=seed, told=told)
     if plan.attempts:
-        row = measure_attempts(engine, task, problems, cap, attempts=plan.attempts, seed=seed, told=told)
+        row = measure_attempts(*asked, attempts=plan.attempts, seed=seed, told=told)
     return votes, row
 
 

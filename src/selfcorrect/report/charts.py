@@ -119,8 +119,8 @@ def draw_curves(chart: Curves) -> Drawing:
     ticks = () if chart.axis == "step" else chart.steps
     shapes = [_y_axis(chart.low, chart.high, y, form), _x_axis(first, last, x, chart.axis, ticks=ticks)]
     shapes += _uprights([(x(step), label) for step, label in chart.marks])
-    for line in chart.lines:
-        shapes += _whiskers(chart.steps, line, x, y)
+    for i, line in enumerate(chart.lines):
+        shapes += _whiskers([x(step) + 4 * i for step in chart.steps], line, y)
         smooth = _running_mean(line.values)
         shapes.append(_path(chart.steps, line.values, x, y, f"line s{line.style}{' raw' if smooth else ''}"))
         if smooth:
@@ -345,13 +345,10 @@ def _cell(line: Line, i: int, form: Form) -> str:
     return f"{form(line.values[i]).removesuffix(' %')} [{low}, {high}]"
 
 
-def _whiskers(
-    steps: Sequence[int], line: Line, x: Callable[[float], float], y: Callable[[float], float]
-) -> list[Markup]:
-    """An upright stroke over every interval, a little beside those of other lines."""
-    aside = 3 * line.style
-    ends = [(x(step) + aside, *pair) for step, pair in zip(steps, line.spread, strict=False) if all(map(_known, pair))]
-    return [_segment(at, y(low or 0), at, y(high or 0), f"line raw s{line.style}") for at, low, high in ends]
+def _whiskers(places: Sequence[float], line: Line, y: Callable[[float], float]) -> list[Markup]:
+    """An upright stroke over every interval."""
+    ends = [(at, *pair) for at, pair in zip(places, line.spread, strict=False) if all(map(_known, pair))]
+    return [_segment(at, y(low or 0), at, y(high or 0), f"line s{line.style} solid") for at, low, high in ends]
 
 
 def _y_axis(low: float, high: float, y: Callable[[float], float], form: Form) -> Markup:
