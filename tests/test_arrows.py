@@ -14,12 +14,12 @@ SOURCE = Path(selfcorrect.__file__).parent
 LAYERS = [
     {"__init__", "types", "errors"},
     {"config"},
-    {"objective", "stats", "verify", "records", "episode_table"},
-    {"methods", "metrics", "alarms"},
+    {"objective", "stats", "verify", "records", "episode_table", "vote"},
+    {"methods", "metrics", "alarms", "scaling"},
     {"tasks", "engines", "advice"},
     {"rollout", "validate"},
     {"run", "evaluate", "warmup", "probe"},
-    {"collect", "steps", "comparison", "endpoint_eval"},
+    {"collect", "steps", "comparison", "endpoint_eval", "scale"},
     {"train"},
     {"experiment"},
     {"report", "serve"},
@@ -98,6 +98,7 @@ NOT_ALLOWED = {
             "warmup",
             "experiment",
             "comparison",
+            "scale",
             "serve",
         )
     },
@@ -111,7 +112,10 @@ NOT_ALLOWED = {
         "selfcorrect.train",
         "selfcorrect.tasks",
     },
-    **{key: {"torch", "transformers"} for key in ("methods", "stats", "metrics", "episode_table", "records", "config")},
+    **{
+        key: {"torch", "transformers"}
+        for key in ("methods", "stats", "vote", "metrics", "scaling", "episode_table", "records", "config")
+    },
 }
 """What docs/architecture.md says that these parts do not import, beyond the rows above."""
 

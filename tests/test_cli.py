@@ -20,7 +20,7 @@ from selfcorrect.experiment import make_engine
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
-COMMANDS = ("train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "serve")
+COMMANDS = ("train", "eval", "scale", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "serve")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_program_lists_its_commands(cli):
 
 
 def test_every_command_that_prints_a_table_has_json(cli):
-    for command in ("train", "eval", "compare", "validate", "probe", "doctor"):
+    for command in ("train", "eval", "scale", "compare", "validate", "probe", "doctor"):
         assert "--json" in cli(command, "--help")[1]
 
 
@@ -134,6 +134,14 @@ BAD = {
         ["does not exist", "task.path"],
     ),
     "data for nothing": (lambda t, m: ["train", f"model={m}", "task.path=x"], ["would be ignored", "drop the setting"]),
+    "settings of sft": (
+        lambda t, m: ["train", f"model={m}", "sft.steps=3"],
+        ["sft.*", "would be ignored", "selfcorrect sft"],
+    ),
+    "adapters' scale without adapters": (
+        lambda t, m: ["train", f"model={m}", "model.lora_rank=0", "model.lora_alpha=16"],
+        ["model.lora_alpha = 16 would be ignored", "set model.lora_rank"],
+    ),
     "short cap": (
         lambda t, m: ["train", f"model={m}", "train.max_new_tokens=9"],
         ["max_new_tokens=9 is shorter than the answer format", "raise train.max_new_tokens"],
@@ -366,7 +374,8 @@ def test_train_ends_with_a_table_and_the_paths_of_what_it_wrote(cli, model, tmp_
     code, out, err = cli(*quick(model, tmp_path / "run"))
     assert code == 0
     rows = [line for line in out.splitlines() if line.startswith("│")]
-    assert [row.split("│")[1].strip() for row in rows][:2] == ["base", "base, attempt 1 of another"]
+    names = [row.split("│")[1].strip() for row in rows]
+    assert names[0] == "base" and "base, attempt 1 of another".startswith(names[1]) and names[1] != "base"  # wrapped
     assert any(row.split("│")[1].strip() == "score" for row in rows)
     paths = [
         line.split(maxsplit=1)[1] for line in out.splitlines() if line.split()[:1] in (["run"], ["model"], ["records"])
@@ -449,6 +458,15 @@ def test_a_supervised_run_says_what_it_collects_and_keeps(cli, model, tmp_path):
     assert "STaR D+, iteration 1 of 3: 2 steps from step 1" in err
     assert "star3: sampled part 1 of 1, kept" in err
     assert "nats per token" in err and "keeping step 5, the last" in err
+
+
+def test_train_json_names_the_step_that_is_kept(cli, model, tmp_path):
+    settings = ("eval.controls=false", "--json")
+    printed = json.loads(cli(*quick(model, tmp_path / "star", "method=star", "method.dataset=D+"), *settings)[1])
+    assert printed["step"] == 5  # no training reward to choose by: the last
+    printed = json.loads(cli(*quick(model, tmp_path / "score"), *settings)[1])
+    evaluated = {r.name: r.step for r in RunDirectory.open(tmp_path / "score").records() if r.kind == "eval"}
+    assert printed["step"] == evaluated["final"]
 
 
 def test_a_model_is_measured_without_adapters_or_masters(cli, model, monkeypatch):

@@ -19,8 +19,7 @@ import tiny
 from build_docs import line_of
 from pages import PAGES, ROOT, blocks, text_of
 from selfcorrect.cli import app
-from selfcorrect.cli.evaluate import _long
-from selfcorrect.cli.settings import read_settings
+from selfcorrect.cli.settings import long_form, read_settings
 from selfcorrect.config import Config, all_keys
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.methods import plan
@@ -102,7 +101,7 @@ def test_commands_parse(page, line, monkeypatch):
         inner = inner.commands[arguments.pop(0)]
     if not arguments:
         return
-    settings = [_long(a) if name == "eval" else a for a in arguments if re.match(r"[a-z_.0-9]+=", a)]
+    settings = [long_form(a) if name in ("eval", "scale") else a for a in arguments if re.match(r"[a-z_.0-9]+=", a)]
     config = read_settings(settings)
     if name != "eval":
         plan(config)  # method=self_refine is a way to play, not to train
@@ -118,7 +117,7 @@ def test_commands_parse(page, line, monkeypatch):
 
 def test_the_readme_shows_every_command():
     shown = {shlex.split(line)[1] for line in commands(ROOT / "README.md")}
-    assert shown >= {"train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor"}
+    assert shown >= {"train", "eval", "scale", "compare", "report", "sft", "validate", "probe", "grade", "doctor"}
 
 
 def settings_named(page: Path) -> list[str]:

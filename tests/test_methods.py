@@ -83,7 +83,7 @@ def test_four_attempts_hold_each_part_at_the_one_before():
 
 
 def test_interleaving_alternates_the_two_stages():
-    made = stages("method.interleave=3", "train.steps=12")
+    made = stages("method.interleave=3", "train.steps=12", "train.warmup_steps=3")
     first, second = stages()
     assert [(s.name, s.steps) for s in made] == [("stage1", 3), ("stage2", 3)] * 2
     assert {s.credit for s in made} == {first.credit, second.credit}
@@ -118,8 +118,16 @@ def test_adaptive_beta2_scales_beta2_alone_and_in_stage_1_alone():
     ("settings", "says"),
     [
         (("method.interleave=3", "train.steps=10"), "multiple of 6"),
-        (("method.interleave=5", "train.steps=10", "method.stage2=star"), "drop method.stage1 and method.stage2"),
-        (("method.interleave=5", "train.steps=10", "method.stage1_share=0.2"), "set method.interleave=0"),
+        (
+            ("method.interleave=5", "train.steps=10", "train.warmup_steps=5", "method.stage2=star"),
+            "drop method.stage1 and method.stage2",
+        ),
+        (
+            ("method.interleave=5", "train.steps=10", "train.warmup_steps=5", "method.stage1_share=0.2"),
+            "set method.interleave=0",
+        ),
+        (("method.interleave=5", "train.steps=10", "train.warmup_steps=6"), "never be reached; lower train.warmup"),
+        (("method.shaping=scaled", "method.gamma=1"), "drop one of the two"),
         (("method.stage1=stepwise",), "attempts=3 or more"),
         (("method.stage1=stepwise", "method.attempts=5", "train.steps=5"), "has 4 parts, but 2 steps"),
         (("method.stage2=star", "train.steps=4"), "3 iterations, but 2 steps"),

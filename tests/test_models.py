@@ -245,6 +245,8 @@ def test_recurrent_models(config: Any) -> None:
 
 def test_length() -> None:
     config = LlamaConfig(max_position_embeddings=100)
-    check_length(config, 100)
-    with pytest.raises(ModelError, match=r"may take 101 tokens.*only 100 positions.*lower train.max_new_tokens"):
-        check_length(config, 101)
+    assert check_length(config, 10, lambda n: 10 * n) == 100
+    with pytest.raises(ModelError, match=r"3 attempts may take 101 tokens.*only 100 positions, which hold 2;.*max_new"):
+        check_length(config, 3, {1: 99, 2: 100, 3: 101}.__getitem__)
+    with pytest.raises(ModelError, match="hold not even one"):
+        check_length(config, 2, lambda n: 100 + n)

@@ -131,7 +131,7 @@ def test_given_first_answers_are_shown_but_carry_no_log_probs_and_no_weight():
         assert sequence.sampled_T.nonzero()[0].tolist() == [len(b.prompt_ids)]
     data, report = weighted(group, Credit((1, 1), (0.1, 0.1), alpha=10))
     assert all(d.weights_T[: len(e.attempts[1].prompt_ids)].any() == 0 for d, e in zip(data, group, strict=True))
-    assert report.kl_K[0] == 0
+    assert report.kl_K[0] is None
 
 
 def attempt(prompt, tokens, verdict, parent=None, logprob=-1.0):
@@ -216,6 +216,11 @@ def test_a_verifier_failure_at_attempt_1_spares_attempt_2_where_there_is_no_bonu
 def test_reported_kl_is_the_mean_per_episode_of_the_sum_over_tokens():
     _, report = weighted([pair(0, RIGHT, WRONG), pair(1, WRONG, WRONG, n=(4, 3))], Credit((1, 1), (0, 0)), kl=0.5)
     assert report.kl_K == (pytest.approx(0.5 * (2 + 4) / 2), pytest.approx(0.5 * 3))
+    group = [pair(0, RIGHT, WRONG), pair(1, WRONG, WRONG, n=(4, 3))]
+    given = replace(group[0].attempts[0], source="given", logprobs=None)
+    group[0] = replace(group[0], attempts=(given, *group[0].attempts[1:]))
+    _, report = weighted(group, Credit((1, 1), (0, 0)), kl=0.5)
+    assert report.kl_K == (pytest.approx(0.5 * 4), pytest.approx(0.5 * 3))  # attempt 1: the one that was sampled
 
 
 def test_a_branch_is_a_second_sequence_and_every_sampled_token_is_weighted_once():

@@ -216,8 +216,9 @@ def test_the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window
     found = {r.step: r for r in run.records() if r.kind == "checkpoint"}
     assert all(found[k].window_reward is None and not found[k].best for k in (0, 1, 2))
     best = None
-    for i, s in enumerate(final):
-        window = float(np.mean([f.reward[-1] for f in final[max(0, i - 1) : i + 1]]))  # never reaches into Stage I
+    assert found[3].window_reward is None and not found[3].best  # one step is no window of two
+    for i, s in enumerate(final[1:], 1):
+        window = float(np.mean([f.reward[-1] for f in final[i - 1 : i + 1]]))
         assert found[s.step].window_reward == pytest.approx(window)
         assert found[s.step].best == (best is None or window > best)
         best = window if best is None else max(best, window)
@@ -507,7 +508,22 @@ def test_offline_first_attempts_are_the_bases_and_carry_no_gradient(tmp_path):
     # 20 visits of 20 problems: 40 stored first attempts, 40 second ones
     assert progress.sampled_responses == 80
     assert [r.sampled_responses for r in toy.step_records(run)] == [8] * 5
-    assert all(r.kl[0] == 0 and r.episodes == 8 for r in toy.step_records(run))
+    for r in toy.step_records(run):  # nothing of attempt 1 is the policy's: n/a, and never 0
+        assert [r.reward[0], r.kl[0], r.truncated[0], r.no_answer[0], r.answer_tokens[0]] == [None] * 5
+        assert r.episodes == 8 and None not in (r.reward[1], r.kl[1], r.answer_tokens[1])
+
+
+def test_records_of_first_attempts_leave_the_stored_ones_out(tmp_path):
+    run, _, _ = toy.run(
+        tmp_path / "run", "method=multi_turn", "method.offline_share=0.5", "train.log_problems_per_step=4"
+    )
+    rows = [json.loads(line) for line in run.episodes_file.read_text().splitlines()]
+    for r in toy.step_records(run):
+        firsts = [row["attempts"][0] for row in rows if row["step"] == r.step]
+        sampled = [a for a in firsts if a["source"] == "sampled"]
+        assert (len(firsts), len(sampled)) == (8, 4)
+        assert r.reward[0] == sum(a["verdict"] == "correct" for a in sampled) / 4
+        assert r.answer_tokens[0] == sum(a["tokens"] for a in sampled) / 4
 
 
 def test_a_share_of_0_samples_no_first_attempts_offline_and_stage_1_has_none(straight):
@@ -580,9 +596,9 @@ def test_interleaved_stages_compete_for_the_best_checkpoint_in_the_last_round_al
     steps = toy.step_records(run)
     assert [s.stage for s in steps] == (["stage1"] * 2 + ["stage2"] * 2) * 2
     windows = {r.step: r.window_reward for r in run.records() if r.kind == "checkpoint"}
-    assert [k for k, w in windows.items() if w is not None] == [7, 8]
+    assert [k for k, w in windows.items() if w is not None] == [8]  # the whole round, which is shorter than the window
     assert windows[8] == pytest.approx(np.mean([s.reward[-1] for s in steps[6:]]))
-    assert progress.best_step in (7, 8)
+    assert progress.best_step == 8
 
 
 def test_the_offline_share_is_exact_on_average():

@@ -51,6 +51,9 @@ class Toy:
         total = sum(map(ord, text))
         return Grade(Verdict.WRONG if total % 2 else Verdict.CORRECT, str(total % 7))
 
+    def answer_key(self, answer):
+        return answer
+
     def demonstrations(self, seed):
         i = seed
         while True:

@@ -24,6 +24,7 @@ TESTS_FAILED = 1
 
 CREDIT, ROLLOUT, METHODS = ("tests/test_credit.py",), ("tests/test_rollout.py",), ("tests/test_methods.py",)
 IMITATION = ("tests/test_imitation.py",)
+SCALE = ("tests/test_scale.py",)
 
 
 def engine(*names: str) -> tuple[str, ...]:
@@ -395,9 +396,9 @@ MUTANTS = [
     ),
     Mutant(
         "the rarest answer wins the vote",
-        "serve/correct.py",
-        "-counts[key], keys.index(key)",
-        "counts[key], keys.index(key)",
+        "vote.py",
+        "item[0] is None, -item[1])",
+        "item[0] is None, item[1])",
         serving("the_vote_takes_the_most_frequent_final_answer"),
     ),
     Mutant(
@@ -483,6 +484,34 @@ MUTANTS = [
         'return Grade(Verdict.ERROR, None, f"{name} raised',
         'return Grade(Verdict.WRONG, None, f"{name} raised',
         ("tests/test_own_task.py::test_a_verifier_that_fails_is_an_error_with_its_reason_and_never_a_0",),
+    ),
+    Mutant(
+        "a tied vote is won outright",
+        "vote.py",
+        "blanks, k - votes - drawn), tied + 1)",
+        "blanks, k - votes - drawn), 1)",
+        SCALE,
+    ),
+    Mutant(
+        "corrected samples vote with as many responses as parallel ones",
+        "scaling.py",
+        "_majorities(last_votes, k // 2)",
+        "_majorities(last_votes, min(k, len(last_votes[0])))",
+        SCALE,
+    ),
+    Mutant(
+        "texts without an answer vote",
+        "scaling.py",
+        "if grade is None or grade.verdict in (Verdict.NO_ANSWER, Verdict.TRUNCATED):",
+        "if grade is None:",
+        SCALE,
+    ),
+    Mutant(
+        "words of the same letters vote together",
+        "verify/math/decide.py",
+        "words)) or _is_word(text):",
+        "words)):",
+        SCALE,
     ),
 ]
 

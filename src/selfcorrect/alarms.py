@@ -66,7 +66,10 @@ def _sacrificed_first_attempt(history: Sequence[StepRecord]) -> Finding:
     if len(history[-1].reward) < 2 or len(history) < 3 * WINDOW:
         return None
     start, now = history[:WINDOW], history[-WINDOW:]
-    lost = np.mean([r.reward[0] for r in start]) - np.mean([r.reward[0] for r in now])
+    before, after = ([x for r in steps if (x := r.reward[0]) is not None] for steps in (start, now))
+    if not before or not after:
+        return None  # stored first attempts only: none of the policy's own
+    lost = np.mean(before) - np.mean(after)
     won = np.mean([r.reward[-1] for r in now]) - np.mean([r.reward[-1] for r in start])
     if lost > 0.05 and won > 0.05:
         return "first attempt sacrificed", (
@@ -87,7 +90,7 @@ def _no_signal(recent: Sequence[StepRecord]) -> Finding:
 
 
 def _truncation(recent: Sequence[StepRecord]) -> Finding:
-    share = np.mean([max(r.truncated) for r in recent])
+    share = np.mean([max(x for x in r.truncated if x is not None) for r in recent])
     if share > CUT_OFF:
         return "truncation", f"{share:.0%} of answers hit the token cap before an answer; raise train.max_new_tokens."
     return None
@@ -96,7 +99,7 @@ def _truncation(recent: Sequence[StepRecord]) -> Finding:
 def _moved_first_attempt(recent: Sequence[StepRecord], strict_stage: str | None) -> Finding:
     if any(r.stage != strict_stage for r in recent):
         return None
-    kl = np.mean([r.kl[0] for r in recent])
+    kl = np.mean([r.kl[0] for r in recent])  # sampled ones: Stage I is given none
     if kl > 0.5:
         return "first attempt moved", (
             f"attempt 1 is {kl:.2f} nats from the base in Stage I, which is meant to hold it there: raise method.beta2 or "

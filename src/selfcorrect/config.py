@@ -155,7 +155,8 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     """Latest checkpoints kept on disk; the best one is kept besides."""
     best_window: int = Field(10, ge=1)
-    """Steps over which the training reward is averaged to choose the best checkpoint (final stage only)."""
+    """Steps over which the training reward is averaged to choose the best checkpoint: full windows of the final stage
+    only, or the whole of a shorter stage."""
     log_problems_per_step: int = Field(2, ge=0)
     """Problems per step whose episodes go into episodes.jsonl in full."""
 
@@ -247,8 +248,15 @@ def load_config(file: Path | None = None, overrides: Iterable[str] = ()) -> Conf
         _apply_override(user, text)
     _refuse_unknown(user, Config, prefix="")
     named = user.get("model", {}).get("name", Config().model.name)
-    layers = _merge(_preset(named), user)
-    return validate(layers)
+    config = validate(_merge(_preset(named), user))
+    # only what the user gave: presets set it beside a rank that may be taken back
+    given = "lora_alpha" in user.get("model", {}) and config.model.lora_alpha != ModelConfig().lora_alpha
+    if given and config.model.lora_rank == 0:
+        raise ConfigError(
+            f"model.lora_alpha = {config.model.lora_alpha:g} would be ignored: model.lora_rank is 0, so there are no adapters; "
+            "set model.lora_rank, or drop it"
+        )
+    return config
 
 
 def override(config: Config, overrides: Iterable[str]) -> Config:

@@ -80,9 +80,12 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     if feedback is not None and config.eval.attempts < 2:
         raise ConfigError("method=self_refine asks for feedback between attempts: set eval.attempts to 2 or more")
     cap = config.train.max_new_tokens
-    longest = max(longest_conversation(chat, task, split, attempts, cap, feedback) for split in splits)
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
-    check_length(hf_config, longest)
+    longest = check_length(
+        hf_config,
+        attempts,
+        lambda n: max(longest_conversation(chat, task, split, n, cap, feedback) for split in splits),
+    )
     check_attention(hf_config, longest)
     check_vocabulary(hf_config, chat.tokenizer)
     return Job(config, task, resolved, chat, longest, tuple(task.left_out) if isinstance(task, LeavesOut) else ())
@@ -127,6 +130,8 @@ def make_engine(job: Job, *, frozen: bool = False) -> Engine:
 class Outcome:
     run: RunDirectory
     progress: Progress
+    kept_step: int
+    """Of the checkpoint that was measured and exported."""
     evaluations: dict[str, Evaluation]
     """By name: base, final and their controls."""
 
@@ -171,7 +176,7 @@ def run_experiment(
     export(engine, run.path / "model")
     done |= _measure(job, run, engine, "final", kept, say)
     run.append(_end_record(run, "finished"))
-    return Outcome(run, progress, done)
+    return Outcome(run, progress, kept, done)
 
 
 def load_kept(run: RunDirectory, engine: Engine) -> int:
@@ -251,11 +256,16 @@ def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
     versions["platform"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return StartRecord(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         versions=versions,
         engine=asdict(engine.info),
         resumed_from_step=resumed_from,
     )
+
+
+def command_line() -> str:
+    """What was typed, for the records."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _end_record(run: RunDirectory, reason: str) -> EndRecord:

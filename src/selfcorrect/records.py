@@ -23,7 +23,12 @@ class StartRecord(_Record):
 
 
 class StepRecord(_Record):
-    """One optimiser step. Lists have one entry per attempt unless their name says otherwise."""
+    """One optimiser step. Lists have one entry per attempt unless their name says otherwise.
+
+    reward, kl, truncated, no_answer and answer_tokens are over the attempts that were sampled in this step: stored first
+    attempts of the base say nothing of the policy. Where none was sampled they hold None. Changes between attempts
+    (answer_change, fixed, broken) are over all episodes.
+    """
 
     kind: Literal["step"] = "step"
     step: int
@@ -31,15 +36,15 @@ class StepRecord(_Record):
     stage: str
     stage_step: int
     episodes: int
-    reward: list[float]
+    reward: list[float | None]
     """Share of correct answers: unshaped."""
-    kl: list[float]
+    kl: list[float | None]
     """Mean KL estimate to the reference in nats per attempt."""
-    truncated: list[float]
-    no_answer: list[float]
+    truncated: list[float | None]
+    no_answer: list[float | None]
     errors: int
     """Verifier failures in this step, all attempts."""
-    answer_tokens: list[float]
+    answer_tokens: list[float | None]
     """Mean sampled tokens."""
     zero_variance: list[float]
     skipped_groups: list[int]
@@ -96,8 +101,8 @@ class CheckpointRecord(_Record):
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
     window_reward: float | None
-    """Windowed mean of the unshaped last-attempt training reward; None outside the final stage, and where
-    a stop wrote a checkpoint that was not due."""
+    """Windowed mean of the unshaped last-attempt training reward; None outside the final stage, before its
+    first full window, and where a stop wrote a checkpoint that was not due."""
     best: bool
 
 

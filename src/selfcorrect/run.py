@@ -5,6 +5,7 @@ RUN/
   metrics.jsonl          typed records (records.py), the only truth about a run
   episodes.jsonl         sampled training episodes in full text
   evaluations/NAME.jsonl every evaluated episode
+  scaling.json           only where `selfcorrect scale` measured the run
   checkpoints/step-N/    engine state and progress; complete or absent
   model/                 the best checkpoint as an ordinary Hugging Face (or PEFT) directory
   .lock                  held by the process that writes; a killed process releases it
@@ -60,6 +61,7 @@ class RunDirectory:
         self.config = config
         self.metrics_file = path / "metrics.jsonl"
         self.episodes_file = path / "episodes.jsonl"
+        self.scaling_file = path / "scaling.json"
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory:
@@ -173,6 +175,22 @@ class RunDirectory:
             raise RunError(
                 f"{target} could not be written: {disk_reason(error)}. The last checkpoint is whole; free room and continue with "
                 f"`selfcorrect train --resume {self.path}`"
+            ) from error
+
+    def write_scaling(self, values: Mapping[str, Any]) -> None:
+        """Write what ``selfcorrect scale`` measured of this run.
+
+        Raises:
+            RunError: the disk refused.
+        """
+        part = self.scaling_file.with_suffix(".part")
+        try:
+            part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.scaling_file)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise RunError(
+                f"{self.scaling_file} could not be written: {disk_reason(error)}; free room and measure again"
             ) from error
 
     def collected(self, name: str) -> list[dict[str, Any]]:

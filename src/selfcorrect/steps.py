@@ -12,7 +12,7 @@ import numpy as np
 
 from selfcorrect.config import Config, TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
-from selfcorrect.episode_table import judged_mean, judged_means
+from selfcorrect.episode_table import judged_mean
 from selfcorrect.methods import BatchReport, Stage, policy_gradient_data
 from selfcorrect.methods.data import last_attempt_from, sequences
 from selfcorrect.methods.imitation import Example, batch_of_step, imitation_data
@@ -20,7 +20,7 @@ from selfcorrect.records import StepRecord
 from selfcorrect.rollout import GivenFirst, Play, play
 from selfcorrect.run import Progress
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Datum, Episode, FloatArray, Problem, Verdict
+from selfcorrect.types import Attempt, Datum, Episode, FloatArray, Problem, Verdict
 
 
 @dataclass
@@ -154,7 +154,9 @@ def _record(
     rewards_NK = np.stack([e.rewards_K for e in episodes])
     valid_NK = np.stack([e.valid_K for e in episodes])
     judged_N = valid_NK[:, 0] & valid_NK[:, -1]
-    tokens_NK = np.array([[len(a.token_ids or ()) for a in e.attempts] for e in episodes])
+    sampled_K = [
+        [a for a in column if a.source == "sampled"] for column in zip(*(e.attempts for e in episodes), strict=True)
+    ]
     several = rewards_NK.shape[1] > 1
     gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
     return StepRecord(
@@ -162,12 +164,12 @@ def _record(
         stage=stage.name,
         stage_step=progress.stage_step + 1,
         episodes=len(episodes),
-        reward=judged_means(episodes),
+        reward=[_accuracy(column) for column in sampled_K],
         kl=list(report.kl_K),
-        truncated=_verdict_share(episodes, Verdict.TRUNCATED),
-        no_answer=_verdict_share(episodes, Verdict.NO_ANSWER),
-        errors=sum(a.grade is not None and a.grade.verdict is Verdict.ERROR for a in attempts),
-        answer_tokens=tokens_NK.mean(0).tolist(),
+        truncated=[_mean([_verdict(a) is Verdict.TRUNCATED for a in column]) for column in sampled_K],
+        no_answer=[_mean([_verdict(a) is Verdict.NO_ANSWER for a in column]) for column in sampled_K],
+        errors=sum(_verdict(a) is Verdict.ERROR for a in attempts),
+        answer_tokens=[_mean([len(a.token_ids or ()) for a in column]) for column in sampled_K],
         zero_variance=list(report.zero_variance_share_K),
         skipped_groups=list(report.skipped_groups_K),
         answer_change=float(np.mean([_changed(e) for e in episodes])) if several else None,
@@ -184,9 +186,19 @@ def _record(
     )
 
 
-def _verdict_share(episodes: Sequence[Episode], verdict: Verdict) -> list[float]:
-    hits_NK = np.array([[a.grade is not None and a.grade.verdict is verdict for a in e.attempts] for e in episodes])
-    return [float(x) for x in hits_NK.mean(0)]
+def _mean(values: Sequence[float]) -> float | None:
+    """None where there is nothing: no number was measured."""
+    return float(np.mean(values)) if values else None
+
+
+def _accuracy(column: Sequence[Attempt]) -> float | None:
+    """Of the attempts that the verifier judged."""
+    judged_N = np.array([_verdict(a) is not Verdict.ERROR for a in column], dtype=bool)
+    return judged_mean(np.array([float(a.correct) for a in column]), judged_N) if column else None
+
+
+def _verdict(attempt: Attempt) -> Verdict | None:
+    return attempt.grade.verdict if attempt.grade else None
 
 
 def _changed(episode: Episode) -> bool:

@@ -124,7 +124,9 @@ def train(
                 due = progress.stage_step == stage.steps or progress.step % config.train.checkpoint_every == 0
                 if stop or due:
                     # only checkpoints that are due compete for the best: a stop must not change what is kept
-                    judged = history[-progress.stage_step :] if final and due and stage.imitate is None else None
+                    window = min(config.train.best_window, stage.steps)
+                    full = final and due and stage.imitate is None and progress.stage_step >= window
+                    judged = history[-window:] if full else None
                     progress = _checkpoint(run, engine, progress, judged, observer)
                 if stop:
                     raise Interrupted(
@@ -209,7 +211,8 @@ def _account(run: RunDirectory, progress: Progress, records: Sequence[CollectRec
 def _advance(progress: Progress, record: StepRecord, stage: Stage) -> Progress:
     scale = progress.beta2_scale
     if stage.kl_target is not None:
-        scale = adapted_scale(scale, float(np.mean(record.kl[:-1])), stage.kl_target)
+        held = [kl for kl in record.kl[:-1] if kl is not None]
+        scale = adapted_scale(scale, float(np.mean(held)), stage.kl_target)
     return progress.model_copy(
         update={
             "step": progress.step + 1,
@@ -248,13 +251,14 @@ def _checkpoint(
     judged: Sequence[StepRecord] | None,
     observer: Observer,
 ) -> Progress:
-    """Write a checkpoint; ``judged`` (the final stage's steps so far) says whether it is the best yet.
+    """Write a checkpoint; ``judged`` (a full window of the final stage's steps) says whether it is the best yet.
 
-    The yardstick is the windowed mean of the unshaped last-attempt training reward.
+    The yardstick is the mean of the unshaped last-attempt training reward over that window. Shorter windows do not
+    compete: the fewer steps, the more a mean is luck.
     """
     window = None
     if judged is not None:
-        window = float(np.mean([r.reward[-1] for r in judged[-run.config.train.best_window :]]))
+        window = float(np.mean([r.reward[-1] for r in judged]))
     best = window is not None and (progress.best_reward is None or window > progress.best_reward)
     if best:
         progress = progress.model_copy(update={"best_step": progress.step, "best_reward": window})

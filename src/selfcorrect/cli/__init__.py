@@ -12,6 +12,7 @@ from selfcorrect.cli.evaluate import evaluate
 from selfcorrect.cli.grade import grade
 from selfcorrect.cli.probe import probe
 from selfcorrect.cli.report import report
+from selfcorrect.cli.scale import scale
 from selfcorrect.cli.serve import serve
 from selfcorrect.cli.sft import sft
 from selfcorrect.cli.train import train
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command(name="eval")(evaluate)
+app.command()(scale)
 app.command()(compare)
 app.command()(serve)
 app.command()(report)

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from selfcorrect.cli.evaluate_endpoint import Asked, evaluate_endpoint
-from selfcorrect.cli.settings import find_run, read_settings
-from selfcorrect.config import Config, override
+from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.errors import ConfigError
-
-if TYPE_CHECKING:
-    from selfcorrect.run import RunDirectory
-
-SHORT = {
-    "attempts": "eval.attempts",
-    "temperature": "eval.temperature",
-    "limit": "eval.problems",
-    "samples": "eval.samples",
-}
-"""Evaluation settings that may be written without their section here."""
 
 
 def evaluate(
@@ -81,7 +68,7 @@ def evaluate(
     options = {key: value for key, value in options.items() if value is not None}
     if base_url is not None:
         asked = Asked(base_url, out=out, as_json=as_json, **options)  # type: ignore[arg-type]
-        evaluate_endpoint(asked, [_long(s) for s in ([model] if model else []) + (settings or [])])
+        evaluate_endpoint(asked, [long_form(s) for s in ([model] if model else []) + (settings or [])])
         return
     if options:
         raise ConfigError(
@@ -97,9 +84,7 @@ def evaluate(
     from selfcorrect.experiment import claim, load_kept, make_engine, prepare
     from selfcorrect.records import episode_row
 
-    given = [_long(s) for s in settings or []]
-    run = find_run(model)
-    config = read_settings([f"model={json.dumps(model)}", *given]) if run is None else _of_run(run, given)
+    run, config = model_and_settings(model, [long_form(s) for s in settings or []])
     if out is not None:
         claim(out)
     job = prepare(config, training=False)
@@ -123,19 +108,3 @@ def evaluate(
         print(json.dumps({r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}))
     else:
         show(summary_table({r.name: r.summary for r in results}, f"{model} on {job.task.name}"))
-
-
-def _long(setting: str) -> str:
-    key, equals, value = setting.partition("=")
-    return f"{SHORT.get(key, key)}{equals}{value}"
-
-
-def _of_run(run: RunDirectory, given: Sequence[str]) -> Config:
-    """A run's own settings, so that its model is measured as the run itself measured it, unless told otherwise."""
-    refused = [s for s in given if "=" not in s or s.partition("=")[0].partition(".")[0] == "model"]
-    if refused:
-        raise ConfigError(
-            f"{refused[0]!r} cannot be combined with a run, which brings its own model and settings; give eval.* or task.* "
-            f"settings, or measure the exported model with `selfcorrect eval {run.path / 'model'}`"
-        )
-    return override(run.config, given)

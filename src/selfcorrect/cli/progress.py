@@ -101,8 +101,12 @@ def _tokens_per_second(record: StepRecord) -> float:
     return record.sampled_tokens / max(sum(record.seconds.values()), 1e-9)
 
 
-def _per_attempt(values: list[float], form: str) -> str:
-    return " ".join(format(v, form) for v in values)
+def _per_attempt(values: list[float | None], form: str) -> str:
+    return " ".join(_cells(values, form))
+
+
+def _cells(values: list[float | None], form: str) -> list[str]:
+    return ["n/a" if v is None else format(v, form) for v in values]
 
 
 def _line(r: StepRecord) -> str:
@@ -111,7 +115,7 @@ def _line(r: StepRecord) -> str:
     change = "n/a" if r.answer_change is None else f"{r.answer_change:.0%}"
     return (
         f"step {r.step}  reward {_per_attempt(r.reward, '.3f')}  KL {_per_attempt(r.kl, '.3f')}  changed {change}  "
-        f"cut {_per_attempt(r.truncated, '.0%')}  same-verdict groups {_per_attempt(r.zero_variance, '.0%')}  "
+        f"cut {_per_attempt(r.truncated, '.0%')}  same-verdict groups {' '.join(f'{x:.0%}' for x in r.zero_variance)}  "
         f"{_tokens_per_second(r):.0f} tokens/s"
     )
 
@@ -121,11 +125,11 @@ def _table(r: StepRecord) -> Table:
     table.add_column("")
     for k in range(len(r.reward)):
         table.add_column(f"attempt {k + 1}", justify="right")
-    table.add_row("reward (unshaped)", *(f"{x:.3f}" for x in r.reward))
-    table.add_row("KL to base, nats", *(f"{x:.3f}" for x in r.kl))
-    table.add_row("cut by the cap", *(f"{x:.0%}" for x in r.truncated))
+    table.add_row("reward (unshaped)", *_cells(r.reward, ".3f"))
+    table.add_row("KL to base, nats", *_cells(r.kl, ".3f"))
+    table.add_row("cut by the cap", *_cells(r.truncated, ".0%"))
     table.add_row("groups with one verdict", *(f"{x:.0%}" for x in r.zero_variance))
-    table.add_row("tokens per answer", *(f"{x:.0f}" for x in r.answer_tokens))
+    table.add_row("tokens per answer", *_cells(r.answer_tokens, ".0f"))
     if r.answer_change is not None and r.fixed is not None and r.broken is not None:
         table.caption = f"changed {r.answer_change:.0%}, fixed {r.fixed:.0%}, broken {r.broken:.0%}; {_tokens_per_second(r):.0f} tokens/s"
     else:

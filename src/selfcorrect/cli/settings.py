@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfcorrect.config import Config, load_config
+from selfcorrect.config import Config, load_config, override
 from selfcorrect.errors import ConfigError
 
 if TYPE_CHECKING:
     from selfcorrect.run import RunDirectory
+
+SHORT = {
+    "attempts": "eval.attempts",
+    "temperature": "eval.temperature",
+    "limit": "eval.problems",
+    "samples": "eval.samples",
+}
+"""Evaluation settings that commands which measure take without their section."""
 
 
 def read_settings(arguments: Sequence[str]) -> Config:
@@ -33,3 +42,31 @@ def find_run(model: str) -> RunDirectory | None:
 
     path = Path(model)
     return RunDirectory.open(path) if (path / "checkpoints").is_dir() and (path / "config.json").exists() else None
+
+
+def long_form(setting: str) -> str:
+    """``limit=100`` as ``eval.problems=100``; others as they are."""
+    key, equals, value = setting.partition("=")
+    return f"{SHORT.get(key, key)}{equals}{value}"
+
+
+def model_and_settings(model: str, given: Sequence[str]) -> tuple[RunDirectory | None, Config]:
+    """What a command measures: a model with the settings given, or a run with its own unless told otherwise.
+
+    Args:
+        model: name, directory or run directory.
+        given: settings in their long form.
+
+    Raises:
+        ConfigError: a setting is wrong, or names another model than the run's.
+    """
+    run = find_run(model)
+    if run is None:
+        return None, read_settings([f"model={json.dumps(model)}", *given])
+    refused = [s for s in given if "=" not in s or s.partition("=")[0].partition(".")[0] == "model"]
+    if refused:
+        raise ConfigError(
+            f"{refused[0]!r} cannot be combined with a run, which brings its own model and settings; give eval.* or task.* "
+            f"settings, or measure the exported model {run.path / 'model'}"
+        )
+    return run, override(run.config, given)

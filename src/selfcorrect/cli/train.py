@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from selfcorrect.cli.settings import read_settings
+from selfcorrect.config import SftConfig
 from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
 
 
@@ -38,6 +39,11 @@ def train(
         _run(None, resume, as_json)
         return
     config = read_settings(settings or [])
+    if config.sft != SftConfig():
+        raise ConfigError(
+            "sft.* settings would be ignored by `selfcorrect train`; drop them, or run `selfcorrect sft` first and give its "
+            "directory as the model"
+        )
     if dry_run:
         print(config.model_dump_json(indent=2))
         return
@@ -79,7 +85,7 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
             outcome = run_experiment(job, run, engine, observer, console.print, stop_requested)
     summaries = {r.name: r.summary for r in _evaluations(run)}
     if as_json:
-        print(json.dumps({"run": str(run.path), "step": outcome.progress.best_step, "evaluations": summaries}))
+        print(json.dumps({"run": str(run.path), "step": outcome.kept_step, "evaluations": summaries}))
         return
     from selfcorrect.metrics import EvalSummary
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -214,19 +214,30 @@ def check_attention(config: Any, max_length: int) -> None:
         raise _not_plain(f"a recurrent state (model type {config.model_type})")
 
 
-def check_length(config: Any, needed: int) -> None:
+def check_length(config: Any, attempts: int, longest: Callable[[int], int]) -> int:
     """Refuse a model too short for prompt + attempts x cap + bridges.
 
+    Args:
+        config: of the model.
+        attempts: that an episode will have.
+        longest: tokens of the longest episode of so many attempts.
+
+    Returns:
+        ``longest(attempts)``.
+
     Raises:
-        ModelError: ``max_position_embeddings`` is below ``needed``.
+        ModelError: ``max_position_embeddings`` is below it; the message says how many attempts would fit.
     """
+    needed = longest(attempts)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and limit < needed:
+        fitting = next((n for n in range(attempts - 1, 0, -1) if longest(n) <= limit), 0)
         raise ModelError(
-            f"an episode may take {needed} tokens (prompt, attempts at their cap, instructions), but the model has "
-            f"only {limit} positions; lower train.max_new_tokens or method.attempts, or take a model with a longer "
-            "context"
+            f"an episode of {attempts} attempts may take {needed} tokens (prompt, attempts at their cap, instructions), but the "
+            f"model has only {limit} positions, which hold {fitting or 'not even one'}; lower train.max_new_tokens or the number "
+            "of attempts, or take a model with a longer context"
         )
+    return needed
 
 
 def check_vocabulary(config: Any, tokenizer: Any) -> None:

@@ -37,7 +37,7 @@ def _faults(config: Config) -> Iterator[str]:
     if m.name in ("score", "multi_turn"):
         yield from _faults_of_rl(m, config.train)
     if m.name == "score" and m.stage1_share > 0:
-        yield from _faults_of_stages(m, steps)
+        yield from _faults_of_stages(m, config.train)
 
 
 def _faults_of_rl(m: MethodConfig, train: TrainConfig) -> Iterator[str]:
@@ -45,6 +45,11 @@ def _faults_of_rl(m: MethodConfig, train: TrainConfig) -> Iterator[str]:
         yield f"method={m.name} needs method.attempts >= 2: there is nothing to correct in a single attempt"
     if m.branches > 1 and (m.attempts != 2 or m.gamma != 0):
         yield "method.branches above 1 makes trees of two attempts with method.gamma 0; set method.attempts=2 and drop gamma"
+    if m.shaping == "scaled" and m.gamma != 0:
+        yield (
+            "method.shaping=scaled stands for the bonus at method.gamma=0, where both have one expected gradient; with gamma it "
+            "would pay attempt 1 for attempt 2's factor; drop one of the two"
+        )
     least = -(-2 * (1 + m.branches) // m.attempts)
     if m.branches > 1 and train.samples_per_problem < least:
         yield (
@@ -58,7 +63,8 @@ def stage1_steps(m: MethodConfig, steps: int) -> int:
     return min(max(1, round(steps * m.stage1_share)), steps - 1)
 
 
-def _faults_of_stages(m: MethodConfig, steps: int) -> Iterator[str]:
+def _faults_of_stages(m: MethodConfig, train: TrainConfig) -> Iterator[str]:
+    steps = train.steps
     if steps < 2:
         yield "method=score has two stages: train.steps must be at least 2, or method.stage1_share 0 (no Stage I)"
     if m.interleave:
@@ -66,6 +72,11 @@ def _faults_of_stages(m: MethodConfig, steps: int) -> Iterator[str]:
             yield (
                 f"method.interleave={m.interleave} alternates that many steps of Stage I and of Stage II: train.steps={steps} "
                 f"must be a multiple of {2 * m.interleave}, so that the last ones are Stage II's"
+            )
+        if m.interleave < train.warmup_steps:
+            yield (
+                f"method.interleave={m.interleave} begins the warm-up of train.warmup_steps={train.warmup_steps} anew before it "
+                "has ended, so train.learning_rate would never be reached; lower train.warmup_steps or raise method.interleave"
             )
         if m.stage1 != "last" or m.stage2 != "reinforce":
             yield "method.interleave alternates the two stages of SCoRe as they are; drop method.stage1 and method.stage2"

@@ -40,8 +40,8 @@ class BatchReport:
     """Share of groups whose verdicts at this attempt are all equal."""
     skipped_groups_K: tuple[int, ...]
     """Groups left with fewer than two known returns because the verifier failed."""
-    kl_K: tuple[float, ...]
-    """Mean over episodes of the attempt's KL estimate to the reference, in nats."""
+    kl_K: tuple[float | None, ...]
+    """Mean over the sampled attempts of the KL estimate to the reference, in nats; None where all were given."""
 
 
 def sequences(episode: Episode) -> list[Sequenced]:
@@ -130,8 +130,13 @@ def policy_gradient_data(
     return data, BatchReport(
         tuple(sum(r.zero_variance_K[k] for r in reports) / len(groups) for k in range(n_attempts)),
         tuple(sum(r.skipped_K[k] for r in reports) for k in range(n_attempts)),
-        tuple(sum(r.kl_K[k] for r in reports) / episodes_played for k in range(n_attempts)),
+        tuple(_mean_kl(reports, groups, k) for k in range(n_attempts)),
     )
+
+
+def _mean_kl(reports: Sequence[_GroupReport], groups: Sequence[Sequence[Episode]], k: int) -> float | None:
+    sampled = sum(e.attempts[k].source == "sampled" for group in groups for e in group)
+    return sum(r.kl_K[k] for r in reports) / sampled if sampled else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,13 @@ class Line:
     """Which colour and dash."""
     values: tuple[Number, ...]
     """None (or not finite) is a gap."""
+    spread: tuple[tuple[Number, Number], ...] = ()
+    """Lower and upper end of each value's interval; empty where the values have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Lines over optimiser steps."""
+    """Lines over optimiser steps, or over another count."""
 
     title: str
     unit: str
@@ -53,6 +55,10 @@ class Curves:
     """Of the vertical axis; equal for all runs on a page."""
     marks: tuple[tuple[float, str], ...] = ()
     """Steps marked by an upright line, each with what it says."""
+    axis: str = "step"
+    """What ``steps`` count; where it is another thing, every one of them has its tick."""
+    doubling: bool = False
+    """Steps at equal distances for equal ratios."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +109,26 @@ def draw_curves(chart: Curves) -> Drawing:
     """Lines over steps: raw values thin, their running mean thick where there are many."""
     form = _FORMS[chart.unit]
     first, last = (chart.steps[0], chart.steps[-1]) if chart.steps else (0, 1)
-    x = _scale(first, max(last, first + 1), LEFT, WIDTH - RIGHT)
+    place: Callable[[float], float] = math.log2 if chart.doubling else float
+    along = _scale(place(first), place(max(last, first + 1)), LEFT + (6 if chart.axis != "step" else 0), WIDTH - RIGHT)
+
+    def x(step: float) -> float:
+        return along(place(step))
+
     y = _scale(chart.low, chart.high, HEIGHT - BOTTOM, TOP)
-    shapes = [_y_axis(chart.low, chart.high, y, form), _x_axis(first, last, x, "step")]
+    ticks = () if chart.axis == "step" else chart.steps
+    shapes = [_y_axis(chart.low, chart.high, y, form), _x_axis(first, last, x, chart.axis, ticks=ticks)]
     shapes += _uprights([(x(step), label) for step, label in chart.marks])
-    for line in chart.lines:
+    for i, line in enumerate(chart.lines):
+        shapes += _whiskers([x(step) + 4 * i for step in chart.steps], line, y)
         smooth = _running_mean(line.values)
         shapes.append(_path(chart.steps, line.values, x, y, f"line s{line.style}{' raw' if smooth else ''}"))
         if smooth:
             shapes.append(_path(chart.steps, smooth, x, y, f"line s{line.style}"))
-    table = [(str(chart.steps[i]), *(form(line.values[i]) for line in chart.lines)) for i in _some(len(chart.steps))]
+    table = [(str(chart.steps[i]), *(_cell(line, i, form) for line in chart.lines)) for i in _some(len(chart.steps))]
     told = [f"{line.label} from {form(_at(line.values, 0))} to {form(_at(line.values, -1))}" for line in chart.lines]
-    summary = f"{chart.title}, steps {first} to {last}: {'; '.join(told)}." if chart.steps else f"{chart.title}: n/a."
+    told_of = f"{chart.title}, {chart.axis}s {first} to {last}"
+    summary = f"{told_of}: {'; '.join(told)}." if chart.steps else f"{chart.title}: n/a."
     if chart.marks:
         summary += " Marked: " + ", ".join(f"{label} (step {step:g})" for step, label in chart.marks) + "."
     return Drawing(
@@ -123,7 +137,7 @@ def draw_curves(chart: Curves) -> Drawing:
         summary,
         "line",
         tuple((line.style, line.label) for line in chart.lines),
-        ("step", *(line.label for line in chart.lines)),
+        (chart.axis, *(line.label for line in chart.lines)),
         tuple(table),
     )
 
@@ -319,6 +333,24 @@ def _path(
     return Markup('<path class="{}" d="{}"/>').format(style, "".join(parts))
 
 
+def _known(value: Number) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _cell(line: Line, i: int, form: Form) -> str:
+    """A value, with its interval where it has one."""
+    if not line.spread or not all(map(_known, line.spread[i])):
+        return form(line.values[i])
+    low, high = (form(end).removesuffix(" %") for end in line.spread[i])
+    return f"{form(line.values[i]).removesuffix(' %')} [{low}, {high}]"
+
+
+def _whiskers(places: Sequence[float], line: Line, y: Callable[[float], float]) -> list[Markup]:
+    """An upright stroke over every interval."""
+    ends = [(at, *pair) for at, pair in zip(places, line.spread, strict=False) if all(map(_known, pair))]
+    return [_segment(at, y(low or 0), at, y(high or 0), f"line s{line.style} solid") for at, low, high in ends]
+
+
 def _y_axis(low: float, high: float, y: Callable[[float], float], form: Form) -> Markup:
     scale, sign = (100, " %") if form is _percent else (1, "")
     step = _ceiling((high - low) * scale / 5)
@@ -338,9 +370,11 @@ def _x_axis(
     form: Form = _plain,
     bottom: float = HEIGHT - BOTTOM,
     grid_to: float | None = None,
+    ticks: Sequence[float] = (),
 ) -> Markup:
     whole = form is _plain and high - low > 1
-    ticks = [low, low + (high - low) // 2, high] if whole else [low + (high - low) * i / 4 for i in range(5)]
+    if not ticks:
+        ticks = [low, low + (high - low) // 2, high] if whole else [low + (high - low) * i / 4 for i in range(5)]
     parts = [_segment(x(low), bottom, x(high), bottom, "axis")]
     for t in dict.fromkeys(ticks):
         if grid_to is not None:

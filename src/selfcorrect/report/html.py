@@ -93,6 +93,7 @@ def _charts(run: Any) -> dict[str, Any]:
         "flows": [draw_flow(f) for f in run.flows],
         "edits": draw_histogram(run.edits) if run.edits is not None else None,
         "levels": draw_levels(run.levels) if run.levels is not None else None,
+        "scaling": [draw_curves(c) for c in run.scaling],
     }
 
 

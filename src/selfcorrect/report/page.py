@@ -15,6 +15,7 @@ from selfcorrect.metrics import by_level
 from selfcorrect.records import StepRecord
 from selfcorrect.report.charts import Curves, Flow, Histogram, Levels, Line, Number, axis_range
 from selfcorrect.report.reading import MAIN, RunData
+from selfcorrect.scaling import ScalingCurves
 from selfcorrect.stats import Estimate, not_measured
 from selfcorrect.types import Episode, Verdict
 
@@ -70,6 +71,7 @@ class RunPage:
     flows: tuple[Flow, ...]
     edits: Histogram | None
     levels: Levels | None
+    scaling: tuple[Curves, ...]
     alarms: tuple[Alarm, ...]
     facts: tuple[tuple[str, str], ...]
     """What was run, where and with what."""
@@ -140,6 +142,7 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
         flows=tuple(filter(None, (_flow(name, run) for name in MAIN))),
         edits=_edits(run),
         levels=_levels(run),
+        scaling=scaling_charts(run.scaling) if run.scaling is not None else (),
         alarms=_alarms(run),
         facts=_facts(run),
         settings=_settings(run),
@@ -271,6 +274,35 @@ def _levels(run: RunData) -> Levels | None:
     return Levels("Percent correct per level, 95 % intervals", tuple(labels), tuple(rows))
 
 
+def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
+    """Accuracy by number of responses, and by number of attempts in a row; those that were measured."""
+    charts = []
+    if curves.votes is not None:
+        rows = curves.votes.rows
+        lines = (
+            _estimates("K parallel, majority vote", 0, [row.parallel for row in rows]),
+            _estimates("K/2 corrected once, majority vote", 1, [row.corrected for row in rows]),
+        )
+        title = f"Accuracy by sampled responses, T = {curves.votes.settings.get('temperature', 'n/a')}"
+        charts.append(_accuracies(title, "response", [row.responses for row in rows], lines, doubling=True))
+    if curves.attempts is not None:
+        accuracies = curves.attempts.accuracy_K
+        line = _estimates("accuracy", 1, accuracies)
+        numbers = range(1, len(accuracies) + 1)
+        charts.append(_accuracies("Accuracy by attempts in a row", "attempt", numbers, (line,), doubling=False))
+    return tuple(charts)
+
+
+def _estimates(label: str, style: int, estimates: Sequence[Estimate]) -> Line:
+    values = tuple(e.value if e.n else None for e in estimates)
+    return Line(label, style, values, tuple((e.low, e.high) if e.n else (None, None) for e in estimates))
+
+
+def _accuracies(title: str, axis: str, steps: Sequence[int], lines: tuple[Line, ...], *, doubling: bool) -> Curves:
+    limits = axis_range([high for line in lines for _, high in line.spread], share=True)
+    return Curves(title, "share", tuple(steps), lines, *limits, axis=axis, doubling=doubling)
+
+
 def _alarms(run: RunData) -> tuple[Alarm, ...]:
     by_name: dict[str, list[tuple[int, str]]] = {}
     for record in run.alarms:
@@ -296,6 +328,9 @@ def _facts(run: RunData) -> tuple[tuple[str, str], ...]:
         if name in run.evals:
             settings = ", ".join(f"{k} {v}" for k, v in run.evals[name].settings.items())
             facts.append((f"evaluation: {NAMES[name]}", f"{settings}; {run.evals[name].seconds:.0f} s"))
+    if run.scaling is not None:
+        step = "" if run.scaling.step is None else f", step {run.scaling.step:,}"
+        facts.append((f"scaling{step}", run.scaling.command))
     if run.end is not None:
         facts.append(("training", f"{run.end.train_seconds:,.0f} s, {run.end.sampled_tokens:,} tokens sampled"))
     return tuple(facts)

@@ -24,6 +24,7 @@ from selfcorrect.records import (
 )
 from selfcorrect.report.tags import tags_of
 from selfcorrect.run import RunDirectory
+from selfcorrect.scaling import ScalingCurves
 from selfcorrect.types import Attempt, Episode, Grade, Problem
 
 MAIN = ("base", "final")
@@ -77,6 +78,8 @@ class RunData:
     held_out: dict[str, Episodes] = field(default_factory=dict)
     """By name: base, final; those that are there."""
     training: Episodes = Episodes((), ())
+    scaling: ScalingCurves | None = None
+    """None where `selfcorrect scale` has not measured the run."""
 
     @property
     def state(self) -> Literal["begun", "unfinished", "interrupted", "finished"]:
@@ -114,7 +117,17 @@ def read_run(path: Path) -> RunData:
         end=records[-1] if records and isinstance(records[-1], EndRecord) else None,
         held_out={name: _index(file, bare=True) for name, file in files.items() if file.exists() and name in evals},
         training=_index(run.episodes_file, bare=False) if run.episodes_file.exists() else Episodes((), ()),
+        scaling=_scaling(run.scaling_file) if run.scaling_file.exists() else None,
     )
+
+
+def _scaling(file: Path) -> ScalingCurves:
+    try:
+        return ScalingCurves.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, DataError) as error:
+        raise DataError(
+            f"{file} cannot be read: {error}; remove it and measure again with `selfcorrect scale`"
+        ) from None
 
 
 def read_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:

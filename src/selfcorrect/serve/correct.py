@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
+from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.extract import find_answer
 from selfcorrect.verify.math.normalise import normalise, string_key
+from selfcorrect.vote import leaders, tally
 
 LONGEST_KEY = 1_000
 """Characters of a final answer that are compared; longer ones agree only as wholes of this length."""
@@ -105,25 +106,38 @@ def majority(finals: Sequence[ServedAttempt]) -> tuple[int, tuple[tuple[str | No
     """The index of the chosen attempt, and the votes.
 
     The answer with the most votes wins, among equals the one that stands first; its first attempt is chosen. An
-    attempt without an answer votes only where none has one.
+    attempt without an answer votes only where none has one. Answers are shown as their first attempt spells them.
 
-    >>> texts = ["Answer: 3", "so it is 4.\\nAnswer: 4", "Answer: 4"]
+    >>> texts = ["Answer: 3", "so it is 4.\\nAnswer: 4", "Answer: 4.0"]
     >>> majority([ServedAttempt(t, "end", None, 0.0) for t in texts])
     (1, (('4', 2), ('3', 1)))
     """
-    keys = [final_answer(a) for a in finals]
-    counts = Counter(keys)
-    ranked = sorted(counts, key=lambda key: (key is None, -counts[key], keys.index(key)))
-    return keys.index(ranked[0]), tuple((key, counts[key]) for key in ranked)
+    answers = [final_answer(a) for a in finals]
+    keys = [None if a is None else a.key for a in answers]
+    first_spelling = {a.key: a.shown for a in reversed(answers) if a is not None}
+    votes = tuple((None if key is None else first_spelling[key], n) for key, n in tally(keys))
+    return keys.index(leaders(keys)[0]), votes
 
 
-def final_answer(attempt: ServedAttempt) -> str | None:
-    """What is compared in a vote: the answer that the math grader finds, in one spelling; else the whole text.
+@dataclass(frozen=True, slots=True)
+class FinalAnswer:
+    """What an attempt votes for."""
+
+    key: str
+    """Equal for equal answers."""
+    shown: str
+
+
+def final_answer(attempt: ServedAttempt) -> FinalAnswer | None:
+    """The answer that the math grader finds; else the whole text.
 
     None for a text that the cap cut before it held an explicit answer, and for an empty one.
     """
     cut = attempt.stop == "length"
     found = find_answer(attempt.text, fallbacks=not cut)
     if found is not None:
-        return string_key(normalise(found.answer[:LONGEST_KEY])) or None
-    return None if cut else " ".join(attempt.text.split())[:LONGEST_KEY] or None
+        answer = found.answer[:LONGEST_KEY]
+        shown = string_key(normalise(answer))
+        return FinalAnswer(answer_key(answer), shown) if shown else None
+    text = "" if cut else " ".join(attempt.text.split())[:LONGEST_KEY]
+    return FinalAnswer(text, text) if text else None

@@ -60,7 +60,10 @@ WARM_UP = Habits(slip_short=0.1, slip_long=0.3, fix_short=0.3, fix_long=0.3, red
 
 
 class Arithmetic:
-    """Sums of ``terms_min`` to ``terms_max`` numbers from 1 to ``largest``. Implements ``Task`` and ``Demonstrates``."""
+    """Sums of ``terms_min`` to ``terms_max`` numbers from 1 to ``largest``.
+
+    Implements ``Task``, ``CountsAnswers`` and ``Demonstrates``.
+    """
 
     name = "arithmetic"
 
@@ -88,6 +91,10 @@ class Arithmetic:
             return Grade(verdict, None, f"not of the form {solution((4, 7, 2), asks=self._asks)!r}")
         right = match.group(1) == problem.answer
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, match.group(1), f"expected {problem.answer}")
+
+    def answer_key(self, answer: str) -> str:
+        """See ``CountsAnswers``: the digits as they stand, which is what the verdict compares."""
+        return answer
 
     def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
         """See ``Demonstrates``: a pupil with the habits of ``WARM_UP`` on problems of the pretraining split."""

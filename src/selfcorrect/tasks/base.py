@@ -103,6 +103,15 @@ class GivesFirst(Protocol):
 
 
 @runtime_checkable
+class CountsAnswers(Protocol):
+    """A task that can say which answers are the same, so that a majority vote can count them."""
+
+    def answer_key(self, answer: str) -> str:
+        """Equal for answers that the verifier takes as the same one; ``answer`` is a verdict's ``extracted``."""
+        ...
+
+
+@runtime_checkable
 class LeavesOut(Protocol):
     """A task that has to leave rows of its data out, and says which."""
 

@@ -38,7 +38,7 @@ _LONGEST_NUMBER = 100
 
 
 class Gsm8k:
-    """Local rows, or the Hub's.
+    """Local rows, or the Hub's. Implements ``Task`` and ``CountsAnswers``.
 
     Args:
         path: a directory or a file, see ``Source``; None takes the Hub's data set.
@@ -79,6 +79,16 @@ class Gsm8k:
         if grade.verdict is Verdict.NO_ANSWER and grade.extracted is None and last_box(own_text(text)) is not None:
             return math_grader().grade(problem.answer, text, truncated=truncated)
         return grade
+
+    def answer_key(self, answer: str) -> str:
+        """See ``CountsAnswers``: the exact number."""
+        return number_key(answer)
+
+
+def number_key(answer: str) -> str:
+    """The number of an answer, in lowest terms; the answer itself where it is not one number."""
+    value = parse_number(answer)
+    return answer if value is None else str(value)
 
 
 def final_line(text: str, *, truncated: bool) -> str | Grade:

@@ -15,6 +15,7 @@ from selfcorrect.tasks.graders import math_grader
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.source import Hub, Row, Source, local
 from selfcorrect.types import Grade, Problem
+from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.extract import last_box
 
 MATH_500 = Hub("HuggingFaceH4/MATH-500")
@@ -37,7 +38,8 @@ _EMPTY_BOX = re.compile(r"\\boxed\s*\{\s*\}")
 
 
 class Math:
-    """Local rows, or those of a data set on the Hub. Implements ``Task``, ``GradesTogether`` and ``LeavesOut``.
+    """Local rows, or those of a data set on the Hub. Implements ``Task``, ``GradesTogether``, ``CountsAnswers``
+    and ``LeavesOut``.
 
     Left out are rows whose gold answer is empty (two of the 12,000), and training problems that are also in the test
     split: a training file with all 12,500 problems gives 12,000 beside MATH-500.
@@ -92,6 +94,10 @@ class Math:
         """See ``GradesTogether``: comparisons that need a worker share the workers."""
         gold, grader = problem.answer, math_grader()
         return list(await asyncio.gather(*(grader.grade_async(gold, a.text, truncated=a.truncated) for a in answers)))
+
+    def answer_key(self, answer: str) -> str:
+        """See ``CountsAnswers``: by value where there is an exact one."""
+        return answer_key(answer)
 
     def _source(self, split: Split) -> Source:
         if self._path is None:

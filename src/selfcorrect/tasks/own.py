@@ -14,12 +14,13 @@ from selfcorrect.config import TaskConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.graders import math_grader
-from selfcorrect.tasks.gsm8k import final_line, grade_number, parse_number
+from selfcorrect.tasks.gsm8k import final_line, grade_number, number_key, parse_number
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.programs import ProgramTask
 from selfcorrect.tasks.source import Row, Source, local
 from selfcorrect.types import Grade, Problem, Verdict
 from selfcorrect.verify.code import CodeRequest, plan_tests
+from selfcorrect.verify.math import answer_key
 
 INSTRUCTION = (
     "There might be an error in your answer above, caused by a lack of understanding of the question. Go through it, "
@@ -90,7 +91,7 @@ class _Rows:
 
 
 class Own(_Rows):
-    """Rows {question, answer}, optional {id, level, meta, reference}. Implements ``Task``.
+    """Rows {question, answer}, optional {id, level, meta, reference}. Implements ``Task`` and ``CountsAnswers``.
 
     Args:
         config: ``path``: a directory or a file, see ``Source``; ``verifier``; ``prompt``; ``eval_split``.
@@ -100,10 +101,15 @@ class Own(_Rows):
         super().__init__(config)
         self._numbers = config.verifier == "number"
         self._grade = make_verifier(config.verifier)
+        self._key = KEYS.get(config.verifier or "", _words)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
         """The verifier's verdict."""
         return self._grade(problem, text, truncated)
+
+    def answer_key(self, answer: str) -> str:
+        """See ``CountsAnswers``: as the built-in verifiers compare; for a verifier of one's own, the words."""
+        return self._key(answer)
 
     def _answer(self, row: Row, where: str) -> str:
         answer = super()._answer(row, where)
@@ -158,11 +164,15 @@ def make_verifier(name: str | None) -> Grader:
     return _guarded(name, import_callable("task.verifier", name, "verify(question, answer, text, meta)", 4))
 
 
+def _words(answer: str) -> str:
+    return " ".join(answer.split())
+
+
 def _exact(problem: Problem, text: str, truncated: bool) -> Grade:
     shown = final_line(text, truncated=truncated)
     if isinstance(shown, Grade):
         return shown
-    same = " ".join(shown.split()) == " ".join(problem.answer.split())
+    same = _words(shown) == _words(problem.answer)
     return Grade(Verdict.CORRECT if same else Verdict.WRONG, shown, f"{'equal' if same else 'not equal'} to the answer")
 
 
@@ -171,6 +181,9 @@ BUILT_IN: dict[str, Grader] = {
     "number": lambda problem, text, truncated: grade_number(problem.answer, text, truncated=truncated),
     "math": lambda problem, text, truncated: math_grader().grade(problem.answer, text, truncated=truncated),
 }
+
+KEYS: dict[str, Callable[[str], str]] = {"number": number_key, "math": answer_key}
+"""Where equal answers may differ in their words."""
 
 
 def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:

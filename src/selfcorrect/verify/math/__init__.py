@@ -7,7 +7,8 @@ numbers in the calling process; scalars beyond that go to worker processes (``po
 250 digits (``numeric``) or, outside our grammar, ask math-verify behind guards (``fallback``).
 """
 
+from selfcorrect.verify.math.decide import answer_key
 from selfcorrect.verify.math.grader import MathCase, MathGrader, extract_answer, grade_math
 from selfcorrect.verify.math.pool import Limits
 
-__all__ = ["Limits", "MathCase", "MathGrader", "extract_answer", "grade_math"]
+__all__ = ["Limits", "MathCase", "MathGrader", "answer_key", "extract_answer", "grade_math"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfcorrect.verify.math.compare import Comparer, ExactOnly, Scalars, Ternary, same_words
+from selfcorrect.verify.math.exact import key
 from selfcorrect.verify.math.fallback import allowed
 from selfcorrect.verify.math.nodes import CannotParse, Node, Num, Text, TooHard
 from selfcorrect.verify.math.normalise import normalise, string_key, word_key
@@ -84,3 +85,30 @@ def _compare(gold: Node, given: Node, given_text: str, scalars: Scalars) -> Deci
     except (TooHard, RecursionError):
         return Decision(False, "over the size limits")
     return Decision(equal, "needs symbolic work" if equal is None else "compared by value")
+
+
+def answer_key(answer: str) -> str:
+    r"""One key for spellings of one answer, to count votes by: equal keys mean equal answers, not the reverse.
+
+    Numbers by exact value, sums, products and sets in any order, words but for their case; what is outside the grammar
+    by its spelling. Without a gold answer to measure against, a rounded number and its exact value, ``5`` and ``5 cm``
+    stay different answers.
+
+    >>> answer_key(r"\frac{1}{2}") == answer_key("0.50"), answer_key("x+1") == answer_key("1 + x")
+    (True, True)
+    >>> answer_key("listen") == answer_key("silent"), answer_key(r"\text{East}") == answer_key("east")
+    (False, True)
+    """
+    if len(answer) > 2 * MAX_ANSWER_CHARS:
+        return answer.strip()
+    text = normalise(answer)
+    tree = _parsed(text)
+    words = word_key(text)
+    if (isinstance(tree, Text) and re.search(r"[^\W\d_]", words)) or _is_word(text):
+        return f'"{words.casefold()}"' if len(words) > 1 else f"'{words}'"
+    if isinstance(tree, str):
+        return string_key(text)
+    try:
+        return key(tree)
+    except RecursionError:
+        return string_key(text)

@@ -1,0 +1,254 @@
+"""``selfcorrect scale``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfcorrect.cli.settings import long_form, model_and_settings
+from selfcorrect.config import Config, override
+from selfcorrect.errors import ConfigError, RunError
+from selfcorrect.scale import ATTEMPTS, BUDGETS, TEMPERATURE, check_budgets, check_temperature, check_votes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from selfcorrect.engines.base import Engine
+    from selfcorrect.scale import Told
+    from selfcorrect.scaling import AttemptCurve, ScalingCurves, VoteCurve
+    from selfcorrect.tasks.base import Task
+    from selfcorrect.types import Episode
+
+LINE_EVERY_S = 5.0
+READ = ("model", "task", "engine", "seed", "eval.problems", "train.max_new_tokens")
+"""Settings that count here; a section stands for all of its own."""
+OPTIONS = {"eval.attempts": "--attempts", "eval.temperature": "--temperature", "eval.samples": "--budget"}
+"""Of `selfcorrect eval`; here each is an option."""
+
+
+class Only(StrEnum):
+    """One of the two measurements."""
+
+    VOTES = "votes"
+    ATTEMPTS = "attempts"
+
+
+def scale(
+    model: Annotated[
+        str,
+        typer.Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory.", metavar="MODEL_OR_RUN"),
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k limit=200.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Numbers of sampled responses per problem, rising: 1 or even.")
+    ] = ",".join(map(str, BUDGETS)),
+    attempts: Annotated[int, typer.Option(min=2, max=10, help="Attempts in a row, greedy.")] = ATTEMPTS,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples that vote.")] = TEMPERATURE,
+    only: Annotated[Only | None, typer.Option(help="Measure one of the two alone.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Measure what more responses buy: majority votes with and without correction, and many attempts in a row.
+
+    Of a run, the result is also written to scaling.json in its directory, and `selfcorrect report` draws it.
+
+    Example: `selfcorrect scale tiny task=arithmetic limit=200 --budget 1,2,4,8`
+    """
+    from selfcorrect.experiment import claim, command_line, load_kept, make_engine, prepare
+    from selfcorrect.scaling import ScalingCurves
+
+    given = [long_form(s) for s in settings or []]
+    _refuse_ignored(given)
+    run, config = model_and_settings(model, given)
+    plan = _Plan(
+        budgets=_budgets(budget) if only is not Only.ATTEMPTS else (),
+        temperature=temperature,
+        attempts=attempts if only is not Only.VOTES else 0,
+    )
+    config = _checked(config, plan)
+    if run is not None and run.scaling_file.exists():
+        raise RunError(
+            f"{run.scaling_file} holds an earlier measurement and is not overwritten; move or remove it first"
+        )
+    if out is not None:
+        claim(out)
+    job = prepare(config, training=False)
+    if job.note:
+        typer.echo(job.note, err=True)
+    engine = make_engine(job, frozen=run is None)
+    step = None if run is None else load_kept(run, engine)
+    engine.publish()
+    votes, row = _measured(engine, job.task, config, plan)
+    curves = ScalingCurves(model, step, command_line(), votes, row)
+    if run is not None:
+        run.write_scaling(curves.to_json())
+    if out is not None:
+        _write_episodes(out, curves)
+    if as_json:
+        print(json.dumps(curves.to_json()))
+        return
+    _show(curves, f"{model} on {job.task.name}")
+    if run is not None:
+        print(f"{run.scaling_file} holds the numbers; `selfcorrect report {run.path}` draws them")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What was asked for."""
+
+    budgets: tuple[int, ...]
+    """Empty: no votes."""
+    temperature: float
+    """Of the votes."""
+    attempts: int
+    """In a row; 0: none."""
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--budget {text!r} is not a list of whole numbers; write for example --budget 1,2,4,8"
+        ) from None
+
+
+def _refuse_ignored(given: Sequence[str]) -> None:
+    for setting in given:
+        key = setting.partition("=")[0].strip()
+        if "=" not in setting or key in READ or key.partition(".")[0] in READ:
+            continue
+        way_out = f"give {OPTIONS[key]}" if key in OPTIONS else "drop it"
+        raise ConfigError(f"setting {key!r} would be ignored by `selfcorrect scale`; {way_out}")
+
+
+def _checked(config: Config, plan: _Plan) -> Config:
+    """The settings with the longest conversation in them, after all checks that need no data.
+
+    Raises:
+        ConfigError: the plan or the task does not fit.
+    """
+    from selfcorrect.tasks import make_task
+
+    if config.method.name == "self_refine":
+        raise ConfigError(
+            "method=self_refine asks for feedback between attempts, which `selfcorrect scale` does not play; measure it with "
+            "`selfcorrect eval MODEL method=self_refine`"
+        )
+    longest = plan.attempts
+    if plan.budgets:
+        check_budgets(plan.budgets)
+        check_temperature(plan.temperature)
+        check_votes(make_task(config.task))
+        longest = max(longest, 2 if plan.budgets[-1] > 1 else 1)
+    return override(config, [f"eval.attempts={longest}", "eval.samples=1"])
+
+
+def _measured(engine: Engine, task: Task, config: Config, plan: _Plan) -> tuple[VoteCurve | None, AttemptCurve | None]:
+    from selfcorrect.evaluate import held_out
+    from selfcorrect.scale import measure_attempts, measure_votes
+
+    asked = (engine, task, held_out(task, config.eval.problems), config.train.max_new_tokens)
+    seed, told = config.seed, _teller()
+    votes = row = None
+    if plan.budgets:
+        votes = measure_votes(*asked, budgets=plan.budgets, temperature=plan.temperature, seed=seed, told=told)
+    if plan.attempts:
+        row = measure_attempts(*asked, attempts=plan.attempts, seed=seed, told=told)
+    return votes, row
+
+
+def _teller() -> Told:
+    """Progress on standard error, a line every few seconds."""
+    last = start = time.monotonic()
+    current = ""
+
+    def told(what: str, done: int, of: int) -> None:
+        nonlocal last, start, current
+        now = time.monotonic()
+        if what != current:
+            current, start = what, last
+        if now - last > LINE_EVERY_S or done == of:
+            last = now
+            left = (now - start) / done * (of - done)
+            typer.echo(f"{what}: {done} of {of} problems, left {left:.0f} s", err=True)
+
+    return told
+
+
+def _write_episodes(out: Path, curves: ScalingCurves) -> None:
+    from selfcorrect.records import episode_row
+
+    measured: list[tuple[str, Sequence[Episode]]] = []
+    if curves.votes is not None:
+        measured.append(("votes", curves.votes.episodes))
+    if curves.attempts is not None:
+        measured.append(("attempts", curves.attempts.episodes))
+    rows = ({"measurement": name, **episode_row(e)} for name, episodes in measured for e in episodes)
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _show(curves: ScalingCurves, title: str) -> None:
+    from selfcorrect.cli.tables import show
+
+    if curves.votes is not None:
+        show(_vote_table(curves.votes, title))
+    if curves.attempts is not None:
+        show(_attempt_table(curves.attempts, title))
+
+
+def _vote_table(curve: VoteCurve, title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{title}: majority votes at T = {curve.settings['temperature']:g}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in (
+        "responses",
+        "K parallel",
+        "K/2, each corrected once",
+        "difference",
+        "gain of K parallel",
+        "of K/2 corrected",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in curve.rows:
+        gains = (e.text(sign=True) for e in (row.difference, row.parallel_gain, row.corrected_gain))
+        table.add_row(str(row.responses), row.parallel.text(), row.corrected.text(), *gains)
+    table.caption = (
+        f"percent, {_problems(curve)}; 95 % interval by bootstrap over problems; difference and gains (over one response) "
+        "paired by problem.\n"
+        "A budget counts responses, not tokens: K first attempts vote, or the second attempts of K/2 samples, which read "
+        "the first.\nEvery row is the mean over all choices of its responses among those sampled."
+    )
+    return table
+
+
+def _attempt_table(curve: AttemptCurve, title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{title}: attempts in a row", title_justify="left", caption_justify="left")
+    for name in ("attempt", "accuracy", "gain over attempt 1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for k, (accuracy, gain) in enumerate(zip(curve.accuracy_K, curve.gain_K, strict=True), 1):
+        table.add_row(str(k), accuracy.text(), gain.text(sign=True))
+    table.caption = (
+        f"percent, greedy, {_problems(curve)}; 95 % interval by bootstrap over problems; gain paired by problem"
+    )
+    return table
+
+
+def _problems(curve: VoteCurve | AttemptCurve) -> str:
+    left_out = f", {curve.n_left_out} left out (verifier errors)" if curve.n_left_out else ""
+    return f"n = {curve.n_problems} problems{left_out}"
