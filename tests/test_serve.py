@@ -27,7 +27,7 @@ from selfcorrect.errors import ConfigError, EngineError
 from selfcorrect.rollout import Play, play
 from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
-from selfcorrect.serve.correct import majority
+from selfcorrect.serve.correct import LONGEST_MEASURED, edit_ratios, majority
 from selfcorrect.serve.endpoint_backend import EndpointBackend
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
 from selfcorrect.serve.page import content_security_policy, page_text
@@ -216,6 +216,30 @@ def test_the_vote_compares_answers_and_not_words():
     assert majority([final("yes"), final("no"), final(" yes\n")])[0] == 0
 
 
+def test_how_much_an_attempt_changed():
+    # "kitten" to "sitting": 3 edits over 6 + 7 characters
+    assert edit_ratios(["kitten", "sitting", "sitting", "", ""]) == (3 / 13, 0.0, 1.0, None)
+    assert edit_ratios(["only one"]) == ()
+    long = "x" * (LONGEST_MEASURED + 1)
+    assert edit_ratios([long[1:], long[1:], long, long]) == (0.0, None, None)
+
+
+def test_long_answers_do_not_stop_the_server():
+    """Two of 3 MB, whose edit distance would take minutes; others are answered meanwhile."""
+    texts = tuple(c * 3_000_000 for c in "xy")
+    with serving(Scripted(texts)) as (url, _), ThreadPoolExecutor(1) as pool:
+        long = pool.submit(post, url)
+        slowest = 0.0
+        while not long.done():
+            begun = time.monotonic()
+            assert health(url).status_code == 200
+            slowest = max(slowest, time.monotonic() - begun)
+        assert long.result().json()["selfcorrect"]["changes"] == [
+            {"from": 1, "to": 2, "changed": True, "edit_ratio": None}
+        ]
+        assert slowest < 10
+
+
 def test_concurrent_requests_share_batches_and_lose_nothing(real):
     url, engine = real
     questions = [f"{i}+1?" for i in range(64)]
@@ -275,6 +299,54 @@ def test_a_failing_engine_fails_its_requests_only():
         later = post(url)
         assert later.status_code == 503 and "gone for good" in later.json()["error"]["message"]
         assert httpx2.get(f"{url}/health", trust_env=False).status_code == 503
+
+
+def raising(error, n=1):
+    """An engine whose first n calls raise."""
+
+    class Raising(Counting):
+        async def sample(self, requests, params):
+            self.calls.append(len(requests))
+            if len(self.calls) <= n:
+                raise error
+            return await self._engine.sample(requests, params)
+
+    return Raising()
+
+
+def health(url):
+    return httpx2.get(f"{url}/health", trust_env=False)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), MemoryError(), KeyError("x")], ids=lambda e: type(e).__name__)
+def test_a_bug_in_the_engine_fails_its_requests_only(error, capfd):
+    engine = raising(error)
+    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+        got = post(url)
+        assert got.status_code == 500 and type(error).__name__ in got.json()["error"]["message"]
+        assert "a bug" not in got.text  # what it says is for the log
+        assert health(url).status_code == 200 and post(url).status_code == 200
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_answer_too_few_is_a_bug_of_the_engine():
+    class Forgetful(Counting):
+        async def sample(self, requests, params):
+            self.calls.append(len(requests))
+            return [] if len(self.calls) == 1 else await self._engine.sample(requests, params)
+
+    engine = Forgetful()
+    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+        assert (post(url).status_code, post(url).status_code) == (500, 200)
+
+
+def test_the_end_of_the_engines_thread_is_told():
+    engine = raising(SystemExit(1))
+    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+        assert post(url).status_code == 503
+        assert health(url).status_code == 503 and "thread has ended" in health(url).json()["status"]
+        later = post(url)
+        assert later.status_code == 503 and "start the server again" in later.json()["error"]["message"]
 
 
 # --- bad requests ------------------------------------------------------------------------------------------------

@@ -7,14 +7,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol
 
+from selfcorrect.episode_table import edit_distances
 from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
 from selfcorrect.verify.math.extract import find_answer
 from selfcorrect.verify.math.normalise import normalise, string_key
 
 LONGEST_KEY = 1_000
 """Characters of a final answer that are compared; longer ones agree only as wholes of this length."""
+LONGEST_SEARCHED = 100_000
+"""Characters at the end of a text in which its final answer is looked for."""
+LONGEST_MEASURED = 50_000
+"""Characters of an attempt: the edit distance of two longer ones would take seconds, as it grows with their product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +81,13 @@ async def correct(
     start = time.perf_counter()
     watch = on_attempt if len(conversations) == 1 else _nobody
     played = await asyncio.gather(*(_played(c, attempts, watch) for c in conversations))
-    chosen, votes = majority([chain[-1] for chain in played])
+    chosen, votes = 0, None
+    if len(played) > 1:  # in a thread, as below: long texts must not hold up the other requests
+        chosen, votes = await asyncio.to_thread(majority, [chain[-1] for chain in played])
     return Outcome(
         attempts=played[chosen],
-        votes=votes if len(played) > 1 else None,
+        edit_ratios=await asyncio.to_thread(edit_ratios, [a.text for a in played[chosen]]),
+        votes=votes,
         prompt_tokens=conversations[0].prompt_tokens,
         completion_tokens=sum(a.tokens or 0 for chain in played for a in chain),
         seconds=time.perf_counter() - start,
@@ -123,7 +132,14 @@ def final_answer(attempt: ServedAttempt) -> str | None:
     None for a text that the cap cut before it held an explicit answer, and for an empty one.
     """
     cut = attempt.stop == "length"
-    found = find_answer(attempt.text, fallbacks=not cut)
+    found = find_answer(attempt.text[-LONGEST_SEARCHED:], fallbacks=not cut)
     if found is not None:
         return string_key(normalise(found.answer[:LONGEST_KEY])) or None
     return None if cut else " ".join(attempt.text.split())[:LONGEST_KEY] or None
+
+
+def edit_ratios(texts: Sequence[str]) -> tuple[float | None, ...]:
+    """The edit-distance ratio of each text and the next; None for two empty ones, and beyond ``LONGEST_MEASURED``."""
+    pairs = [(a, b) if max(len(a), len(b)) <= LONGEST_MEASURED else ("", "") for a, b in pairwise(texts)]
+    distances, lengths = edit_distances(pairs)
+    return tuple(int(d) / int(n) if n else None for d, n in zip(distances, lengths, strict=True))
