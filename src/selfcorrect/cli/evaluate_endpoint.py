@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfcorrect.cli.settings import read_settings
+from selfcorrect.cli.settings import read_settings, refuse_ignored
 from selfcorrect.config import Config
 from selfcorrect.errors import ConfigError, DataError, EndpointError, Interrupted
 
@@ -140,16 +140,15 @@ def _config(asked: Asked, settings: Sequence[str]) -> Config:
     if not asked.model:
         raise ConfigError("--base-url needs --model NAME, the name by which the endpoint knows the model")
     for setting in settings:
-        key = setting.partition("=")[0].strip()
         if "=" not in setting:
             raise ConfigError(
                 f"{setting!r} would be ignored: with --base-url the model is the endpoint's; give its name with --model"
             )
-        if key not in USED and key.partition(".")[0] not in USED:
-            raise ConfigError(
-                f"setting {key!r} would be ignored: the endpoint decides it; with --base-url only task.*, eval.*, seed and "
-                "train.max_new_tokens count"
-            )
+    refuse_ignored(
+        settings,
+        USED,
+        "the endpoint decides it; with --base-url only task.*, eval.*, seed and train.max_new_tokens count",
+    )
     return read_settings([f"model={json.dumps(asked.model)}", *settings])
 
 
