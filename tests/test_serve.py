@@ -15,27 +15,31 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 
+import made_runs
 import tiny
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.endpoint import Endpoint, Patience
 from selfcorrect.errors import ConfigError, EngineError
+from selfcorrect.report import build_report
 from selfcorrect.rollout import Play, play
 from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
 from selfcorrect.serve.correct import LONGEST_MEASURED, edit_ratios, majority
 from selfcorrect.serve.endpoint_backend import EndpointBackend
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
-from selfcorrect.serve.page import content_security_policy, page_text
+from selfcorrect.serve.page import DIFF_GOES_HERE, content_security_policy, page_text
 from selfcorrect.serve.protocol import ApiError, Bounds, ServedAttempt, event, parse_request
 from selfcorrect.serve.run import listening_socket, server_key
 from selfcorrect.types import Grade, Problem, Verdict
 from served import Scripted, serving
 
+ROOT = Path(__file__).parent.parent
 KEY = "a-key-of-this-test-0123"
 ASK = {"messages": [{"role": "user", "content": "2+2?"}]}
 SMALL = Bounds(max_tokens=6, tokens_limit=16)
@@ -831,11 +835,19 @@ const joined = (parts, kinds) => parts.filter((p) => kinds.includes(p[0])).map((
 const check = (a, b) => { const d = wordDiff(a, b); return [joined(d, ["same", "gone"]) === a, joined(d, ["same", "new"]) === b]; };
 const long = (word) => Array(4000).fill(0).map((_, i) => word + i).join(" ");
 console.log(JSON.stringify({
-  diff: wordDiff("the sum is 5 today", "the sum is 4"),
+  diff: wordDiff("the sum is 15, today", "the sum is 14, he said"),
   whole: [["", "a b"], ["a b", ""], [long("a"), long("b")], [hostile, hostile + " x"]].map(([a, b]) => check(a, b)).flat(),
   visible: visible(hostile),
 }));
 """
+
+
+def test_there_is_one_diff_and_both_pages_have_it(tmp_path):
+    diff = (ROOT / "src/selfcorrect/assets/word_diff.js").read_text()
+    made_runs.begin(tmp_path / "run")
+    for page in (page_text(), build_report([tmp_path / "run"])):
+        assert page.count("function wordDiff") == 1 and diff in page
+    assert DIFF_GOES_HERE not in page_text()
 
 
 def test_the_pages_diff_and_its_spelling_of_control_characters():
@@ -843,12 +855,19 @@ def test_the_pages_diff_and_its_spelling_of_control_characters():
     if node is None:
         pytest.skip("there is no node to run the page's functions")
     script = re.search(r"<script>(.*?)</script>", page_text(), re.S)[1]
-    functions = script[script.index("const MOST_WORDS") : script.index("function element")]
+    functions = script[: script.index("const at =")] + script[script.index("function visible") : script.index("function element")]
     done = subprocess.run(
         [node, "-e", functions + SCRIPT, "--", json.dumps(HOSTILE)], capture_output=True, text=True, check=True
     )
     got = json.loads(done.stdout)
-    assert got["diff"] == [["same", "the sum is "], ["gone", "5 today"], ["new", "4"]]
+    assert got["diff"] == [
+        ["same", "the sum is "],
+        ["gone", "15"],
+        ["new", "14"],
+        ["same", ", "],
+        ["gone", "today"],
+        ["new", "he said"],
+    ]
     assert got["whole"] == [True] * 8
     assert "[U+202E]" in got["visible"] and "[U+0000]" in got["visible"] and "[U+001B]" in got["visible"]
     assert "<script>" in got["visible"] and not re.search("[\x00\x1b\u202e]", got["visible"])

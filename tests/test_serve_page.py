@@ -41,9 +41,9 @@ def test_attempts_come_as_text_with_the_changes_marked(page, tmp_path):
         first, second = page.run("[...document.querySelectorAll('pre')].map((p) => p.textContent)")
         shown = HOSTILE.replace("\u202e", "[U+202E]").replace("\x1b", "[U+001B]").replace("\0", "[U+0000]")
         assert first == f"{shown}\nThe sum is 15, so the last digit is 5."
-        assert page.run("[...document.querySelectorAll('del')].map((e) => e.childNodes[1].data)") == ["15,", "5."]
+        assert page.run("[...document.querySelectorAll('del')].map((e) => e.childNodes[1].data)") == ["15", "5"]
         added = page.run("[...document.querySelectorAll('ins')].map((e) => e.childNodes[1].data)")
-        assert added[0] == "14," and added[1].startswith("4. xxx")
+        assert added[:2] == ["14", "4"] and added[2].startswith(" xxx")
         assert second.startswith(shown) and page.run("document.title") == "selfcorrect"
         assert page.run("document.querySelectorAll('pre script, pre img').length") == 0
         for width, dark in ((360, False), (1600, True)):
