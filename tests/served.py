@@ -50,11 +50,11 @@ class _Conversation:
 
 
 @contextmanager
-def serving(backend, *, model="m", bounds=None, limits=None, key=None):
+def serving(backend, *, model="m", bounds=None, limits=None, key=None, host="127.0.0.1"):
     """``with serving(backend) as (url, server)``; the server has stopped when the block ends."""
     limits = limits or Limits()
     app = make_app(backend, model, bounds=bounds or Bounds(), limits=limits, key=key, hosts=HOSTS)
-    sock = listening_socket("127.0.0.1", 0)
+    sock = listening_socket(host, 0)
     server, ready = Server(app, limits), threading.Event()
     loops = []
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
 
+from selfcorrect.engines.endpoint import valid_text
 from selfcorrect.episode_table import edit_distances
 from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
 from selfcorrect.verify.math.extract import find_answer
@@ -101,7 +102,7 @@ async def _played(
     for k in range(1, attempts + 1):
         start = time.perf_counter()
         said = await conversation.attempt(last=k == attempts)
-        out.append(ServedAttempt(said.text, said.stop, said.tokens, time.perf_counter() - start))
+        out.append(ServedAttempt(valid_text(said.text), said.stop, said.tokens, time.perf_counter() - start))
         on_attempt(k, out[-1])
     return tuple(out)
 
