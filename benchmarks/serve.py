@@ -99,7 +99,9 @@ async def measure(url: str, n: int, rounds: int) -> dict[str, object]:
         async def at_once(numbers: range) -> list[str]:
             return list(await asyncio.gather(*(ask(client, i, together) for i in numbers)))
 
-        await asyncio.gather(*(ask(client, 9_999, Measured()) for _ in range(n)))  # opens the connections, warms the model
+        await asyncio.gather(
+            *(ask(client, 9_999, Measured()) for _ in range(n))
+        )  # opens the connections, warms the model
         for k in range(rounds):
             numbers = range(k * n, (k + 1) * n)
             expected = await timed(alone, n, lambda numbers=numbers: one_by_one(numbers))
@@ -140,7 +142,9 @@ def main() -> None:
         print(
             f"{name:16}{row['requests_per_s']:>12}{row['latency_p50_s']:>10}{row['latency_p95_s']:>10}{row['latency_max_s']:>10}"
         )
-    print(f"ratio {result['ratio']} (asked for: {a.at_least:g}), errors {len(result['errors'])}, load average {load:.2f}")
+    print(
+        f"ratio {result['ratio']} (asked for: {a.at_least:g}), errors {len(result['errors'])}, load average {load:.2f}"
+    )
     sys.exit(result["ratio"] < a.at_least or bool(result["errors"]) or result["in_flight_afterwards"] != 0)
 
 

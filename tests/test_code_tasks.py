@@ -18,10 +18,10 @@ from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
 from selfcorrect.methods.data import sequences
 from selfcorrect.rollout import Play, given_answers, play
-from selfcorrect.tasks import make_task
-from selfcorrect.tasks.base import Answer, GivesFirst, grade_answers
 from selfcorrect.serve.correct import Said
 from selfcorrect.serve.protocol import ApiError, Bounds
+from selfcorrect.tasks import make_task
+from selfcorrect.tasks.base import Answer, GivesFirst, grade_answers
 from selfcorrect.types import Verdict
 from served import serving
 
@@ -338,7 +338,15 @@ def test_repair_behind_an_endpoint(tmp_path, monkeypatch, capsys):
     alone = next(p for p in problems if times[p.meta["task_id"]] == 1)
     backend = Repairer(task, problems, alone)
     with serving(backend, bounds=Bounds(attempts=1, max_tokens=1024)) as (url, _):
-        arguments = ["eval", "--base-url", f"{url}/v1", "--model", "m", "task=mbpp_repair", f"task.path={DATA / 'mbpp'}"]
+        arguments = [
+            "eval",
+            "--base-url",
+            f"{url}/v1",
+            "--model",
+            "m",
+            "task=mbpp_repair",
+            f"task.path={DATA / 'mbpp'}",
+        ]
         monkeypatch.setattr("sys.argv", ["selfcorrect", *arguments, "limit=12", "eval.controls=false", "--json"])
         with pytest.raises(SystemExit) as stop:
             package.main()

@@ -67,7 +67,9 @@ def grade(cli, tmp_path):
 def shown_rows(kind):
     """The example rows of docs/commands.md: those after the table of a kind, and the one verdict."""
     text = (Path(__file__).parent.parent / "docs/commands.md").read_text()
-    part = text[text.index(f"| `grade {kind}` |") :].partition("Further fields" if kind == "code" else "| `grade code`")[0]
+    part = text[text.index(f"| `grade {kind}` |") :].partition(
+        "Further fields" if kind == "code" else "| `grade code`"
+    )[0]
     verdict = re.search(r"^    (\{.*\"verdict\".*\})$", text, re.M)[1]
     return [json.loads(line) for line in re.findall(r"^    (\{.*\})$", part, re.M)], json.loads(verdict)
 

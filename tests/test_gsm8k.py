@@ -180,7 +180,10 @@ def test_one_file_is_cut_without_overlap(tmp_path: Path) -> None:
         ('{"question": "q", "answer": "1"}', "line 3 has no '####'"),
         ('{"question": "q", "answer": "#### one"}', "line 3 has 'one' after '####'"),
         ('{"question": "\udcff"}', "line 3 is not UTF-8"),
-        (r'{"question": "a \ud83d b", "answer": "#### 1"}', "line 3 has half of a surrogate pair in field 'question', at .* 2"),
+        (
+            r'{"question": "a \ud83d b", "answer": "#### 1"}',
+            "line 3 has half of a surrogate pair in field 'question', at .* 2",
+        ),
         (r'{"question": "q", "answer": "\udc00 #### 1"}', "line 3 has half of a surrogate pair in field 'answer'"),
         ("[" * 100_000, "line 3 is nested too deeply"),
     ],

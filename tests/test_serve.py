@@ -902,7 +902,10 @@ def test_the_pages_diff_and_its_spelling_of_control_characters():
     if node is None:
         pytest.skip("there is no node to run the page's functions")
     script = re.search(r"<script>(.*?)</script>", page_text(), re.S)[1]
-    functions = script[: script.index("const at =")] + script[script.index("function visible") : script.index("function element")]
+    functions = (
+        script[: script.index("const at =")]
+        + script[script.index("function visible") : script.index("function element")]
+    )
     done = subprocess.run(
         [node, "-e", functions + SCRIPT, "--", json.dumps(HOSTILE)], capture_output=True, text=True, check=True
     )

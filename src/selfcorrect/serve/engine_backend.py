@@ -118,7 +118,9 @@ class Batcher:
             _fail(wanted, error)
         except Exception as error:  # noqa: BLE001  # whatever an engine raises, it must not end the worker
             traceback.print_exception(error, file=sys.stderr)
-            _fail(wanted, EngineError(f"{type(error).__name__} while sampling; the server's log says where", usable=True))
+            _fail(
+                wanted, EngineError(f"{type(error).__name__} while sampling; the server's log says where", usable=True)
+            )
         else:
             for w, answer in zip(wanted, answers, strict=True):
                 if not w.answer.done():

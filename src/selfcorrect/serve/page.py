@@ -11,7 +11,6 @@ from importlib import resources
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-
 DIFF_GOES_HERE = "/* word_diff.js */\n"
 
 
