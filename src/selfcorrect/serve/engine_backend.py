@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import secrets
 import sys
 import threading
@@ -139,6 +140,7 @@ class Batcher:
         self._call = asyncio.run_coroutine_threadsafe(
             self._engine.sample([w.request for w in wanted], params), self._engine_loop
         )
+        self._give_up_call()  # if the thread ended before it could know of this call
         return await asyncio.wrap_future(self._call)
 
     def _run_engine(self) -> None:
@@ -148,7 +150,12 @@ class Batcher:
         except BaseException as error:  # noqa: BLE001  # the thread's own end
             traceback.print_exception(error, file=sys.stderr)
             self.broken = f"the engine's thread has ended ({type(error).__name__}); start the server again"
-            if self._call is not None and not self._call.done():
+            self._give_up_call()
+
+    def _give_up_call(self) -> None:
+        """Answer the running call in the place of a thread that has ended; called from either thread."""
+        if self.broken is not None and self._call is not None:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # answered already
                 self._call.set_exception(EngineError(self.broken, usable=False))
 
 
