@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from selfcorrect.serve import connection
 from selfcorrect.serve.app import Limits
 from served import ASK, KEY, Scripted, in_flight, post, serving, until
 
@@ -108,7 +109,8 @@ def test_a_busy_connection_never_has_to_make_room():
         assert [w.result().status_code for w in waiting] == [200, 200]
 
 
-def test_the_body_of_a_refused_request_is_not_read_without_end():
+def test_the_body_of_a_refused_request_is_not_read_without_end(monkeypatch):
+    monkeypatch.setattr(connection, "LINGER_S", 60.0)  # so that only the bytes count
     with serving(Scripted(), key=KEY, limits=Limits(body_bytes=50_000)) as (url, _):
         for declared in (10**12, 40_000):
             with socket.create_connection(address_of(url), timeout=10) as sender:
@@ -122,6 +124,7 @@ def test_the_body_of_a_refused_request_is_not_read_without_end():
                 if declared == 40_000:  # a small rest is thrown away, and the connection lives on
                     sender.sendall(request_bytes(ASK))
                     assert answer_on(sender).startswith(b"HTTP/1.1 401")
+        monkeypatch.setattr(connection, "LINGER_S", 0.3)
         with socket.create_connection(address_of(url)) as waiting:  # and for a short time only
             waiting.sendall(request_bytes(b"{", length=100))
             assert ended(waiting, seconds=10)

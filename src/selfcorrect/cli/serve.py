@@ -152,7 +152,7 @@ def _config(
                 "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --backend-url URL"
             )
         counts = "to serve a model only model.*, engine.*, task.* and train.max_new_tokens count"
-        refuse_ignored([s for s in settings if "=" in s], USED, counts)
+        refuse_ignored(settings, USED, counts)
     else:
         if not backend_model:
             raise ConfigError("--backend-url needs --backend-model NAME, the name by which that server knows the model")
@@ -160,7 +160,7 @@ def _config(
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
         counts = "the model runs elsewhere; with --backend-url only task.* and train.max_new_tokens count"
-        refuse_ignored([s for s in settings if "=" in s], USED_BEFORE_A_BACKEND, counts)
+        refuse_ignored(settings, USED_BEFORE_A_BACKEND, counts)
         model = backend_model
     if instruction is not None and any(s.partition("=")[0].strip() == "task.instruction" for s in settings):
         raise ConfigError("task.instruction would be ignored beside --instruction; drop one of them")

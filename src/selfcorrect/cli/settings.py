@@ -31,7 +31,7 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
     """Refuse settings that a command would not read.
 
     Args:
-        settings: ``key=value`` each.
+        settings: ``key=value`` each; others (a config file) are passed over.
         used: settings, or whole sections, that it reads.
         reason: why the others do not count, and which do.
 
@@ -40,7 +40,7 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
     """
     for setting in settings:
         key = setting.partition("=")[0].strip()
-        if key not in used and key.partition(".")[0] not in used:
+        if "=" in setting and key not in used and key.partition(".")[0] not in used:
             raise ConfigError(f"setting {key!r} would be ignored: {reason}; drop it")
 
 
