@@ -148,3 +148,22 @@ def hostile(path: Path) -> Path:
     evaluate(run, "final", episodes, at_step=19)
     finish(run)
     return path
+
+
+def large(path: Path, n: int) -> Path:
+    """A finished run with n episodes of two attempts, 420 characters and more each, in both of its evaluations."""
+    run = begin(path)
+    words = "the number of apples left over is then divided by the rest of them " * 6
+    for name in ("base", "final"):
+        episodes = [
+            episode(
+                i,
+                (f"{words}{i}", "wrong"),
+                (f"{words}{i + 1}", ["wrong", "correct"][i % 2]),
+                level=f"level {i % 5}",
+            )
+            for i in range(n)
+        ]
+        evaluate(run, name, episodes)
+    finish(run)
+    return path

@@ -1,18 +1,44 @@
-"""A server of this package in a thread, with a real engine or with scripted answers."""
+"""A server of this package in a thread, with a real engine or with scripted answers, and what its clients need."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import httpx2
 
 from selfcorrect.serve.app import Limits, make_app
 from selfcorrect.serve.correct import Said
 from selfcorrect.serve.protocol import Bounds
 from selfcorrect.serve.run import Server, listening_socket, url_of
 
+KEY = "a-key-of-this-test-0123"
+ASK = {"messages": [{"role": "user", "content": "2+2?"}]}
 HOSTS = frozenset({"127.0.0.1", "localhost"})
+
+
+def post(url, body=None, **more):
+    return httpx2.post(
+        f"{url}/v1/chat/completions", json=ASK if body is None else body, trust_env=False, timeout=30, **more
+    )
+
+
+def in_flight(url):
+    return httpx2.get(f"{url}/health", trust_env=False).json()["in_flight"]
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.01)
+
+
+def health(url):
+    return httpx2.get(f"{url}/health", trust_env=False)
 
 
 @dataclass
@@ -50,11 +76,11 @@ class _Conversation:
 
 
 @contextmanager
-def serving(backend, *, model="m", bounds=None, limits=None, key=None):
+def serving(backend, *, model="m", bounds=None, limits=None, key=None, host="127.0.0.1"):
     """``with serving(backend) as (url, server)``; the server has stopped when the block ends."""
     limits = limits or Limits()
     app = make_app(backend, model, bounds=bounds or Bounds(), limits=limits, key=key, hosts=HOSTS)
-    sock = listening_socket("127.0.0.1", 0)
+    sock = listening_socket(host, 0)
     server, ready = Server(app, limits), threading.Event()
     loops = []
 

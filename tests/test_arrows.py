@@ -13,7 +13,7 @@ SOURCE = Path(selfcorrect.__file__).parent
 
 LAYERS = [
     {"__init__", "types", "errors"},
-    {"config"},
+    {"config", "jsonl"},
     {"objective", "stats", "verify", "records", "episode_table", "vote"},
     {"methods", "metrics", "alarms", "scaling"},
     {"tasks", "engines", "advice"},

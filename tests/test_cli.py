@@ -20,6 +20,7 @@ from selfcorrect.experiment import make_engine
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
+BEHIND = ["--backend-url", "http://localhost:1/v1", "--backend-model", "x"]
 COMMANDS = ("train", "eval", "scale", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "serve")
 
 
@@ -185,7 +186,7 @@ BAD = {
     ),
     "serve: no such key file": (lambda t, m: ["serve", m, "--api-key-file", t / "key"], ["cannot be read", "key"]),
     "serve: two models": (
-        lambda t, m: ["serve", m, "--backend-url", "http://localhost:1/v1", "--backend-model", "x"],
+        lambda t, m: ["serve", m, *BEHIND],
         ["one model is served", "drop one"],
     ),
     "serve: a backend without a name": (
@@ -195,6 +196,26 @@ BAD = {
     "serve: not an address": (
         lambda t, m: ["serve", "--backend-url", "localhost", "--backend-model", "x", "--port", "0"],
         ["not the address of an endpoint", "/v1"],
+    ),
+    "serve: a training setting": (
+        lambda t, m: ["serve", m, "train.steps=5"],
+        ["'train.steps' would be ignored", "only model.*", "drop it"],
+    ),
+    "serve: two instructions": (
+        lambda t, m: ["serve", m, "task.instruction=Again.", "--instruction", "Again!"],
+        ["task.instruction would be ignored", "drop one"],
+    ),
+    "serve: a context of another's model": (
+        lambda t, m: ["serve", *BEHIND, "--max-context", "100"],
+        ["--max-context would be ignored with --backend-url"],
+    ),
+    "serve: an engine of another's model": (
+        lambda t, m: ["serve", "engine.device=cpu", *BEHIND],
+        ["'engine.device' would be ignored", "elsewhere"],
+    ),
+    "serve: a precision of another's model": (
+        lambda t, m: ["serve", *BEHIND, "model.dtype=bfloat16"],
+        ["'model.dtype' would be ignored", "elsewhere"],
     ),
     "sft: existing directory": (
         lambda t, m: ["sft", run_over(t), f"model={m}"],

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+from collections import Counter
 
 import pytest
 from code_tools import DATA, needs_sandbox, rows
@@ -13,13 +14,16 @@ from selfcorrect.config import EvalConfig, TaskConfig, load_config
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluate import controls, evaluate
+from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
 from selfcorrect.methods.data import sequences
 from selfcorrect.rollout import Play, given_answers, play
+from selfcorrect.serve.correct import Said
+from selfcorrect.serve.protocol import ApiError, Bounds
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Answer, GivesFirst, grade_answers
 from selfcorrect.types import Verdict
+from served import serving
 
 pytestmark = pytest.mark.skipif(
     not (DATA / "mbpp").is_dir(), reason=f"no benchmark data at {DATA}; set SELFCORRECT_DATA to its folder"
@@ -291,6 +295,72 @@ def test_repair_with_one_attempt_would_measure_nothing():
     settings = ["task=mbpp_repair", f"task.path={DATA / 'mbpp'}", "model=/none", "eval.attempts=1"]
     with pytest.raises(ConfigError, match=r"eval.attempts=1 would measure nothing of the model"):
         prepare(load_config(None, settings), training=False)
+
+
+class Repairer:
+    """A backend of the server that answers with the reference program of the task asked for, and refuses one task."""
+
+    def __init__(self, task, problems, refused):
+        self._references = {task.first_messages(p)[-1]["content"]: task.reference_answer(p) for p in problems}
+        self._refused = task.first_messages(refused)[-1]["content"]
+        self.asked = []
+
+    async def open(self, asked):
+        self.asked.append([m["role"] for m in asked.messages[-3:]])
+        question = asked.messages[-3]["content"]
+        if question == self._refused:
+            raise ApiError(400, "that program again")
+        return [Once(self._references[question])]
+
+    def fault(self):
+        return None
+
+    async def aclose(self):
+        pass
+
+
+class Once:
+    prompt_tokens = 0
+
+    def __init__(self, text):
+        self._text = text
+
+    async def attempt(self, *, last):
+        return Said(self._text, "end", None)
+
+
+def test_repair_behind_an_endpoint(tmp_path, monkeypatch, capsys):
+    needs_sandbox()
+    monkeypatch.chdir(tmp_path)
+    task = code_task("mbpp_repair")
+    problems = held_out(task, 12)
+    times = Counter(p.meta["task_id"] for p in problems)
+    alone = next(p for p in problems if times[p.meta["task_id"]] == 1)
+    backend = Repairer(task, problems, alone)
+    with serving(backend, bounds=Bounds(attempts=1, max_tokens=1024)) as (url, _):
+        arguments = [
+            "eval",
+            "--base-url",
+            f"{url}/v1",
+            "--model",
+            "m",
+            "task=mbpp_repair",
+            f"task.path={DATA / 'mbpp'}",
+        ]
+        monkeypatch.setattr("sys.argv", ["selfcorrect", *arguments, "limit=12", "eval.controls=false", "--json"])
+        with pytest.raises(SystemExit) as stop:
+            package.main()
+        monkeypatch.setattr("sys.argv", ["selfcorrect", *arguments, "attempts=1"])
+        with pytest.raises(SystemExit) as refused:
+            package.main()
+    out, err = capsys.readouterr()
+    assert not stop.value.code, err
+    assert refused.value.code == 2 and "would measure nothing of the model" in err
+    result = json.loads(out)
+    assert backend.asked == [["user", "assistant", "user"]] * 12
+    assert result["refused"]["plain"] == [alone.id]
+    first, second = result["plain"]["summary"]["attempts"]
+    assert (first["accuracy"]["value"], second["accuracy"]["value"], second["accuracy"]["n"]) == (0, 1, 11)
 
 
 # --- as a user types it ------------------------------------------------------------------------------------------

@@ -16,13 +16,14 @@ import pytest
 from selfcorrect import cli as package
 from selfcorrect.cli.serve import _engine
 from selfcorrect.config import load_config
-from selfcorrect.endpoint_eval import Journal, Measurement, settings_of
+from selfcorrect.endpoint_eval import Journal, Measurement, settings_of, was_refused
 from selfcorrect.engines.endpoint import Endpoint, Patience, api_key_from, checked_url
 from selfcorrect.errors import ConfigError, EndpointError, RunError
 from selfcorrect.evaluate import held_out
+from selfcorrect.metrics import summarise
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend
 from selfcorrect.serve.protocol import Bounds
-from selfcorrect.tasks import make_task
+from selfcorrect.tasks import TASKS, make_task
 from selfcorrect.tasks.arithmetic import solution
 from selfcorrect.types import Verdict
 from served import serving
@@ -282,14 +283,95 @@ def test_a_fault_keeps_what_was_finished(tmp_path):
 
     def breaking(body):
         asked.append(body)
-        return pupil(body) if len(asked) < 8 else says(status=400)
+        return pupil(body) if len(asked) < 8 else says(status=403)
 
-    with pytest.raises(EndpointError, match="HTTP 400"):
+    with pytest.raises(EndpointError, match="HTTP 403"):
         measure(path, breaking, "eval.controls=false", concurrency=1)
     finished = len(path.read_text().splitlines()) - 1
     assert finished == 3  # seven answers, two to an episode
     _, rest = measure(path, pupil, "eval.controls=false")
     assert len(rest) == 2 * (12 - finished)
+
+
+def refusing(*numbers, attempt=1):
+    """Refuses an attempt at the problems that were first seen as these numbers, from 1."""
+    seen = []
+
+    def answer(body):
+        question = body["messages"][0]["content"]
+        if question not in seen:
+            seen.append(question)
+        if seen.index(question) + 1 in numbers and len(body["messages"]) == 2 * attempt - 1:
+            return httpx2.Response(400, json={"error": {"message": "the context is too long"}})
+        return pupil(body)
+
+    return answer
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_refused_problem_is_an_error_and_the_others_are_measured(tmp_path, attempt):
+    path = tmp_path / "e.jsonl"
+    plain, swapped, given = measure(path, refusing(3, attempt=attempt), concurrency=1)[0]
+    summary = plain.summary
+    (refused,) = (e for e in plain.episodes if was_refused(e))
+    errors = [a.grade.verdict is Verdict.ERROR for a in refused.attempts]
+    assert errors == [attempt == 1, True] and "the context is too long" in refused.attempts[1].grade.detail
+    assert (summary.n_problems, summary.n_verifier_errors) == (12, 1)
+    assert [summary.accuracy(k).n for k in (1, 2)] == [12 - (attempt == 1), 11]
+    # no text: in no number about texts, and not among those with two empty ones
+    assert summary.revisions[0].edit_ratio.n == summary.revisions[0].copied.n == 11
+    assert summary.revisions[0].n_both_empty == 0
+    assert summary.attempts[1].truncated.n == 11
+    whole = measure(tmp_path / "whole.jsonl", pupil, concurrency=1)[0][0]
+    others = [e for e in whole.episodes if e.problem.id != refused.problem.id]
+    assert summary.accuracy(2) == summarise(others).accuracy(2)
+    assert summary.revisions[0].edit_ratio.value == summarise(others).revisions[0].edit_ratio.value
+    if attempt == 1:  # it has no first attempt to swap, and is asked for no wrong one again and again
+        assert refused.problem.id not in {e.problem.id for e in swapped.episodes + given.episodes}
+        rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        assert sum(r["evaluation"] == "wrong-firsts" and r["problem"] == refused.problem.id for r in rows) == 1
+    again, sent = measure(path, pupil)  # mended meanwhile: only what was refused is asked for
+    assert [r.summary.n_verifier_errors for r in again] == [0, 0, 0]
+    assert sum(map(was_refused, again[0].episodes)) == 0 and len(sent) < 20
+
+
+def test_a_measurement_of_which_much_is_refused_stops(tmp_path):
+    only = ("eval.controls=false",)
+    with pytest.raises(EndpointError, match=r"refused 10 episodes without answering any.*mend the request"):
+        measure(tmp_path / "all.jsonl", refusing(*range(1, 99)), *only, "eval.problems=300")
+    with pytest.raises(EndpointError, match=r"too long.*refused 2 episodes of 12"):
+        measure(tmp_path / "two.jsonl", refusing(5, 7), *only, concurrency=1)
+    results, _ = measure(tmp_path / "two.jsonl", refusing(2), *only, concurrency=1)  # one of what is left: it goes on
+    assert results[0].summary.n_verifier_errors == 1
+    with pytest.raises(EndpointError, match="refused 1 episodes without"):
+        measure(tmp_path / "one.jsonl", refusing(1), *only, "eval.problems=1")
+
+
+class Repairs:
+    """Sums with a stored wrong answer each."""
+
+    name, instruction = "repairs", "Again."
+
+    def __init__(self):
+        self._task = make_task(load_config(None, SETTINGS).task)
+        self.problems, self.first_messages = self._task.problems, self._task.first_messages
+        self.reference_answer, self.grade = self._task.reference_answer, self._task.grade
+
+    def first_answers(self, problem):
+        return ["Answer: x", "Answer: y"]
+
+
+def test_a_task_that_gives_first_attempts_is_asked_for_the_second_ones(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "repairs", lambda _config: Repairs())
+    more = ("task=repairs", "eval.samples=3", "eval.temperature=1")
+    results, sent = measure(tmp_path / "e.jsonl", pupil, *more)
+    assert [r.name for r in results] == ["plain", "plain-swapped"]
+    assert len(sent) == 12 * 3 + 12 and all(len(body["messages"]) == 3 for body in sent)
+    firsts = {(e.sample, e.attempts[0].text, e.attempts[0].source) for e in results[0].episodes}
+    assert firsts == {(0, "Answer: x", "given"), (1, "Answer: y", "given"), (2, "Answer: x", "given")}
+    monkeypatch.setattr(Repairs, "first_answers", lambda _self, _problem: ["Answer: z"])
+    with pytest.raises(RunError, match="problems_sha256 was"):
+        measure(tmp_path / "e.jsonl", pupil, *more)
 
 
 def test_a_cut_answer_is_truncated_and_not_wrong(tmp_path):

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -63,6 +64,23 @@ def grade(cli, tmp_path):
     return call
 
 
+def shown_rows(kind):
+    """The example rows of docs/commands.md: those after the table of a kind, and the one verdict."""
+    text = (Path(__file__).parent.parent / "docs/commands.md").read_text()
+    part = text[text.index(f"| `grade {kind}` |") :].partition(
+        "Further fields" if kind == "code" else "| `grade code`"
+    )[0]
+    verdict = re.search(r"^    (\{.*\"verdict\".*\})$", text, re.M)[1]
+    return [json.loads(line) for line in re.findall(r"^    (\{.*\})$", part, re.M)], json.loads(verdict)
+
+
+def test_the_rows_of_the_docs_math(grade):
+    rows, shown = shown_rows("math")
+    code, _, out = grade("math", rows)
+    (found,) = verdicts(out)
+    assert code == 0 and {**found, "seconds": 0} == {**shown, "seconds": 0}
+
+
 # --- math --------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +128,7 @@ BROKEN = {
     "not UTF-8": (b'{"id": "u", "gold": "1", "response": "\xff"}', "u", "not UTF-8"),
     "not UTF-8 in the id": (b'{"id": "\xff", "gold": "1", "response": "1"}', None, "not UTF-8"),
     "surrogate as bytes": (b'{"id": "u", "gold": "1", "response": "\xed\xa0\x80"}', "u", "not UTF-8"),
-    "deep": ('{"id": 1, "gold": ' + "[" * 100_000 + "]" * 100_000 + "}", None, "nests too deeply"),
+    "deep": ('{"id": 1, "gold": ' + "[" * 100_000 + "]" * 100_000 + "}", None, "nested too deeply"),
     "thousands of digits": ('{"id": 1, "gold": ' + "1" * 5000 + "}", None, "not usable JSON"),
 }
 
@@ -576,3 +594,11 @@ def test_help_is_fast_and_loads_no_model_library():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "--accept-risk" in done.stdout and done.stdout.splitlines()[-1] == "[]"
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_the_rows_of_the_docs_code(grade):
+    needs_sandbox()
+    rows, _ = shown_rows("code")
+    assert len(rows) == 2
+    code, _, out = grade("code", rows)
+    assert code == 0 and brief(out) == [(11, "correct"), ("h/0", "correct")]

@@ -181,7 +181,7 @@ def test_one_file_is_cut_without_overlap(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("{broken", r"data.jsonl line 3 is not valid JSON.*column 2; mend"),
-        ("[1]", "line 3 is not a JSON object but list"),
+        ("[1]", "line 3 is not a JSON object but a list"),
         ('{"answer": "#### 1"}', r"line 3 has no field 'question' \(fields: 'answer'\)"),
         ('{"question": "q"}', "line 3 has no field 'answer'"),
         ('{"question": "q", "answer": 1}', "line 3 has a field 'answer' that is not a text"),
@@ -189,7 +189,12 @@ def test_one_file_is_cut_without_overlap(tmp_path: Path) -> None:
         ('{"question": "q", "answer": "1"}', "line 3 has no '####'"),
         ('{"question": "q", "answer": "#### one"}', "line 3 has 'one' after '####'"),
         ('{"question": "\udcff"}', "line 3 is not UTF-8"),
-        ("[" * 100_000, "line 3 nests too deeply"),
+        (
+            r'{"question": "a \ud83d b", "answer": "#### 1"}',
+            "line 3 has half of a surrogate pair in field 'question', at .* 2",
+        ),
+        (r'{"question": "q", "answer": "\udc00 #### 1"}', "line 3 has half of a surrogate pair in field 'answer'"),
+        ("[" * 100_000, "line 3 is nested too deeply"),
     ],
 )
 def test_malformed_rows_are_named_by_line(line: str, reason: str, tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_faults_are_refused_before_any_model(tmp_path, settings, rows, reason):
 
 
 VERIFIERS = """
+import numpy as np
+
 from selfcorrect.types import Grade, Verdict
 
 def right(question, answer, text, meta):
@@ -126,6 +128,7 @@ def names(question, answer, text, meta): return Verdict.NO_ANSWER
 def grades(question, answer, text, meta): return Grade(Verdict.WRONG, "x", "by hand")
 def fails(question, answer, text, meta): raise KeyError("low")
 def odd(question, answer, text, meta): return 0.5
+def arrays(question, answer, text, meta): return (np.array([1]) == len(text)).all()
 """
 
 
@@ -146,6 +149,7 @@ def test_what_a_verifier_of_ones_own_may_return(mine):
     assert verdict(mine("right"), "5", truncated=True).verdict is Verdict.TRUNCATED
     assert verdict(mine("right"), "4", truncated=True).verdict is Verdict.CORRECT
     assert verdict(mine("names"), "4").verdict is Verdict.NO_ANSWER
+    assert [verdict(mine("arrays"), text).verdict for text in ("4", "44")] == [Verdict.CORRECT, Verdict.WRONG]
     assert verdict(mine("grades"), "4") == Grade(Verdict.WRONG, "x", "by hand")
 
 

@@ -96,7 +96,6 @@ def test_three_attempts_see_all_that_came_before():
     third = (*second, *answers[1], *bridge(False))
     assert [asked[0][0].prompt_ids for asked in engine.asked] == [PROMPT, second, third]
     assert [a.parent for a in episode.attempts] == [None, 0, 1]
-    assert len({a.group for a in episode.attempts}) == 3
     assert [params.continued for _, params in engine.asked] == [True, True, False]
     (sequence,) = sequences(episode)
     assert sequence.tokens_T.tolist() == [*third, *answers[2]]

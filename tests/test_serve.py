@@ -13,29 +13,31 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 
+import made_runs
 import tiny
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.endpoint import Endpoint, Patience
 from selfcorrect.errors import ConfigError, EngineError
+from selfcorrect.report import build_report
 from selfcorrect.rollout import Play, play
 from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
-from selfcorrect.serve.correct import majority
+from selfcorrect.serve.correct import LONGEST_MEASURED, edit_ratios, majority
 from selfcorrect.serve.endpoint_backend import EndpointBackend
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
-from selfcorrect.serve.page import content_security_policy, page_text
+from selfcorrect.serve.page import DIFF_GOES_HERE, content_security_policy, page_text
 from selfcorrect.serve.protocol import ApiError, Bounds, ServedAttempt, event, parse_request
 from selfcorrect.serve.run import listening_socket, server_key
 from selfcorrect.types import Grade, Problem, Verdict
-from served import Scripted, serving
+from served import ASK, KEY, Scripted, health, in_flight, post, serving, until
 
-KEY = "a-key-of-this-test-0123"
-ASK = {"messages": [{"role": "user", "content": "2+2?"}]}
+ROOT = Path(__file__).parent.parent
 SMALL = Bounds(max_tokens=6, tokens_limit=16)
 INSTRUCTION = "Again."
 HOSTILE = "<script>alert(1)</script> \u202e \x1b[31m \x00 \u2028 </pre> 𝒳 data: [DONE]\n\ndata: x"
@@ -56,23 +58,6 @@ def client(url, key="none"):
     http = httpx2.Client(trust_env=False)
     OPENED.append(http)
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=http)
-
-
-def post(url, body=None, **more):
-    return httpx2.post(
-        f"{url}/v1/chat/completions", json=ASK if body is None else body, trust_env=False, timeout=30, **more
-    )
-
-
-def in_flight(url):
-    return httpx2.get(f"{url}/health", trust_env=False).json()["in_flight"]
-
-
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.01)
 
 
 class Counting:
@@ -214,6 +199,30 @@ def test_the_vote_compares_answers_and_not_words():
     assert majority([final("yes"), final("no"), final(" yes\n")])[0] == 0
 
 
+def test_how_much_an_attempt_changed():
+    # "kitten" to "sitting": 3 edits over 6 + 7 characters
+    assert edit_ratios(["kitten", "sitting", "sitting", "", ""]) == (3 / 13, 0.0, 1.0, None)
+    assert edit_ratios(["only one"]) == ()
+    long = "x" * (LONGEST_MEASURED + 1)
+    assert edit_ratios([long[1:], long[1:], long, long]) == (0.0, None, None)
+
+
+def test_long_answers_do_not_stop_the_server():
+    """Two of 3 MB, whose edit distance would take minutes; others are answered meanwhile."""
+    texts = tuple(c * 3_000_000 for c in "xy")
+    with serving(Scripted(texts)) as (url, _), ThreadPoolExecutor(1) as pool:
+        long = pool.submit(post, url)
+        slowest = 0.0
+        while not long.done():
+            begun = time.monotonic()
+            assert health(url).status_code == 200
+            slowest = max(slowest, time.monotonic() - begun)
+        assert long.result().json()["selfcorrect"]["changes"] == [
+            {"from": 1, "to": 2, "changed": True, "edit_ratio": None}
+        ]
+        assert slowest < 10
+
+
 def test_concurrent_requests_share_batches_and_lose_nothing(real):
     url, engine = real
     questions = [f"{i}+1?" for i in range(64)]
@@ -221,16 +230,48 @@ def test_concurrent_requests_share_batches_and_lose_nothing(real):
     engine.calls.clear()
 
     async def ask_all():
-        limits = httpx2.Limits(max_connections=64)
-        async with httpx2.AsyncClient(trust_env=False, timeout=60, limits=limits) as http:
-            bodies = [{"messages": [{"role": "user", "content": q}]} for q in questions]
-            return await asyncio.gather(*(http.post(f"{url}/v1/chat/completions", json=b) for b in bodies))
+        http = httpx2.AsyncClient(trust_env=False, timeout=60, limits=httpx2.Limits(max_connections=64))
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as ask:
+            asked = ([{"role": "user", "content": q}] for q in questions)
+            return await asyncio.gather(*(ask.chat.completions.create(model="tiny", messages=m) for m in asked))
 
     answers = asyncio.run(ask_all())
-    assert [a.status_code for a in answers] == [200] * 64
+    assert len({a.id for a in answers}) == 64 and all(a.choices[0].message.content is not None for a in answers)
     assert sum(engine.calls) == 128 and len(engine.calls) < 64  # one by one it would be 128 calls
-    assert [a.json()["choices"] for a in answers[:3]] == [a["choices"] for a in alone]
+    assert [a.choices[0].message.content for a in answers[:3]] == [a["choices"][0]["message"]["content"] for a in alone]
     assert in_flight(url) == 0
+
+
+@pytest.mark.slow
+def test_64_at_once_lose_none_and_are_4_times_as_fast_as_one_at_a_time():
+    """The benchmark, which ends with 1 where an answer is lost or the ratio is below 4."""
+    command = [sys.executable, ROOT / "benchmarks/serve.py", "--rounds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_request_that_comes_while_a_batch_runs_is_in_the_next_one():
+    """With the second attempts of those before."""
+    engine = Counting()
+    begun, go_on = threading.Event(), threading.Event()
+    sample = engine.sample
+
+    async def held(requests, params):
+        begun.set()
+        assert go_on.wait(20)
+        return await sample(requests, params)
+
+    engine.sample = held
+    backend = EngineBackend(Batcher(engine), engine, INSTRUCTION, 512)
+    with serving(backend, bounds=SMALL) as (url, _), ThreadPoolExecutor(8) as pool:
+        first = pool.submit(post, url)
+        assert begun.wait(20)
+        others = [pool.submit(post, url) for _ in range(7)]
+        until(lambda: in_flight(url) == 8)
+        go_on.set()
+        assert [w.result().status_code for w in (first, *others)] == [200] * 8
+    # 1 alone; then its second attempt with the seven others' first ones; then their second ones
+    assert engine.calls == [1, 8, 7]
 
 
 def test_unequal_caps_and_temperatures_give_what_each_would_get_alone():
@@ -273,6 +314,50 @@ def test_a_failing_engine_fails_its_requests_only():
         later = post(url)
         assert later.status_code == 503 and "gone for good" in later.json()["error"]["message"]
         assert httpx2.get(f"{url}/health", trust_env=False).status_code == 503
+
+
+def raising(error, n=1):
+    """An engine whose first n calls raise."""
+
+    class Raising(Counting):
+        async def sample(self, requests, params):
+            self.calls.append(len(requests))
+            if len(self.calls) <= n:
+                raise error
+            return await self._engine.sample(requests, params)
+
+    return Raising()
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), MemoryError(), KeyError("x")], ids=lambda e: type(e).__name__)
+def test_a_bug_in_the_engine_fails_its_requests_only(error, capfd):
+    engine = raising(error)
+    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+        got = post(url)
+        assert got.status_code == 500 and type(error).__name__ in got.json()["error"]["message"]
+        assert "a bug" not in got.text  # what it says is for the log
+        assert health(url).status_code == 200 and post(url).status_code == 200
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_answer_too_few_is_a_bug_of_the_engine():
+    class Forgetful(Counting):
+        async def sample(self, requests, params):
+            self.calls.append(len(requests))
+            return [] if len(self.calls) == 1 else await self._engine.sample(requests, params)
+
+    engine = Forgetful()
+    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+        assert (post(url).status_code, post(url).status_code) == (500, 200)
+
+
+def test_the_end_of_the_engines_thread_is_told():
+    engine = raising(SystemExit(1))
+    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+        assert post(url).status_code == 503
+        assert health(url).status_code == 503 and "thread has ended" in health(url).json()["status"]
+        later = post(url)
+        assert later.status_code == 503 and "start the server again" in later.json()["error"]["message"]
 
 
 # --- bad requests ------------------------------------------------------------------------------------------------
@@ -420,6 +505,15 @@ def test_a_key_is_needed_where_one_is_set(monkeypatch):
         assert client(url, key=KEY).chat.completions.create(model="m", **ASK).choices[0].message.content == "second"
         assert httpx2.get(f"{url}/health", trust_env=False).status_code == 200
         assert httpx2.get(f"{url}/", trust_env=False).status_code == 200
+
+
+def test_beyond_this_machine_a_request_without_the_key_is_refused():
+    """Without a key the command does not start there: tests/test_cli.py."""
+    with serving(Scripted(), key=KEY, host="0.0.0.0") as (url, _):
+        assert url.startswith("http://0.0.0.0:")
+        for ask in (post, lambda u: httpx2.get(f"{u}/v1/models", trust_env=False)):
+            assert ask(url).status_code == 401
+        assert post(url, headers={"authorization": f"Bearer {KEY}"}).status_code == 200
 
 
 def test_without_a_key_only_this_machines_names_are_answered(scripted):
@@ -582,6 +676,12 @@ def test_hostile_text_comes_back_unchanged():
     assert event({"text": HOSTILE}).count("\n") == 2
 
 
+def test_half_of_a_pair_breaks_no_answer():
+    with serving(Scripted(("a\ud83d", "b\ude00"))) as (url, _):
+        got = client(url).chat.completions.create(model="m", **ASK)
+    assert [a["text"] for a in got.model_extra["selfcorrect"]["attempts"]] == ["a�", "b�"]
+
+
 def test_the_page_runs_its_own_script_only_and_shows_text_as_text(scripted):
     url, _ = scripted
     got = httpx2.get(f"{url}/", trust_env=False)
@@ -610,11 +710,19 @@ const joined = (parts, kinds) => parts.filter((p) => kinds.includes(p[0])).map((
 const check = (a, b) => { const d = wordDiff(a, b); return [joined(d, ["same", "gone"]) === a, joined(d, ["same", "new"]) === b]; };
 const long = (word) => Array(4000).fill(0).map((_, i) => word + i).join(" ");
 console.log(JSON.stringify({
-  diff: wordDiff("the sum is 5 today", "the sum is 4"),
+  diff: wordDiff("the sum is 15, today", "the sum is 14, he said"),
   whole: [["", "a b"], ["a b", ""], [long("a"), long("b")], [hostile, hostile + " x"]].map(([a, b]) => check(a, b)).flat(),
   visible: visible(hostile),
 }));
 """
+
+
+def test_there_is_one_diff_and_both_pages_have_it(tmp_path):
+    diff = (ROOT / "src/selfcorrect/assets/word_diff.js").read_text()
+    made_runs.begin(tmp_path / "run")
+    for page in (page_text(), build_report([tmp_path / "run"])):
+        assert page.count("function wordDiff") == 1 and diff in page
+    assert DIFF_GOES_HERE not in page_text()
 
 
 def test_the_pages_diff_and_its_spelling_of_control_characters():
@@ -622,12 +730,22 @@ def test_the_pages_diff_and_its_spelling_of_control_characters():
     if node is None:
         pytest.skip("there is no node to run the page's functions")
     script = re.search(r"<script>(.*?)</script>", page_text(), re.S)[1]
-    functions = script[script.index("const MOST_WORDS") : script.index("function element")]
+    functions = (
+        script[: script.index("const at =")]
+        + script[script.index("function visible") : script.index("function element")]
+    )
     done = subprocess.run(
         [node, "-e", functions + SCRIPT, "--", json.dumps(HOSTILE)], capture_output=True, text=True, check=True
     )
     got = json.loads(done.stdout)
-    assert got["diff"] == [["same", "the sum is "], ["gone", "5 today"], ["new", "4"]]
+    assert got["diff"] == [
+        ["same", "the sum is "],
+        ["gone", "15"],
+        ["new", "14"],
+        ["same", ", "],
+        ["gone", "today"],
+        ["new", "he said"],
+    ]
     assert got["whole"] == [True] * 8
     assert "[U+202E]" in got["visible"] and "[U+0000]" in got["visible"] and "[U+001B]" in got["visible"]
     assert "<script>" in got["visible"] and not re.search("[\x00\x1b\u202e]", got["visible"])

@@ -35,6 +35,10 @@ def serving(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_serve.py::test_{name}" for name in names)
 
 
+def clients(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_serve_clients.py::test_{name}" for name in names)
+
+
 def run(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_train.py::test_{name}" for name in names)
 
@@ -381,6 +385,69 @@ MUTANTS = [
         run("interrupted_and_resumed_is_uninterrupted_bit_for_bit"),
     ),
     Mutant(
+        "a client that does not read keeps its place",
+        "serve/connection.py",
+        "self.loop.call_later(self._limits.write_timeout_s, self.transport.abort)",
+        "self.loop.call_later(9_999, self.transport.abort)",
+        clients("a_client_that_does_not_read_frees_its_place"),
+    ),
+    Mutant(
+        "idle connections do not make room",
+        "serve/connection.py",
+        "if len(self.connections) < self.limit_concurrency:",
+        "if True:",
+        clients("idle_connections_lock_nobody_out_and_are_ended"),
+    ),
+    Mutant(
+        "bytes of a head win time",
+        "serve/connection.py",
+        "        super().data_received(data)\n        if self._is_busy:",
+        "        super().data_received(data)\n        if True:",
+        clients("idle_connections_lock_nobody_out_and_are_ended"),
+    ),
+    Mutant(
+        "a busy connection makes room",
+        "serve/connection.py",
+        "for c in others if c.idle_since is not None]",
+        "for c in others if c.idle_since is None]",
+        clients("a_busy_connection_never_has_to_make_room"),
+    ),
+    Mutant(
+        "a refused body is read without end",
+        "serve/connection.py",
+        "if self._n_unread > self._limits.body_bytes:",
+        "if False:",
+        clients("the_body_of_a_refused_request_is_not_read_without_end"),
+    ),
+    Mutant(
+        "a bug of the engine ends the worker",
+        "serve/engine_backend.py",
+        "except Exception as error:  # noqa: BLE001",
+        "except ArithmeticError as error:  # noqa: BLE001",
+        serving("a_bug_in_the_engine_fails_its_requests_only"),
+    ),
+    Mutant(
+        "the end of the engine's thread is not told",
+        "serve/engine_backend.py",
+        "if self.broken is not None and self._call is not None:",
+        "if False:",
+        serving("the_end_of_the_engines_thread_is_told"),
+    ),
+    Mutant(
+        "refused problems count as texts",
+        "metrics.py",
+        "some_E = texts_E & (length_E > 0)",
+        "some_E = length_E > 0",
+        ("tests/test_endpoint.py::test_a_refused_problem_is_an_error_and_the_others_are_measured",),
+    ),
+    Mutant(
+        "refused problems are not asked for again",
+        "endpoint_eval.py",
+        ".items() if not was_refused(e)}",
+        ".items()}",
+        ("tests/test_endpoint.py::test_a_refused_problem_is_an_error_and_the_others_are_measured",),
+    ),
+    Mutant(
         "any key opens the server",
         "serve/app.py",
         'if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key):',
@@ -404,8 +471,8 @@ MUTANTS = [
     Mutant(
         "a batch's longest cap for all of it",
         "serve/engine_backend.py",
-        "w.answer.set_result(cut(answer, w.max_new_tokens))",
-        "w.answer.set_result(answer)",
+        "[cut(a, w.max_new_tokens) for w, a",
+        "[a for w, a",
         serving("unequal_caps_and_temperatures_give_what_each_would_get_alone"),
     ),
     Mutant(

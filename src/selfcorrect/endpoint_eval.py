@@ -1,7 +1,8 @@
 """Measuring a model behind an endpoint, with the table of ``selfcorrect.evaluate``; a stopped measurement goes on.
 
 Every finished episode is one line of a journal, written at once. What is summed up is read back from that journal, so
-a measurement in two parts is the same as one in a single part.
+a measurement in two parts is the same as one in a single part. A conversation that the endpoint refuses is an episode
+with the verdict ``error``; it is asked for again when a measurement goes on.
 """
 
 from __future__ import annotations
@@ -12,22 +13,27 @@ import fcntl
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from selfcorrect.config import Config
-from selfcorrect.engines.endpoint import Endpoint, Reply, alternate
-from selfcorrect.errors import RunError, disk_reason
+from selfcorrect.engines.endpoint import REFUSED, Endpoint, Reply, alternate
+from selfcorrect.errors import EndpointError, RunError, disk_reason
 from selfcorrect.evaluate import TRIES_FOR_A_WRONG_ANSWER, Evaluation, partners
 from selfcorrect.metrics import summarise
 from selfcorrect.records import episode_from_row, episode_row
-from selfcorrect.tasks.base import Answer, Task, grade_answers
-from selfcorrect.types import Attempt, Episode, Problem
+from selfcorrect.tasks.base import Answer, GivesFirst, Task, grade_answers
+from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 WRONG_FIRSTS = "wrong-firsts"
 """Name in the journal of single attempts, sampled in search of wrong ones to give back."""
+FIRST_REFUSED = 10
+"""So many refusals (or all episodes, if fewer) without any answer end a measurement: the request itself is at fault."""
+MOST_REFUSED = 0.1
+"""More than this share of an evaluation's episodes refused, and more than one, end it: the rest would be a selection."""
 Key = tuple[str, int]
 """Problem id and sample."""
 
@@ -129,7 +135,8 @@ def settings_of(
     """Everything that a measurement depends on; a journal is continued only under the same."""
     asked = hashlib.sha256()
     for p in problems:
-        asked.update(json.dumps([p.id, task.first_messages(p), p.answer]).encode())
+        given = [list(task.first_answers(p))] if isinstance(task, GivesFirst) else []
+        asked.update(json.dumps([p.id, task.first_messages(p), p.answer, *given]).encode())
     return {
         "base_url": endpoint.base_url,
         "model": endpoint.model,
@@ -154,6 +161,8 @@ class _Play:
     name: str
     attempts: int
     temperature: float
+    episodes: int = 0
+    """In all, those that the journal holds already too."""
 
 
 class Measurement:
@@ -179,12 +188,14 @@ class Measurement:
     ) -> None:
         self._endpoint, self._task, self._problems = endpoint, task, problems
         self._config, self._journal, self._said = config, journal, said
+        self._refused: Counter[str] = Counter()
 
     async def run(self) -> list[Evaluation]:
         """The plain evaluation and, where the settings ask for them, its controls.
 
         Raises:
-            EndpointError: the endpoint refused or kept failing; what was finished is in the journal.
+            EndpointError: the endpoint kept failing, or refused too many (``MOST_REFUSED``, ``FIRST_REFUSED``); what was
+                finished is in the journal.
         """
         wanted = self._config.eval
         out = [await self._plain(_Play("plain", wanted.attempts, wanted.temperature), wanted.samples)]
@@ -193,15 +204,19 @@ class Measurement:
         return out
 
     async def _plain(self, how: _Play, samples: int) -> Evaluation:
-        return await self._evaluation(how, {(p.id, g): None for p in self._problems for g in range(samples)})
+        firsts: dict[Key, str | None] = {}
+        for p in self._problems:
+            stored = self._task.first_answers(p) if isinstance(self._task, GivesFirst) else [None]
+            firsts |= {(p.id, g): stored[g % len(stored)] for g in range(samples)}
+        return await self._evaluation(how, firsts)
 
     async def _controls(self, how: _Play, plain: Sequence[Episode]) -> list[Evaluation]:
         """As ``selfcorrect.evaluate.controls``, with texts for token ids."""
-        firsts = {e.problem.id: e.attempts[0].text for e in plain if e.sample == 0}
-        partner = partners(self._problems)
-        swapped = {(p.id, 0): firsts[partner[p.id]] for p in self._problems}
+        firsts = {e.problem.id: e.attempts[0].text for e in plain if e.sample == 0 and not _is_refused(e.attempts[0])}
+        partner = partners([p for p in self._problems if p.id in firsts])
+        swapped = {(i, 0): firsts[partner[i]] for i in firsts}
         out = [await self._evaluation(how, swapped)]
-        wrong = await self._wrong_firsts()
+        wrong = {} if isinstance(self._task, GivesFirst) else await self._wrong_firsts()
         if wrong:
             out.append(await self._evaluation(replace(how, name="plain-given-wrong"), wrong))
         return out
@@ -209,7 +224,8 @@ class Measurement:
     async def _evaluation(self, how: _Play, firsts: Mapping[Key, str | None]) -> Evaluation:
         start = time.perf_counter()
         by_id = {p.id: p for p in self._problems}
-        done = self._journal.episodes(how.name)
+        how = replace(how, episodes=len(firsts))
+        done = {key: e for key, e in self._journal.episodes(how.name).items() if not was_refused(e)}
         missing = ((key, first) for key, first in firsts.items() if key not in done)
         await self._all(self._play(how, by_id[i], g, first) for (i, g), first in missing)
         finished = self._journal.episodes(how.name)
@@ -235,27 +251,49 @@ class Measurement:
             if k == 0 and first is not None:
                 attempts.append(_given(first))
                 continue
-            reply = await self._endpoint.complete(
-                messages,
-                max_tokens=self._config.train.max_new_tokens,
-                temperature=how.temperature,
-                seed=_seed(self._config.seed, how.name, problem.id, sample, k) if how.temperature > 0 else None,
-            )
+            try:
+                reply = await self._endpoint.complete(
+                    messages,
+                    max_tokens=self._config.train.max_new_tokens,
+                    temperature=how.temperature,
+                    seed=_seed(self._config.seed, how.name, problem.id, sample, k) if how.temperature > 0 else None,
+                )
+            except EndpointError as error:
+                if error.status not in REFUSED:
+                    raise
+                attempts += [_refused(error, j) for j in range(k, how.attempts)]
+                episode = await self._record(how.name, problem, sample, attempts)
+                self._stop_if_many_are_refused(how, error)
+                return episode
             attempts.append(_sampled(reply, k))
         return await self._record(how.name, problem, sample, attempts)
 
     async def _record(self, name: str, problem: Problem, sample: int, attempts: Sequence[Attempt]) -> Episode:
-        answers = [Answer(a.text, truncated=a.stop == "length") for a in attempts]
-        grades = await grade_answers(self._task, problem, answers)
-        graded = tuple(replace(a, grade=grade) for a, grade in zip(attempts, grades, strict=True))
+        answers = [Answer(a.text, truncated=a.stop == "length") for a in attempts if a.grade is None]
+        grades = iter(await grade_answers(self._task, problem, answers) if answers else [])
+        graded = tuple(a if a.grade else replace(a, grade=next(grades)) for a in attempts)
         episode = Episode(problem, sample, graded)
         self._journal.append(name, episode)
         self._said()
         return episode
 
+    def _stop_if_many_are_refused(self, how: _Play, error: EndpointError) -> None:
+        self._refused[how.name] += 1
+        n = self._refused[how.name]
+        none_answered = all(was_refused(e) for e in self._journal.episodes(how.name).values())
+        if n <= max(1, MOST_REFUSED * how.episodes) and not (none_answered and n >= min(FIRST_REFUSED, how.episodes)):
+            return
+        what = "without answering any" if none_answered else f"of {how.episodes}"
+        raise EndpointError(
+            f"{error}. It has refused {n} episodes {what}, too many to leave out; mend the request (--body, "
+            "train.max_new_tokens, task.*) or the server",
+            status=error.status,
+        )
+
     async def _wrong_firsts(self) -> dict[Key, str]:
         """A wrong answer of the model's own per problem, where a few samples hold one."""
-        await self._all(self._seek_wrong(p) for p in self._problems)
+        how = _Play(WRONG_FIRSTS, 1, 1.0, len(self._problems))
+        await self._all(self._seek_wrong(how, p) for p in self._problems)
         found: dict[Key, str] = {}
         rows = self._journal.episodes(WRONG_FIRSTS)
         for p in self._problems:
@@ -268,17 +306,33 @@ class Measurement:
     async def _all(self, work: Iterator[Coroutine[Any, Any, object]]) -> None:
         await _all(work, self._endpoint.concurrency)
 
-    async def _seek_wrong(self, problem: Problem) -> None:
+    async def _seek_wrong(self, how: _Play, problem: Problem) -> None:
         """One sample after the other until one is wrong: every request may cost money."""
-        rows = self._journal.episodes(WRONG_FIRSTS)
+        rows = self._journal.episodes(how.name)
         for g in range(TRIES_FOR_A_WRONG_ANSWER):
-            episode = rows.get((problem.id, g)) or await self._play(_Play(WRONG_FIRSTS, 1, 1.0), problem, g, None)
-            if _usable_wrong(episode):
+            episode = rows.get((problem.id, g))
+            if episode is None or was_refused(episode):
+                episode = await self._play(how, problem, g, None)
+            if _usable_wrong(episode) or was_refused(episode):
                 return
 
 
 def _usable_wrong(episode: Episode) -> bool:
     return episode.attempts[0].wrong and episode.attempts[0].stop == "end"
+
+
+def _is_refused(attempt: Attempt) -> bool:
+    return attempt.stop == "refused"
+
+
+def was_refused(episode: Episode) -> bool:
+    """Whether the endpoint refused one of its attempts; those after it were not asked for."""
+    return any(map(_is_refused, episode.attempts))
+
+
+def _refused(error: EndpointError, k: int) -> Attempt:
+    grade = Grade(Verdict.ERROR, None, str(error))
+    return Attempt("", None, None, None, "refused", grade, parent=k - 1 if k else None)
 
 
 def _sampled(reply: Reply, k: int) -> Attempt:

@@ -12,6 +12,7 @@ import numpy as np
 
 from selfcorrect.config import EvalConfig
 from selfcorrect.engines.base import Engine
+from selfcorrect.errors import ConfigError
 from selfcorrect.metrics import EvalSummary, summarise
 from selfcorrect.rollout import GivenFirst, Play, given_answers, play
 from selfcorrect.tasks.base import GivesFirst, Task
@@ -44,6 +45,18 @@ def held_out(task: Task, limit: int | None) -> list[Problem]:
     problems = task.problems("test")
     order = np.random.default_rng(0).permutation(len(problems))
     return [problems[i] for i in order[:limit]]
+
+
+def check_attempts(task: Task, settings: EvalConfig) -> None:
+    """Refuse an evaluation in which the model would write nothing.
+
+    Raises:
+        ConfigError: the task gives attempt 1, and no other is played.
+    """
+    if isinstance(task, GivesFirst) and settings.attempts < 2:
+        raise ConfigError(
+            f"task={task.name} gives attempt 1, so eval.attempts=1 would measure nothing of the model; set it to 2"
+        )
 
 
 def evaluate(

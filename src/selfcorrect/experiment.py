@@ -26,7 +26,7 @@ from selfcorrect.engines.models import (
     resolve_model,
 )
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
-from selfcorrect.evaluate import FEEDBACK, Evaluation, controls, evaluate, held_out
+from selfcorrect.evaluate import FEEDBACK, Evaluation, check_attempts, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
 from selfcorrect.rollout import longest_conversation
@@ -99,10 +99,7 @@ def _problems(config: Config, training: bool) -> tuple[Task, list[Sequence[Probl
             f"task={config.task.name} gives its first attempts and is for measuring; train on another task (for mbpp_repair: "
             "mbpp), then measure with `selfcorrect eval`"
         )
-    if isinstance(task, GivesFirst) and config.eval.attempts < 2:
-        raise ConfigError(
-            f"task={config.task.name} gives attempt 1, so eval.attempts=1 would measure nothing of the model; set it to 2"
-        )
+    check_attempts(task, config.eval)
     splits = [task.problems("test"), *([task.problems("train")] if training else [])]
     if not all(splits):
         raise DataError(f"task {task.name} has an empty split; check task.path and the task's settings")

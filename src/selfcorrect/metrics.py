@@ -9,6 +9,7 @@ Rules that hold everywhere here:
 - An attempt is a graded turn; turns without a grade (feedback) are passed over.
 - A verdict ``error`` is our verifier's fault: that attempt leaves every number that needs its verdict or its extracted
   answer, pair by pair, and is counted. Without errors delta is the difference of the accuracies; with them, nearly.
+  An attempt that an endpoint refused is such an error, and leaves the numbers that need its text too.
 - All shares are in [0, 1]; `Estimate.text` prints them as percent points. No data gives n/a, never 0.
 
 Shape suffixes: ``_E`` episodes, sorted by problem id and sample; ``_N`` problems, sorted by id; ``_K`` attempts.
@@ -299,7 +300,7 @@ def _attempt(mean: _Mean, k: int) -> AttemptSummary:
     table = mean.table
     column = [row[k] for row in table.attempts]
     everyone = np.ones(len(column), dtype=bool)
-    sampled_E = np.array([a.source == "sampled" for a in column], dtype=bool)
+    sampled_E = np.array([a.source == "sampled" and a.stop != "refused" for a in column], dtype=bool)
     counted_E = sampled_E & np.array([a.token_ids is not None for a in column], dtype=bool)
     return AttemptSummary(
         accuracy=mean.accuracy(k),
@@ -317,7 +318,8 @@ def _revision(mean: _Mean, k: int) -> RevisionSummary:
     judged_E = table.valid_EK[:, k] & table.valid_EK[:, k + 1]
     changed_E = np.array([_extracted(row[k]) != _extracted(row[k + 1]) for row in table.attempts], dtype=bool)
     distance_E, length_E = edit_distances([(row[k].text, row[k + 1].text) for row in table.attempts])
-    some_E = length_E > 0
+    texts_E = np.array([all(a.stop != "refused" for a in row[k : k + 2]) for row in table.attempts], dtype=bool)
+    some_E = texts_E & (length_E > 0)
     ratio_E = np.divide(distance_E, length_E, out=np.zeros(len(length_E)), where=some_E)
     # In whole numbers: 3/20 belongs to the bin that begins at 0.15, whatever 0.15 is in binary.
     bins_E = np.minimum(EDIT_BINS * distance_E[some_E] // length_E[some_E], EDIT_BINS - 1)
@@ -329,7 +331,7 @@ def _revision(mean: _Mean, k: int) -> RevisionSummary:
         copied=mean.share(distance_E == 0, some_E),
         edit_ratio=mean.share(ratio_E, some_E, _DESCRIPTIVE_RESAMPLES),
         edit_histogram=tuple(np.bincount(bins_E, minlength=EDIT_BINS).tolist()),
-        n_both_empty=int((~some_E).sum()),
+        n_both_empty=int((texts_E & ~some_E).sum()),
     )
 
 

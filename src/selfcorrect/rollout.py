@@ -161,7 +161,6 @@ def _attempt(
         stop="given" if given else answer.stop,
         source="given" if given else "sampled",
         parent=k - 1 if k else None,
-        group=f"{problem.id}/{k}",
     )
 
 

@@ -20,7 +20,7 @@ from selfcorrect.records import StepRecord
 from selfcorrect.rollout import GivenFirst, Play, play
 from selfcorrect.run import Progress
 from selfcorrect.tasks.base import Task
-from selfcorrect.types import Attempt, Datum, Episode, FloatArray, Problem, Verdict
+from selfcorrect.types import BASE, Attempt, Datum, Episode, FloatArray, Problem, Verdict
 
 
 @dataclass
@@ -72,8 +72,8 @@ def reinforce(
     with clock.phase("sample"):
         groups = runner.run(play(engine, task, batch, how, given_first))
     with clock.phase("reference"):
-        reference = _logprobs(engine, groups, stage.reference)
-        if stage.earlier_reference != stage.reference:
+        reference = _logprobs(engine, groups, BASE)
+        if stage.earlier_reference != BASE:
             reference = last_attempt_from(groups, _logprobs(engine, groups, stage.earlier_reference), reference)
         # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
         current = None if engine.info.exact_sampler else _logprobs(engine, groups, CURRENT)

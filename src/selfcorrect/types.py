@@ -79,14 +79,13 @@ class Attempt:
     """The sampled ids, with the end token when the model emitted it; None from a text-only endpoint."""
     logprobs: tuple[float, ...] | None
     """Natural-log probabilities of ``token_ids`` under the sampling law, in nats; None for a given attempt."""
-    stop: Literal["end", "length", "given"]
+    stop: Literal["end", "length", "given", "refused"]
+    """``refused``: an endpoint would not answer; there is no text, and the verdict is ``error``."""
     grade: Grade | None = None
     """None for a turn that is not graded (a feedback turn)."""
     source: Literal["sampled", "given"] = "sampled"
     parent: int | None = None
     """Index in the episode of the attempt this one saw last; None for a first attempt."""
-    group: str = ""
-    """Key of the baseline group: attempts with the same key are leave-one-out mates."""
 
     @property
     def correct(self) -> bool:

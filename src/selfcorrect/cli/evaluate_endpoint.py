@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfcorrect.cli.settings import read_settings
+from selfcorrect.cli.settings import read_settings, refuse_ignored
 from selfcorrect.config import Config
 from selfcorrect.errors import ConfigError, DataError, EndpointError, Interrupted
 
@@ -53,19 +53,15 @@ def evaluate_endpoint(asked: Asked, settings: Sequence[str]) -> None:
 
     config, body = _config(asked, settings), _body(asked.body)
     from selfcorrect.engines.endpoint import Endpoint, Patience, api_key_from
-    from selfcorrect.evaluate import held_out
+    from selfcorrect.evaluate import check_attempts, held_out
     from selfcorrect.tasks import make_task
-    from selfcorrect.tasks.base import GetsReady, GivesFirst
+    from selfcorrect.tasks.base import GetsReady
 
     key = api_key_from(asked.api_key_env, os.environ)
     patience = Patience(asked.concurrency, asked.requests_per_minute, asked.retries, asked.timeout_s)
     endpoint = Endpoint(asked.base_url, asked.model, api_key=key, patience=patience, body=body)
     task = make_task(config.task)
-    if isinstance(task, GivesFirst):
-        raise ConfigError(
-            f"task={config.task.name} starts from stored first attempts, which is not done behind an endpoint; measure a model "
-            "that is loaded here: `selfcorrect eval MODEL`"
-        )
+    check_attempts(task, config.eval)
     problems = held_out(task, config.eval.problems)
     if not problems:
         raise DataError(f"task {task.name} has no held-out problems; check task.path and the task's settings")
@@ -87,7 +83,7 @@ def _measure(
     console: Console,
 ) -> None:
     from selfcorrect.cli.tables import show, summary_table
-    from selfcorrect.endpoint_eval import Journal, journal_path, settings_of
+    from selfcorrect.endpoint_eval import Journal, journal_path, settings_of, was_refused
 
     path = asked.out or journal_path(asked.model, task.name, config.seed)
     settings = settings_of(endpoint, task, problems, config, body)
@@ -102,13 +98,17 @@ def _measure(
             raise EndpointError(
                 f"{error}. {_go_on('So far', journal, path)}", status=error.status, timed_out=error.timed_out
             ) from None
+    refused = {r.name: [e.problem.id for e in r.episodes if was_refused(e)] for r in results}
     counts = endpoint.counts
     if asked.as_json:
         requests = {"sent": counts.sent, "retried": counts.retried, "reasons": counts.reasons}
         shown = {r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}
-        print(json.dumps({**shown, "requests": requests, "episodes": str(path)}))
+        print(json.dumps({**shown, "refused": refused, "requests": requests, "episodes": str(path)}))
         return
     show(summary_table({r.name: r.summary for r in results}, f"{asked.model} at {endpoint.base_url} on {task.name}"))
+    for name, ids in refused.items():
+        if ids:
+            print(f"refused by the endpoint, so in no number of {name}: {len(ids)} episodes ({', '.join(ids)})")
     print(
         f"episodes {path}\nrequests {counts.sent} sent, {counts.retried} of them again {_reasons(counts.reasons)}".rstrip()
     )
@@ -140,16 +140,15 @@ def _config(asked: Asked, settings: Sequence[str]) -> Config:
     if not asked.model:
         raise ConfigError("--base-url needs --model NAME, the name by which the endpoint knows the model")
     for setting in settings:
-        key = setting.partition("=")[0].strip()
         if "=" not in setting:
             raise ConfigError(
                 f"{setting!r} would be ignored: with --base-url the model is the endpoint's; give its name with --model"
             )
-        if key not in USED and key.partition(".")[0] not in USED:
-            raise ConfigError(
-                f"setting {key!r} would be ignored: the endpoint decides it; with --base-url only task.*, eval.*, seed and "
-                "train.max_new_tokens count"
-            )
+    refuse_ignored(
+        settings,
+        USED,
+        "the endpoint decides it; with --base-url only task.*, eval.*, seed and train.max_new_tokens count",
+    )
     return read_settings([f"model={json.dumps(asked.model)}", *settings])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfcorrect.cli.settings import find_run, read_settings
+from selfcorrect.cli.settings import find_run, read_settings, refuse_ignored
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from selfcorrect.serve.engine_backend import Batcher
 
 NEEDED = ("starlette", "uvicorn")
+LONGEST_CONTEXT = 8192
+"""Tokens of the longest conversation, unless told otherwise."""
+USED = ("model", "engine", "task", "train.max_new_tokens")
+"""Settings, or whole sections, that serving a model reads."""
+USED_BEFORE_A_BACKEND = ("task", "train.max_new_tokens")
+"""The same where the model is served elsewhere."""
 
 
 def serve(
@@ -39,7 +45,9 @@ def serve(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="The highest token cap of an attempt (at least 1024, or the model's own).")
     ] = None,
-    max_context: Annotated[int, typer.Option(min=16, help="Tokens of the longest conversation.")] = 8192,
+    max_context: Annotated[
+        int | None, typer.Option(min=16, help="Tokens of the longest conversation (8192, or the model's positions).")
+    ] = None,
     max_body_kib: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 256,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 128,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole answer.")] = 120.0,
@@ -84,6 +92,10 @@ def serve(
         url_of,
     )
 
+    if backend_url is not None and max_context is not None:
+        raise ConfigError(
+            "--max-context would be ignored with --backend-url: that server counts the tokens and has its own limit; drop it"
+        )
     config = _config(model, settings or [], instruction, backend_url, backend_model, backend_key_env)
     key = server_key(api_key_env, api_key_file, os.environ)
     cap = config.train.max_new_tokens
@@ -105,7 +117,7 @@ def serve(
                 backend_url, backend_model or "", backend_key_env, config, limits.timeout_s, max_requests
             )
         else:
-            backend, batcher = _engine_backend(model or "", config, max_context)
+            backend, batcher = _engine_backend(model or "", config, max_context or LONGEST_CONTEXT)
         served = name or backend_model or Path(model or "").resolve().name
         hosts = frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
         app = make_app(backend, served, bounds=bounds, limits=limits, key=key, hosts=hosts)
@@ -139,13 +151,19 @@ def _config(
             raise ConfigError(
                 "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --backend-url URL"
             )
+        counts = "to serve a model only model.*, engine.*, task.* and train.max_new_tokens count"
+        refuse_ignored(settings, USED, counts)
     else:
         if not backend_model:
             raise ConfigError("--backend-url needs --backend-model NAME, the name by which that server knows the model")
         if model is not None and "=" not in model:
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
+        counts = "the model runs elsewhere; with --backend-url only task.* and train.max_new_tokens count"
+        refuse_ignored(settings, USED_BEFORE_A_BACKEND, counts)
         model = backend_model
+    if instruction is not None and any(s.partition("=")[0].strip() == "task.instruction" for s in settings):
+        raise ConfigError("task.instruction would be ignored beside --instruction; drop one of them")
     changed = [
         *settings,
         *([f"task.instruction={json.dumps(instruction, ensure_ascii=False)}"] if instruction is not None else []),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,23 @@ def read_settings(arguments: Sequence[str]) -> Config:
             f"two config files are given ({files[0]}, {files[1]}); settings are written key=value, without spaces"
         )
     return load_config(Path(files[0]) if files else None, [a for a in arguments if "=" in a])
+
+
+def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) -> None:
+    """Refuse settings that a command would not read.
+
+    Args:
+        settings: ``key=value`` each; others (a config file) are passed over.
+        used: settings, or whole sections, that it reads.
+        reason: why the others do not count, and which do.
+
+    Raises:
+        ConfigError: one of them would be ignored.
+    """
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if "=" in setting and key not in used and key.partition(".")[0] not in used:
+            raise ConfigError(f"setting {key!r} would be ignored: {reason}; drop it")
 
 
 def find_run(model: str) -> RunDirectory | None:

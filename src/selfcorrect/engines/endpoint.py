@@ -23,6 +23,8 @@ from selfcorrect.errors import ConfigError, EndpointError
 
 PASSING = frozenset({408, 409, 429})
 """With 5xx, the statuses after which a request is sent again."""
+REFUSED = frozenset({400, 413, 422})
+"""Statuses about the conversation that was sent: others may be answered."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for more patience than this is given up on."""

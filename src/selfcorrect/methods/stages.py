@@ -40,10 +40,9 @@ class Stage:
     samples_per_problem: int
     credit: Credit | None
     """Reinforcement: what turns verdicts into weights. None in a stage that imitates."""
-    reference: str = BASE
-    """Snapshot that the KL terms are measured against: the policy as it was loaded, in every stage."""
     earlier_reference: str = BASE
-    """The same for all attempts but the last: another one in the later parts of a stepwise Stage I."""
+    """Snapshot that the KL of all attempts but the last is measured against (the last one: always the base); another
+    one in the later parts of a stepwise Stage I."""
     loss: LossName = "importance_sampling"
     imitate: Imitation | None = None
     """Imitation: episodes are collected before the first step and trained on by cross-entropy."""

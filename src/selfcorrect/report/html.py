@@ -66,7 +66,8 @@ def build_report(runs: Sequence[Path]) -> str:
 
 def render(page: Page, sample: Sample) -> str:
     """HTML of a page model and the episodes to go with it. All text in it is escaped, and shows what is in it."""
-    style, script = _asset("report.css"), _asset("report.js")
+    diff = resources.files("selfcorrect").joinpath("assets/word_diff.js").read_text(encoding="utf-8")
+    style, script = _asset("report.css"), diff + _asset("report.js")
     environment = Environment(
         loader=DictLoader({"page": _asset("page.html.j2")}),
         autoescape=True,

@@ -1,8 +1,6 @@
-"use strict";
 // The episode browser. Everything a model wrote enters the page through textContent, never as markup.
 (() => {
   const PAGE = 8; // episodes at a time
-  const MOST_CELLS = 4e6; // of the diff's table; larger pairs are shown as wholly replaced
   const SOURCES = {
     trained: "Trained model, held-out problems",
     base: "Base model, held-out problems",
@@ -25,46 +23,6 @@
     return node;
   }
 
-  // --- diff ---
-
-  const words = (text) => text.match(/\s+|[\p{L}\p{N}\p{M}_]+|[^\s]/gu) || [];
-
-  /** Longest common subsequence of two word lists: for each word, whether it is shared. */
-  function shared(a, b) {
-    const inA = new Array(a.length).fill(false), inB = new Array(b.length).fill(false);
-    let start = 0, endA = a.length, endB = b.length;
-    while (start < endA && start < endB && a[start] === b[start]) { inA[start] = inB[start] = true; start++; }
-    while (endA > start && endB > start && a[endA - 1] === b[endB - 1]) { inA[--endA] = true; inB[--endB] = true; }
-    const n = endA - start, m = endB - start;
-    if (n * m > MOST_CELLS) return [inA, inB];
-    const best = new Uint16Array((n + 1) * (m + 1));
-    for (let i = n - 1; i >= 0; i--) {
-      for (let j = m - 1; j >= 0; j--) {
-        best[i * (m + 1) + j] = a[start + i] === b[start + j]
-          ? best[(i + 1) * (m + 1) + j + 1] + 1
-          : Math.max(best[(i + 1) * (m + 1) + j], best[i * (m + 1) + j + 1]);
-      }
-    }
-    for (let i = 0, j = 0; i < n && j < m;) {
-      if (a[start + i] === b[start + j]) { inA[start + i++] = true; inB[start + j++] = true; }
-      else if (best[(i + 1) * (m + 1) + j] >= best[i * (m + 1) + j + 1]) i++;
-      else j++;
-    }
-    return [inA, inB];
-  }
-
-  /** Words as nodes, those that are not shared inside `mark` elements. */
-  function marked(list, isShared, mark) {
-    const nodes = [];
-    for (let i = 0; i < list.length;) {
-      let j = i, text = "";
-      while (j < list.length && isShared[j] === isShared[i]) text += list[j++];
-      nodes.push(isShared[i] ? document.createTextNode(text) : element(mark, "", text));
-      i = j;
-    }
-    return nodes;
-  }
-
   // --- one episode ---
 
   function attemptView(attempts, k) {
@@ -74,9 +32,10 @@
     if (attempts.length === 1) {
       text.append(attempt.text);
     } else {
-      const other = k === 0 ? 1 : k - 1; // the first shows what the second drops, the others what they add
-      const pair = [words(attempts[Math.min(k, other)].text), words(attempts[Math.max(k, other)].text)];
-      text.append(...marked(pair[k === 0 ? 0 : 1], shared(...pair)[k === 0 ? 0 : 1], k === 0 ? "del" : "ins"));
+      // the first shows what the second drops, the others what they add
+      const [before, after, hidden] = k === 0 ? [0, 1, "new"] : [k - 1, k, "gone"];
+      const parts = wordDiff(attempts[before].text, attempts[after].text).filter(([kind]) => kind !== hidden);
+      text.append(...parts.map(([kind, part]) => kind === "same" ? part : element(kind === "gone" ? "del" : "ins", "", part)));
     }
     if (!attempt.text) text.append(element("em", "", "(empty)"));
     const heading = element("h5", "", `Attempt ${k + 1} `);

@@ -57,6 +57,10 @@ class Limits:
     """For one whole answer, all attempts and waiting in line included."""
     body_timeout_s: float = 10.0
     """For receiving a request's body."""
+    head_timeout_s: float = 15.0
+    """For receiving a request's head, from the connection or the last answer on: also how long one may be idle."""
+    write_timeout_s: float = 30.0
+    """For the client to take what was sent."""
     grace_s: float = 20.0
     """From the wish to stop until unfinished requests are told that the server stops."""
 
@@ -306,7 +310,7 @@ def _error(error: ApiError) -> JSONResponse:
     headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.status in (408, 413):  # the rest of the body is not read
+    if error.status == 408:  # its client is too slow to be waited for
         headers["connection"] = "close"
     return JSONResponse(error.body(), error.status, headers=headers)
 

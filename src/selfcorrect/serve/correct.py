@@ -6,8 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol
 
+from selfcorrect.engines.endpoint import valid_text
+from selfcorrect.episode_table import edit_distances
 from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
 from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.extract import find_answer
@@ -16,6 +19,10 @@ from selfcorrect.vote import leaders, tally
 
 LONGEST_KEY = 1_000
 """Characters of a final answer that are compared; longer ones agree only as wholes of this length."""
+LONGEST_SEARCHED = 100_000
+"""Characters at the end of a text in which its final answer is looked for."""
+LONGEST_MEASURED = 50_000
+"""Characters of an attempt: the edit distance of two longer ones would take seconds, as it grows with their product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +83,13 @@ async def correct(
     start = time.perf_counter()
     watch = on_attempt if len(conversations) == 1 else _nobody
     played = await asyncio.gather(*(_played(c, attempts, watch) for c in conversations))
-    chosen, votes = majority([chain[-1] for chain in played])
+    chosen, votes = 0, None
+    if len(played) > 1:  # in a thread, as below: long texts must not hold up the other requests
+        chosen, votes = await asyncio.to_thread(majority, [chain[-1] for chain in played])
     return Outcome(
         attempts=played[chosen],
-        votes=votes if len(played) > 1 else None,
+        edit_ratios=await asyncio.to_thread(edit_ratios, [a.text for a in played[chosen]]),
+        votes=votes,
         prompt_tokens=conversations[0].prompt_tokens,
         completion_tokens=sum(a.tokens or 0 for chain in played for a in chain),
         seconds=time.perf_counter() - start,
@@ -93,7 +103,7 @@ async def _played(
     for k in range(1, attempts + 1):
         start = time.perf_counter()
         said = await conversation.attempt(last=k == attempts)
-        out.append(ServedAttempt(said.text, said.stop, said.tokens, time.perf_counter() - start))
+        out.append(ServedAttempt(valid_text(said.text), said.stop, said.tokens, time.perf_counter() - start))
         on_attempt(k, out[-1])
     return tuple(out)
 
@@ -134,10 +144,17 @@ def final_answer(attempt: ServedAttempt) -> FinalAnswer | None:
     None for a text that the cap cut before it held an explicit answer, and for an empty one.
     """
     cut = attempt.stop == "length"
-    found = find_answer(attempt.text, fallbacks=not cut)
+    found = find_answer(attempt.text[-LONGEST_SEARCHED:], fallbacks=not cut)
     if found is not None:
         answer = found.answer[:LONGEST_KEY]
         shown = string_key(normalise(answer))
         return FinalAnswer(answer_key(answer), shown) if shown else None
     text = "" if cut else " ".join(attempt.text.split())[:LONGEST_KEY]
     return FinalAnswer(text, text) if text else None
+
+
+def edit_ratios(texts: Sequence[str]) -> tuple[float | None, ...]:
+    """The edit-distance ratio of each text and the next; None for two empty ones, and beyond ``LONGEST_MEASURED``."""
+    pairs = [(a, b) if max(len(a), len(b)) <= LONGEST_MEASURED else ("", "") for a, b in pairwise(texts)]
+    distances, lengths = edit_distances(pairs)
+    return tuple(int(d) / int(n) if n else None for d, n in zip(distances, lengths, strict=True))

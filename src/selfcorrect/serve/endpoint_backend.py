@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from selfcorrect.engines.endpoint import Endpoint, alternate
+from selfcorrect.engines.endpoint import REFUSED, Endpoint, alternate
 from selfcorrect.errors import EndpointError
 from selfcorrect.serve.correct import Conversation, Said
 from selfcorrect.serve.protocol import ApiError, ChatRequest
-
-REFUSED = frozenset({400, 413, 422})
-"""Upstream statuses that are about the conversation, so the client can mend them."""
 
 
 class EndpointBackend:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import secrets
+import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +58,8 @@ class Batcher:
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._engine_loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._engine_loop.run_forever, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._call: concurrent.futures.Future[list[Sampled]] | None = None
         self.broken: str | None = None
         """Why the engine cannot go on; None while it can."""
 
@@ -103,29 +108,61 @@ class Batcher:
                 await self._sample([w for w in waiting if w.group == group])
 
     async def _sample(self, group: Sequence[_Waiting]) -> None:
+        """Give every answer of the group its result or its fault; whatever happens, the worker lives on."""
         wanted = [w for w in group if not w.answer.done()]
         if not wanted:
             return
+        try:
+            answers = [cut(a, w.max_new_tokens) for w, a in zip(wanted, await self._sampled(wanted), strict=True)]
+        except EngineError as error:
+            self.broken = self.broken if error.usable else str(error)
+            _fail(wanted, error)
+        except Exception as error:  # noqa: BLE001  # whatever an engine raises, it must not end the worker
+            traceback.print_exception(error, file=sys.stderr)
+            _fail(
+                wanted, EngineError(f"{type(error).__name__} while sampling; the server's log says where", usable=True)
+            )
+        else:
+            for w, answer in zip(wanted, answers, strict=True):
+                if not w.answer.done():
+                    w.answer.set_result(answer)
+
+    async def _sampled(self, wanted: Sequence[_Waiting]) -> list[Sampled]:
+        """One call of the engine, up to the longest cap."""
+        if self.broken is not None:
+            raise EngineError(self.broken, usable=False)
         params = SamplingParams(
             max(w.max_new_tokens for w in wanted),
             wanted[0].temperature,
             self._engine.chat.end_ids,
             continued=any(w.continued for w in wanted),
         )
-        call = asyncio.run_coroutine_threadsafe(
+        self._call = asyncio.run_coroutine_threadsafe(
             self._engine.sample([w.request for w in wanted], params), self._engine_loop
         )
+        self._give_up_call()  # if the thread ended before it could know of this call
+        return await asyncio.wrap_future(self._call)
+
+    def _run_engine(self) -> None:
+        """The engine's thread. What ends it early (``SystemExit`` and its like) is told to who waits for the engine."""
         try:
-            answers = await asyncio.wrap_future(call)
-        except EngineError as error:
-            self.broken = None if error.usable else str(error)
-            for w in wanted:
-                if not w.answer.done():
-                    w.answer.set_exception(EngineError(str(error), usable=error.usable))
-            return
-        for w, answer in zip(wanted, answers, strict=True):
-            if not w.answer.done():
-                w.answer.set_result(cut(answer, w.max_new_tokens))
+            self._engine_loop.run_forever()
+        except BaseException as error:  # noqa: BLE001  # the thread's own end
+            traceback.print_exception(error, file=sys.stderr)
+            self.broken = f"the engine's thread has ended ({type(error).__name__}); start the server again"
+            self._give_up_call()
+
+    def _give_up_call(self) -> None:
+        """Answer the running call in the place of a thread that has ended; called from either thread."""
+        if self.broken is not None and self._call is not None:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # answered already
+                self._call.set_exception(EngineError(self.broken, usable=False))
+
+
+def _fail(wanted: Sequence[_Waiting], error: EngineError) -> None:
+    for w in wanted:
+        if not w.answer.done():
+            w.answer.set_exception(EngineError(str(error), usable=error.usable))
 
 
 def cut(answer: Sampled, cap: int) -> Sampled:

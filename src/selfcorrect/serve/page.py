@@ -1,4 +1,4 @@
-"""The page in front of the server: one static HTML file that talks to this server and to nobody else."""
+"""The page in front of the server: one static page that talks to this server and to nobody else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from importlib import resources
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+DIFF_GOES_HERE = "/* word_diff.js */\n"
+
 
 @functools.cache
 def page_text() -> str:
-    return resources.files("selfcorrect.serve").joinpath("page.html").read_text(encoding="utf-8")
+    """The HTML, with the word diff that it shares with the report."""
+    package = resources.files("selfcorrect")
+    diff = package.joinpath("assets/word_diff.js").read_text(encoding="utf-8")
+    return package.joinpath("serve/page.html").read_text(encoding="utf-8").replace(DIFF_GOES_HERE, diff)
 
 
 @functools.cache

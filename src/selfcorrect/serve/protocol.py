@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from selfcorrect.engines.endpoint import valid_text
-from selfcorrect.episode_table import edit_distances
 from selfcorrect.tasks.base import Message
 
 DONE = "data: [DONE]\n\n"
@@ -108,6 +107,8 @@ class Outcome:
 
     attempts: tuple[ServedAttempt, ...]
     """Of the conversation whose last attempt is the answer."""
+    edit_ratios: tuple[float | None, ...]
+    """From each of these to the next: Levenshtein distance in characters over the summed lengths; None: not measured."""
     votes: tuple[tuple[str | None, int], ...] | None
     """Each final answer with its votes, most first; None (as an answer) had none to count. None without a vote."""
     prompt_tokens: int
@@ -262,14 +263,11 @@ def response(asked: ChatRequest, outcome: Outcome, identity: str, created: int, 
 def extra(asked: ChatRequest, outcome: Outcome) -> dict[str, Any]:
     """The fields beyond OpenAI's: every attempt, how much each changed, the votes, the time."""
     texts = [a.text for a in outcome.attempts]
-    pairs = list(pairwise(texts))
-    distances, lengths = edit_distances(pairs)
-    ratios = [int(d) / int(n) if n else None for d, n in zip(distances, lengths, strict=True)]
     return {
         "attempts": [attempt_fields(k, a) for k, a in enumerate(outcome.attempts, 1)],
         "changes": [
             {"from": k, "to": k + 1, "changed": a != b, "edit_ratio": ratio}
-            for k, ((a, b), ratio) in enumerate(zip(pairs, ratios, strict=True), 1)
+            for k, ((a, b), ratio) in enumerate(zip(pairwise(texts), outcome.edit_ratios, strict=True), 1)
         ],
         "votes": None if outcome.votes is None else [{"answer": a, "count": n} for a, n in outcome.votes],
         "settings": {

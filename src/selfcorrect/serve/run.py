@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -19,6 +21,7 @@ from starlette.applications import Starlette
 from selfcorrect.engines.endpoint import api_key_from
 from selfcorrect.errors import ConfigError, disk_reason
 from selfcorrect.serve.app import Limits
+from selfcorrect.serve.connection import Connection
 
 SHORTEST_KEY = 16
 HEADERS_BYTES = 16_384
@@ -94,14 +97,14 @@ class Server(uvicorn.Server):
 
     Args:
         app: from ``make_app``.
-        limits: their ``grace_s`` and ``concurrent`` count; four times as many connections may be open.
+        limits: those of ``Connection``, ``grace_s`` and ``concurrent``; four times as many connections may be open.
     """
 
     def __init__(self, app: Starlette, limits: Limits) -> None:
         self._app = app
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=partial(Connection, limits),  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             loop="asyncio",
             log_level="warning",
@@ -109,7 +112,7 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             limit_concurrency=4 * limits.concurrent,
-            timeout_keep_alive=15,
+            timeout_keep_alive=math.ceil(limits.head_timeout_s),
             timeout_graceful_shutdown=int(limits.grace_s) + 5,
             h11_max_incomplete_event_size=HEADERS_BYTES,
         )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from selfcorrect.errors import DataError
+from selfcorrect.jsonl import BadLine, numbered_lines, parse_object
 
-_GZIP_MAGIC = b"\x1f\x8b"
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -20,34 +19,34 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: the file is missing, unreadable or damaged, or a line is not a JSON object.
     """
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == _GZIP_MAGIC
-            raw.seek(0)
-            lines: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"{path} line {number}"
-                    yield where, _parse(line, where)
-    except FileNotFoundError:
-        raise DataError(f"data file {path} does not exist; set task.path to a JSONL file or to its directory") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"data file {path} is a damaged gzip file ({error}); fetch or pack it again") from error
-    except OSError as error:
-        raise DataError(
-            f"data file {path} cannot be read: {error.strerror}; check the path and its permissions"
-        ) from error
+    name, way_out = f"data file {path}", "set task.path to a JSONL file or to its directory"
+    for number, line in numbered_lines(path, name, way_out):
+        assert line is not None, "no line is too long"
+        where = f"{path} line {number}"
+        try:
+            row, fault = parse_object(line)
+        except BadLine as error:
+            raise DataError(f"{where} is {error}; mend or drop that line") from None
+        if fault:
+            raise DataError(f"{where} is {fault}; save the file as UTF-8")
+        yield where, row
 
 
 def text_field(row: dict[str, Any], field: str, where: str) -> str:
     """A field that must be a text with something in it.
 
     Raises:
-        DataError: it is missing, of another type or blank; the message names the line and the fields there are.
+        DataError: it is missing, of another type or blank, or holds half of a surrogate pair, which no tokenizer and no
+            file takes; the message names the line and the fields there are.
     """
     value = row.get(field)
     if isinstance(value, str) and value.strip():
-        return value
+        half = _HALF_PAIR.search(value)
+        if half is None:
+            return value
+        raise DataError(
+            f"{where} has half of a surrogate pair in field {field!r}, at character {half.start()}; mend or drop that row"
+        )
     fault = f"has no field {field!r}" if field not in row else f"has a field {field!r} that is not a text with content"
     there = ", ".join(map(repr, row)) or "none"
     raise DataError(f"{where} {fault} (fields: {there}); every row needs it as a string")
@@ -71,23 +70,3 @@ def split_file(directory: Path, split: str) -> Path:
         f"directory {directory} holds neither {candidates[0].name} nor {candidates[1].name}{several}; put the {split} "
         "split there under one of these names, or set task.path to another directory"
     )
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not valid JSON: {error.msg} at column {error.colno}; mend or drop that line"
-        ) from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise DataError(f"{where} is not usable JSON: {error}; mend or drop that line") from None
-    except RecursionError:
-        raise DataError(f"{where} nests too deeply for JSON; mend or drop that line") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is not a JSON object but {type(row).__name__}; every line holds one {{...}}")
-    return row

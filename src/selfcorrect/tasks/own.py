@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from selfcorrect.config import TaskConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Message, Split
@@ -222,7 +224,7 @@ def _guarded(name: str, verify: Verify) -> Grader:
             return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
         if isinstance(said, Grade):
             return said
-        if isinstance(said, bool):
+        if isinstance(said, bool | np.bool_):  # what a comparison of arrays gives
             said = Verdict.CORRECT if said else Verdict.TRUNCATED if truncated else Verdict.WRONG
         if isinstance(said, Verdict):
             return Grade(said, _compared(text), f"by {name}")

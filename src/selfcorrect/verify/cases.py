@@ -6,16 +6,14 @@ file that cannot be read raises. Memory does not grow with the file: one line is
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from selfcorrect.errors import DataError
+from selfcorrect.jsonl import BadLine, kind_of, numbered_lines, parse_object
 from selfcorrect.verify.code import CodeRequest
 from selfcorrect.verify.math import MathCase
 
@@ -23,8 +21,6 @@ Case = TypeVar("Case")
 
 MAX_LINE = 8 << 20
 """Bytes. A response of a million characters fits, with every character escaped."""
-_GZIP_MAGIC = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
 _STRAY_BYTE = re.compile(r"\\udc[89a-f][0-9a-f]")
 """A byte that is not UTF-8, as ``surrogateescape`` and JSON write it: the id was not this."""
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
@@ -62,36 +58,8 @@ def read_cases(path: Path, make: Callable[[dict[str, Any]], Case]) -> Iterator[R
     Raises:
         DataError: the file is missing, unreadable, or becomes unreadable: a damaged gzip stream.
     """
-    number = 0
-    try:
-        with path.open("rb") as raw:
-            packed = raw.peek(2).startswith(_GZIP_MAGIC)
-            stream: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
-            for number, line in enumerate(_lines(stream), start=1):
-                if line is None or line.strip():
-                    yield _row(line, number, make)
-    except FileNotFoundError:
-        raise DataError(f"--cases {path} does not exist; give a JSONL file, plain or gzipped") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"--cases {path} is a damaged gzip file after line {number} ({error}); fetch or pack it again"
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"--cases {path} cannot be read: {error.strerror or error}; check the path and its permissions"
-        ) from error
-
-
-def _lines(stream: BinaryIO | gzip.GzipFile) -> Iterator[bytes | None]:
-    """Lines; None in place of one over ``MAX_LINE``, which is passed over in pieces."""
-    first = True
-    while line := stream.readline(MAX_LINE + 1):
-        whole = len(line) <= MAX_LINE or line.endswith(b"\n")
-        piece = line
-        while not whole and piece and not piece.endswith(b"\n"):
-            piece = stream.readline(MAX_LINE + 1)
-        yield (line.removeprefix(_BOM) if first else line) if whole else None
-        first = False
+    lines = numbered_lines(path, f"--cases {path}", "give a JSONL file, plain or gzipped", MAX_LINE)
+    return (_row(line, number, make) for number, line in lines)
 
 
 def _row(line: bytes | None, number: int, make: Callable[[dict[str, Any]], Case]) -> Row[Case]:
@@ -99,35 +67,14 @@ def _row(line: bytes | None, number: int, make: Callable[[dict[str, Any]], Case]
         return Row(str(number), Broken(f"line {number} is longer than {MAX_LINE >> 20} MiB"), 0)
     id_json = str(number)
     try:
-        fields, fault = _fields(line)
+        fields, fault = parse_object(line)
         id_json = _id_json(fields) or id_json
         if fault:
             raise _Fault(fault)
         _check_id(fields)
         return Row(id_json, make(fields), len(line))
-    except _Fault as error:
+    except (BadLine, _Fault) as error:
         return Row(id_json, Broken(f"line {number}: {error}"), len(line))
-
-
-def _fields(line: bytes) -> tuple[dict[str, Any], str]:
-    """The object on a line, and what is wrong with the line where its object can be read nevertheless."""
-    fault = ""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        fault = f"not UTF-8 ({error.reason} at byte {error.start})"
-        text = line.decode("utf-8", "surrogateescape")
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _Fault(fault or f"not valid JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise _Fault(fault or "nests too deeply for JSON") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise _Fault(fault or f"not usable JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise _Fault(fault or f"not a JSON object but {_kind(fields)}")
-    return fields, fault
 
 
 def _id_json(fields: dict[str, Any]) -> str:
@@ -146,7 +93,7 @@ def _check_id(fields: dict[str, Any]) -> None:
     if isinstance(given, str):
         _check_text(given, "id")
     elif isinstance(given, bool) or not isinstance(given, int | float):
-        raise _Fault(f"field 'id' is {_kind(given)}, not a string or a number")
+        raise _Fault(f"field 'id' is {kind_of(given)}, not a string or a number")
     elif not _id_json(fields):
         raise _Fault("field 'id' is not a finite number")
 
@@ -162,7 +109,7 @@ def _model_text(fields: dict[str, Any], name: str) -> str:
     """What a model wrote, whatever it holds: a NUL in it is the model's fault, and the verifier's to judge."""
     value = _present(fields, name)
     if not isinstance(value, str):
-        raise _Fault(f"field {name!r} is {_kind(value)}, not a string")
+        raise _Fault(f"field {name!r} is {kind_of(value)}, not a string")
     return value
 
 
@@ -176,11 +123,6 @@ def _check_text(value: str, name: str) -> str:
         what = "a NUL" if found[0] == "\x00" else "half of a surrogate pair"
         raise _Fault(f"field {name!r} has {what} at character {found.start()}")
     return value
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
 
 
 def math_case(fields: dict[str, Any], *, bare: bool = False) -> MathCase:
@@ -224,9 +166,9 @@ def _tests(fields: dict[str, Any], style: str) -> str | tuple[str, ...]:
         return _check_text(value, "tests")
     wanted = "a string that defines check()" if style == "humaneval" else "a list of strings"
     if not isinstance(value, list) or (style == "humaneval" and len(value) != 1):
-        raise _Fault(f"field 'tests' is {_kind(value)}, and style {style!r} takes {wanted}")
+        raise _Fault(f"field 'tests' is {kind_of(value)}, and style {style!r} takes {wanted}")
     for test in value:
         if not isinstance(test, str):
-            raise _Fault(f"field 'tests' holds {_kind(test)}; style {style!r} takes {wanted}")
+            raise _Fault(f"field 'tests' holds {kind_of(test)}; style {style!r} takes {wanted}")
         _check_text(test, "tests")
     return tuple(value)
