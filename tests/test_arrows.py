@@ -23,6 +23,7 @@ LAYERS = [
     {"train"},
     {"experiment"},
     {"report", "serve"},
+    {"sharing"},
     {"cli"},
     {"__main__"},
 ]
@@ -102,6 +103,7 @@ NOT_ALLOWED = {
         )
     },
     **{key: {"rich", "typer"} for key in ("validate", "probe", "advice")},
+    "sharing": {"rich", "typer", "selfcorrect.train"},
     "report": {
         "torch",
         "transformers",

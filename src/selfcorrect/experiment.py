@@ -207,7 +207,16 @@ def claim(target: Path) -> None:
 
 
 def export(engine: Engine, target: Path) -> None:
-    """Write the model directory, replacing an earlier one only when complete.
+    """Write the model directory, see ``write_whole``."""
+    write_whole(target, engine.export)
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a model directory, replacing an earlier one only when complete.
+
+    Args:
+        target: where it is to be.
+        write: fills a new directory beside it.
 
     Raises:
         RunError: the disk refused; an earlier one is untouched.
@@ -216,14 +225,15 @@ def export(engine: Engine, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
-        engine.export(part)
+        write(part)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     except (OSError, EngineError) as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise RunError(
             f"model {target} could not be written: {disk_reason(error)}; free room or name another place"
         ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _measure(

@@ -24,7 +24,7 @@ from selfcorrect.engines.base import (
     Scored,
 )
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import ResolvedModel, load_model
+from selfcorrect.engines.models import ResolvedModel, load_model, save_generation_config
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
 from selfcorrect.engines.torch_engine.sampler import Sampler
@@ -222,6 +222,7 @@ class TorchEngine:
             path.mkdir(parents=True, exist_ok=True)
             self._model.save_pretrained(path)
             self.chat.tokenizer.save_pretrained(path)
+            save_generation_config(self.chat, path)
 
     def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
         return micro_batches(tokens, positions, self._settings.tokens_per_microbatch, self.chat.pad_id, self._device)
