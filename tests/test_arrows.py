@@ -19,7 +19,7 @@ LAYERS = [
     {"tasks", "engines", "advice"},
     {"rollout", "validate"},
     {"run", "evaluate", "warmup", "probe"},
-    {"collect", "steps", "comparison", "endpoint_eval"},
+    {"collect", "steps", "comparison", "endpoint_eval", "trackers"},
     {"train"},
     {"experiment"},
     {"report", "serve"},
@@ -100,6 +100,7 @@ NOT_ALLOWED = {
             "experiment",
             "comparison",
             "serve",
+            "trackers",
         )
     },
     **{key: {"rich", "typer"} for key in ("validate", "probe", "advice")},

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfcorrect.errors import ConfigError
 
@@ -30,6 +30,9 @@ HINTS = {
     "batch_size": "a step plays train.problems_per_step problems, train.samples_per_problem times each.",
     "steps": "did you mean train.steps?",
 }
+
+
+TrackerName = Literal["trackio", "wandb", "tensorboard"]
 
 
 class Section(BaseModel):
@@ -196,6 +199,14 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     run_dir: str | None = None
     """Where the run writes; None takes runs/<model>-<task>-<method>-s<seed>."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Also show the numbers of the records there (docs/sharing.md); ``wandb`` or ``wandb,tensorboard``. Changes no result."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value or ()
+        return tuple(dict.fromkeys(n.strip() if isinstance(n, str) else n for n in names))
 
     @property
     def resolved_run_dir(self) -> Path:
@@ -367,7 +378,7 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(part for part in error["loc"] if isinstance(part, str))  # a number counts the entries of a list
     message = str(error["msg"]).removeprefix("Value error, ")
     if where == "train.samples_per_problem":
         return (
@@ -377,6 +388,6 @@ def _explain(error: Any) -> str:
     if where not in all_keys():  # a check between settings: its message names them
         return message
     default: Any = Config()
-    for part in error["loc"]:
+    for part in where.split("."):
         default = getattr(default, part)
     return f"{where} = {error['input']!r}: {message}; the default is {default!r}"

@@ -311,7 +311,7 @@ def _training(data: RunData) -> list[tuple[str, str]]:
 
 def _settings(config: Config) -> str:
     lines = []
-    for section, values in config.model_dump(mode="json", exclude={"sft", "run_dir"}).items():
+    for section, values in config.model_dump(mode="json", exclude={"sft", "run_dir", "trackers"}).items():
         pairs = values.items() if isinstance(values, Mapping) else [("", values)]
         lines += [f"{section}{'.' if key else ''}{key} = {json.dumps(value)}" for key, value in pairs]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,15 @@ class TorchEngine:
         if frozen:
             module.requires_grad_(False)
         return cls(module, chat, settings, lora)
+
+    @property
+    def answered(self) -> Callable[[int], None]:
+        """See ``TellsProgress``."""
+        return self._sampler.answered
+
+    @answered.setter
+    def answered(self, tell: Callable[[int], None]) -> None:
+        self._sampler.answered = tell
 
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         """See ``Engine.sample``. Calls made in the same turn of the event loop are answered by one batch."""
