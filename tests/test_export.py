@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ import made_runs
 import tiny
 from selfcorrect.config import load_config
 from selfcorrect.engines.models import resolve_model
+from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.errors import ConfigError, DataError, EndpointError, RunError
 from selfcorrect.evaluate import held_out
 from selfcorrect.experiment import load_kept, make_engine, prepare, run_experiment
@@ -34,11 +36,12 @@ from selfcorrect.metrics import summarise
 from selfcorrect.records import AlarmRecord
 from selfcorrect.rollout import Play, play
 from selfcorrect.run import RunDirectory
-from selfcorrect.sharing import export_run
+from selfcorrect.sharing import Shared, export_run
 from selfcorrect.sharing.card import Said
 from selfcorrect.sharing.hub import check_push, push
 from selfcorrect.sharing.markdown import code, code_block, plain
 from selfcorrect.tasks.arithmetic import INSTRUCTION
+from selfcorrect.types import Attempt
 
 TINY = Path(resolve_model("tiny").path_or_id)
 QUICK = (
@@ -57,17 +60,19 @@ BFLOAT16 = ("model.dtype=bfloat16",)
 GENERATE = """
 import json, sys
 import torch
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-name, dtype, adapter = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3] == "adapter"
-if adapter:
-    from peft import AutoPeftModelForCausalLM as AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-model.generation_config = GenerationConfig.from_pretrained(name)
-for prompt in json.load(sys.stdin):
-    ids = torch.tensor([prompt])
-    written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16)[0, len(prompt):]
-    print(json.dumps(written.tolist()))
+for job in json.load(sys.stdin):
+    kind = AutoPeftModelForCausalLM if job["form"] == "adapter" else AutoModelForCausalLM
+    model = kind.from_pretrained(job["path"], dtype=getattr(torch, job["dtype"]))
+    model.generation_config = GenerationConfig.from_pretrained(job["path"])
+    answers = []
+    for prompt in job["prompts"]:
+        ids = torch.tensor([prompt])
+        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16)
+        answers.append(written[0, len(prompt):].tolist())
+    print(json.dumps(answers))
 assert "selfcorrect" not in sys.modules
 """
 
@@ -130,35 +135,54 @@ A_STEP_OF_BFLOAT16 = 0.125
 """Distance of neighbours among bfloat16 numbers of 16 to 32, where the largest logits of this model are."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    made: Shared
+    path: Path
+    engine: TorchEngine
+    attempts: list[Attempt]
+    """Both of each episode, one after the other."""
+    question: str
+    """Of the first episode."""
+    elsewhere: list[tuple[int, ...]]
+    """What plain libraries answer to the attempts' prompts, in a process that never saw this package."""
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """Every form of ``FORMS``; one fresh process answers for all of them."""
+    out, ours, jobs = tmp_path_factory.mktemp("out"), {}, []
+    for name, (settings, merge, _) in FORMS.items():
+        path = out / name.replace(" ", "-")
+        made = export_run(trained(*settings), path, merge=merge)
+        engine, episodes = played(trained(*settings))
+        assert any(e.attempts[0].token_ids != e.attempts[1].token_ids for e in episodes)
+        attempts = [a for e in episodes for a in e.attempts]
+        ours[name] = made, path, engine, attempts, episodes[0].problem.question
+        prompts = [a.prompt_ids for a in attempts]
+        jobs.append({"path": str(path), "form": made.weights.form, "dtype": made.weights.dtype, "prompts": prompts})
+    said = fresh_process("-c", GENERATE, input=json.dumps(jobs)).splitlines()
+    answers = [[tuple(ids) for ids in json.loads(line)] for line in said]
+    return {name: Exported(*known, theirs) for (name, known), theirs in zip(ours.items(), answers, strict=True)}
+
+
 @pytest.mark.parametrize("name", FORMS)
-def test_plain_libraries_give_the_same_greedy_tokens_in_a_fresh_process(trained, tmp_path, name):
+def test_plain_libraries_give_the_same_greedy_tokens_in_a_fresh_process(exported, name):
     """Exactly in float32. In bfloat16 a sum depends on how it is split: answers may part where two tokens are level."""
-    settings, merge, form = FORMS[name]
-    run, out = trained(*settings), tmp_path / "out"
-    made = export_run(run, out, merge=merge)
-    assert (made.weights.form, made.url) == (form, None)
-    engine, episodes = played(run)
-    attempts = [a for e in episodes for a in e.attempts]
-    assert any(e.attempts[0].token_ids != e.attempts[1].token_ids for e in episodes)
-    prompts = json.dumps([a.prompt_ids for a in attempts])
-    said = fresh_process("-c", GENERATE, out, made.weights.dtype, form, input=prompts)
-    theirs = [tuple(json.loads(line)) for line in said.splitlines()]
-    leads = [lead(engine, a.prompt_ids, a.token_ids, t) for a, t in zip(attempts, theirs, strict=True)]
-    if made.weights.dtype == "float32":
-        assert theirs == [a.token_ids for a in attempts]
-    else:
-        assert max(leads) <= A_STEP_OF_BFLOAT16
+    x = exported[name]
+    assert (x.made.weights.form, x.made.url) == (FORMS[name][2], None)
+    if x.made.weights.dtype == "float32":
+        assert x.elsewhere == [a.token_ids for a in x.attempts]
+    pairs = zip(x.attempts, x.elsewhere, strict=True)
+    assert max(lead(x.engine, a.prompt_ids, a.token_ids, theirs) for a, theirs in pairs) <= A_STEP_OF_BFLOAT16
 
 
-@pytest.mark.parametrize("name", ["full float32", "merged float32", "adapter float32"])
-def test_the_code_on_the_card_runs_and_answers_like_our_engine(trained, tmp_path, name):
-    settings, merge, _ = FORMS[name]
-    run, out = trained(*settings), tmp_path / "out"
-    export_run(run, out, merge=merge)
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", (out / "README.md").read_text(), re.M | re.S)
-    episode = played(run)[1][0]
-    snippet = snippet.replace("Write your problem here.", episode.problem.question)
-    assert fresh_process("-c", snippet, cwd=out) == "".join(f"{a.text}\n" for a in episode.attempts)
+@pytest.mark.parametrize("name", ["merged float32", "adapter float32"])
+def test_the_code_on_the_card_runs_and_answers_like_our_engine(exported, name):
+    x = exported[name]
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", (x.path / "README.md").read_text(), re.M | re.S)
+    snippet = snippet.replace("Write your problem here.", x.question)
+    assert fresh_process("-c", snippet, cwd=x.path) == "".join(f"{a.text}\n" for a in x.attempts[:2])
 
 
 def test_merging_into_bfloat16_rounds_once_and_says_how_much(trained, tmp_path):

@@ -180,9 +180,11 @@ def test_a_damaged_state_is_said(tmp_path):
 
 def test_the_setting(tmp_path):
     assert load_config(None, []).trackers == ()
-    for said, names in {"wandb": ("wandb",), "wandb, trackio,wandb": ("wandb", "trackio"), "none": ()}.items():
+    for said, names in {"wandb": ("wandb",), "wandb, trackio": ("wandb", "trackio"), "none": ()}.items():
         assert load_config(None, [f"trackers={said}"]).trackers == names
     assert load_config(None, ['trackers=["tensorboard"]']).trackers == ("tensorboard",)
+    with pytest.raises(ConfigError, match=r"trackers = 5: "):
+        load_config(None, ["trackers=5"])
     with pytest.raises(ConfigError, match="trackers = 'mlflow': Input should be 'trackio', 'wandb' or 'tensorboard'"):
         load_config(None, ["trackers=mlflow"])
 

@@ -31,7 +31,6 @@ HINTS = {
     "steps": "did you mean train.steps?",
 }
 
-
 TrackerName = Literal["trackio", "wandb", "tensorboard"]
 
 
@@ -205,8 +204,7 @@ class Config(Section):
     @field_validator("trackers", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        names = value.split(",") if isinstance(value, str) else value or ()
-        return tuple(dict.fromkeys(n.strip() if isinstance(n, str) else n for n in names))
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value or ()
 
     @property
     def resolved_run_dir(self) -> Path:

@@ -20,7 +20,7 @@ def check_push(api: HfApi, repo_id: str) -> None:
         EndpointError: not an id, no or a refused token, no network, or the model exists already.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, and not in __all__
 
     try:
         validate_repo_id(repo_id)

@@ -48,12 +48,12 @@ class Tracker(Protocol):
 
 
 def make_trackers(names: Sequence[TrackerName]) -> list[Tracker]:
-    """The trackers of these names, not started yet. Imports their packages.
+    """The trackers of these names, each once, not started yet. Imports their packages.
 
     Raises:
         ConfigError: one is not installed, or cannot be imported.
     """
-    return [_make(name) for name in names]
+    return [_make(name) for name in dict.fromkeys(names)]
 
 
 def _make(name: TrackerName) -> Tracker:
