@@ -21,8 +21,9 @@ LAYERS = [
     {"run", "evaluate", "warmup", "probe"},
     {"collect", "steps", "comparison", "endpoint_eval", "scale"},
     {"train"},
-    {"experiment"},
+    {"experiment", "trackers"},
     {"report", "serve"},
+    {"sharing"},
     {"cli"},
     {"__main__"},
 ]
@@ -100,9 +101,11 @@ NOT_ALLOWED = {
             "comparison",
             "scale",
             "serve",
+            "trackers",
         )
     },
     **{key: {"rich", "typer"} for key in ("validate", "probe", "advice")},
+    "sharing": {"rich", "typer", "selfcorrect.train"},
     "report": {
         "torch",
         "transformers",

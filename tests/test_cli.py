@@ -21,7 +21,20 @@ from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
 BEHIND = ["--backend-url", "http://localhost:1/v1", "--backend-model", "x"]
-COMMANDS = ("train", "eval", "scale", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "serve")
+COMMANDS = (
+    "train",
+    "eval",
+    "scale",
+    "compare",
+    "report",
+    "sft",
+    "validate",
+    "probe",
+    "grade",
+    "doctor",
+    "serve",
+    "export",
+)
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +381,7 @@ def test_dry_run_prints_the_resolved_settings_and_writes_nothing(cli, tmp_path):
     code, out, err = cli("train", file, "train.steps=9", "--dry-run")
     assert (code, err) == (0, "")
     printed = json.loads(out)
-    assert printed == load_config(file, ["train.steps=9"]).model_dump()
+    assert printed == load_config(file, ["train.steps=9"]).model_dump(mode="json")
     assert printed["train"]["steps"] == 9  # the command line over the file
     assert printed["train"]["learning_rate"] == 1e-5  # the file over the preset
     assert printed["model"]["lora_rank"] == 16  # the preset over the class

@@ -19,6 +19,7 @@ from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
 from selfcorrect.rollout import Play, play
 from selfcorrect.tasks import graders, make_task
+from selfcorrect.trackers import base
 from selfcorrect.warmup import warm_up
 from test_experiment import whole
 
@@ -362,7 +363,17 @@ def probe_sft_rate(tmp):
     assert slow[0] == fast[0] and fast[1] < slow[1]
 
 
+def probe_trackers(tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "_make", lambda name: f"tracker {name}")
+        assert base.make_trackers(load_config(None, ["trackers=wandb,tensorboard"]).trackers) == [
+            "tracker wandb",
+            "tracker tensorboard",
+        ]
+
+
 PROBES = {
+    "trackers": probe_trackers,
     "train.checkpoint_every": probe_checkpoint_every,
     "train.keep_checkpoints": probe_keep_checkpoints,
     "train.best_window": probe_best_window,

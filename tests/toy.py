@@ -66,6 +66,7 @@ class Watcher:
 
     def __init__(self, at_step=lambda record: None) -> None:
         self.stages, self.steps, self.alarms, self.checkpoints, self.parts = [], [], [], [], []
+        self.measured, self.evaluations = [], []
         self._at_step = at_step
 
     def on_stage(self, stage, first_step, total_steps):
@@ -83,6 +84,12 @@ class Watcher:
 
     def on_checkpoint(self, record):
         self.checkpoints.append(record)
+
+    def on_measure(self, name, answers, most):
+        self.measured.append((name, answers, most))
+
+    def on_evaluation(self, record):
+        self.evaluations.append(record)
 
 
 def config(run_dir: Path, *overrides: str) -> Config:

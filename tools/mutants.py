@@ -43,6 +43,10 @@ def run(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_train.py::test_{name}" for name in names)
 
 
+def sharing(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_export.py::test_{name}" for name in names)
+
+
 def code_tasks(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_code_tasks.py::test_{name}" for name in names)
 
@@ -579,6 +583,34 @@ MUTANTS = [
         "words)) or _is_word(text):",
         "words)):",
         SCALE,
+    ),
+    Mutant(
+        "export: the base's weights instead of the merged ones",
+        "sharing/weights.py",
+        "tuned.merge_and_unload()",
+        "tuned.unload()",
+        sharing("plain_libraries_give_the_same_greedy_tokens_in_a_fresh_process[merged float32]"),
+    ),
+    Mutant(
+        "export: an adapter merged into weights of another precision",
+        "sharing/weights.py",
+        "load_model(base, settings.dtype,",
+        'load_model(base, "float32",',
+        sharing("merging_into_bfloat16_rounds_once_and_says_how_much"),
+    ),
+    Mutant(
+        "export: a gain that is not shown is not called so",
+        "sharing/card.py",
+        "if gain.low > 0:",
+        "if gain.high > -1:",
+        sharing("a_last_attempt_that_is_not_better_is_called_so"),
+    ),
+    Mutant(
+        "a step played again is sent to a tracker again",
+        "trackers/tracking.py",
+        "return record.step <= self.step if",
+        "return False if",
+        ("tests/test_trackers.py::test_steps_that_are_played_again_after_a_crash_are_not_sent_again",),
     ),
 ]
 

@@ -122,7 +122,7 @@ def _refuse_other_differences(measured: Sequence[_Measured]) -> None:
 def _read(path: Path) -> _Measured:
     run = RunDirectory.open(path)
     base, final = (correctness_matrix(read_evaluation(path, name)) for name in ("base", "final"))
-    dumped = run.config.model_dump(exclude={"seed", "run_dir", "sft", "engine"})
+    dumped = run.config.model_dump(exclude={"seed", "run_dir", "sft", "engine", "trackers"})
     settings = {f"{section}.{k}": v for section, values in dumped.items() for k, v in values.items()}
     return _Measured(run.config.method.name, run.config.seed, run.config.model.name, settings, base, final)
 

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfcorrect.errors import ConfigError
 
@@ -30,6 +30,8 @@ HINTS = {
     "batch_size": "a step plays train.problems_per_step problems, train.samples_per_problem times each.",
     "steps": "did you mean train.steps?",
 }
+
+TrackerName = Literal["trackio", "wandb", "tensorboard"]
 
 
 class Section(BaseModel):
@@ -223,6 +225,13 @@ class Config(Section):
     """Moves the order of problems and the sampling; not the problems held out, nor the initial adapters."""
     run_dir: str | None = None
     """Where the run writes; None takes runs/<model>-<task>-<method>-s<seed>."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Also show the numbers of the records there (docs/sharing.md); ``wandb`` or ``wandb,tensorboard``. Changes no result."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value or ()
 
     @property
     def resolved_run_dir(self) -> Path:
@@ -401,7 +410,7 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(part for part in error["loc"] if isinstance(part, str))  # a number counts the entries of a list
     message = str(error["msg"]).removeprefix("Value error, ")
     if where == "train.samples_per_problem":
         return (
@@ -411,6 +420,6 @@ def _explain(error: Any) -> str:
     if where not in all_keys():  # a check between settings: its message names them
         return message
     default: Any = Config()
-    for part in error["loc"]:
+    for part in where.split("."):
         default = getattr(default, part)
     return f"{where} = {error['input']!r}: {message}; the default is {default!r}"

@@ -148,6 +148,13 @@ def controls(
     return out
 
 
+def answers_per_problem(settings: EvalConfig, with_controls: bool) -> int:
+    """The most answers that an evaluation, and its controls, sample for a problem."""
+    plain = settings.samples * settings.attempts
+    # swapped: attempt 2; given wrong: the search for a wrong attempt 1, then attempt 2
+    return plain + (1 + TRIES_FOR_A_WRONG_ANSWER + 1 if with_controls else 0)
+
+
 def partners(problems: Sequence[Problem]) -> dict[str, str]:
     """Another problem's id for each problem: the next one of the same level, else simply the next one."""
     by_level: dict[str | None, list[Problem]] = {}

@@ -8,13 +8,14 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
 from selfcorrect.config import Config
-from selfcorrect.engines.base import Engine
+from selfcorrect.engines.base import Engine, TellsProgress
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import (
     ResolvedModel,
@@ -26,7 +27,7 @@ from selfcorrect.engines.models import (
     resolve_model,
 )
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
-from selfcorrect.evaluate import FEEDBACK, Evaluation, check_attempts, controls, evaluate, held_out
+from selfcorrect.evaluate import FEEDBACK, Evaluation, answers_per_problem, check_attempts, controls, evaluate, held_out
 from selfcorrect.methods import plan
 from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
 from selfcorrect.rollout import longest_conversation
@@ -161,7 +162,7 @@ def run_experiment(
     done: dict[str, Evaluation] = {}
     if checkpoint is None:
         say("measuring the base model")
-        done |= _measure(job, run, engine, "base", 0, say)
+        done |= _measure(job, run, engine, "base", 0, say, observer)
     try:
         progress = train(run, engine, job.task, observer, stop_requested)
     except Interrupted:
@@ -171,7 +172,7 @@ def run_experiment(
     why = "the last" if progress.best_step is None else "the best by training reward"
     say(f"keeping step {kept}, {why}; measuring it")
     export(engine, run.path / "model")
-    done |= _measure(job, run, engine, "final", kept, say)
+    done |= _measure(job, run, engine, "final", kept, say, observer)
     run.append(_end_record(run, "finished"))
     return Outcome(run, progress, kept, done)
 
@@ -209,7 +210,16 @@ def claim(target: Path) -> None:
 
 
 def export(engine: Engine, target: Path) -> None:
-    """Write the model directory, replacing an earlier one only when complete.
+    """Write the model directory, see ``write_whole``."""
+    write_whole(target, engine.export)
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a model directory, replacing an earlier one only when complete.
+
+    Args:
+        target: where it is to be.
+        write: fills a new directory beside it.
 
     Raises:
         RunError: the disk refused; an earlier one is untouched.
@@ -218,33 +228,63 @@ def export(engine: Engine, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
-        engine.export(part)
+        write(part)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     except (OSError, EngineError) as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise RunError(
             f"model {target} could not be written: {disk_reason(error)}; free room or name another place"
         ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _measure(
-    job: Job, run: RunDirectory, engine: Engine, name: str, step: int, say: Callable[[str], None]
+    job: Job,
+    run: RunDirectory,
+    engine: Engine,
+    name: str,
+    step: int,
+    say: Callable[[str], None],
+    observer: Observer,
 ) -> dict[str, Evaluation]:
     config = job.config
     problems = held_out(job.task, config.eval.problems)
     cap = config.train.max_new_tokens
-    evaluations = [evaluate(engine, job.task, problems, config.eval, cap, name=name, seed=config.seed)]
-    if config.eval.controls and config.eval.attempts > 1:
-        evaluations += controls(engine, job.task, evaluations[0], config.eval, cap, seed=config.seed)
-        if len(evaluations) < 3:
-            say("no wrong first attempt was found to give back: that control has no row")
+    with_controls = config.eval.controls and config.eval.attempts > 1
+    with _watched(engine, name, len(problems) * answers_per_problem(config.eval, with_controls), observer):
+        evaluations = [evaluate(engine, job.task, problems, config.eval, cap, name=name, seed=config.seed)]
+        if with_controls:
+            evaluations += controls(engine, job.task, evaluations[0], config.eval, cap, seed=config.seed)
+            if len(evaluations) < 3:
+                say("no wrong first attempt was found to give back: that control has no row")
     for e in evaluations:
         run.write_evaluation(e.name, (episode_row(episode) for episode in e.episodes))
-        run.append(
-            EvalRecord(name=e.name, step=step, settings=e.settings, summary=e.summary.to_json(), seconds=e.seconds)
-        )
+        record = EvalRecord(name=e.name, step=step, settings=e.settings, summary=e.summary.to_json(), seconds=e.seconds)
+        run.append(record)
+        observer.on_evaluation(record)
     return {e.name: e for e in evaluations}
+
+
+@contextmanager
+def _watched(engine: Engine, name: str, most: int, observer: Observer) -> Iterator[None]:
+    """Tell the observer how many answers a measurement has got, where the engine can say."""
+    answers = 0
+
+    def count(n: int) -> None:
+        nonlocal answers
+        answers += n
+        observer.on_measure(name, answers, most)
+
+    observer.on_measure(name, 0, most)
+    if not isinstance(engine, TellsProgress):
+        yield
+        return
+    engine.answered = count
+    try:
+        yield
+    finally:
+        engine.answered = lambda _n: None
 
 
 def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:

@@ -21,7 +21,7 @@ from selfcorrect.errors import Interrupted
 from selfcorrect.methods import Stage, plan
 from selfcorrect.methods.imitation import Example
 from selfcorrect.objective import adapted_scale
-from selfcorrect.records import AlarmRecord, CheckpointRecord, CollectRecord, StepRecord, episode_row
+from selfcorrect.records import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord, episode_row
 from selfcorrect.rollout import GivenFirst
 from selfcorrect.run import Progress, RunDirectory
 from selfcorrect.steps import imitate, reinforce
@@ -37,6 +37,45 @@ class Observer(Protocol):
     def on_step(self, record: StepRecord) -> None: ...
     def on_alarm(self, record: AlarmRecord) -> None: ...
     def on_checkpoint(self, record: CheckpointRecord) -> None: ...
+    def on_measure(self, name: str, answers: int, most: int) -> None:
+        """An evaluation and its controls have got so many answers, of ``most`` at most."""
+
+    def on_evaluation(self, record: EvalRecord) -> None: ...
+
+
+class Observers:
+    """Several observers as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None:
+        for o in self._observers:
+            o.on_stage(stage, first_step, total_steps)
+
+    def on_collect(self, record: CollectRecord) -> None:
+        for o in self._observers:
+            o.on_collect(record)
+
+    def on_step(self, record: StepRecord) -> None:
+        for o in self._observers:
+            o.on_step(record)
+
+    def on_alarm(self, record: AlarmRecord) -> None:
+        for o in self._observers:
+            o.on_alarm(record)
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        for o in self._observers:
+            o.on_checkpoint(record)
+
+    def on_measure(self, name: str, answers: int, most: int) -> None:
+        for o in self._observers:
+            o.on_measure(name, answers, most)
+
+    def on_evaluation(self, record: EvalRecord) -> None:
+        for o in self._observers:
+            o.on_evaluation(record)
 
 
 def problems_of_step(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:

@@ -9,6 +9,7 @@ import typer
 from selfcorrect.cli.compare import compare
 from selfcorrect.cli.doctor import doctor
 from selfcorrect.cli.evaluate import evaluate
+from selfcorrect.cli.export import export
 from selfcorrect.cli.grade import grade
 from selfcorrect.cli.probe import probe
 from selfcorrect.cli.report import report
@@ -32,6 +33,7 @@ app.command()(scale)
 app.command()(compare)
 app.command()(serve)
 app.command()(report)
+app.command()(export)
 app.command()(sft)
 app.command()(validate)
 app.command()(probe)

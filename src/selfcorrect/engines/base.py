@@ -7,10 +7,10 @@ pipelines them and a local one coalesces concurrent calls into one batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from selfcorrect.types import BoolArray, Datum, FloatArray, IntArray, LossName
 
@@ -95,6 +95,14 @@ class Scored(Protocol):
     def tokens_T(self) -> IntArray: ...
     @property
     def sampled_T(self) -> BoolArray: ...
+
+
+@runtime_checkable
+class TellsProgress(Protocol):
+    """An engine that can say how far one call of ``sample`` has come."""
+
+    answered: Callable[[int], None]
+    """Called with the number of answers that a batch has just given."""
 
 
 class Engine(Protocol):

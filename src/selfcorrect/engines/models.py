@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfcorrect.engines.chat import require_chat_template
+from selfcorrect.engines.chat import ChatFormat, require_chat_template
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
 from selfcorrect.errors import ConfigError, ModelError
@@ -186,6 +186,18 @@ def _with_adapter(resolved: ResolvedModel, base: Any) -> Any:
 
     with _explained(resolved), quiet_progress(), quiet_peft():
         return PeftModel.from_pretrained(base, resolved.path_or_id).eval().get_base_model()
+
+
+def save_generation_config(chat: ChatFormat, path: Path) -> None:
+    """Write the generation config of an exported model: greedy, its end and padding ids, and nothing of the base's own.
+
+    Some models bring a temperature or a repetition penalty, under which the exported model would not answer as measured.
+    """
+    from transformers import GenerationConfig
+
+    ends = sorted(chat.end_ids)
+    config = GenerationConfig(eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=chat.pad_id)
+    config.save_pretrained(path)
 
 
 def check_attention(config: Any, max_length: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from selfcorrect.engines.base import (
     Scored,
 )
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import ResolvedModel, load_model
+from selfcorrect.engines.models import ResolvedModel, load_model, save_generation_config
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
 from selfcorrect.engines.torch_engine.sampler import Sampler
@@ -114,6 +114,15 @@ class TorchEngine:
         if frozen:
             module.requires_grad_(False)
         return cls(module, chat, settings, lora)
+
+    @property
+    def answered(self) -> Callable[[int], None]:
+        """See ``TellsProgress``."""
+        return self._sampler.answered
+
+    @answered.setter
+    def answered(self, tell: Callable[[int], None]) -> None:
+        self._sampler.answered = tell
 
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         """See ``Engine.sample``. Calls made in the same turn of the event loop are answered by one batch."""
@@ -222,6 +231,7 @@ class TorchEngine:
             path.mkdir(parents=True, exist_ok=True)
             self._model.save_pretrained(path)
             self.chat.tokenizer.save_pretrained(path)
+            save_generation_config(self.chat, path)
 
     def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
         return micro_batches(

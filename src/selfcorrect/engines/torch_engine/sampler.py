@@ -7,7 +7,7 @@ of rows or on how a batch is split. An answer's cache is kept, so that the next 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ class Sampler:
         self._device = device
         self._slots_per_batch = slots_per_batch
         self._store = PrefixStore(slots_per_batch)
+        self.answered: Callable[[int], None] = lambda _n: None
 
     def drop_caches(self) -> None:
         self._store.clear()
@@ -68,6 +69,7 @@ class Sampler:
             made += self._run_batch(rows, [hits[i] for i in batch], params)
             for i, row in zip(batch, rows, strict=True):
                 results[i] = row.result()
+            self.answered(len(rows))
         for cache, rows in made:  # only now: adding may push out a cache that a later batch of this run continues
             self._store.add(cache, [row.fed_ids() for row in rows])
         return [r for r in results if r is not None]

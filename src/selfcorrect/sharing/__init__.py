@@ -1,0 +1,5 @@
+"""A finished run as one directory to give away: weights, tokenizer and a model card written from the records."""
+
+from selfcorrect.sharing.export import Shared, export_run
+
+__all__ = ["Shared", "export_run"]

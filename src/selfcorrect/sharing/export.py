@@ -1,0 +1,98 @@
+"""From a finished run to a directory that others can load, and to the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfcorrect.errors import ConfigError, DataError, RunError
+from selfcorrect.experiment import claim, write_whole
+from selfcorrect.report.reading import RunData, read_run
+from selfcorrect.run import RunDirectory
+from selfcorrect.sharing.card import Said, build_card, hub_id
+from selfcorrect.sharing.hub import check_push, push
+from selfcorrect.sharing.weights import Form, Weights, choose_form, write_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What an export made."""
+
+    weights: Weights
+    url: str | None
+    """On the Hub; None where it was not pushed."""
+
+
+def export_run(
+    path: Path,
+    target: Path,
+    *,
+    merge: bool | None = None,
+    said: Said | None = None,
+    push_to: str | None = None,
+    private: bool = True,
+) -> Shared:
+    """Write a finished run's model with its card, and push it if asked to.
+
+    Args:
+        path: a run directory.
+        target: the directory to write; must not exist.
+        merge: of a run with LoRA: True or None merges the adapter into the weights, False writes the adapter alone.
+        said: what the records cannot know.
+        push_to: id of a model to make on the Hub.
+        private: whether that model is.
+
+    Raises:
+        RunError: not a finished run, its model is gone, or the target cannot be written.
+        DataError: the run holds no evaluation of base and trained model.
+        ConfigError: an option that would be ignored, or an adapter that nobody else could load.
+        EndpointError: the Hub refuses or cannot be reached.
+    """
+    said = said or Said()
+    data = read_run(path)
+    _require_results(path, data)
+    run = RunDirectory.open(path)
+    form = choose_form(run, merge)
+    _refuse_lonely_adapter(data, form, said, push_to)
+    claim(target)
+    if push_to is None:
+        return Shared(_write(run, data, target, form, said, target.name), None)
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="selfcorrect")
+    check_push(api, push_to)
+    weights = _write(run, data, target, form, said, push_to.partition("/")[2])
+    return Shared(weights, push(api, target, push_to, private=private))
+
+
+def _write(run: RunDirectory, data: RunData, target: Path, form: Form, said: Said, name: str) -> Weights:
+    made: list[Weights] = []
+
+    def write(part: Path) -> None:
+        made.append(write_weights(run, form, said.base_model, part))
+        build_card(run.path, data, made[0], name, said).save(part / "README.md")
+
+    write_whole(target, write)
+    return made[0]
+
+
+def _require_results(path: Path, data: RunData) -> None:
+    if data.state != "finished":
+        raise RunError(
+            f"{path} is {data.state}: there is no final model and no measurement of it yet; finish it with "
+            f"`selfcorrect train --resume {path}`"
+        )
+    missing = [name for name in ("base", "final") if name not in data.summaries or name not in data.held_out]
+    if missing:
+        raise DataError(
+            f"{path} holds no evaluation {' and none '.join(map(repr, missing))}, so its card would have no numbers: files of the "
+            "run were removed; put evaluations/ and metrics.jsonl back, or train anew"
+        )
+
+
+def _refuse_lonely_adapter(data: RunData, form: Form, said: Said, push_to: str | None) -> None:
+    if form == "adapter" and push_to is not None and said.base_model is None and hub_id(data.config) is None:
+        raise ConfigError(
+            f"the adapter belongs to {data.config.model.name}, which is not on the Hub: nobody could load it from there; push the "
+            "merged weights (leave out --adapter), or name the same model on the Hub with --base-model"
+        )

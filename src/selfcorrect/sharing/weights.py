@@ -1,0 +1,115 @@
+"""What of a run's kept checkpoint is given away: its whole weights, LoRA merged into them, or the adapter alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.models import (
+    ResolvedModel,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+    save_generation_config,
+)
+from selfcorrect.engines.quiet import quiet_peft, quiet_progress
+from selfcorrect.errors import ConfigError, RunError
+from selfcorrect.run import RunDirectory
+
+Form = Literal["full", "merged", "adapter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What was written."""
+
+    form: Form
+    dtype: str
+    rounded: float | None = None
+    """merged: norm of what rounding to ``dtype`` changed, over the norm of the whole update. 0 is nothing lost; 1 says that
+    the rounding is as large as what was learned."""
+
+
+def choose_form(run: RunDirectory, merge: bool | None) -> Form:
+    """The form to write; ``merge=None`` merges adapters.
+
+    Raises:
+        RunError: the run's model is not there.
+        ConfigError: the run has no adapter to merge or to keep apart.
+    """
+    model = run.path / "model"
+    if (model / "adapter_config.json").is_file():
+        return "adapter" if merge is False else "merged"
+    if not (model / "config.json").is_file():
+        raise RunError(
+            f"{model} does not hold the run's model, which `selfcorrect train` writes at its end; put it back, or train anew"
+        )
+    if merge is not None:
+        raise ConfigError(
+            f"--{'merge' if merge else 'adapter'} is about LoRA adapters, but {run.path} trained every weight; drop the option"
+        )
+    return "full"
+
+
+def write_weights(run: RunDirectory, form: Form, base_model: str | None, target: Path) -> Weights:
+    """Write weights, tokenizer and generation config into a new directory.
+
+    Args:
+        run: a finished run.
+        form: from ``choose_form``.
+        base_model: adapter: the name under which others find the base; None keeps the recorded one.
+        target: does not exist yet.
+
+    Raises:
+        ModelError: the base of an adapter cannot be loaded.
+    """
+    model, settings = run.path / "model", run.config.model
+    adapter_files = () if form == "adapter" else ("adapter_*",)
+    shutil.copytree(model, target, ignore=shutil.ignore_patterns("README.md", *adapter_files))
+    base = ResolvedModel(str(model), "directory") if form == "full" else resolve_model(settings.name)
+    rounded = _write_merged(run, base, target) if form == "merged" else None
+    if form == "adapter" and base_model is not None:
+        _name_base(target / "adapter_config.json", base_model)
+    revision = settings.revision if base.kind == "hub" else None
+    save_generation_config(ChatFormat(load_tokenizer(base, revision, settings.trust_remote_code)), target)
+    return Weights(form, settings.dtype, rounded)
+
+
+def _write_merged(run: RunDirectory, base: ResolvedModel, target: Path) -> float:
+    """Add the adapter, in float32, to the base that it was trained beside; round once; return what that lost."""
+    import torch
+    from peft import PeftModel
+
+    settings = run.config.model
+    revision = settings.revision if base.kind == "hub" else None
+    whole = load_model(base, settings.dtype, "cpu", revision, settings.trust_remote_code).float()
+    with quiet_progress(), quiet_peft(), torch.no_grad():
+        tuned = PeftModel.from_pretrained(whole, str(run.path / "model"))
+        dtype = getattr(torch, settings.dtype)
+        rounded = _rounded(tuned, dtype)
+        merged = tuned.merge_and_unload().to(dtype)
+        merged.save_pretrained(target)
+    return rounded
+
+
+def _rounded(tuned: Any, dtype: Any) -> float:
+    """Norm of what rounding the merged weights changes, over the norm of the update."""
+    from peft.tuners.lora import LoraLayer
+
+    lost = update = 0.0
+    for layer in tuned.modules():
+        if isinstance(layer, LoraLayer):
+            delta = layer.get_delta_weight("default").double()
+            exact = layer.get_base_layer().weight.double() + delta
+            lost += float((exact.to(dtype).double() - exact).square().sum())
+            update += float(delta.square().sum())
+    return float((lost / update) ** 0.5) if update else 0.0
+
+
+def _name_base(file: Path, name: str) -> None:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**values, "base_model_name_or_path": name}, indent=2) + "\n", encoding="utf-8")
