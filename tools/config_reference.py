@@ -75,6 +75,8 @@ def type_words(annotation: Any) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is Union or isinstance(annotation, type(int | None)):
         return " or ".join(type_words(part) for part in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"any number, comma-separated: each {type_words(get_args(annotation)[0])}"
     return TYPES[annotation]
 
 
@@ -84,7 +86,9 @@ def bounds_words(field: FieldInfo) -> str:
 
 
 def value_words(value: Any) -> str:
-    return "`none`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    if value in (None, ()):
+        return "`none`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def entry(key: str, field: FieldInfo, doc: str, presets: dict[str, dict[str, Any]]) -> str:
