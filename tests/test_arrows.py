@@ -22,7 +22,7 @@ LAYERS = [
     {"collect", "steps", "comparison", "endpoint_eval"},
     {"train"},
     {"experiment"},
-    {"report", "serve"},
+    {"report", "serve", "cluster"},
     {"cli"},
     {"__main__"},
 ]

@@ -97,6 +97,7 @@ class TinkerEngine:
                 self._sampler = self._policy.publish()
                 findings = self._probe(self._policy, rank)
         self._reduction = findings.reduction if findings else Reduction()
+        self._takes_adam = findings is None or findings.takes_adam
         self.info = EngineInfo(
             name="tinker",
             device=settings.base_url or "Tinker",
@@ -241,6 +242,14 @@ class TinkerEngine:
             raise EngineError(
                 "gradient clipping is not done by SkyRL's server, which drops the setting without a word; set "
                 "train.grad_clip=none, or use engine=torch",
+                usable=True,
+            )
+        own = replace(adam, learning_rate=0.0)
+        if not self._takes_adam and own != AdamParams(learning_rate=0.0):
+            raise EngineError(
+                "this server ignores a step's Adam settings and takes those that it was started with (`selfcorrect cluster` "
+                "writes the defaults there); set train.adam_beta1, train.adam_beta2, train.adam_eps and train.weight_decay "
+                "back to their defaults, and change them at the server if you must",
                 usable=True,
             )
         self._stale = True

@@ -28,6 +28,9 @@ EXACT_GAP = 1e-4
 """Largest difference in nats of sampler and trainer that float32 rounding explains."""
 LARGEST_MEAN_GAP = 0.5
 """Nats per token. Beyond it the two do not describe the same law."""
+STEP, HUGE_EPS = AdamParams(learning_rate=0.01), 1e12
+SMALLEST_MOVE = 1e-4
+"""Nats. ``STEP`` moves log-probs by far more, and with an epsilon that dwarfs any gradient by nothing at all."""
 SAME_LAW = "so the weights that training applies would not belong to what was sampled"
 
 
@@ -54,6 +57,8 @@ class Findings:
     sampler_gap: float
     """Largest |sampler log-prob - trainer log-prob| of the probe's tokens, in nats."""
     same_seed_same_tokens: bool
+    takes_adam: bool
+    """False: Adam's betas, epsilon and weight decay were set when the server started, and those of a step are ignored."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -64,6 +69,7 @@ class Findings:
             "the server averages over a sequence's tokens: weights are multiplied by their number": r.mean_over_tokens,
             "the server normalises cross-entropy: sent as importance sampling at ratio 1": not r.plain_cross_entropy,
             "the server does not repeat tokens for a repeated seed": not self.same_seed_same_tokens,
+            "Adam's betas, epsilon and weight decay are those that the server was started with": not self.takes_adam,
         }
         return (*(text for text, holds in said.items() if holds), f"sampler and trainer differ by {self.sampler_gap:.2g}")
 
@@ -85,8 +91,10 @@ def probe(server: Server, policy: Trainer, scratch: Trainer, sampler: Sampler, v
     tokens = np.random.default_rng(0).integers(0, vocabulary, size=2 * (PROMPT_TOKENS + ANSWER_TOKENS)).tolist()
     gap, repeats = _sampler_law(policy, sampler, tokens[:PROMPT_TOKENS])
     reduction = _reduction(scratch, tokens)
-    _frozen(server, scratch, _sequence(scratch, tokens[: PROMPT_TOKENS + ANSWER_TOKENS]))
-    return Findings(reduction, gap, repeats)
+    sequence = _sequence(scratch, tokens[: PROMPT_TOKENS + ANSWER_TOKENS])
+    takes_adam = _moved(scratch, sequence, replace(STEP, eps=HUGE_EPS)) < SMALLEST_MOVE
+    _frozen(server, scratch, sequence)
+    return Findings(reduction, gap, repeats, takes_adam)
 
 
 def _sequence(trainer: Trainer, tokens: Sequence[int]) -> WireDatum:
@@ -176,13 +184,11 @@ def _frozen(server: Server, scratch: Trainer, sequence: WireDatum) -> None:
     frozen = server.trainer_from(scratch.save("probe"), optimiser=False)
     try:
         before = frozen.forward([sequence])[0]
-        scratch.forward_backward([sequence], "importance_sampling")
-        scratch.optim_step(AdamParams(learning_rate=0.01))
-        moved = _gap(scratch.forward([sequence])[0], start)
+        moved = _moved(scratch, sequence, STEP)
         after = frozen.forward([sequence])[0]
     finally:
         server.unload(frozen)
-    if moved < 1e-4:
+    if moved < SMALLEST_MOVE:
         raise _refusal("does not change log-probs by an optimiser step at a learning rate of 0.01")
     if _gap(before, start) > TOLERANCE * moved or _gap(after, before) > TOLERANCE * moved:
         raise _refusal(
@@ -190,6 +196,14 @@ def _frozen(server: Server, scratch: Trainer, sequence: WireDatum) -> None:
             f"and move by {_gap(after, before):.3g} with a step of another adapter, which itself moves by {moved:.3g} (an "
             "adapter that is merged into the base model does this)"
         )
+
+
+def _moved(trainer: Trainer, sequence: WireDatum, adam: AdamParams) -> float:
+    """Largest change of a log-prob by one step on the sequence, in nats."""
+    before = trainer.forward([sequence])[0]
+    trainer.forward_backward([sequence], "importance_sampling")
+    trainer.optim_step(adam)
+    return _gap(trainer.forward([sequence])[0], before)
 
 
 def _sampler_law(policy: Trainer, sampler: Sampler, prompt: Sequence[int]) -> tuple[float, bool]:
