@@ -41,6 +41,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 STATE_FILE = "tinker.json"
 """In a checkpoint: where the server keeps the state."""
 SEEDS = 2**31
+IN_FLIGHT = 256
+"""Samples asked for at once. SkyRL's server has 15 connections to its database: of 1,500 some waited there too long."""
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class TinkerEngine:
         self._stale = False
         self._accumulated = 0
         self._policy: Trainer | None = None
+        self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         self._snapshots: dict[str, tuple[str, Trainer]] = {}
         self._server = self._first_contact()
         self._model, served_length = self._served(model)
@@ -167,7 +170,7 @@ class TinkerEngine:
                 request.prompt_ids, params.max_new_tokens, params.temperature, stop_ids, seed
             )
 
-        tasks = [asyncio.ensure_future(_again(ask(request))) for request in requests]
+        tasks = [asyncio.ensure_future(self._again(ask(request))) for request in requests]
         try:
             answers = await asyncio.gather(*tasks)
         except RemoteFailure as failure:
@@ -176,6 +179,23 @@ class TinkerEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise self._lost("sample", failure) from failure
         return [_sampled(raw, params.stop_ids) for raw in answers]
+
+    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
+        for wait_s in islice(_backoff(), RETRIES):
+            try:
+                return await self._admitted(ask)
+            except RemoteFailure as failure:
+                if not failure.passing:
+                    raise
+            await _pause(wait_s)
+        return await self._admitted(ask)
+
+    async def _admitted(self, ask: Callable[[], Awaitable[T]]) -> T:
+        loop = asyncio.get_running_loop()
+        if self._gate is None or self._gate[0] is not loop:
+            self._gate = loop, asyncio.Semaphore(IN_FLIGHT)
+        async with self._gate[1]:
+            return await ask()
 
     def _retried(self, name: str, ask: Callable[[], T]) -> T:
         for wait_s in islice(_backoff(), RETRIES):
@@ -437,15 +457,7 @@ class TinkerEngine:
             raise EngineError(f"the engine is not usable: {self._broken}", usable=False)
 
 
-async def _again(ask: Callable[[], Awaitable[T]]) -> T:
-    for wait_s in islice(_backoff(), RETRIES):
-        try:
-            return await ask()
-        except RemoteFailure as failure:
-            if not failure.passing:
-                raise
-            await asyncio.sleep(wait_s)
-    return await ask()
+_pause = asyncio.sleep  # tests do not wait
 
 
 def _backoff() -> Iterator[float]:

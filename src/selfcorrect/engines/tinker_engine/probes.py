@@ -136,11 +136,12 @@ def _reduction(scratch: Trainer, tokens: Sequence[int]) -> Reduction:
     _unclipped(gradients, short, one)
     cross = [gradients.norm([replace(short, weights=short.weights * w)], "cross_entropy") / one for w in (1.0, 3.0)]
     reduction = Reduction(over_data, over_tokens, _close(cross[0], 1.0) and _close(cross[1], 3.0))
-    alone, together = gradients.norm(reduction.corrected([short])), gradients.norm(reduction.corrected([short, long]))
-    if not _close(together / alone, 2.0):
+    opposite = reduction.corrected([short, replace(long, weights=-long.weights)])
+    left = gradients.norm(opposite) / gradients.norm(reduction.corrected([short]))
+    if not left <= TOLERANCE:
         raise _refusal(
-            f"reduces a batch of unequal sequences in a way that no factor per sequence corrects (ratio {together / alone:.3g} "
-            "instead of 2)"
+            "reduces a batch of unequal sequences in a way that no factor per sequence corrects (opposite weights on equal "
+            f"tokens leave {left:.3g} of the gradient)"
         )
     return reduction
 
