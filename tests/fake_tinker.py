@@ -5,7 +5,6 @@ The adapters are torch engines, so losses, steps and log-probs are real; what is
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from pathlib import Path
 
@@ -198,7 +197,6 @@ class FakeSampler:
         self._fake, self._engine = fake, engine
 
     async def sample(self, prompt_ids, max_tokens, temperature, stop_ids, seed):
-        await asyncio.sleep(0)
         (answer,) = await self._engine.sample(
             [SampleRequest(tuple(prompt_ids), (seed,))], SamplingParams(max_tokens, temperature, frozenset(stop_ids))
         )

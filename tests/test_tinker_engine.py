@@ -14,7 +14,7 @@ import toy
 from fake_tinker import Fake
 from selfcorrect.config import EngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
-from selfcorrect.engines.tinker_engine import client
+from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine import engine as module
 from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 from selfcorrect.errors import ConfigError, EngineError, ModelError
@@ -38,9 +38,8 @@ def no_waiting(monkeypatch):
     async def asleep(seconds):
         sleep(seconds)
 
-    monkeypatch.setattr(module.time, "sleep", sleep)
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
-    monkeypatch.setattr(module, "_pause", asleep)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
+    monkeypatch.setattr(patience.asyncio, "sleep", asleep)
     return waits
 
 
@@ -63,7 +62,9 @@ def sample(engine, n=3):
 
 
 def current(engine, sequences):
-    return np.concatenate([lp[s.sampled_T] for lp, s in zip(engine.logprobs(sequences, CURRENT), sequences, strict=True)])
+    return np.concatenate(
+        [lp[s.sampled_T] for lp, s in zip(engine.logprobs(sequences, CURRENT), sequences, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("mean", [False, True])
@@ -86,10 +87,10 @@ def test_whatever_the_server_averages_a_step_is_that_of_the_sum(tmp_path, mean, 
 def test_what_was_found_out_is_in_the_records(tmp_path):
     plain, averaging = (fake_tinker.engine(Fake(tmp_path / str(m), mean=m)).info for m in (False, True))
     assert len(plain.notes) == 1 and "differ by" in plain.notes[0]
-    assert ["averages over data", "averages over a sequence", "normalises"] == [
-        next(w for w in ("averages over data", "averages over a sequence", "normalises") if w in note)
-        for note in averaging.notes[:3]
-    ]
+    for note, found in zip(
+        averaging.notes, ("averages over data", "averages over a sequence", "normalises"), strict=False
+    ):
+        assert found in note
     assert plain.exact_sampler
 
 
@@ -161,11 +162,11 @@ def test_what_changes_nothing_is_sent_again_with_growing_waits(tmp_path, no_wait
 def test_retries_end_and_a_refusal_is_not_retried(tmp_path, no_waiting):
     fake = Fake(tmp_path)
     engine = fake_tinker.engine(fake)
-    for _ in range(module.RETRIES + 1):
+    for _ in range(patience.RETRIES + 1):
         fake.fail("forward", "before", LOST)
     with pytest.raises(EngineError, match="reload the last checkpoint") as caught:
         current(engine, data())
-    assert not caught.value.usable and len(no_waiting) == module.RETRIES
+    assert not caught.value.usable and len(no_waiting) == patience.RETRIES
     again = fake_tinker.engine(fake)
     fake.fail("sample", "before", RemoteFailure("invalid prompt"))
     no_waiting.clear()
@@ -260,7 +261,7 @@ def test_no_server_and_another_model_are_refused_at_once(tmp_path, no_waiting):
         fake_tinker.engine(fake)
     assert not caught.value.usable and no_waiting == []
     settings = EngineConfig(name="tinker", base_url="http://fake")
-    with pytest.raises(ModelError, match="'org/other' is not what the Tinker server serves .*'fake/tiny'"):
+    with pytest.raises(ModelError, match=r"'org/other' is not what the Tinker server serves .*'fake/tiny'"):
         module.TinkerEngine(fake.session, None, ("org/other", "/dir"), 4, settings, 512, 261)
     assert fake.loaded == set()
 

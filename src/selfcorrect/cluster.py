@@ -118,7 +118,7 @@ def recipe(c: Cluster) -> Recipe:
 #!/bin/sh -e
 # An environment of its own: the server needs Python {PYTHON}, and pins of its own.
 # With Python's own pip settings; a machine without a GPU is best given PyTorch's CPU build first.
-python{PYTHON} -m venv env
+[ -d env ] || python{PYTHON} -m venv env
 env/bin/pip install '{SKYRL.replace("==", f"[{extra}]==")}' aiohttp uv
 """
     disk = "all machines share" if c.nodes > 1 else "stays"
@@ -145,8 +145,10 @@ export VIRTUAL_ENV="$PWD/env" PATH="$PWD/env/bin:$PATH"
             "RAY_ADDRESS=auto sh serve.sh     # on the first machine; leave it running",
         ]
     if c.gpus:
-        steps[:0] = ["# the pip extra names CUDA builds that are not all on the package index: see SkyRL's install guide"]
-    where = f"http://{'HOST' if c.host == '0.0.0.0' else c.host}:{c.port}"  # noqa: S104
+        steps[:0] = [
+            "# the pip extra names CUDA builds that are not all on the package index: see SkyRL's install guide"
+        ]
+    where = f"http://{'HOST' if c.host == '0.0.0.0' else c.host}:{c.port}"
     settings = ["model.lora_alpha=32", f"model.lora_rank={c.rank}", f"engine.base_url={where}"]
     steps.append(shlex.join(["selfcorrect", "train", f"model={c.model}", "engine=tinker", *settings, "task=gsm8k"]))
     return Recipe(_title(c), files, tuple(steps))

@@ -134,7 +134,9 @@ def _tinker_engine(job: Job, frozen: bool) -> Engine:
 
     model, settings = job.config.model, job.config.engine
     if job.resolved.kind == "adapter":
-        raise ModelError(f"model {model.name} is a PEFT adapter, which a server does not serve; measure it with engine=torch")
+        raise ModelError(
+            f"model {model.name} is a PEFT adapter, which a server does not serve; measure it with engine=torch"
+        )
     local = load_config(job.resolved, model.revision, model.trust_remote_code).get_text_config(decoder=True)
     return TinkerEngine(
         lambda: connect(settings.base_url, settings.timeout_s),

@@ -1,8 +1,7 @@
 """``--engine`` (in tests/conftest.py) says which engine the suite is run against; the fixtures bring it to its start."""
 
-import pytest
-
 import kinds
+import pytest
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from kinds import RANK
 
 import tiny
-from kinds import RANK
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.quiet import quiet_peft
 from selfcorrect.errors import EngineError
@@ -175,7 +175,7 @@ def test_a_step_is_that_of_the_summed_loss(engine, with_peft, loss):
     with torch.no_grad():
         for p in peft.parameters():
             if p.grad is not None:
-                p -= PLAIN_STEP.learning_rate * p.grad / (p.grad.abs() + PLAIN_STEP.eps)
+                p.sub_(PLAIN_STEP.learning_rate * p.grad / (p.grad.abs() + PLAIN_STEP.eps))
     expected = truth(peft, held_out) - before
     got = moved_by(engine, data, held_out, loss)
     assert np.abs(expected).max() > 0.01, "the step is too small to tell anything"

@@ -132,9 +132,7 @@ class TinkerServer:
 
     def trainer_from(self, path: str, *, optimiser: bool) -> Trainer:
         s = self._service
-        make = (
-            s.create_training_client_from_state_with_optimizer if optimiser else s.create_training_client_from_state
-        )
+        make = s.create_training_client_from_state_with_optimizer if optimiser else s.create_training_client_from_state
         with _translated():
             return _Adapter(_bounded(lambda: make(path), self._timeout_s), s, self._timeout_s)
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +25,7 @@ from selfcorrect.engines.base import (
     Scored,
 )
 from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.tinker_engine import patience
 from selfcorrect.engines.tinker_engine.probes import EXACT_GAP, Findings, Reduction, probe
 from selfcorrect.engines.tinker_engine.remote import RawSample, RemoteFailure, Sampler, Server, Trainer, WireDatum
 from selfcorrect.errors import EngineError, ModelError
@@ -35,16 +33,9 @@ from selfcorrect.types import Datum, FloatArray, LossName
 
 T = TypeVar("T")
 
-RETRIES = 4
-"""Times that a request which changes nothing is sent again."""
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 STATE_FILE = "tinker.json"
 """In a checkpoint: where the server keeps the state."""
 SEEDS = 2**31
-IN_FLIGHT = 256
-"""Samples asked for at once. SkyRL's server has 15 connections to its database: of 1,500 some waited there too long."""
-
-log = logging.getLogger(__name__)
 
 
 class TinkerEngine:
@@ -57,7 +48,7 @@ class TinkerEngine:
     Args:
         connect: opens a session.
         chat: the model's chat format.
-        model: how the server names it (``served_name``).
+        model: names that it may have at the server; the first that is served is taken.
         rank: of the adapters; None measures the model itself and trains nothing.
         settings: how long to wait.
         max_length: longest sequence of the model in tokens.
@@ -87,7 +78,7 @@ class TinkerEngine:
         self._stale = False
         self._accumulated = 0
         self._policy: Trainer | None = None
-        self._gate: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
+        self._gate = patience.Gate()
         self._snapshots: dict[str, tuple[str, Trainer]] = {}
         self._server = self._first_contact()
         self._model, served_length = self._served(model)
@@ -166,11 +157,9 @@ class TinkerEngine:
 
         def ask(request: SampleRequest) -> Callable[[], Awaitable[RawSample]]:
             seed = request.stream_key() % SEEDS
-            return lambda: sampler.sample(
-                request.prompt_ids, params.max_new_tokens, params.temperature, stop_ids, seed
-            )
+            return lambda: sampler.sample(request.prompt_ids, params.max_new_tokens, params.temperature, stop_ids, seed)
 
-        tasks = [asyncio.ensure_future(self._again(ask(request))) for request in requests]
+        tasks = [asyncio.ensure_future(self._gate.retried(ask(request))) for request in requests]
         try:
             answers = await asyncio.gather(*tasks)
         except RemoteFailure as failure:
@@ -180,32 +169,8 @@ class TinkerEngine:
             raise self._lost("sample", failure) from failure
         return [_sampled(raw, params.stop_ids) for raw in answers]
 
-    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
-        for wait_s in islice(_backoff(), RETRIES):
-            try:
-                return await self._admitted(ask)
-            except RemoteFailure as failure:
-                if not failure.passing:
-                    raise
-            await _pause(wait_s)
-        return await self._admitted(ask)
-
-    async def _admitted(self, ask: Callable[[], Awaitable[T]]) -> T:
-        loop = asyncio.get_running_loop()
-        if self._gate is None or self._gate[0] is not loop:
-            self._gate = loop, asyncio.Semaphore(IN_FLIGHT)
-        async with self._gate[1]:
-            return await ask()
-
     def _retried(self, name: str, ask: Callable[[], T]) -> T:
-        for wait_s in islice(_backoff(), RETRIES):
-            try:
-                return ask()
-            except RemoteFailure as failure:
-                if not failure.passing:
-                    raise self._lost(name, failure) from failure
-                time.sleep(wait_s)
-        return self._once(name, ask)
+        return self._once(name, lambda: patience.retried(ask))
 
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
         """See ``Engine.logprobs``."""
@@ -250,9 +215,7 @@ class TinkerEngine:
 
     def _at_ratio_one(self, policy: Trainer, wire: Sequence[WireDatum]) -> list[WireDatum]:
         current = self._retried("forward_backward", lambda: policy.forward(wire))
-        return [
-            replace(d, logprobs=np.where(d.weights != 0, lp, 0.0)) for d, lp in zip(wire, current, strict=True)
-        ]
+        return [replace(d, logprobs=np.where(d.weights != 0, lp, 0.0)) for d, lp in zip(wire, current, strict=True)]
 
     def optim_step(self, adam: AdamParams) -> OptimResult:
         """See ``Engine.optim_step``."""
@@ -405,27 +368,15 @@ class TinkerEngine:
 
     def _place(self, make: Callable[[], Trainer]) -> Trainer:
         """An adapter, waited for where the server is full."""
-        return self._waited(make, lambda failure: failure.full, "a place for another adapter on the Tinker server")
+        what = "a place for another adapter on the Tinker server"
+        return patience.waited(make, lambda failure: failure.full, what, self._settings.wait_s)
 
     def _reconnected(self) -> Server:
         try:
-            return self._waited(self._connect, lambda failure: failure.passing, "the Tinker server to answer again")
+            what = "the Tinker server to answer again"
+            return patience.waited(self._connect, lambda failure: failure.passing, what, self._settings.wait_s)
         except RemoteFailure as failure:
             raise self._lost("load", failure) from failure
-
-    def _waited(self, make: Callable[[], T], worth_waiting: Callable[[RemoteFailure], bool], what: str) -> T:
-        deadline = time.monotonic() + self._settings.wait_s
-        backoff = _backoff()
-        while True:
-            try:
-                return make()
-            except RemoteFailure as failure:
-                wait_s = next(backoff)
-                if not worth_waiting(failure) or time.monotonic() + wait_s > deadline:
-                    raise
-                if wait_s == FIRST_WAIT_S:
-                    log.warning("waiting for %s, up to %.0f s (engine.wait_s): %s", what, self._settings.wait_s, failure)
-                time.sleep(wait_s)
 
     def _snapshot(self, name: str) -> tuple[str, Trainer]:
         if name not in self._snapshots:
@@ -455,17 +406,6 @@ class TinkerEngine:
     def _require_usable(self) -> None:
         if self._broken is not None:
             raise EngineError(f"the engine is not usable: {self._broken}", usable=False)
-
-
-_pause = asyncio.sleep  # tests do not wait
-
-
-def _backoff() -> Iterator[float]:
-    """Seconds to wait after each failure, doubling up to a limit; endless."""
-    wait_s = FIRST_WAIT_S
-    while True:
-        yield wait_s
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
 def _new_name() -> str:

@@ -71,7 +71,10 @@ class Findings:
             "the server does not repeat tokens for a repeated seed": not self.same_seed_same_tokens,
             "Adam's betas, epsilon and weight decay are those that the server was started with": not self.takes_adam,
         }
-        return (*(text for text, holds in said.items() if holds), f"sampler and trainer differ by {self.sampler_gap:.2g}")
+        return (
+            *(text for text, holds in said.items() if holds),
+            f"sampler and trainer differ by {self.sampler_gap:.2g}",
+        )
 
 
 def probe(server: Server, policy: Trainer, scratch: Trainer, sampler: Sampler, vocabulary: int) -> Findings:
@@ -131,7 +134,9 @@ def _reduction(scratch: Trainer, tokens: Sequence[int]) -> Reduction:
     over_data = _either(gradients.norm([short, short]) / one, {2.0: False, 1.0: True}, "two equal sequences, and one")
     share = len(short.target_ids) / len(long.target_ids)
     over_tokens = _either(
-        gradients.norm([long]) / one, {1.0: False, share: True}, "a sequence with unweighted tokens at its end, and without"
+        gradients.norm([long]) / one,
+        {1.0: False, share: True},
+        "a sequence with unweighted tokens at its end, and without",
     )
     _unclipped(gradients, short, one)
     cross = [gradients.norm([replace(short, weights=short.weights * w)], "cross_entropy") / one for w in (1.0, 3.0)]
