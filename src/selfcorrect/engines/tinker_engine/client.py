@@ -297,7 +297,7 @@ def complete_adapter(path: Path, model: str) -> None:
 
     file = path / "adapter_config.json"
     config = json.loads(file.read_text())
-    with safe_open(path / "adapter_model.safetensors", "np") as tensors:  # type: ignore[no-untyped-call]
+    with safe_open(path / "adapter_model.safetensors", "np") as tensors:
         names = list(tensors.keys())
     modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names})
     config |= {"base_model_name_or_path": model, "target_modules": modules, "task_type": "CAUSAL_LM"}
