@@ -242,7 +242,8 @@ class TinkerEngine:
         assert norm is not None, "the probes refuse a server that reports no gradient norm"
         self._accumulated = 0
         if not np.isfinite(norm):
-            raise self._lost("optim_step", RemoteFailure(f"the gradient's norm is {norm}: training has diverged"))
+            self._broken = f"the gradient's norm was {norm}: training has diverged, and the adapter with it; reload the last checkpoint"
+            raise EngineError(self._broken, usable=False)
         return OptimResult(norm, adam.learning_rate, False)
 
     def _once(self, name: str, ask: Callable[[], T]) -> T:
@@ -316,12 +317,10 @@ class TinkerEngine:
                 f"{self._model} at rank {self._rank}",
                 usable=self._broken is None,
             )
-        for name in list(self._snapshots):
-            self._drop_snapshot(name)
         if self._broken is not None:
-            self._unload(self._policy)
-            self._policy = None
             self._server = self._reconnected()
+        for name in list(self._snapshots):  # also of a lost session: its heartbeat would keep their places
+            self._drop_snapshot(name)
         self._replace_policy(policy, optimiser=True)
         for name, kept in snapshots.items():
             self._snapshots[name] = kept, self._loaded(kept, optimiser=False)
