@@ -343,7 +343,7 @@ def test_a_checkpoint_of_another_engine_or_model_is_refused(tmp_path):
         (["model.lora_alpha=16"], "lora_alpha=16 would be ignored"),
         (["train.grad_clip=1"], "grad_clip"),
         (["engine.device=cpu"], r"engine=tinker would ignore engine\.device"),
-        (["model.dtype=float32"], r"would ignore model\.dtype"),
+        (["model.dtype=bfloat16"], r"would ignore model\.dtype"),
         (["engine.name=torch", "engine.base_url=http://x"], r"engine=torch would ignore engine\.base_url"),
     ],
 )

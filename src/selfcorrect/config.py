@@ -294,12 +294,14 @@ def validate(values: Mapping[str, Any]) -> Config:
 
 
 def _refuse_ignored(config: Config, user: Mapping[str, Any]) -> None:
-    """Settings that the chosen engine would ignore. Those of a preset are the user's only when the user writes them."""
+    """Settings that the chosen engine would ignore, where the user writes them and not as their default."""
     name = config.engine.name
-    read = ENGINE_SETTINGS[name] | {"name"}
-    ignored = [f"engine.{key}" for key in user.get("engine", {}) if key not in read]
-    if name == "tinker":
-        ignored += [f"model.{key}" for key in ("dtype",) if key in user.get("model", {})]
+    read = {f"engine.{key}" for key in ENGINE_SETTINGS[name] | {"name"}}
+    theirs = {f"engine.{key}": getattr(config.engine, key) for key in user.get("engine", {})}
+    if name == "tinker" and "dtype" in user.get("model", {}):  # the server decides
+        theirs["model.dtype"] = config.model.dtype
+    defaults = {f"engine.{key}": value for key, value in EngineConfig()} | {"model.dtype": ModelConfig().dtype}
+    ignored = [key for key, value in theirs.items() if key not in read and value != defaults[key]]
     if ignored:
         raise ConfigError(
             f"engine={name} would ignore {', '.join(ignored)}; drop the setting, or choose the engine that reads it"
