@@ -184,7 +184,7 @@ class FakeTrainer:
             place = self._fake.folder / f"published-{next(self._fake._ids)}"
             self.engine.save(place)
             frozen.load(place)
-            return FakeSampler(self._fake, frozen)
+            return FakeSampler(self._fake, frozen, self)
 
         return self._act("publish", copy)
 
@@ -193,10 +193,12 @@ class FakeTrainer:
 
 
 class FakeSampler:
-    def __init__(self, fake: Fake, engine) -> None:
-        self._fake, self._engine = fake, engine
+    def __init__(self, fake: Fake, engine, of: FakeTrainer | None = None) -> None:
+        self._fake, self._engine, self._of = fake, engine, of
 
     async def sample(self, prompt_ids, max_tokens, temperature, stop_ids, seed):
+        if self._of is not None and self._of not in self._fake.loaded:  # SkyRL samples from loaded adapters only
+            raise RemoteFailure("Model not loaded")
         (answer,) = await self._engine.sample(
             [SampleRequest(tuple(prompt_ids), (seed,))], SamplingParams(max_tokens, temperature, frozenset(stop_ids))
         )

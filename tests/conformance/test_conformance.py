@@ -272,7 +272,10 @@ def test_reset_optimiser_forgets_the_moments_and_keeps_the_weights(engine):
     assert np.abs(with_moments - fresh).max() > 0.01
     engine.restore("start")
     moved_by(engine, data, data, "cross_entropy", AdamParams(0.01))
+    engine.publish()
+    answers = sample(engine, requests())
     engine.reset_optimiser()
+    assert [s.token_ids for s in sample(engine, requests())] == [s.token_ids for s in answers]  # still published
     np.testing.assert_allclose(moved_by(engine, other, data, "cross_entropy", AdamParams(0.01)), fresh, atol=1e-4)
 
 

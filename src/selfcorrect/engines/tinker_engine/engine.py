@@ -273,6 +273,8 @@ class TinkerEngine:
         """See ``Engine.reset_optimiser``."""
         self._require_usable()
         self._replace_policy(self._save_state(), optimiser=False)
+        if not self._stale:  # what was published belonged to the adapter that is gone
+            self.publish()
 
     def snapshot(self, name: str) -> None:
         """See ``Engine.snapshot``."""
