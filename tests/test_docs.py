@@ -183,5 +183,16 @@ def test_the_worked_example_is_what_the_code_does():
 
 def test_make_lists_its_targets():
     shown = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    targets = ("demo", "demo-seeds", "test", "test-slow", "test-gpu", "check", "docs", "mutants", "clean")
+    targets = (
+        "demo",
+        "demo-seeds",
+        "test",
+        "test-slow",
+        "test-gpu",
+        "conformance-skyrl",
+        "check",
+        "docs",
+        "mutants",
+        "clean",
+    )
     assert all(f"make {t} " in shown for t in targets)

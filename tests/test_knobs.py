@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -12,8 +14,12 @@ import transformers
 
 import tiny
 import toy
+from selfcorrect import experiment
 from selfcorrect.config import all_keys, load_config
 from selfcorrect.engines.base import SampleRequest, SamplingParams
+from selfcorrect.engines.tinker_engine import client, patience
+from selfcorrect.engines.tinker_engine.remote import RemoteFailure
+from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
@@ -306,7 +312,46 @@ def probe_device(tmp):
 
 def probe_engine_name(tmp):
     with pytest.raises(ConfigError, match=r"engine\.name"):
-        load_config(None, ["engine=vllm"])  # one engine so far; another name is refused
+        load_config(None, ["engine=vllm"])
+    for name, folder in (("torch", "torch_engine"), ("tinker", "tinker_engine")):
+        asked = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "_tinker_engine", lambda job, frozen, asked=asked: asked.append("tinker_engine"))
+            patch.setattr(TorchEngine, "from_config", lambda *_a, asked=asked, **_k: asked.append("torch_engine"))
+            c = load_config(None, [f"engine={name}", "model.lora_rank=2"])
+            experiment.make_engine(SimpleNamespace(config=c, resolved=None, chat=None))
+        assert asked == [folder]
+
+
+def tinker_settings(*settings):
+    return load_config(None, ["engine=tinker", "model.lora_rank=2", *settings]).engine
+
+
+def probe_base_url(tmp):
+    for url in ("http://127.0.0.1:9", "http://127.0.0.1:10"):
+        with pytest.raises(RemoteFailure, match=url), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(client, "require_client", lambda hosted: None)
+            client.connect(tinker_settings(f"engine.base_url={url}").base_url, 5.0)
+
+
+def probe_timeout(tmp):
+    for seconds, passes in ((0.01, False), (5, True)):
+        limit = tinker_settings(f"engine.timeout_s={seconds}").timeout_s
+        with nullcontext() if passes else pytest.raises(TimeoutError):
+            assert client._bounded(lambda: time.sleep(0.3) or "done", limit) == "done"
+
+
+def probe_wait(tmp):
+    for seconds, tries in ((0, 1), (1.5, 2)):
+        made = []
+
+        def busy(made=made):
+            made.append(1)
+            raise RemoteFailure("full", full=True)
+
+        with pytest.raises(RemoteFailure):
+            patience.waited(busy, lambda f: f.full, "a place", tinker_settings(f"engine.wait_s={seconds}").wait_s)
+        assert len(made) == tries
 
 
 def measured(tmp, *overrides):
@@ -395,6 +440,9 @@ PROBES = {
     "task.first_attempts": probe_first_attempts,
     "task.accept_risk": probe_accept_risk,
     "engine.name": probe_engine_name,
+    "engine.base_url": probe_base_url,
+    "engine.timeout_s": probe_timeout,
+    "engine.wait_s": probe_wait,
     "engine.device": probe_device,
     "engine.tokens_per_microbatch": probe_microbatch,
     "engine.tokens_per_sampling_batch": probe_sampling_batch,

@@ -173,8 +173,14 @@ class SftConfig(Section):
 
 
 class EngineConfig(Section):
-    name: Literal["torch"] = "torch"
-    """What samples and trains; there is one."""
+    name: Literal["torch", "tinker"] = "torch"
+    """torch: this process, CPU or one GPU. tinker: a server of the Tinker API (docs/engines.md)."""
+    base_url: str | None = None
+    """tinker: the server's address, http://HOST:PORT; None is Tinker itself, with the key in TINKER_API_KEY."""
+    timeout_s: float = Field(600.0, gt=0)
+    """tinker: longest wait for one request. What may be lost by then is not sent again: the last checkpoint is loaded."""
+    wait_s: float = Field(600.0, ge=0)
+    """tinker: longest wait for a full server, and for a lost one to come back."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a device, else the CPU."""
     tokens_per_microbatch: int = Field(4_096, ge=1)
@@ -183,6 +189,15 @@ class EngineConfig(Section):
     """Key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
+
+
+ENGINE_SETTINGS = {
+    "torch": {"device", "tokens_per_microbatch", "tokens_per_sampling_batch", "gradient_checkpointing"},
+    "tinker": {"base_url", "timeout_s", "wait_s"},
+}
+"""Settings of the section ``engine`` that each engine reads."""
+TINKER_LORA_ALPHA = 32.0
+"""The Tinker API has no setting for it: servers take this."""
 
 
 class EvalConfig(Section):
@@ -233,6 +248,27 @@ class Config(Section):
     def _names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value or ()
 
+    @model_validator(mode="after")
+    def _tinker_trains_adapters(self) -> Self:
+        if self.engine.name != "tinker":
+            return self
+        if not self.model.lora_rank:
+            raise ValueError(
+                "engine=tinker trains LoRA adapters only, and model.lora_rank=0 asks for every weight; set "
+                "model.lora_rank, e.g. to 32"
+            )
+        if self.model.lora_alpha != TINKER_LORA_ALPHA:
+            raise ValueError(
+                f"model.lora_alpha={self.model.lora_alpha:g} would be ignored: the Tinker API has no setting for it and its "
+                f"servers take {TINKER_LORA_ALPHA:g}; set model.lora_alpha={TINKER_LORA_ALPHA:g}"
+            )
+        if self.train.grad_clip is not None:
+            raise ValueError(
+                "train.grad_clip is not done by SkyRL's server, which drops it without a word; set train.grad_clip=none, or "
+                "use engine=torch"
+            )
+        return self
+
     @property
     def resolved_run_dir(self) -> Path:
         if self.run_dir is not None:
@@ -257,7 +293,9 @@ def load_config(file: Path | None = None, overrides: Iterable[str] = ()) -> Conf
         _apply_override(user, text)
     _refuse_unknown(user, Config, prefix="")
     named = user.get("model", {}).get("name", Config().model.name)
-    config = validate(_merge(_preset(named), user))
+    layers = _merge(_preset(named), user)
+    config = validate(layers)
+    _refuse_ignored(config, user)
     # only what the user gave: presets set it beside a rank that may be taken back
     given = "lora_alpha" in user.get("model", {}) and config.model.lora_alpha != ModelConfig().lora_alpha
     if given and config.model.lora_rank == 0:
@@ -295,6 +333,21 @@ def validate(values: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _refuse_ignored(config: Config, user: Mapping[str, Any]) -> None:
+    """Settings that the chosen engine would ignore, where the user writes them and not as their default."""
+    name = config.engine.name
+    read = {f"engine.{key}" for key in ENGINE_SETTINGS[name] | {"name"}}
+    theirs = {f"engine.{key}": getattr(config.engine, key) for key in user.get("engine", {})}
+    if name == "tinker" and "dtype" in user.get("model", {}):  # the server decides
+        theirs["model.dtype"] = config.model.dtype
+    defaults = {f"engine.{key}": value for key, value in EngineConfig()} | {"model.dtype": ModelConfig().dtype}
+    ignored = [key for key, value in theirs.items() if key not in read and value != defaults[key]]
+    if ignored:
+        raise ConfigError(
+            f"engine={name} would ignore {', '.join(ignored)}; drop the setting, or choose the engine that reads it"
+        )
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

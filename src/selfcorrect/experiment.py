@@ -37,6 +37,9 @@ from selfcorrect.tasks.base import GetsReady, GivesFirst, LeavesOut, Task
 from selfcorrect.train import Observer, train
 from selfcorrect.types import Problem
 
+RELOADS = 3
+"""Times that a run goes on from one checkpoint by itself after its engine was lost."""
+
 TRACKED_PACKAGES = ("selfcorrect", "torch", "transformers", "tokenizers", "peft", "numpy")
 
 
@@ -119,9 +122,32 @@ def make_engine(job: Job, *, frozen: bool = False) -> Engine:
     Raises:
         ModelError: they cannot be loaded.
     """
+    if job.config.engine.name == "tinker":
+        return _tinker_engine(job, frozen)
     from selfcorrect.engines.torch_engine import TorchEngine
 
     return TorchEngine.from_config(job.resolved, job.chat, job.config.model, job.config.engine, frozen=frozen)
+
+
+def _tinker_engine(job: Job, frozen: bool) -> Engine:
+    from selfcorrect.engines.tinker_engine import TinkerEngine
+    from selfcorrect.engines.tinker_engine.client import connect
+
+    model, settings = job.config.model, job.config.engine
+    if job.resolved.kind == "adapter":
+        raise ModelError(
+            f"model {model.name} is a PEFT adapter, which a server does not serve; measure it with engine=torch"
+        )
+    local = load_config(job.resolved, model.revision, model.trust_remote_code).get_text_config(decoder=True)
+    return TinkerEngine(
+        lambda: connect(settings.base_url, settings.timeout_s),
+        job.chat,
+        (model.name, job.resolved.path_or_id),
+        None if frozen else model.lora_rank,
+        settings,
+        int(local.max_position_embeddings),
+        int(local.vocab_size),
+    )
 
 
 @dataclass(frozen=True)
@@ -163,18 +189,46 @@ def run_experiment(
     if checkpoint is None:
         say("measuring the base model")
         done |= _measure(job, run, engine, "base", 0, say, observer)
-    try:
-        progress = train(run, engine, job.task, observer, stop_requested)
-    except Interrupted:
-        run.append(_end_record(run, "interrupted"))
-        raise
+    reloads = 0
+    while True:
+        try:
+            progress, kept, final = _train_and_measure(job, run, engine, observer, say, stop_requested)
+            return Outcome(run, progress, kept, done | final)
+        except Interrupted:
+            run.append(_end_record(run, "interrupted"))
+            raise
+        except EngineError as error:
+            checkpoint = run.latest_checkpoint()
+            if error.usable or checkpoint is None:
+                raise
+            again = run.read_progress(checkpoint)
+            reloads = reloads + 1 if reached is not None and again.step == reached.step else 1
+            if reloads > RELOADS:
+                raise
+            reached = again
+            say(f"{error}. Going on from step {again.step} (try {reloads} of {RELOADS} from there)")
+            run.rewind(again)
+            run.append(_start_record(engine, again.step))
+
+
+def _train_and_measure(
+    job: Job,
+    run: RunDirectory,
+    engine: Engine,
+    observer: Observer,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+) -> tuple[Progress, int, dict[str, Evaluation]]:
+    """From the latest checkpoint to the end. Called again after a failure, it repeats what followed that checkpoint: all
+    steps are functions of seed, step and weights, and the weights are loaded anew, so nothing is counted twice."""
+    progress = train(run, engine, job.task, observer, stop_requested)
     kept = load_kept(run, engine)
     why = "the last" if progress.best_step is None else "the best by training reward"
     say(f"keeping step {kept}, {why}; measuring it")
     export(engine, run.path / "model")
-    done |= _measure(job, run, engine, "final", kept, say, observer)
+    final = _measure(job, run, engine, "final", kept, say, observer)
     run.append(_end_record(run, "finished"))
-    return Outcome(run, progress, kept, done)
+    return progress, kept, final
 
 
 def load_kept(run: RunDirectory, engine: Engine) -> int:
@@ -232,6 +286,8 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     except (OSError, EngineError) as error:
+        if isinstance(error, EngineError) and not error.usable:
+            raise
         raise RunError(
             f"model {target} could not be written: {disk_reason(error)}; free room or name another place"
         ) from error
@@ -289,6 +345,8 @@ def _watched(engine: Engine, name: str, most: int, observer: Observer) -> Iterat
 
 def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
     versions = {name: metadata.version(name) for name in TRACKED_PACKAGES}
+    if engine.info.name == "tinker":
+        versions["tinker"] = metadata.version("tinker")
     versions["python"] = platform.python_version()
     versions["platform"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return StartRecord(

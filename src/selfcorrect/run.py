@@ -284,6 +284,8 @@ class RunDirectory:
             part.rename(final)
             _sync(final.parent)
         except (OSError, EngineError) as error:
+            if isinstance(error, EngineError) and not error.usable:
+                raise  # a lost server, not a disk: the run goes on from an earlier checkpoint
             raise RunError(
                 f"checkpoint {final} could not be written: {disk_reason(error)}. Earlier checkpoints are whole; free room and "
                 f"continue with `selfcorrect train --resume {self.path}`"

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from selfcorrect.cli.cluster import cluster
 from selfcorrect.cli.compare import compare
 from selfcorrect.cli.doctor import doctor
 from selfcorrect.cli.evaluate import evaluate
@@ -32,6 +33,7 @@ app.command(name="eval")(evaluate)
 app.command()(scale)
 app.command()(compare)
 app.command()(serve)
+app.command()(cluster)
 app.command()(report)
 app.command()(export)
 app.command()(sft)

@@ -79,13 +79,16 @@ class EngineInfo:
     name: str
     device: str
     dtype: str
-    parameters: int
-    trainable_parameters: int
+    parameters: int | None
+    """None where a remote engine does not say; so too for the next."""
+    trainable_parameters: int | None
     max_length: int
     """Longest sequence in tokens the model accepts."""
     exact_sampler: bool = False
     """The sampler's log-probs are the trainer's to within float32 rounding. Otherwise the KL terms take the policy's
     log-probs from one more pass of the trainer: a difference of two kinds of pass, summed over an answer, is not a KL."""
+    notes: tuple[str, ...] = ()
+    """What was found out about a remote engine and is corrected for."""
 
 
 class Scored(Protocol):

@@ -1,0 +1,161 @@
+"""How to start SkyRL's Tinker server: the files and commands for one CPU, for the GPUs of a machine, for several machines.
+
+None of our code runs there. The settings that matter to a run are fixed when the server starts, so they are written here
+as this project needs them: no gradient clipping, no weight decay, Adam's betas as ``train.adam_*`` has them, adapters
+kept apart from the base model.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+SKYRL = "skyrl==0.4.0"
+PYTHON = "3.12"
+PLACES = 8
+"""Adapters the server keeps: the policy, a snapshot or two, two more for the probes at the start, and room."""
+PROJECT = """\
+# SkyRL's server starts its second process through `uv run --extra tinker --extra BACKEND`, which wants a project with
+# these extras. Everything is installed already, so they are empty.
+[project]
+name = "tinker-server"
+version = "0"
+requires-python = ">=3.12"
+
+[project.optional-dependencies]
+tinker = []
+jax = []
+megatron = []
+
+[tool.uv]
+package = false
+"""
+NOT_RUN = "NOT RUN by this project: written from the options of SkyRL 0.4.0."
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the server runs on, and for whom."""
+
+    model: str
+    """Hub id or directory, the same text as ``model`` of the run."""
+    gpus: int = 0
+    """Per machine; 0 is the JAX backend on a CPU, for small models."""
+    nodes: int = 1
+    tensor_parallel: int = 1
+    """GPUs that one copy of the model is spread over, for training and for sampling."""
+    rank: int = 32
+    """Of the adapters; the run's ``model.lora_rank``."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Files by name, and what to do with them."""
+
+    title: str
+    files: dict[str, str]
+    steps: tuple[str, ...]
+
+    def text(self) -> str:
+        """All of it for people."""
+        parts = [f"# {self.title}"]
+        parts += [f"\n## {name}\n{content}" for name, content in self.files.items()]
+        return "\n".join([*parts, "\n## then", *self.steps])
+
+
+def backend_config(c: Cluster) -> dict[str, Any]:
+    """The server's ``--backend-config``."""
+    if not c.gpus:
+        return {
+            "max_lora_adapters": PLACES,
+            "max_lora_rank": c.rank,
+            "train_micro_batch_size": 8,
+            "sample_max_num_sequences": 64,
+        }
+    return {
+        "trainer.placement.colocate_all": True,
+        "trainer.placement.policy_num_nodes": c.nodes,
+        "trainer.placement.policy_num_gpus_per_node": c.gpus,
+        "trainer.policy.megatron_config.tensor_model_parallel_size": c.tensor_parallel,
+        "trainer.policy.megatron_config.lora_config.merge_lora": False,
+        "trainer.policy.model.lora.max_loras": PLACES,
+        "trainer.policy.optimizer_config.adam_betas": [0.9, 0.999],
+        "trainer.policy.optimizer_config.weight_decay": 0.0,
+        "trainer.policy.optimizer_config.max_grad_norm": 1e9,
+        "generator.inference_engine.num_engines": c.nodes * c.gpus // c.tensor_parallel,
+        "generator.inference_engine.tensor_parallel_size": c.tensor_parallel,
+    }
+
+
+def server_command(c: Cluster) -> list[str]:
+    """The server itself, to be run in the recipe's directory with its environment active."""
+    return [
+        *("uv", "run", "--active", "--no-sync", "-m", "skyrl.tinker.api"),
+        *("--base-model", c.model, "--backend", "megatron" if c.gpus else "jax"),
+        *("--host", c.host, "--port", str(c.port)),
+        *("--backend-config", json.dumps(backend_config(c))),
+    ]
+
+
+def recipe(c: Cluster) -> Recipe:
+    """Files and steps for one cluster.
+
+    Raises:
+        ValueError: numbers that do not fit together.
+    """
+    if c.nodes > 1 and not c.gpus:
+        raise ValueError("several machines need GPUs: give the number per machine with --gpus")
+    if c.gpus and (c.nodes * c.gpus) % c.tensor_parallel:
+        raise ValueError(
+            f"{c.nodes} x {c.gpus} GPUs do not divide into groups of {c.tensor_parallel}; change --tensor-parallel"
+        )
+    extra = "tinker,megatron" if c.gpus else "tinker,jax"
+    install = f"""\
+#!/bin/sh -e
+# An environment of its own: the server needs Python {PYTHON}, and pins of its own.
+# With Python's own pip settings; a machine without a GPU is best given PyTorch's CPU build first.
+[ -d env ] || python{PYTHON} -m venv env
+env/bin/pip install '{SKYRL.replace("==", f"[{extra}]==")}' aiohttp uv
+"""
+    disk = "all machines share" if c.nodes > 1 else "stays"
+    platform = "" if c.gpus else "export JAX_PLATFORMS=cpu\n"
+    serve = f"""\
+#!/bin/sh -e
+# The checkpoints and the database are what a restarted server goes on from: keep them on a disk that {disk}.
+cd "$(dirname "$0")"
+export VIRTUAL_ENV="$PWD/env" PATH="$PWD/env/bin:$PATH"
+{platform}exec {shlex.join(server_command(c))} \\
+  --checkpoints-base "$PWD/checkpoints" --database-url "sqlite:///$PWD/server.db"
+"""
+    files = {"pyproject.toml": PROJECT, "install.sh": install, "serve.sh": serve}
+    steps = ["sh install.sh   # once", "sh serve.sh     # leave it running"]
+    if c.nodes > 1:
+        files["ray-head.sh"] = "#!/bin/sh -e\n# On the first machine.\nenv/bin/ray start --head --port=6379\n"
+        files["ray-worker.sh"] = (
+            "#!/bin/sh -e\n# On every other machine; the directory must be the same there.\n"
+            'env/bin/ray start --address="${1:?address of the first machine}:6379"\n'
+        )
+        steps[1:] = [
+            "sh ray-head.sh  # on the first machine",
+            f"sh ray-worker.sh FIRST-MACHINE   # on each of the other {c.nodes - 1}",
+            "RAY_ADDRESS=auto sh serve.sh     # on the first machine; leave it running",
+        ]
+    if c.gpus:
+        steps[:0] = [
+            "# the pip extra names CUDA builds that are not all on the package index: see SkyRL's install guide"
+        ]
+    where = f"http://{'HOST' if c.host == '0.0.0.0' else c.host}:{c.port}"
+    settings = ["model.lora_alpha=32", f"model.lora_rank={c.rank}", f"engine.base_url={where}"]
+    steps.append(shlex.join(["selfcorrect", "train", f"model={c.model}", "engine=tinker", *settings, "task=gsm8k"]))
+    return Recipe(_title(c), files, tuple(steps))
+
+
+def _title(c: Cluster) -> str:
+    if not c.gpus:
+        return f"{c.model} on one CPU (JAX backend), for small models"
+    machines = "one machine" if c.nodes == 1 else f"{c.nodes} machines under Ray"
+    return f"{c.model} on {machines} of {c.gpus} GPU{'s' if c.gpus > 1 else ''} (Megatron and vLLM). {NOT_RUN}"
