@@ -23,6 +23,7 @@ LAYERS = [
     {"train"},
     {"experiment"},
     {"report", "serve"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 ]
@@ -98,6 +99,7 @@ NOT_ALLOWED = {
             "warmup",
             "experiment",
             "comparison",
+            "reproduce",
             "serve",
         )
     },

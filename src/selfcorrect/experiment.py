@@ -245,13 +245,19 @@ def _measure(
     return {e.name: e for e in evaluations}
 
 
+def command_line() -> str:
+    """What this process was called with."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["selfcorrect" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
 def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
     versions = {name: metadata.version(name) for name in TRACKED_PACKAGES}
     versions["python"] = platform.python_version()
     versions["platform"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return StartRecord(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         versions=versions,
         engine=asdict(engine.info),
         resumed_from_step=resumed_from,

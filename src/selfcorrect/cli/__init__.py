@@ -12,6 +12,7 @@ from selfcorrect.cli.evaluate import evaluate
 from selfcorrect.cli.grade import grade
 from selfcorrect.cli.probe import probe
 from selfcorrect.cli.report import report
+from selfcorrect.cli.reproduce import reproduce
 from selfcorrect.cli.serve import serve
 from selfcorrect.cli.sft import sft
 from selfcorrect.cli.train import train
@@ -30,6 +31,7 @@ app.command(name="eval")(evaluate)
 app.command()(compare)
 app.command()(serve)
 app.command()(report)
+app.command()(reproduce)
 app.command()(sft)
 app.command()(validate)
 app.command()(probe)
