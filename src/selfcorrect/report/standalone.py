@@ -38,7 +38,7 @@ def standalone_svg(drawings: Sequence[Drawing], note: str = "") -> str:
         assert match is not None, "every chart has a view box"
         height = int(match[2])
         place = f'<svg x="0" y="{y + 4:.0f}" width="{WIDTH}" height="{height}" '
-        parts.append(Markup(drawing.svg.replace("<svg ", place, 1)))
+        parts.append(Markup(str(drawing.svg).replace("<svg ", place, 1)))  # Markup.replace would escape both
         y += height + 8
         for number, label in drawing.legend:
             y += LINE_HEIGHT

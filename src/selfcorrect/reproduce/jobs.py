@@ -67,9 +67,10 @@ class Job:
         return list(self.command)
 
     def complete(self) -> None:
-        """After the process ended well: the file gets its name."""
-        if not self.is_run:
-            self.target.with_suffix(".unfinished").replace(self.target)
+        """After the process ended well: the file gets its name. Without a file the job has not finished."""
+        part = self.target.with_suffix(".unfinished")
+        if not self.is_run and part.exists():
+            part.replace(self.target)
 
 
 def is_finished(run: Path) -> bool:

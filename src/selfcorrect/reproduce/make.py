@@ -103,7 +103,10 @@ def _write(
                 continue
             files += write_result(result, _provenance(choice, target, failures), choice.out)
             verdicts[target] = result.verdicts
-        files += _browsable(choice, measured, targets)
+        try:
+            files += _browsable(choice, measured, targets)
+        except SelfCorrectError as error:
+            failed["report.html"] = str(error)
     for target in others:
         files += ELSEWHERE[target](choice)
     return Made(tuple(files), verdicts, failed)

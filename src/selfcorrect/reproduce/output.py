@@ -15,7 +15,6 @@ from selfcorrect.errors import RunError, disk_reason
 from selfcorrect.report.standalone import standalone_svg
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS
-from selfcorrect.reproduce.verdicts import Verdict
 
 QUICK_NOTE = "QUICK LOOK, not a result: one seed, few steps, few problems"
 
@@ -67,7 +66,7 @@ def markdown(result: Result, p: Provenance) -> str:
     for grid in result.grids:
         lines += [f"## {grid.title}", "", *_grid(grid), ""]
     if result.verdicts:
-        lines += ["## The paper's claims", "", *_verdicts(result.verdicts), ""]
+        lines += ["## The paper's claims", "", *_verdicts(result), ""]
     if result.budget:
         lines += ["## Budget, from the records", "", *_budget(result), ""]
     lines += [f"{note}\n" for note in result.notes]
@@ -110,17 +109,14 @@ def _paper(row: GridRow, columns: Sequence[Column]) -> str:
     )
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
+def _verdicts(result: Result) -> list[str]:
+    names = {c.key: c.head for grid in result.grids for c in grid.columns}
     lines = ["| claim | verdict | decided by | difference |", "|---|---|---|---|"]
-    for v in verdicts:
-        sides = " - ".join(_side(key) for key in (v.claim.above, v.claim.below) if key is not None)
-        decided = f"{v.claim.quantity.replace('_', ' ')}: {'0 - ' if v.claim.above is None else ''}{sides}"
+    for v in result.verdicts:
+        sides = [None if key is None else ROWS[key].label for key in (v.claim.above, v.claim.below)]
+        decided = f"{names[v.claim.quantity]}: {sides[0] or '0'}{f' - {sides[1]}' if sides[1] else ''}"
         lines.append(f"| {v.claim.text} | **{v.word}** | {decided} | {v.difference.text(sign=True)} |")
     return lines
-
-
-def _side(key: str) -> str:
-    return ROWS[key].label
 
 
 def _budget(result: Result) -> list[str]:
