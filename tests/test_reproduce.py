@@ -93,6 +93,12 @@ def test_the_core_comes_first_and_with_all_seeds(tmp_path):
     assert ends == list(range(len(jobs) - len(ends), len(jobs)))  # what is measured afterwards comes last
 
 
+def test_rows_of_ours_may_have_fewer_seeds(tmp_path):
+    jobs = jobs_of(choice(tmp_path, seeds=(0, 1, 2), own_seeds=2), ["table4"])
+    seeds = {row.key: sum(job.row == row.key for job in jobs) for row in TRAINED}
+    assert seeds["score"] == seeds["offline"] == 3 and seeds["tree"] == seeds["gamma_1"] == 2
+
+
 def test_all_is_every_target_but_the_one_that_needs_a_code_model():
     assert set(targets_of("all", ("other",))) == TARGETS.keys() - {"table3"} | {"other"}
     with pytest.raises(ConfigError, match=r"'scaling2' cannot be reproduced here; take one of: table1"):
@@ -184,6 +190,7 @@ def test_a_stated_reason_allows_fewer_responses_and_is_said():
         (-0.01, 0.2, "cannot be told at this n"),
         (0.0, 0.2, "cannot be told at this n"),
         (-0.2, -0.01, "not reproduced"),
+        (-0.2, 0.0, "cannot be told at this n"),  # a bootstrap of few unequal problems ends at 0
         (0.0, 0.0, "not reproduced"),  # equal in every seed: no part of the interval is above 0
         (float("nan"), float("nan"), "cannot be told at this n"),
     ],
@@ -463,6 +470,7 @@ def test_collapse_is_measured_at_the_ends_of_training_and_of_stage_1():
     assert ends["changed_start"] == pytest.approx(0.5 - 1.5 / 100)
     assert ends["changed_stage1"] == pytest.approx(0.5 - 17.5 / 100)
     assert ends["changed_end"] == pytest.approx(0.1)
+    assert "changed_stage1" not in _ends(steps[20:])
     assert ends["changed_fall"] == pytest.approx(ends["changed_start"] - 0.1)
 
 

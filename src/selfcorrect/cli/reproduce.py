@@ -30,6 +30,9 @@ def reproduce(
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of all runs.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None,
+    own_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Model that every run starts from.")] = "tiny",
     task: Annotated[str | None, typer.Option(help="Task: arithmetic; mbpp for table3.")] = None,
     out: Annotated[Path, typer.Option(help="Directory of runs and outputs.")] = Path("reproduction"),
@@ -59,7 +62,7 @@ def reproduce(
     count = seeds if seeds is not None else 1 if quick else 5
     if humaneval is not None and target != "table3":
         raise ConfigError("--humaneval is read by table3 only and would be ignored; drop it")
-    choice = Choice(out, tuple(range(count)), model, task, quick, budget, tuple(settings or ()), humaneval)
+    choice = Choice(out, tuple(range(count)), own_seeds, model, task, quick, budget, tuple(settings or ()), humaneval)
     console = Console(stderr=True)
     with stop_on_signal(_heard) as stop_requested, _Progress(console) as progress:
         made = make(target, choice, jobs, progress, stop_requested)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfcorrect.config import Config, load_config, preset_name
@@ -27,6 +27,8 @@ class Choice:
 
     out: Path
     seeds: tuple[int, ...]
+    own_seeds: int | None = None
+    """How many of the seeds rows get that the paper does not have; None: all."""
     model: str = EMBEDDED
     task: str | None = None
     """None: arithmetic; mbpp for table3."""
@@ -84,6 +86,9 @@ class Choice:
         except ConfigError as error:
             raise ConfigError(f"the row {row.label!r} cannot be run with these settings: {error}") from None
         return config
+
+    def seeds_of(self, row: TableRow) -> tuple[int, ...]:
+        return self.seeds[: self.own_seeds] if row.ours else self.seeds
 
     def task_of(self, target: str) -> str:
         return self.task or ("mbpp" if target == "table3" else "arithmetic")
@@ -157,7 +162,7 @@ def refuse_without_code_model(choice: Choice) -> None:
     """
     if preset_name(choice.model) == "language_model":
         return
-    asked = Choice(choice.out, choice.seeds, "CODE-MODEL", choice.task, choice.quick, choice.budget, choice.settings)
+    asked = replace(choice, model="CODE-MODEL")
     trained = [ROWS[key] for key in TARGETS["table3"].rows if ROWS[key].kind == "trained"]
     configs = [asked.config(row, seed, asked.task_of("table3")) for row in trained for seed in choice.seeds]
     costs = [planned_cost(config) for config in configs]

@@ -57,8 +57,8 @@ def edits(m: Measurements) -> Result:
     def of(key: str, quantity: str) -> BySeed:
         return {seed: getattr(s.revisions[-1], quantity).value for seed, s in summaries[key].items()}
 
-    drawing = draw_histogram(Histogram("Edit-distance ratio, held-out problems, all seeds together", tuple(series)))
-    return Result("edits", target.title, (grid,), _judged("edits", of), (drawing,))
+    charts = [Histogram(f"{row[0]}: held-out problems of all seeds", (series[0], row)) for row in series[1:]]
+    return Result("edits", target.title, (grid,), _judged("edits", of), tuple(map(draw_histogram, charts)))
 
 
 def collapse(m: Measurements) -> Result:
@@ -70,11 +70,12 @@ def collapse(m: Measurements) -> Result:
     for key, runs in records.items():
         cells = {}
         if runs:
-            ends = {q: across_seeds(np.array([_ends(steps)[q] for steps in runs.values()])) for q in ENDS}
+            by_run = [_ends(steps) for steps in runs.values()]
+            ends = {q: across_seeds(np.array([e[q] for e in by_run])) for q in by_run[0]}
             final = over_seeds([s.revisions[-1].answer_changed for s in m.summaries(key).values()])
             cells = ends | {"changed_final": final}
-        paper = paper_tables()["collapse"].figures(key)
-        lines.append(_line(key, cells, list(m.summaries(key).values()), paper))
+        figures = paper_tables()["collapse"].figures(key)
+        lines.append(_line(key, cells, list(m.summaries(key).values()), figures))
     columns = (
         Column("changed_start", "answers changed, start of training"),
         Column("changed_stage1", "end of Stage I"),
@@ -82,8 +83,8 @@ def collapse(m: Measurements) -> Result:
         Column("changed_fall", "fall, start to end", sign=True),
         Column("changed_final", "greedy, held-out"),
     )
-    setting = paper_tables()["collapse"]
-    grid = Grid(target.title, columns, tuple(lines), f"{setting.setting} ({setting.source})")
+    paper = paper_tables()["collapse"]
+    grid = Grid("Share of changed answers", columns, tuple(lines), paper.setting, paper.source)
 
     def of(key: str, quantity: str) -> BySeed:
         return {seed: _ends(steps)[quantity] for seed, steps in records[key].items()}
@@ -96,17 +97,16 @@ def collapse(m: Measurements) -> Result:
 
 
 WINDOW = 10
-ENDS = ("changed_start", "changed_stage1", "changed_end", "changed_fall")
 
 
 def _ends(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """Share of changed answers at the start, at the end of Stage I (nan without one), at the end, and the fall."""
+    """Share of changed answers at the start, at the end of Stage I where there is one, at the end, and the fall."""
     played = [(r.stage, r.answer_change) for r in steps if r.answer_change is not None]
     n = max(1, min(WINDOW, len(played) // 10))
     start, end = (float(np.mean([v for _, v in part])) for part in (played[:n], played[-n:]))
     held = [v for stage, v in played if stage.startswith("stage1")]
-    stage1 = float(np.mean(held[-n:])) if held else start
-    return {"changed_start": start, "changed_stage1": stage1, "changed_end": end, "changed_fall": start - end}
+    stage1 = {"changed_stage1": float(np.mean(held[-n:]))} if held else {}
+    return {"changed_start": start, **stage1, "changed_end": end, "changed_fall": start - end}
 
 
 def _unchanged(runs: dict[int, list[StepRecord]]) -> dict[int, float | None]:

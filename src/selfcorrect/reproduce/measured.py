@@ -55,7 +55,7 @@ class Measurements:
         """Directories of a trained row's finished runs, by seed."""
         if ROWS[key].kind != "trained":
             return {}
-        paths = {seed: run_path(self.choice, ROWS[key], seed, self.task) for seed in self.choice.seeds}
+        paths = {seed: run_path(self.choice, ROWS[key], seed, self.task) for seed in self.choice.seeds_of(ROWS[key])}
         return {seed: path for seed, path in paths.items() if is_finished(path)}
 
     def rows(self, keys: Sequence[str]) -> dict[str, Row]:

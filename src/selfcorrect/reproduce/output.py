@@ -65,8 +65,14 @@ def markdown(result: Result, p: Provenance) -> str:
     lines += [_origin(p), ""]
     for grid in result.grids:
         lines += [f"## {grid.title}", "", *_grid(grid), ""]
+        lines += [f"The paper's figures: {grid.paper_source}.", ""] if grid.paper_source else []
     if result.verdicts:
         lines += ["## The paper's claims", "", *_verdicts(result), ""]
+        if len(p.seeds) == 1:
+            lines += [
+                "One seed: the intervals are over problems and speak of these checkpoints, not of the methods.",
+                "",
+            ]
     if result.budget:
         lines += ["## Budget, from the records", "", *_budget(result), ""]
     lines += [f"{note}\n" for note in result.notes]
@@ -179,6 +185,7 @@ def as_json(result: Result, p: Provenance) -> str:
         {
             "title": grid.title,
             "paper": grid.paper_setting,
+            "paper_source": grid.paper_source,
             "rows": [
                 {
                     "label": row.label,

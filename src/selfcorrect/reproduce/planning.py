@@ -25,7 +25,11 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
     task = choice.task_of(targets[0])
     core, rest = [[row for row in rows if (row.key in CORE) is wanted] for wanted in (True, False)]
     jobs = [
-        run_job(choice, row, seed, task) for group in (core, rest) for seed in choice.seeds for row in trained(group)
+        run_job(choice, row, seed, task)
+        for group in (core, rest)
+        for seed in choice.seeds
+        for row in group
+        if row.kind == "trained" and seed in choice.seeds_of(row)
     ]
     if "table3" in targets:
         return jobs + [code_job(choice, row, seed, m) for row, seed in _measured(choice, rows) for m in CODE_MEASURES]
@@ -34,10 +38,6 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
         shown = [ROWS[key] for key in TARGETS["shift"].rows]
         jobs += [shift_job(choice, row, seed, task) for seed in choice.seeds for row in shown]
     return jobs
-
-
-def trained(rows: Sequence[TableRow]) -> list[TableRow]:
-    return [row for row in rows if row.kind == "trained"]
 
 
 def _measured(choice: Choice, rows: Sequence[TableRow]) -> list[tuple[TableRow, int]]:

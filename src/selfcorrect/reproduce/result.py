@@ -45,7 +45,8 @@ class Grid:
     columns: tuple[Column, ...]
     rows: tuple[GridRow, ...]
     paper_setting: str = ""
-    """Whose figures ``GridRow.paper`` are, and their source; empty where the paper has none."""
+    """Whose figures ``GridRow.paper`` are, model and data; empty where the paper has none."""
+    paper_source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

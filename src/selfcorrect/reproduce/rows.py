@@ -137,7 +137,7 @@ TARGETS = {
             Claim("single-turn RL loses the second attempt: delta below 0", "delta", None, "single_turn"),
             Claim("single-turn RL has the better first attempt", "t1", "single_turn", "score"),
             *(
-                Claim(f"SCoRe's {quantity} is above that of {ROWS[key].label}", quantity, "score", key)
+                Claim(f"SCoRe is better than {ROWS[key].label}, in {quantity}", quantity, "score", key)
                 for key in _TABLE_4
                 for quantity in ("t2", "delta")
             ),

@@ -41,13 +41,13 @@ def table(name: str, m: Measurements) -> Result:
             cells[OVER_SCORE.key] = difference(m.matrices(key), m.matrices("score"), "t2")
         lines.append(_line(ROWS[key], rows.get(key), cells, paper.figures(key)))
     columns = (*COLUMNS, OVER_BASE, *((OVER_SCORE,) if "score" in target.rows else ()))
-    grid = Grid(target.title, columns, tuple(lines), f"{paper.setting} ({paper.source})")
+    grid = Grid("Percent correct", columns, tuple(lines), paper.setting, paper.source)
     return Result(
         name,
         target.title,
         (grid,),
         tuple(m.judge(claim) for claim in target.claims),
-        (draw_levels(dots(target.title, lines)),),
+        (draw_levels(dots(lines)),),
         spent,
         tuple(notes),
     )
@@ -66,10 +66,10 @@ def _line(row: TableRow, measured: Row | None, cells: dict[str, Estimate], paper
     return GridRow(row.label, cells, measured.seeds, measured.problems, paper, note)
 
 
-def dots(title: str, lines: Sequence[GridRow]) -> Levels:
+def dots(lines: Sequence[GridRow]) -> Levels:
     """Both attempts of every measured row."""
     rows = tuple((line.label, (line.cells["t1"], line.cells["t2"])) for line in lines if line.cells)
-    return Levels(f"{title}: percent correct, 95 % intervals", ("attempt 1", "attempt 2"), rows, "row")
+    return Levels("Percent correct, 95 % intervals", ("attempt 1", "attempt 2"), rows, "row")
 
 
 def code_table(m: Measurements) -> Result:
@@ -88,7 +88,7 @@ def code_table(m: Measurements) -> Result:
         target.title,
         (humaneval, repair),
         tuple(judge(claim, judged(claim)) for claim in target.claims),
-        (draw_levels(dots(humaneval.title, humaneval.rows)),),
+        (draw_levels(dots(humaneval.rows)),),
         spent,
         tuple(notes),
         ("Claims are judged on HumanEval.",),
@@ -97,7 +97,7 @@ def code_table(m: Measurements) -> Result:
 
 def _code_matrices(m: Measurements, key: str, measure: str) -> Matrices:
     row = ROWS[key]
-    seeds = m.choice.seeds if row.kind == "trained" else m.choice.seeds[:1]
+    seeds = m.choice.seeds_of(row) if row.kind == "trained" else m.choice.seeds[:1]
     files = {seed: code_job(m.choice, row, seed, measure).target for seed in seeds}
     made = {seed: correctness_matrix(read_episodes(file)) for seed, file in files.items() if file.exists()}
     return made if row.kind == "trained" else {s: made[seeds[0]] for s in m.choice.seeds if made}
@@ -117,4 +117,4 @@ def _code_grid(found: dict[str, Matrices], measure: str) -> Grid:
         lines.append(_line(row, measured, cells, paper.figures(key)))
     title = "HumanEval" if measure == "humaneval" else "MBPP-R, from given wrong programs"
     columns = (*COLUMNS, OVER_BASE) if measure == "humaneval" else (COLUMNS[1], OVER_BASE)
-    return Grid(title, columns, tuple(lines), f"{paper.setting} ({paper.source})")
+    return Grid(title, columns, tuple(lines), paper.setting, paper.source)

@@ -31,9 +31,9 @@ class Verdict:
 
 
 def judge(claim: Claim, difference: Estimate) -> Verdict:
-    """Reproduced where the whole interval is above 0, not reproduced where none of it is, else it cannot be told.
+    """Reproduced where the whole interval is above 0, not reproduced where it is below 0, else it cannot be told.
 
-    A difference that is 0 in every seed has an interval of width 0: nothing of it is above 0.
+    A difference that is 0 in every seed has an interval of width 0 at 0: not reproduced.
     """
     word: Word
     if difference.n == 0:
@@ -42,7 +42,7 @@ def judge(claim: Claim, difference: Estimate) -> Verdict:
         word = "cannot be told at this n"
     elif difference.low > 0:
         word = "reproduced"
-    elif difference.high <= 0:
+    elif difference.high < 0 or difference.low == difference.high == 0:
         word = "not reproduced"
     else:
         word = "cannot be told at this n"
