@@ -83,5 +83,7 @@ def regenerate():
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--regenerate"]:
-        sys.exit("python tests/test_golden.py --regenerate: overwrite the stored numbers with those of the present code")
+        sys.exit(
+            "python tests/test_golden.py --regenerate: overwrite the stored numbers with those of the present code"
+        )
     regenerate()
