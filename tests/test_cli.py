@@ -20,7 +20,7 @@ from selfcorrect.experiment import make_engine
 from selfcorrect.run import RunDirectory
 from selfcorrect.tasks import TASKS
 
-COMMANDS = ("train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "serve")
+COMMANDS = ("train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "serve", "reproduce")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_program_lists_its_commands(cli):
 
 
 def test_every_command_that_prints_a_table_has_json(cli):
-    for command in ("train", "eval", "compare", "validate", "probe", "doctor"):
+    for command in ("train", "eval", "compare", "validate", "probe", "doctor", "reproduce"):
         assert "--json" in cli(command, "--help")[1]
 
 

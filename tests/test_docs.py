@@ -112,7 +112,7 @@ def test_commands_parse(page, line, monkeypatch):
 
 def test_the_readme_shows_every_command():
     shown = {shlex.split(line)[1] for line in commands(ROOT / "README.md")}
-    assert shown >= {"train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor"}
+    assert shown >= {"train", "eval", "compare", "report", "sft", "validate", "probe", "grade", "doctor", "reproduce"}
 
 
 def settings_named(page: Path) -> list[str]:

@@ -519,7 +519,10 @@ def test_table4_from_nothing_stopped_and_continued(tmp_path):
     answer = json.loads(done.stdout)
     assert {c["verdict"] for c in answer["claims"]} <= {"reproduced", "not reproduced", "cannot be told at this n"}
     data = json.loads((tmp_path / "table4.json").read_text())
-    assert {len(row["ours"]) for row in data["grids"][0]["rows"]} == {6, 7}  # base and SCoRe have one difference, the others two
+    assert {len(row["ours"]) for row in data["grids"][0]["rows"]} == {
+        6,
+        7,
+    }  # base and SCoRe have one difference, the others two
     assert {s["steps"] for runs in data["budget"].values() for s in runs} == {6}
     times = (tmp_path / "times.jsonl").read_text()
     again = subprocess.run(command(tmp_path, "--json"), capture_output=True, text=True, check=True)

@@ -11,6 +11,8 @@ from test_exact_gradient import expected_gradient, make_engine
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
 import shaping
 
+SITUATIONS = (("the tests' rule", True), ("attempt 2 mostly as right as attempt 1", False))
+
 
 @pytest.fixture(scope="module")
 def toy():
@@ -63,3 +65,15 @@ def test_trees_have_the_expectation_of_episodes(toy, rule):
     assert gap @ toy.gram @ gap < 4 * shaping.squared_noise(toy, made, mean).mean() / len(made)
     wrong = shaping.part(made.mean(0) - shaping.expected(toy, rule, shaping.OTHERS["no shaping"]), 2)
     assert wrong @ toy.gram @ wrong > 40 * shaping.squared_noise(toy, made, mean).mean() / len(made)
+
+
+def test_the_bonus_has_less_noise_where_the_best_coefficient_is_above_half_of_alpha(toy):
+    for r2, helps in ((shaping.second_rewards(toy)[name], helps) for name, helps in SITUATIONS):
+        assert (toy.best_coefficient(r2) > shaping.ALPHA / 2) is helps
+        mean, noise = shaping.expected(toy, r2, shaping.PROGRESS), {}
+        for credit in (shaping.PROGRESS, shaping.SCALED):
+            rng = np.random.default_rng(3)
+            made = np.array([shaping.linear(toy, r2, credit, *shaping.draw(toy, rng, None)) for _ in range(600)])
+            noise[credit] = shaping.squared_noise(toy, made, mean).mean()
+        assert (noise[shaping.PROGRESS] < 0.8 * noise[shaping.SCALED]) is helps
+        assert (noise[shaping.SCALED] < 0.8 * noise[shaping.PROGRESS]) is not helps
