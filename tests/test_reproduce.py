@@ -26,7 +26,7 @@ from selfcorrect.reproduce.measured import Measurements
 from selfcorrect.reproduce.planning import jobs_of, prompted_job, run_path, shift_job
 from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, Claim, paper_tables
 from selfcorrect.reproduce.shift import shifted_episodes
-from selfcorrect.reproduce.tables import table
+from selfcorrect.reproduce.tables import code_table, table
 from selfcorrect.reproduce.verdicts import judge
 from selfcorrect.run import RunDirectory
 from selfcorrect.stats import Estimate, not_measured
@@ -368,6 +368,34 @@ def test_runs_of_unequal_budget_make_no_table(tmp_path):
     run.append(EndRecord(step=20, reason="finished", train_seconds=1, sampled_tokens=1, sampled_responses=99))
     with pytest.raises(DataError, match="do not have the same budget"):
         table("table1", Measurements(c, "arithmetic"))
+
+
+def test_table3_measures_every_row_on_both_tasks_after_its_run(tmp_path):
+    c = choice(tmp_path, "task.path=data", model="some/model", seeds=(0, 1), humaneval="other")
+    jobs = jobs_of(c, ["table3"])
+    runs, measures = ([job for job in jobs if job.is_run is wanted] for wanted in (True, False))
+    assert len(runs) == 4 and len(measures) == 2 * (4 + 2)  # two trained rows with two seeds, two untrained rows
+    assert {job.needs for job in measures} == {None, *(job.target for job in runs)}
+    for job in measures:
+        given = dict(word.split("=", 1) for word in job.command if "=" in word)  # the last one of a key is in force
+        where = '"other"' if given["task.name"] == "humaneval" else "data"
+        assert job.needs is not None or given["task.path"] == where
+    for job in runs:
+        row, seed = ROWS[job.row], int(job.name.split("-s")[1][0])
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        made.finish(made.begin(job.target, *c.overrides(row, seed, "mbpp")))
+    for job in measures:
+        trained = job.row == "score"
+        job.target.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in made.held_out(trained=trained)))
+    result = code_table(Measurements(c, "mbpp"))
+    humaneval, repair = result.grids
+    score = next(row for row in humaneval.rows if row.label == "SCoRe")
+    assert (score.cells["t2"].value, score.cells["t2_over_base"].value, score.seeds) == (0.9, 0.65, 2)
+    assert score.paper["t2"] == 64.6 and "HumanEval" in humaneval.paper_setting
+    assert {key for row in repair.rows for key in row.cells} == {"t2", "t2_over_base"}  # attempt 1 is not the model's
+    assert [v.word for v in result.verdicts] == ["reproduced"] * 3 + [
+        "cannot be told at this n"
+    ]  # Self-Refine: no change
 
 
 TABLES_AND_MORE = ("table1", "table2", "table4", "edits", "collapse", "shift", "levels")

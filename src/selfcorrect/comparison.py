@@ -212,7 +212,7 @@ def per_problem(matrix: CorrectnessMatrix, quantity: str) -> FloatArray:
     """A quantity of ``SUPPORT`` per problem; nan where the verifier failed; shape [N]."""
     first_N, last_N = matrix.correct_NK[:, 0], matrix.correct_NK[:, -1]
     own = {"t1": first_N, "t2": last_N, "delta": last_N - first_N}
-    return own[quantity] if quantity in own else getattr(matrix, f"{quantity}_N")  # type: ignore[no-any-return]
+    return own[quantity] if quantity in own else getattr(matrix, f"{quantity}_N")
 
 
 def paired_estimate(a: Sequence[FloatArray], b: Sequence[FloatArray], support: tuple[float, float]) -> Estimate:

@@ -105,8 +105,8 @@ class Measurements:
 
     def judge(self, claim: Claim) -> Verdict:
         """A claim about a quantity of ``comparison.SUPPORT``, paired by problem and seed."""
-        sides = [None if key is None else self.matrices(key) for key in (claim.above, claim.below)]
-        return judge(claim, difference(*sides, claim.quantity))
+        above, below = (None if key is None else self.matrices(key) for key in (claim.above, claim.below))
+        return judge(claim, difference(above, below, claim.quantity))
 
     def summaries(self, key: str) -> dict[int, EvalSummary]:
         """Evaluations as they were recorded, by seed; the base has one, under the first finished seed."""

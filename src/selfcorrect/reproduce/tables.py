@@ -80,8 +80,8 @@ def code_table(m: Measurements) -> Result:
     humaneval, repair = (_code_grid(found[measure], measure) for measure in CODE_MEASURES)
 
     def judged(claim: Claim) -> Estimate:
-        sides = [None if key is None else found["humaneval"][key] for key in (claim.above, claim.below)]
-        return difference(*sides, claim.quantity)
+        above, below = (None if key is None else found["humaneval"][key] for key in (claim.above, claim.below))
+        return difference(above, below, claim.quantity)
 
     return Result(
         "table3",
