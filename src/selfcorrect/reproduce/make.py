@@ -17,7 +17,7 @@ from selfcorrect.records import episode_row
 from selfcorrect.report import write_report
 from selfcorrect.report.tags import tags_of
 from selfcorrect.reproduce import diagnostics, tables
-from selfcorrect.reproduce.choice import QUICK, Choice, refuse_without_code_model, targets_of
+from selfcorrect.reproduce.choice import QUICK, Choice, refuse_without_code_model, rows_in_order, targets_of
 from selfcorrect.reproduce.elsewhere import ELSEWHERE
 from selfcorrect.reproduce.jobs import Job, Runner, Watcher, claimed, finished_seconds
 from selfcorrect.reproduce.measured import Measurements
@@ -79,7 +79,7 @@ def reproduce(
     ours = [t for t in targets if t in TARGETS]
     jobs = jobs_of(choice, ours) if ours else []
     if any(not job.finished for job in jobs):
-        first = next(ROWS[key] for key in ROWS if ROWS[key].kind == "trained")
+        first = next(row for row in rows_in_order(ours) if row.kind == "trained")
         prepare(choice.config(first, choice.seeds[0], choice.task_of(ours[0])))
     with claimed(choice.out):
         runner = Runner(choice.out, at_once, watcher)
