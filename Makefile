@@ -26,8 +26,9 @@ demo: $(INSTALLED) ## train the embedded model with SCoRe, into a new directory 
 	while [ -e "$$run" ]; do n=$$((n + 1)); run="runs/demo-$$n"; done; \
 	$(BIN)/selfcorrect train run_dir="$$run" && $(BIN)/selfcorrect compare "$$run"
 
-demo-seeds: $(INSTALLED) ## the demo over several seeds, beside every other method at the same budget
-	$(BIN)/python tools/demo_seeds.py
+demo-seeds: $(INSTALLED) ## the demo over several seeds, beside multi-turn and single-turn RL at the same budget
+	$(BIN)/selfcorrect reproduce levels --out runs/demo-seeds eval.controls=true
+	$(BIN)/selfcorrect compare runs/demo-seeds/runs/*-s[0-4]-*/
 
 test: $(WITH_SMOLLM2) ## all tests but the slow ones and those for a GPU
 	$(BIN)/python -m pytest -m "not slow and not gpu"

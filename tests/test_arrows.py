@@ -23,7 +23,7 @@ LAYERS = [
     {"train"},
     {"experiment", "trackers"},
     {"report", "serve", "cluster"},
-    {"sharing"},
+    {"sharing", "reproduce"},
     {"cli"},
     {"__main__"},
 ]
@@ -100,6 +100,7 @@ NOT_ALLOWED = {
             "experiment",
             "comparison",
             "scale",
+            "reproduce",
             "serve",
             "trackers",
         )

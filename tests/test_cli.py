@@ -34,6 +34,7 @@ COMMANDS = (
     "doctor",
     "serve",
     "export",
+    "reproduce",
 )
 
 
@@ -59,7 +60,7 @@ def test_the_program_lists_its_commands(cli):
 
 
 def test_every_command_that_prints_a_table_has_json(cli):
-    for command in ("train", "eval", "scale", "compare", "validate", "probe", "doctor"):
+    for command in ("train", "eval", "scale", "compare", "validate", "probe", "doctor", "reproduce"):
         assert "--json" in cli(command, "--help")[1]
 
 

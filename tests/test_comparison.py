@@ -101,12 +101,36 @@ def test_runs_of_different_models_have_no_common_base(tmp_path):
         compare_runs(runs)
 
 
-def test_a_row_holds_runs_that_differ_in_the_seed_only(tmp_path):
-    runs = [a_run(tmp_path / "a", BASE, BASE), a_run(tmp_path / "b", BASE, BASE, "seed=1", "method.alpha=3")]
-    with pytest.raises(DataError, match=r"differ in more than the seed \(method\.alpha\)"):
-        compare_runs(runs)
-    other = a_run(tmp_path / "c", BASE, BASE, "method=multi_turn", "train.learning_rate=1e-6")
-    assert len(compare_runs([runs[0], other])) == 3  # methods may have their own settings
+def test_variants_of_a_method_have_rows_that_say_what_differs(tmp_path):
+    runs = [
+        a_run(tmp_path / "a", BASE, BASE),
+        a_run(tmp_path / "b", BASE, "++ ++ ++ ++", "seed=1"),
+        a_run(tmp_path / "c", BASE, BASE, "method.alpha=3", "method.stage1_share=0"),
+        a_run(tmp_path / "d", BASE, BASE, "method=multi_turn", "train.learning_rate=1e-6"),
+    ]
+    rows = {row.name: row.seeds for row in compare_runs(runs)}
+    # the lone multi_turn has no other variant, so its learning rate is not part of its name
+    assert rows == {"base": 1, "score": 2, "score method.alpha=3.0 method.stage1_share=0.0": 1, "multi_turn": 1}
+
+
+def test_labels_name_the_rows_and_hold_one_setting_each(tmp_path):
+    runs = [
+        a_run(tmp_path / "a", BASE, BASE),
+        a_run(tmp_path / "b", BASE, BASE, "method.alpha=3"),
+    ]
+    assert [row.name for row in compare_runs(runs, ["SCoRe", "alpha 3"])] == ["base", "SCoRe", "alpha 3"]
+    with pytest.raises(DataError, match="not independent"):
+        compare_runs(runs, ["SCoRe", "SCoRe"])
+    other = a_run(tmp_path / "c", BASE, BASE, "method.alpha=3", "seed=1")
+    with pytest.raises(DataError, match=r"labelled SCoRe differ in more than the seed \(method\.alpha\)"):
+        compare_runs([runs[0], other], ["SCoRe", "SCoRe"])
+
+
+def test_flips_are_shares_of_all_problems(tmp_path):
+    _, score = compare_runs([a_run(tmp_path / "a", BASE, "-+ +- ++ -+")])
+    assert (score.i_to_c.value, score.c_to_i.value) == (0.5, 0.25)
+    _, score = compare_runs([a_run(tmp_path / "b", BASE, "-+ !- ++ -+")])  # a failed verdict is in neither
+    assert (score.i_to_c.value, score.i_to_c.n, score.c_to_i.value) == (pytest.approx(2 / 3), 3, 0)
 
 
 def test_a_changed_file_is_named_with_its_line(tmp_path):

@@ -129,6 +129,7 @@ def test_the_readme_shows_every_command():
         "grade",
         "doctor",
         "export",
+        "reproduce",
     }
 
 

@@ -47,6 +47,10 @@ def sharing(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_export.py::test_{name}" for name in names)
 
 
+def reproduced(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_reproduce.py::test_{name}" for name in names)
+
+
 def code_tasks(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_code_tasks.py::test_{name}" for name in names)
 
@@ -63,6 +67,48 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant(
+        "a claim whose interval holds 0 counts as reproduced",
+        "reproduce/verdicts.py",
+        "difference.low > 0",
+        "difference.value > 0",
+        reproduced("the_interval_decides"),
+    ),
+    Mutant(
+        "a claim's two rows are swapped",
+        "reproduce/measured.py",
+        "return paired_estimate(lows, highs, support)",
+        "return paired_estimate(highs, lows, support)",
+        reproduced("a_table_of_runs_written_by_hand"),
+    ),
+    Mutant(
+        "rows of unequal responses make a table",
+        "reproduce/budget.py",
+        "(s.steps, s.responses) != (first.steps, first.responses)",
+        "s.steps != first.steps",
+        reproduced("equal_budgets_pass_and_unequal_ones_make_no_table"),
+    ),
+    Mutant(
+        "shift gives the trained model its own first attempts as the base's",
+        "reproduce/shift.py",
+        "    engine.restore(BASE)\n",
+        "",
+        reproduced("shift_plays_the_kept_checkpoint_after_the_bases_first_attempts"),
+    ),
+    Mutant(
+        "a run's hash leaves out the settings of training",
+        "reproduce/choice.py",
+        'exclude={"run_dir", "sft"}',
+        'exclude={"run_dir", "sft", "train"}',
+        reproduced("a_run_is_known_by_its_settings"),
+    ),
+    Mutant(
+        "wrong and right are swapped in i to c",
+        "episode_table.py",
+        "(~before & after) if to_right",
+        "(before & ~after) if to_right",
+        ("tests/test_comparison.py",),
+    ),
     Mutant(
         "KL from the sampler's log-probs in bfloat16",
         "steps.py",

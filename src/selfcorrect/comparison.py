@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from selfcorrect.config import Config, load_config
 from selfcorrect.errors import DataError
 from selfcorrect.metrics import CorrectnessMatrix, correctness_matrix
 from selfcorrect.records import episode_from_row
@@ -20,25 +21,31 @@ from selfcorrect.types import Episode, FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method (or the base) over its seeds."""
+    """One method (or one variant of it, or the base) over its seeds."""
 
     name: str
     t1: Estimate
     t2: Estimate
     """Accuracy of the last attempt."""
     delta: Estimate
+    i_to_c: Estimate
+    """Share of all problems wrong at the first and right at the last attempt."""
+    c_to_i: Estimate
     t2_over_base: Estimate
     """Last attempt minus the base's last attempt, paired by problem and seed."""
     seeds: int
     problems: int
 
     def to_json(self) -> dict[str, Any]:
-        estimates = {k: getattr(self, k).to_json() for k in ("t1", "t2", "delta", "t2_over_base")}
+        names = ("t1", "t2", "delta", "i_to_c", "c_to_i", "t2_over_base")
+        estimates = {k: getattr(self, k).to_json() for k in names}
         return {"name": self.name, "seeds": self.seeds, "problems": self.problems, **estimates}
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
+class MeasuredRun:
+    """A finished run, as far as rows are made of it."""
+
     method: str
     seed: int
     model: str
@@ -68,82 +75,154 @@ def read_evaluation(run: Path, name: str) -> list[Episode]:
     return out
 
 
-def compare_runs(runs: Sequence[Path]) -> list[Row]:
-    """A row for the base and one per method, over the seeds given.
+def compare_runs(runs: Sequence[Path], labels: Sequence[str] | None = None) -> list[Row]:
+    """A row for the base and one per label, over the seeds given.
 
     One seed: percentile bootstrap over problems, paired where two models are subtracted. Several seeds: t-interval on
     the seeds' means; rows of different seeds are never pooled as independent.
 
+    Args:
+        runs: finished run directories.
+        labels: one per run, naming its row. Without them a row is a method; where runs of one method differ in more
+            than the seed, each variant is a row and its label says what is not at the model's defaults.
+
     Raises:
-        DataError: unfinished runs, or runs measured on different problems.
+        DataError: unfinished runs, runs measured on different problems, or runs of one label that differ in more than
+            the seed.
     """
-    measured = [_read(path) for path in runs]
+    return compare_measured([read_measured(path) for path in runs], labels)
+
+
+def compare_measured(measured: Sequence[MeasuredRun], labels: Sequence[str] | None = None) -> list[Row]:
+    """``compare_runs`` of runs that have been read."""
+    names = list(labels) if labels is not None else _labels(measured)
+    rows_of = {name: [m for m, n in zip(measured, names, strict=True) if n == name] for name in dict.fromkeys(names)}
     ids = {m.final.problem_ids for m in measured} | {m.base.problem_ids for m in measured}
     if len(ids) > 1:
         raise DataError(
             "these runs were measured on different held-out problems, so their rows cannot be paired; give runs with the same "
             "task and eval settings"
         )
-    doubled = [m for i, m in enumerate(measured) if any((m.method, m.seed) == (o.method, o.seed) for o in measured[:i])]
-    if doubled:
+    models = list(dict.fromkeys(m.model for m in measured))
+    if len(models) > 1:
         raise DataError(
-            f"two of these runs are {doubled[0].method} with seed {doubled[0].seed}: they are not independent; give each "
-            "method and seed once"
+            f"these runs start from different models ({', '.join(models)}), so they have no common base; compare the runs of "
+            "one model at a time"
         )
-    _refuse_other_differences(measured)
+    for name, members in rows_of.items():
+        _refuse_unlike(name, members)
     if any(not np.array_equal(m.base.correct_NK, measured[0].base.correct_NK, equal_nan=True) for m in measured):
         raise DataError(
             "these runs did not start from the same base model (their base evaluations differ), so one base row cannot stand "
             "for all; compare runs of one model"
         )
-    methods = list(dict.fromkeys(m.method for m in measured))
-    rows = [_row("base", [(measured[0].base, measured[0].base)])]  # greedy and untrained: one base, whatever the seed
-    rows += [_row(name, [(m.final, m.base) for m in measured if m.method == name]) for name in methods]
-    return rows
+    if not measured:
+        return []
+    base = measured[0].base  # greedy and untrained: one base, whatever the seed
+    return [
+        matrix_row("base", [(base, base)]),
+        *(matrix_row(name, [(m.final, m.base) for m in members]) for name, members in rows_of.items()),
+    ]
 
 
-def _refuse_other_differences(measured: Sequence[_Measured]) -> None:
-    """Seeds may differ within a row; another model anywhere, or another setting within a row, would be hidden by it."""
-    for i, m in enumerate(measured):
-        for other in measured[:i]:
-            if m.model != other.model:
-                raise DataError(
-                    f"these runs start from different models ({other.model}, {m.model}), so they have no common base; compare "
-                    "the runs of one model at a time"
-                )
-            different = sorted(k for k in m.settings.keys() & other.settings if m.settings[k] != other.settings[k])
-            if m.method == other.method and different:
-                raise DataError(
-                    f"two {m.method} runs differ in more than the seed ({', '.join(different)}), so they cannot share a row; "
-                    "compare runs of one setting at a time"
-                )
+def _labels(measured: Sequence[MeasuredRun]) -> list[str]:
+    """The method, and with it the settings in which this run is not at the defaults but another of that method differs."""
+    out = []
+    for m in measured:
+        variants = [o.settings for o in measured if o.method == m.method]
+        moved = [key for key in m.settings if any(v.get(key) != m.settings[key] for v in variants)]
+        if moved:
+            defaults = _flat(load_config(None, [f"model.name={json.dumps(m.model)}"]))
+            moved = [key for key in moved if m.settings[key] != defaults[key]]
+        out.append(" ".join([m.method, *(f"{key}={json.dumps(m.settings[key])}" for key in moved)]))
+    return out
 
 
-def _read(path: Path) -> _Measured:
+def _refuse_unlike(name: str, members: Sequence[MeasuredRun]) -> None:
+    """Seeds may differ within a row, and nothing else; no seed may come twice."""
+    first = members[0]
+    for i, m in enumerate(members):
+        if any(m.seed == other.seed for other in members[:i]):
+            raise DataError(
+                f"two of these runs are {name} with seed {m.seed}: they are not independent; give each row and seed once"
+            )
+        different = sorted(k for k in m.settings.keys() & first.settings if m.settings[k] != first.settings[k])
+        if different:
+            raise DataError(
+                f"two runs labelled {name} differ in more than the seed ({', '.join(different)}), so they cannot share a row; "
+                "give them labels of their own"
+            )
+
+
+def read_measured(path: Path) -> MeasuredRun:
+    """Read what rows are made of.
+
+    Raises:
+        RunError: not a run directory.
+        DataError: it has not finished, or an evaluation is malformed.
+    """
     run = RunDirectory.open(path)
     base, final = (correctness_matrix(read_evaluation(path, name)) for name in ("base", "final"))
-    dumped = run.config.model_dump(exclude={"seed", "run_dir", "sft", "engine", "trackers"})
-    settings = {f"{section}.{k}": v for section, values in dumped.items() for k, v in values.items()}
-    return _Measured(run.config.method.name, run.config.seed, run.config.model.name, settings, base, final)
+    return MeasuredRun(run.config.method.name, run.config.seed, run.config.model.name, _flat(run.config), base, final)
 
 
-def _row(name: str, pairs: Sequence[tuple[CorrectnessMatrix, CorrectnessMatrix]]) -> Row:
-    finals = [f.correct_NK for f, _ in pairs]
-    bases = [b.correct_NK for _, b in pairs]
-    nothing = [np.zeros(len(f)) for f in finals]
+def _flat(config: Config) -> dict[str, Any]:
+    """Settings that runs of one row must share, by dotted name."""
+    dumped = config.model_dump(exclude={"seed", "run_dir", "sft", "engine", "trackers"})
+    return {f"{section}.{k}": v for section, values in dumped.items() for k, v in values.items()}
+
+
+def matrix_row(name: str, pairs: Sequence[tuple[CorrectnessMatrix, CorrectnessMatrix]]) -> Row:
+    """A row from who got what right.
+
+    Args:
+        name: of the row.
+        pairs: per seed the model's own matrix and its base's, on the same problems.
+    """
+
+    def estimate(quantity: str) -> Estimate:
+        values = [per_problem(final, quantity) for final, _ in pairs]
+        return paired_estimate([np.zeros(len(v)) for v in values], values, SUPPORT[quantity])
+
+    bases, finals = ([per_problem(pair[i], "t2") for pair in pairs] for i in (1, 0))
     return Row(
         name=name,
-        t1=_estimate(nothing, [f[:, 0] for f in finals], (0, 1)),
-        t2=_estimate(nothing, [f[:, -1] for f in finals], (0, 1)),
-        delta=_estimate([f[:, 0] for f in finals], [f[:, -1] for f in finals], (-1, 1)),
-        t2_over_base=_estimate([b[:, -1] for b in bases], [f[:, -1] for f in finals], (-1, 1)),
+        t1=estimate("t1"),
+        t2=estimate("t2"),
+        delta=estimate("delta"),
+        i_to_c=estimate("i_to_c"),
+        c_to_i=estimate("c_to_i"),
+        t2_over_base=paired_estimate(bases, finals, (-1, 1)),
         seeds=len(pairs),
-        problems=len(finals[0]),
+        problems=len(pairs[0][0].problem_ids),
     )
 
 
-def _estimate(a: Sequence[FloatArray], b: Sequence[FloatArray], support: tuple[float, float]) -> Estimate:
-    """Mean of b - a from per-problem values, one pair of arrays per seed; nan rows (verifier failures) left out."""
+SUPPORT: dict[str, tuple[float, float]] = {
+    "t1": (0, 1),
+    "t2": (0, 1),
+    "delta": (-1, 1),
+    "i_to_c": (0, 1),
+    "c_to_i": (0, 1),
+}
+"""What a row measures, each with its smallest and largest value per problem."""
+
+
+def per_problem(matrix: CorrectnessMatrix, quantity: str) -> FloatArray:
+    """A quantity of ``SUPPORT`` per problem; nan where the verifier failed; shape [N]."""
+    first_N, last_N = matrix.correct_NK[:, 0], matrix.correct_NK[:, -1]
+    own = {"t1": first_N, "t2": last_N, "delta": last_N - first_N}
+    return own[quantity] if quantity in own else getattr(matrix, f"{quantity}_N")
+
+
+def paired_estimate(a: Sequence[FloatArray], b: Sequence[FloatArray], support: tuple[float, float]) -> Estimate:
+    """Mean of b - a from per-problem values: over problems for one seed, else over seeds.
+
+    Args:
+        a: one array of shape [N] per seed; nan rows (verifier failures) are left out, pair by pair.
+        b: the same, with the same problems and seeds.
+        support: smallest and largest possible difference of a problem.
+    """
     differences = [(y - x)[~np.isnan(y - x)] for x, y in zip(a, b, strict=True)]
     if len(differences) == 1:
         return bootstrap_mean(differences[0], support=support)

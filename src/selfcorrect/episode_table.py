@@ -88,6 +88,13 @@ class EpisodeTable:
         keep_E = self.valid_EK[:, first] & self.valid_EK[:, second]
         return self.problem_means(correct_EK[:, second] - correct_EK[:, first], keep_E)
 
+    def flips_N(self, first: int, second: int, *, to_right: bool) -> Floats:
+        """Share of samples wrong at index ``first`` and right at ``second``, or the other way round; shape [N]."""
+        correct_EK = self.is_EK(Verdict.CORRECT)
+        keep_E = self.valid_EK[:, first] & self.valid_EK[:, second]
+        before, after = correct_EK[:, first], correct_EK[:, second]
+        return self.problem_means((~before & after) if to_right else (before & ~after), keep_E)
+
 
 def edit_distances(pairs: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
     """Levenshtein distance (insert, delete, replace cost 1 each) in characters, and the summed lengths, of each pair.

@@ -343,6 +343,12 @@ def _watched(engine: Engine, name: str, most: int, observer: Observer) -> Iterat
         engine.answered = lambda _n: None
 
 
+def command_line() -> str:
+    """What this process was called with."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["selfcorrect" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
 def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
     versions = {name: metadata.version(name) for name in TRACKED_PACKAGES}
     if engine.info.name == "tinker":
@@ -356,11 +362,6 @@ def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
         engine=asdict(engine.info),
         resumed_from_step=resumed_from,
     )
-
-
-def command_line() -> str:
-    """What was typed, for the records."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _end_record(run: RunDirectory, reason: str) -> EndRecord:

@@ -159,6 +159,9 @@ class CorrectnessMatrix:
     """Sorted; row i of the matrix."""
     correct_NK: Floats
     """Share of the problem's samples that are right, 0 or 1 with one sample; nan where the verifier failed on all."""
+    i_to_c_N: Floats
+    """Share of the samples wrong at the first and right at the last attempt; nan as above."""
+    c_to_i_N: Floats
 
 
 def summarise(episodes: Sequence[Episode], *, level: float = 0.95, seed: int = 0) -> EvalSummary:
@@ -216,7 +219,9 @@ def correctness_matrix(episodes: Sequence[Episode]) -> CorrectnessMatrix:
     table = EpisodeTable.of(episodes)
     columns = [table.accuracy_N(k) for k in range(table.n_attempts)]
     correct_NK = np.stack(columns, axis=1) if columns else np.empty((0, 0))
-    return CorrectnessMatrix(table.problem_ids, correct_NK)
+    last = table.n_attempts - 1
+    flips = [table.flips_N(0, last, to_right=to_right) if columns else np.empty(0) for to_right in (True, False)]
+    return CorrectnessMatrix(table.problem_ids, correct_NK, *flips)
 
 
 def compare(

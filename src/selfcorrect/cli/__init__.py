@@ -14,6 +14,7 @@ from selfcorrect.cli.export import export
 from selfcorrect.cli.grade import grade
 from selfcorrect.cli.probe import probe
 from selfcorrect.cli.report import report
+from selfcorrect.cli.reproduce import reproduce
 from selfcorrect.cli.scale import scale
 from selfcorrect.cli.serve import serve
 from selfcorrect.cli.sft import sft
@@ -36,6 +37,7 @@ app.command()(serve)
 app.command()(cluster)
 app.command()(report)
 app.command()(export)
+app.command()(reproduce)
 app.command()(sft)
 app.command()(validate)
 app.command()(probe)

@@ -17,7 +17,8 @@ def compare(
 ) -> None:
     """Put methods side by side with intervals, on the same held-out problems.
 
-    Runs of one method with different seeds form one row: the interval is then a t-interval over the seeds' means.
+    Runs of one method with different seeds form one row: the interval is then a t-interval over the seeds' means. Runs
+    of one method with other settings have rows of their own, which say what is not at its default.
 
     Example: `selfcorrect compare runs/tiny-arithmetic-score-s0 runs/tiny-arithmetic-multi_turn-s0`
     """
@@ -36,7 +37,7 @@ def compare(
         return
     table = Table(title="held-out problems, percent, 95 % intervals", title_justify="left", caption_justify="left")
     table.add_column("")
-    for name in ("t1", "t2", "delta", "t2 - base t2", "seeds", "problems"):
+    for name in ("t1", "t2", "delta", "i→c", "c→i", "t2 - base t2", "seeds", "problems"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(row.name, *_cells(row), str(row.seeds), str(row.problems))
@@ -45,4 +46,11 @@ def compare(
 
 
 def _cells(row: Any) -> list[str]:
-    return [row.t1.text(), row.t2.text(), row.delta.text(sign=True), row.t2_over_base.text(sign=True)]
+    return [
+        row.t1.text(),
+        row.t2.text(),
+        row.delta.text(sign=True),
+        row.i_to_c.text(),
+        row.c_to_i.text(),
+        row.t2_over_base.text(sign=True),
+    ]

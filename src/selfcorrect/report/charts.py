@@ -18,6 +18,8 @@ MARK_ROWS_Y = (TOP - 5, TOP - 17)
 """Base lines for what marks say: the second where the first has no room."""
 LETTER = 6.0
 """Width of an average letter, on the wide side."""
+LONGEST_NAME = 24
+"""Letters of a row's name; longer ones are cut."""
 MOST_POINTS = 400
 """Drawn per line; longer ones are thinned evenly, their last point kept."""
 MOST_ROWS = 20
@@ -83,12 +85,14 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Accuracies per difficulty level."""
+    """Shares per difficulty level, or per other kind of row."""
 
     title: str
     labels: tuple[str, ...]
     """Of the estimates in a row."""
     rows: tuple[tuple[str, tuple[Estimate, ...]], ...]
+    head: str = "level"
+    """What the rows are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,13 +232,15 @@ def draw_levels(chart: Levels) -> Drawing:
     each = 14
     pitch = each * len(chart.labels) + 14
     height = TOP + pitch * len(chart.rows) + BOTTOM
-    x = _scale(0, 1, 96, WIDTH - RIGHT)
+    longest = min(max((len(name) for name, _ in chart.rows), default=0), LONGEST_NAME)
+    left = max(96.0, longest * LETTER + 18)
+    x = _scale(0, 1, left, WIDTH - RIGHT)
     shapes = [_x_axis(0, 1, x, "correct", form=_percent, bottom=height - BOTTOM, grid_to=TOP)]
     for r, (level, estimates) in enumerate(chart.rows):
         top = TOP + r * pitch
         shapes.append(_segment(8, top, WIDTH - RIGHT, top, "grid"))
-        short = level if len(level) <= 13 else level[:12] + "…"
-        shapes.append(_text(90, top + pitch / 2 + 4, short, "end"))
+        short = level if len(level) <= LONGEST_NAME else level[: LONGEST_NAME - 1] + "…"
+        shapes.append(_text(left - 6, top + pitch / 2 + 4, short, "end"))
         for e, estimate in enumerate(estimates):
             if estimate.n == 0:
                 continue
@@ -255,7 +261,7 @@ def draw_levels(chart: Levels) -> Drawing:
         summary + ".",
         "dot",
         tuple(enumerate(chart.labels)),
-        ("level", *chart.labels, "n"),
+        (chart.head, *chart.labels, "n"),
         tuple(rows),
     )
 

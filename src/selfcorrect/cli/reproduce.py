@@ -1,0 +1,137 @@
+"""``selfcorrect reproduce``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from selfcorrect.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from selfcorrect.reproduce.jobs import Job, Status
+
+PLAIN_LINE_EVERY_S = 60.0
+
+
+def reproduce(
+    target: Annotated[
+        str,
+        typer.Argument(help="table1, table2, table3, table4, edits, collapse, shift, levels, or all."),
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of all runs.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None,
+    own_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model that every run starts from.")] = "tiny",
+    task: Annotated[str | None, typer.Option(help="Task: arithmetic; mbpp for table3.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory of runs and outputs.")] = Path("reproduction"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look, not a result: 1 seed, few steps and problems.")
+    ] = False,
+    budget: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run; the model's preset.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at once, one thread each.")] = 2,
+    humaneval: Annotated[str | None, typer.Option(help="table3: HumanEval's rows; from the Hub if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print files and verdicts as one JSON object.")] = False,
+) -> None:
+    """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
+
+    Runs are kept below OUT/runs and used again by their settings; a stopped call goes on where it stopped. `all` is
+    every target but table3, which needs a code model.
+
+    Example: `selfcorrect reproduce table4 --seeds 5`
+
+    A look at everything: `selfcorrect reproduce all --quick`
+    """
+    from rich.console import Console
+
+    from selfcorrect.reproduce.choice import Choice
+    from selfcorrect.reproduce.make import reproduce as make
+    from selfcorrect.train import stop_on_signal
+
+    count = seeds if seeds is not None else 1 if quick else 5
+    if humaneval is not None and target != "table3":
+        raise ConfigError("--humaneval is read by table3 only and would be ignored; drop it")
+    choice = Choice(out, tuple(range(count)), own_seeds, model, task, quick, budget, tuple(settings or ()), humaneval)
+    console = Console(stderr=True)
+    with stop_on_signal(_heard) as stop_requested, _Progress(console) as progress:
+        made = make(target, choice, jobs, progress, stop_requested)
+    lines = [(name, v) for name, verdicts in made.verdicts.items() for v in verdicts]
+    if as_json:
+        verdicts = [{"target": name, **v.to_json()} for name, v in lines]
+        print(json.dumps({"files": list(map(str, made.files)), "claims": verdicts, "failures": made.failures}))
+    else:
+        for name, v in lines:
+            print(f"{name}  {v.word}: {v.claim.text} ({v.difference.text(sign=True)})")
+        for file in made.files:
+            print(file)
+    if made.failures:
+        told = "; ".join(f"{name}: {why}" for name, why in made.failures.items())
+        raise RunError(
+            f"{len(made.failures)} of the things asked for are not there ({told}). The logs are in {out / 'runs'}; the same "
+            "command tries them again"
+        )
+
+
+def _heard() -> None:
+    """A plain write: this runs in a signal handler."""
+    os.write(sys.stderr.fileno(), b"\nstopping: every run writes a checkpoint first; once more stops at once\n")
+
+
+class _Progress:
+    """What is running, how many are left and for how long: a live line on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def on_begin(self, job: Job, resumed: bool) -> None:
+        self._say(f"{job.name}: {f'continued from step {job.step}' if resumed else 'begun'}")
+
+    def on_end(self, job: Job, seconds: float, failure: str | None) -> None:
+        self._say(f"{job.name}: {'done' if failure is None else f'FAILED, {failure}'}, {seconds:.0f} s")
+
+    def on_status(self, status: Status) -> None:
+        running = ", ".join(
+            f"{name} {f'step {step}/{total}' if total else 'measuring'} ({seconds:.0f} s)"
+            for name, step, total, seconds in status.running
+        )
+        left = "" if status.seconds_left is None else f"; about {_duration(status.seconds_left)} left"
+        failed = f", {status.failed} failed" if status.failed else ""
+        line = f"{status.done} of {status.total} done{failed}{left}; running: {running or 'nothing'}"
+        if self._live is not None:
+            self._live.update(line)
+        elif time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

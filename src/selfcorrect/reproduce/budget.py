@@ -1,0 +1,81 @@
+"""The paper compares methods at the same budget of samples and gradient steps. Here that is checked on the records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from selfcorrect.errors import DataError
+from selfcorrect.records import EndRecord, StepRecord
+from selfcorrect.reproduce.rows import ROWS
+from selfcorrect.run import RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one finished run has used, from its records."""
+
+    seed: int
+    steps: int
+    """Gradient steps."""
+    responses: int
+    """Sampled ones; those of evaluations are left out."""
+    tokens: int
+    sequences: int
+    """Training sequences over all steps: of an imitating stage fewer than it sampled, because most are not kept."""
+
+
+def spent(run: RunDirectory) -> Spent:
+    """Read what a finished run has used.
+
+    Raises:
+        DataError: it has not finished.
+    """
+    records = run.records()
+    end = records[-1] if records else None
+    if not isinstance(end, EndRecord) or end.reason != "finished":
+        raise DataError(f"{run.path} has not finished, so its budget is not known; call the same command again")
+    sequences = sum(r.episodes for r in records if isinstance(r, StepRecord))
+    return Spent(run.config.seed, end.step, end.sampled_responses, end.sampled_tokens, sequences)
+
+
+def check_equal(rows: Mapping[str, Sequence[Spent]]) -> list[str]:
+    """Hold the rows of one table against each other, seed by seed.
+
+    Args:
+        rows: by the key of the row; trained rows only.
+
+    Returns:
+        A sentence for every row that spent less for a reason that it states.
+
+    Raises:
+        DataError: a row differs without a stated reason.
+    """
+    strict = {key: runs for key, runs in rows.items() if not ROWS[key].budget_note}
+    norm: dict[int, tuple[str, Spent]] = {}
+    for key, runs in strict.items():
+        for s in runs:
+            other, first = norm.setdefault(s.seed, (key, s))
+            if (s.steps, s.responses) != (first.steps, first.responses):
+                raise DataError(
+                    f"the rows {ROWS[other].label!r} and {ROWS[key].label!r} do not have the same budget with seed {s.seed}: "
+                    f"{first.steps:,} steps and {first.responses:,} sampled responses against {s.steps:,} and {s.responses:,}. "
+                    "No table is made of them; give both the same train.steps and samples, or report the fault if they had"
+                )
+    return [note for key, runs in rows.items() if key not in strict for note in _stated(key, runs, norm)]
+
+
+def _stated(key: str, runs: Sequence[Spent], norm: Mapping[int, tuple[str, Spent]]) -> list[str]:
+    pairs = [(s, norm[s.seed][1]) for s in runs if s.seed in norm]
+    if any(s.steps != full.steps or s.responses > full.responses for s, full in pairs):
+        raise DataError(
+            f"the row {ROWS[key].label!r} has other gradient steps than the rest of its table, or more sampled responses; no "
+            "table is made of them"
+        )
+    shares = [s.responses / full.responses for s, full in pairs]
+    if all(share == 1 for share in shares):
+        return []
+    return [
+        f"NOT the same budget: {ROWS[key].label} sampled {100 * sum(shares) / len(shares):.1f} % of the other rows' responses "
+        f"({ROWS[key].budget_note})"
+    ]

@@ -1,0 +1,160 @@
+"""From a choice to files: check everything, run what is missing, write every target."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+
+from selfcorrect.comparison import read_evaluation
+from selfcorrect.errors import SelfCorrectError
+from selfcorrect.experiment import command_line, prepare
+from selfcorrect.records import episode_row
+from selfcorrect.report import write_report
+from selfcorrect.report.tags import tags_of
+from selfcorrect.reproduce import diagnostics, tables
+from selfcorrect.reproduce.choice import QUICK, Choice, refuse_without_code_model, rows_in_order, targets_of
+from selfcorrect.reproduce.elsewhere import ELSEWHERE
+from selfcorrect.reproduce.jobs import Job, Runner, Watcher, claimed, finished_seconds
+from selfcorrect.reproduce.measured import Measurements
+from selfcorrect.reproduce.output import Provenance, write_result
+from selfcorrect.reproduce.planning import jobs_of
+from selfcorrect.reproduce.result import Result
+from selfcorrect.reproduce.rows import ROWS, TARGETS
+from selfcorrect.reproduce.verdicts import Verdict
+
+MAKERS: dict[str, Callable[[Measurements], Result]] = {
+    "table1": lambda m: tables.table("table1", m),
+    "table2": lambda m: tables.table("table2", m),
+    "table3": tables.code_table,
+    "table4": lambda m: tables.table("table4", m),
+    "edits": diagnostics.edits,
+    "collapse": diagnostics.collapse,
+    "shift": diagnostics.shift,
+    "levels": diagnostics.levels,
+}
+EPISODES_PER_KIND = 20
+"""Of every row, of every kind (fixed, broken, kept, copied), in episodes.jsonl."""
+KINDS = ("fixed", "broken", "kept-right", "kept-wrong", "copied")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a call has left."""
+
+    files: tuple[Path, ...]
+    verdicts: dict[str, tuple[Verdict, ...]]
+    """By target."""
+    failures: dict[str, str]
+    """By job or target: why it is not there."""
+
+
+def reproduce(
+    name: str,
+    choice: Choice,
+    at_once: int,
+    watcher: Watcher,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Made:
+    """Run what is missing for a target, or for all, and write the outputs.
+
+    Args:
+        name: a target or ``all``.
+        choice: models, seeds and settings.
+        at_once: processes that run side by side, one thread each.
+        watcher: is told what is going on.
+        stop_requested: True ends everything cleanly; the same call goes on later.
+
+    Raises:
+        SelfCorrectError: something is wrong with the settings, the model or the data, before anything runs.
+        Interrupted: asked to stop.
+    """
+    targets = targets_of(name, tuple(ELSEWHERE))
+    if "table3" in targets:
+        refuse_without_code_model(choice)
+    ours = [t for t in targets if t in TARGETS]
+    jobs = jobs_of(choice, ours) if ours else []
+    if any(not job.finished for job in jobs):
+        first = next(row for row in rows_in_order(ours) if row.kind == "trained")
+        prepare(choice.config(first, choice.seeds[0], choice.task_of(ours[0])))
+    with claimed(choice.out):
+        runner = Runner(choice.out, at_once, watcher)
+        runner.run(jobs, stop_requested)
+        return _write(choice, ours, jobs, runner.failures, [t for t in targets if t in ELSEWHERE])
+
+
+def _write(
+    choice: Choice, targets: Sequence[str], jobs: Sequence[Job], failures: dict[str, str], others: Sequence[str]
+) -> Made:
+    files: list[Path] = []
+    verdicts: dict[str, tuple[Verdict, ...]] = {}
+    failed = dict(failures)
+    if targets:
+        measured = Measurements(choice, choice.task_of(targets[0]))
+        for target in targets:
+            try:
+                result = MAKERS[target](measured)
+            except SelfCorrectError as error:
+                failed[target] = str(error)
+                continue
+            files += write_result(result, _provenance(choice, target, failures), choice.out)
+            verdicts[target] = result.verdicts
+        try:
+            files += _browsable(choice, measured, targets)
+        except SelfCorrectError as error:
+            failed["report.html"] = str(error)
+    for target in others:
+        files += ELSEWHERE[target](choice)
+    return Made(tuple(files), verdicts, failed)
+
+
+def _provenance(choice: Choice, target: str, failures: dict[str, str]) -> Provenance:
+    own = {job.name for job in jobs_of(choice, [target])}
+    seconds = sum(s for name, (_, s) in finished_seconds(choice.out).items() if name in own)
+    return Provenance(
+        command_line(),
+        version(),
+        choice.model,
+        choice.task_of(target),
+        choice.seeds,
+        seconds,
+        (*(QUICK if choice.quick else ()), *choice.budget_setting, *choice.settings),
+        choice.quick,
+        {name: why for name, why in failures.items() if name in own},
+    )
+
+
+def version() -> str:
+    """Package version, and the commit where the package lies in a repository of its own."""
+    named = f"selfcorrect {metadata.version('selfcorrect')}"
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return named
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        said = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return named
+    return f"{named}, commit {said}"
+
+
+def _browsable(choice: Choice, measured: Measurements, targets: Sequence[str]) -> list[Path]:
+    """The report page of the first seed's runs, and some episodes of every kind as JSONL."""
+    keys = [key for key in ROWS if any(key in TARGETS[t].rows for t in targets)]
+    seed = choice.seeds[0]
+    paths = {key: measured.paths(key)[seed] for key in keys if seed in measured.paths(key)}
+    if not paths:
+        return []
+    page, sample = choice.out / "report.html", choice.out / "episodes.jsonl"
+    write_report(list(paths.values()), page)
+    with sample.open("w", encoding="utf-8") as file:
+        for key, path in paths.items():
+            episodes = sorted(read_evaluation(path, "final"), key=lambda e: (e.problem.id, e.sample))
+            for kind in KINDS:
+                for e in islice((e for e in episodes if kind in tags_of(e)), EPISODES_PER_KIND):
+                    file.write(json.dumps({"row": key, "seed": seed, "kind": kind, **episode_row(e)}) + "\n")
+    return [page, sample]

@@ -1,0 +1,189 @@
+"""Finished runs of this choice, read once and shared by all targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from selfcorrect.comparison import (
+    SUPPORT,
+    MeasuredRun,
+    Row,
+    compare_measured,
+    matrix_row,
+    paired_estimate,
+    per_problem,
+    read_evaluation,
+    read_measured,
+)
+from selfcorrect.errors import DataError
+from selfcorrect.metrics import CorrectnessMatrix, EvalSummary, correctness_matrix
+from selfcorrect.records import EvalRecord, StepRecord, episode_from_row
+from selfcorrect.reproduce.budget import Spent, check_equal, spent
+from selfcorrect.reproduce.choice import Choice
+from selfcorrect.reproduce.jobs import is_finished
+from selfcorrect.reproduce.planning import prompted_job, run_path
+from selfcorrect.reproduce.rows import ROWS, Claim
+from selfcorrect.reproduce.verdicts import Verdict, judge
+from selfcorrect.run import RunDirectory
+from selfcorrect.stats import Estimate, across_seeds, not_measured
+from selfcorrect.types import Episode, FloatArray
+
+Matrices = dict[int, CorrectnessMatrix]
+"""By seed. What greedy answers of the untrained model come to stands under every seed, as the same object."""
+
+
+@dataclass
+class Measurements:
+    """Reads what is asked for, and keeps it."""
+
+    choice: Choice
+    task: str
+    _runs: dict[str, dict[int, MeasuredRun]] = field(default_factory=dict)
+
+    def runs(self, key: str) -> dict[int, MeasuredRun]:
+        """Finished runs of a row, by seed."""
+        if key not in self._runs:
+            self._runs[key] = {seed: read_measured(path) for seed, path in self.paths(key).items()}
+        return self._runs[key]
+
+    def paths(self, key: str) -> dict[int, Path]:
+        """Directories of a trained row's finished runs, by seed."""
+        if ROWS[key].kind != "trained":
+            return {}
+        paths = {seed: run_path(self.choice, ROWS[key], seed, self.task) for seed in self.choice.seeds_of(ROWS[key])}
+        return {seed: path for seed, path in paths.items() if is_finished(path)}
+
+    def rows(self, keys: Sequence[str]) -> dict[str, Row]:
+        """A row per key that has been measured, the base always among them.
+
+        Raises:
+            DataError: no run has finished, or runs do not fit together.
+        """
+        trained = [(key, run) for key in keys for run in self.runs(key).values()]
+        if not trained:
+            raise DataError("none of the target's runs has finished, so there is nothing to show; see their logs")
+        made = compare_measured([run for _, run in trained], [key for key, _ in trained])
+        rows = {row.name: row for row in made}
+        base = trained[0][1].base
+        for key in keys:
+            matrix = self._prompted(key) if ROWS[key].kind == "prompted" else None
+            if matrix is not None:
+                rows[key] = matrix_row(key, [(matrix, base)])
+        return rows
+
+    def matrices(self, key: str) -> Matrices:
+        """Who got what right, by seed; empty where a row has not been measured."""
+        if ROWS[key].kind == "trained":
+            return {seed: run.final for seed, run in self.runs(key).items()}
+        one = self._base() if ROWS[key].kind == "base" else self._prompted(key)
+        return {} if one is None else dict.fromkeys(self.choice.seeds, one)
+
+    def _base(self) -> CorrectnessMatrix | None:
+        return next((run.base for runs in self._runs.values() for run in runs.values()), None)
+
+    def _prompted(self, key: str) -> CorrectnessMatrix | None:
+        file = prompted_job(self.choice, ROWS[key], self.task).target
+        return correctness_matrix(read_episodes(file)) if file.exists() else None
+
+    def spent(self, keys: Sequence[str]) -> tuple[dict[str, tuple[Spent, ...]], list[str]]:
+        """The budget of every trained row, checked.
+
+        Raises:
+            DataError: rows differ without a stated reason.
+        """
+        found = {
+            key: tuple(spent(RunDirectory.open(path)) for path in self.paths(key).values())
+            for key in keys
+            if self.paths(key)
+        }
+        return found, check_equal(found)
+
+    def judge(self, claim: Claim) -> Verdict:
+        """A claim about a quantity of ``comparison.SUPPORT``, paired by problem and seed."""
+        above, below = (None if key is None else self.matrices(key) for key in (claim.above, claim.below))
+        return judge(claim, difference(above, below, claim.quantity))
+
+    def summaries(self, key: str) -> dict[int, EvalSummary]:
+        """Evaluations as they were recorded, by seed; the base has one, under the first finished seed."""
+        if ROWS[key].kind == "base":
+            return self._base_summary()
+        return {seed: _summary(path, "final") for seed, path in self.paths(key).items()}
+
+    def _base_summary(self) -> dict[int, EvalSummary]:
+        for key in ROWS:
+            for seed, path in self.paths(key).items():
+                return {seed: _summary(path, "base")}
+        return {}
+
+    def episodes(self, key: str) -> dict[int, list[Episode]]:
+        """Held-out episodes with their texts, by seed; the base's once."""
+        if ROWS[key].kind == "base":
+            for other in ROWS:
+                for seed, path in self.paths(other).items():
+                    return {seed: read_evaluation(path, "base")}
+            return {}
+        return {seed: read_evaluation(path, "final") for seed, path in self.paths(key).items()}
+
+    def steps(self, key: str) -> dict[int, list[StepRecord]]:
+        """Training steps by seed."""
+        return {
+            seed: [r for r in RunDirectory.open(path).records() if isinstance(r, StepRecord)]
+            for seed, path in self.paths(key).items()
+        }
+
+
+def difference(above: Matrices | None, below: Matrices | None, quantity: str) -> Estimate:
+    """Above minus below over the seeds that both have; None stands for 0.
+
+    Where neither side depends on the seed (greedy answers of the untrained model) the interval is over problems.
+    """
+    seeds = sorted(set.intersection(*(set(side) for side in (above, below) if side is not None)))
+    if not seeds:
+        return not_measured()
+    pairs = [tuple(None if side is None else side[seed] for side in (above, below)) for seed in seeds]
+    if all(a is b for pair in pairs for a, b in zip(pair, pairs[0], strict=True)):
+        pairs = pairs[:1]
+    highs, lows = [], []
+    for high, low in pairs:
+        values = [None if m is None else per_problem(m, quantity) for m in (high, low)]
+        nothing: FloatArray = np.zeros(max(len(v) for v in values if v is not None))
+        highs.append(nothing if values[0] is None else values[0])
+        lows.append(nothing if values[1] is None else values[1])
+    low_end, high_end = SUPPORT[quantity]
+    width = high_end - low_end
+    support = (-width, width) if above is not None and below is not None else (-high_end, high_end)
+    return paired_estimate(lows, highs, support)
+
+
+def by_seed_difference(above: dict[int, float] | None, below: dict[int, float] | None) -> Estimate:
+    """The same for one number per seed; with a single seed there is no interval."""
+    seeds = sorted(set.intersection(*(set(side) for side in (above, below) if side is not None)))
+    values = [(above[s] if above is not None else 0.0) - (below[s] if below is not None else 0.0) for s in seeds]
+    return across_seeds(np.array(values))
+
+
+def read_episodes(file: Path) -> list[Episode]:
+    """Episodes of a measurement's file, which may have further fields.
+
+    Raises:
+        DataError: a line is not an episode.
+    """
+    out = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            out.append(episode_from_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{file}, line {number} is not an episode ({error}); delete the file to measure it again"
+            ) from None
+    return out
+
+
+def _summary(path: Path, name: str) -> EvalSummary:
+    records = [r for r in RunDirectory.open(path).records() if isinstance(r, EvalRecord) and r.name == name]
+    return EvalSummary.from_json(records[-1].summary)

@@ -1,0 +1,217 @@
+"""Results as files: Markdown to read, CSV and JSON to compute with, SVG to look at."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selfcorrect.errors import RunError, disk_reason
+from selfcorrect.report.standalone import standalone_svg
+from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
+from selfcorrect.reproduce.rows import ROWS, TARGETS
+
+QUICK_NOTE = "QUICK LOOK, not a result: one seed, few steps, few problems"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where numbers come from."""
+
+    command: str
+    version: str
+    """Of this package, with the commit where it is run from a repository."""
+    model: str
+    task: str
+    seeds: tuple[int, ...]
+    seconds: float
+    """Wall seconds of the processes behind the target, added up."""
+    settings: tuple[str, ...]
+    quick: bool
+    failures: dict[str, str]
+    """What did not run, by job."""
+
+
+def write_result(result: Result, p: Provenance, out: Path) -> list[Path]:
+    """Write ``<target>.md``, ``.csv``, ``.json`` and, where there is something to draw, ``.svg``.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    content = {"md": markdown(result, p), "csv": as_csv(result, p), "json": as_json(result, p)}
+    if result.drawings:
+        content["svg"] = standalone_svg(result.drawings, QUICK_NOTE if p.quick else "")
+    files = [out / f"{result.name}.{ending}" for ending in content]
+    try:
+        for file, text in zip(files, content.values(), strict=True):
+            part = file.with_name(f".{file.name}.part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
+    except OSError as error:
+        raise RunError(f"{file} could not be written: {disk_reason(error)}; free room and call it again") from None
+    return files
+
+
+def markdown(result: Result, p: Provenance) -> str:
+    """The page of a target."""
+    lines = [f"# {result.title}", ""]
+    if p.quick:
+        lines += [f"**{QUICK_NOTE}.**", ""]
+    lines += [_origin(p), ""]
+    for grid in result.grids:
+        lines += [f"## {grid.title}", "", *_grid(grid), ""]
+        lines += [f"The paper's figures: {grid.paper_source}.", ""] if grid.paper_source else []
+    if result.verdicts:
+        lines += ["## The paper's claims", "", *_verdicts(result), ""]
+        if len(p.seeds) == 1:
+            lines += [
+                "One seed: the intervals are over problems and speak of these checkpoints, not of the methods.",
+                "",
+            ]
+    if result.budget:
+        lines += ["## Budget, from the records", "", *_budget(result), ""]
+    lines += [f"{note}\n" for note in result.notes]
+    lines += [f"Not run: `{name}`: {why}\n" for name, why in p.failures.items()]
+    if result.drawings:
+        lines += [f"![{result.title}]({result.name}.svg)", ""]
+    return "\n".join(lines)
+
+
+def _origin(p: Provenance) -> str:
+    settings = f" Settings of all runs: `{' '.join(p.settings)}`." if p.settings else ""
+    return (
+        f"Command: `{p.command}`. {p.version}. Model {p.model}, task {p.task}, seeds {', '.join(map(str, p.seeds))}; greedy "
+        f"evaluation.{settings} Percent; 95 % intervals: over several seeds Student's t on the seeds' means, else a bootstrap "
+        f"over problems. The processes took {p.seconds:,.0f} s in all, one thread each."
+    )
+
+
+def _grid(grid: Grid) -> list[str]:
+    """Our columns, then the paper's figures in one cell, marked as such."""
+    paper = [c for c in grid.columns if any(c.key in row.paper for row in grid.rows)]
+    heads = ["", *(c.head for c in grid.columns), "seeds", "problems"]
+    if paper:
+        heads.append(f"{grid.paper_setting}: {' / '.join(c.head for c in paper)}")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in grid.rows:
+        label = f"{row.label} ({row.note})" if row.note else row.label
+        cells = [label, *(c.text(row.cells.get(c.key)) for c in grid.columns), str(row.seeds), str(row.problems)]
+        if paper:
+            cells.append(_paper(row, paper))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _paper(row: GridRow, columns: Sequence[Column]) -> str:
+    if not row.paper:
+        return ""
+    return " / ".join(
+        format(row.paper[c.key], f"{'+' if c.sign else ''}.1f") if c.key in row.paper else "n/a" for c in columns
+    )
+
+
+def _verdicts(result: Result) -> list[str]:
+    names = {c.key: c.head for grid in result.grids for c in grid.columns}
+    lines = ["| claim | verdict | decided by | difference |", "|---|---|---|---|"]
+    for v in result.verdicts:
+        sides = [None if key is None else ROWS[key].label for key in (v.claim.above, v.claim.below)]
+        decided = f"{names[v.claim.quantity]}: {sides[0] or '0'}{f' - {sides[1]}' if sides[1] else ''}"
+        lines.append(f"| {v.claim.text} | **{v.word}** | {decided} | {v.difference.text(sign=True)} |")
+    return lines
+
+
+def _budget(result: Result) -> list[str]:
+    lines = [
+        "| | seeds | gradient steps | sampled responses | sampled tokens | sequences trained on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, runs in result.budget.items():
+        cells = [_range([getattr(s, name) for s in runs]) for name in ("steps", "responses", "tokens", "sequences")]
+        lines.append(f"| {ROWS[key].label} | {len(runs)} | {' | '.join(cells)} |")
+    same = "Every row has the same gradient steps and sampled responses, seed by seed."
+    return [*lines, "", *(f"{note}." for note in result.budget_notes or (same.removesuffix("."),))]
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def as_csv(result: Result, p: Provenance) -> str:
+    """One line per number: ours with its interval, then the paper's."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        [
+            "target",
+            "grid",
+            "row",
+            "quantity",
+            "value",
+            "low",
+            "high",
+            "n",
+            "interval",
+            "seeds",
+            "problems",
+            "source",
+            "quick",
+        ]
+    )
+    for grid in result.grids:
+        for row in grid.rows:
+            where = [result.name, grid.title, row.label]
+            for c in grid.columns:
+                if (e := row.cells.get(c.key)) is not None:
+                    values = [_number(v * c.scale) for v in (e.value, e.low, e.high)]
+                    writer.writerow([*where, c.key, *values, e.n, e.kind, row.seeds, row.problems, "ours", p.quick])
+            for key, figure in row.paper.items():
+                writer.writerow([*where, key, figure, "", "", "", "", "", "", grid.paper_setting, ""])
+    return stream.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def as_json(result: Result, p: Provenance) -> str:
+    """Everything; shares in [0, 1], the paper's figures in percent as printed there."""
+    grids = [
+        {
+            "title": grid.title,
+            "paper": grid.paper_setting,
+            "paper_source": grid.paper_source,
+            "rows": [
+                {
+                    "label": row.label,
+                    "note": row.note,
+                    "seeds": row.seeds,
+                    "problems": row.problems,
+                    "ours": {key: e.to_json() for key, e in row.cells.items()},
+                    "paper_percent": row.paper,
+                }
+                for row in grid.rows
+            ],
+        }
+        for grid in result.grids
+    ]
+    charts: list[dict[str, Any]] = [
+        {"title": d.title, "columns": list(d.head), "rows": [list(row) for row in d.rows]} for d in result.drawings
+    ]
+    made = {
+        "target": result.name,
+        "title": TARGETS[result.name].title,
+        "provenance": asdict(p),
+        "grids": grids,
+        "claims": [v.to_json() for v in result.verdicts],
+        "budget": {key: [asdict(s) for s in runs] for key, runs in result.budget.items()},
+        "budget_notes": list(result.budget_notes),
+        "charts": charts,
+        "notes": list(result.notes),
+    }
+    return json.dumps(made, indent=1) + "\n"

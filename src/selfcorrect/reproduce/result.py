@@ -1,0 +1,71 @@
+"""What one target comes to, as plain values: grids of estimates, verdicts on claims, budgets, charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from selfcorrect.report.charts import Drawing
+from selfcorrect.reproduce.budget import Spent
+from selfcorrect.reproduce.verdicts import Verdict
+from selfcorrect.stats import Estimate, across_seeds
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A quantity that a grid shows."""
+
+    key: str
+    head: str
+    scale: float = 100.0
+    """100: a share, shown in percent. 1: a number as it is."""
+    sign: bool = False
+
+    def text(self, estimate: Estimate | None) -> str:
+        return "n/a" if estimate is None else estimate.text(scale=self.scale, sign=self.sign)
+
+
+@dataclass(frozen=True, slots=True)
+class GridRow:
+    label: str
+    cells: dict[str, Estimate]
+    """By the column's key; a missing one shows n/a."""
+    seeds: int
+    problems: int
+    paper: dict[str, float] = field(default_factory=dict)
+    """The paper's figures by column, percent."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[GridRow, ...]
+    paper_setting: str = ""
+    """Whose figures ``GridRow.paper`` are, model and data; empty where the paper has none."""
+    paper_source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One target."""
+
+    name: str
+    title: str
+    grids: tuple[Grid, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
+    budget: dict[str, tuple[Spent, ...]] = field(default_factory=dict)
+    """By the key of the row."""
+    budget_notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """Estimates of one row, a seed each: the only one as it is, several as a t-interval on their values."""
+    if len(estimates) == 1:
+        return estimates[0]
+    return across_seeds(np.array([e.value for e in estimates if e.n]))

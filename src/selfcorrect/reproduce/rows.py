@@ -1,0 +1,217 @@
+"""What is reproduced, as data: rows, the targets that show them, and the paper's claims about them.
+
+A row is a method with settings. A target is a list of rows. A claim is an inequality between two rows.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One line of a table."""
+
+    key: str
+    """In file names, claims and paper.toml."""
+    label: str
+    settings: tuple[str, ...] = ()
+    """``key=value``; with the run's own settings they are the whole difference between rows."""
+    kind: Literal["trained", "prompted", "base"] = "trained"
+    """prompted: a way to play the base, measured without training. base: measured by every run before its first step."""
+    ours: bool = False
+    """The paper has no such row."""
+    budget_note: str = ""
+    """Why it may sample fewer responses than the other rows; empty where it must sample as many."""
+
+
+_ROWS = (
+    TableRow("base", "base", kind="base"),
+    TableRow("score", "SCoRe", ("method=score",)),
+    TableRow("multi_turn", "multi-turn RL", ("method=multi_turn",)),
+    TableRow("single_turn", "single-turn RL", ("method=single_turn",)),
+    TableRow("no_stage1", "without Stage I", ("method=score", "method.stage1_share=0")),
+    TableRow("no_shaping", "without shaping", ("method=score", "method.alpha=0")),
+    TableRow("self_refine", "Self-Refine", ("method=self_refine",), kind="prompted"),
+    TableRow("star_d", "STaR, D", ("method=star", "method.dataset=D")),
+    TableRow("star_d_plus", "STaR, D+", ("method=star", "method.dataset=D+")),
+    TableRow("pair_sft_d", "Pair-SFT, D", ("method=pair_sft", "method.dataset=D")),
+    TableRow("pair_sft_d_plus", "Pair-SFT, D+", ("method=pair_sft", "method.dataset=D+")),
+    TableRow("stage2_star", "STaR in Stage II", ("method=score", "method.stage2=star")),
+    TableRow(
+        "offline",
+        "offline first attempts",
+        ("method=score", "method.offline_share=1"),
+        budget_note="first attempts of the base are sampled once per problem and used again when it comes again",
+    ),
+    TableRow("scaled", "(1+alpha) r2 alone", ("method=score", "method.shaping=scaled"), ours=True),
+    TableRow("given_r1", "baseline given r1", ("method=score", "method.baseline=given_first"), ours=True),
+    TableRow(
+        "tree",
+        "trees of 3 branches",
+        ("method=score", "method.branches=3"),
+        ours=True,
+        budget_note="the budget is spent on whole trees, rounded down",
+    ),
+    TableRow("standardised", "standardised advantages", ("method=score", "method.standardise=true"), ours=True),
+    TableRow("gamma_1", "gamma 1", ("method=score", "method.gamma=1"), ours=True),
+    TableRow("kl_to_go", "KL credit: to go", ("method=score", "method.kl_credit=to_go"), ours=True),
+    TableRow("kl_token", "KL credit: by token", ("method=score", "method.kl_credit=token"), ours=True),
+)
+ROWS = {row.key: row for row in _ROWS}
+"""In the order of running."""
+
+CORE = ("score", "multi_turn", "single_turn", "no_stage1", "no_shaping")
+"""Run first, with all seeds. The base is measured by every run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The paper says that one row is above another, or above 0, in some quantity."""
+
+    text: str
+    quantity: str
+    above: str | None
+    """Key of a row; None stands for 0."""
+    below: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    title: str
+    rows: tuple[str, ...]
+    claims: tuple[Claim, ...] = ()
+
+
+_TABLE_4 = ("single_turn", "no_stage1", "no_shaping", "stage2_star", "offline")
+_OURS = tuple(row.key for row in _ROWS if row.ours)
+
+TARGETS = {
+    "table1": Target(
+        "Table 1: fine-tuning on self-generated corrections",
+        ("base", "star_d", "star_d_plus", "pair_sft_d", "pair_sft_d_plus"),
+        (
+            Claim("the base does worse at its second attempt", "delta", None, "base"),
+            Claim("STaR on D does not mend that: delta stays below 0", "delta", None, "star_d"),
+            Claim(
+                "right-to-right examples help STaR: delta on D+ is above that on D", "delta", "star_d_plus", "star_d"
+            ),
+            Claim("Pair-SFT on D improves delta over the base", "delta", "pair_sft_d", "base"),
+            Claim("right-to-right examples stop Pair-SFT from correcting", "i_to_c", "pair_sft_d", "pair_sft_d_plus"),
+        ),
+    ),
+    "table2": Target(
+        "Table 2: SCoRe against other ways to self-correction",
+        ("base", "self_refine", "star_d_plus", "pair_sft_d", "score", "multi_turn"),
+        (
+            Claim("SCoRe corrects: delta is above 0", "delta", "score", None),
+            Claim("SCoRe's first attempts are better than the base's", "t1", "score", "base"),
+            Claim("SCoRe's second attempts are better than the base's", "t2", "score", "base"),
+            Claim("... than Self-Refine's", "t2", "score", "self_refine"),
+            Claim("... than those of STaR on D+", "t2", "score", "star_d_plus"),
+            Claim("... than those of Pair-SFT on D", "t2", "score", "pair_sft_d"),
+            Claim("SCoRe's delta is above that of STaR on D+", "delta", "score", "star_d_plus"),
+            Claim("SCoRe's delta is above that of Pair-SFT on D", "delta", "score", "pair_sft_d"),
+            Claim("SCoRe mends more wrong answers than the base", "i_to_c", "score", "base"),
+            Claim("SCoRe breaks fewer right answers than the base", "c_to_i", "base", "score"),
+        ),
+    ),
+    "table3": Target(
+        "Table 3: code, trained on MBPP",
+        ("base", "self_refine", "pair_sft_d", "score"),
+        (
+            Claim("SCoRe corrects: delta is above 0", "delta", "score", None),
+            Claim("SCoRe's delta is above the base's", "delta", "score", "base"),
+            Claim("SCoRe's second attempts are better than those of Pair-SFT", "t2", "score", "pair_sft_d"),
+            Claim("Self-Refine does worse at its second attempt", "delta", None, "self_refine"),
+        ),
+    ),
+    "table4": Target(
+        "Table 4: what each part of SCoRe is for",
+        ("base", "score", "multi_turn", *_TABLE_4, *_OURS),
+        (
+            Claim("single-turn RL loses the second attempt: delta below 0", "delta", None, "single_turn"),
+            Claim("single-turn RL has the better first attempt", "t1", "single_turn", "score"),
+            *(
+                Claim(f"SCoRe is better than {ROWS[key].label}, in {quantity}", quantity, "score", key)
+                for key in _TABLE_4
+                for quantity in ("t2", "delta")
+            ),
+        ),
+    ),
+    "edits": Target(
+        "Edit-distance ratio of the second attempt to the first",
+        ("base", "star_d_plus", "pair_sft_d", "score", "multi_turn", "single_turn"),
+        (
+            Claim("SCoRe edits more than STaR on D+", "edit_ratio", "score", "star_d_plus"),
+            Claim("SCoRe edits more than Pair-SFT on D", "edit_ratio", "score", "pair_sft_d"),
+            Claim("STaR on D+ copies more often than SCoRe", "copied", "star_d_plus", "score"),
+            Claim("Pair-SFT on D copies more often than SCoRe", "copied", "pair_sft_d", "score"),
+        ),
+    ),
+    "collapse": Target(
+        "Unchanged answers over training",
+        ("score", "multi_turn", "no_stage1", "no_shaping"),
+        (
+            Claim(
+                "multi-turn RL collapses: fewer answers change at the end of training than at its start",
+                "changed_fall",
+                "multi_turn",
+                None,
+            ),
+            Claim("SCoRe keeps changing more answers than multi-turn RL", "changed_end", "score", "multi_turn"),
+        ),
+    ),
+    "shift": Target(
+        "Correction of the model's own first attempts and of the base's",
+        ("score", "multi_turn", "star_d_plus", "pair_sft_d"),
+        (
+            Claim(
+                "Pair-SFT corrects the base's first attempts more often than its own (held-out problems)",
+                "test_gap",
+                "pair_sft_d",
+                None,
+            ),
+            Claim(
+                "SCoRe corrects its own first attempts more often than Pair-SFT does (held-out problems)",
+                "test_own",
+                "score",
+                "pair_sft_d",
+            ),
+        ),
+    ),
+    "levels": Target(
+        "Accuracy by difficulty, and what changes between attempts", ("base", "score", "multi_turn", "single_turn")
+    ),
+}
+"""In the order of ``all``; table3 is run by its name only, because it needs a code model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaperTable:
+    """The paper's figures of one target."""
+
+    source: str
+    setting: str
+    """Whose model and data; stands beside every figure."""
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]
+
+    def figures(self, key: str) -> dict[str, float]:
+        """By column; empty where the paper has no such row."""
+        return dict(zip(self.columns, self.rows.get(key, ()), strict=False))
+
+
+@cache
+def paper_tables() -> dict[str, PaperTable]:
+    """What the paper reports, by target."""
+    text = resources.files("selfcorrect.reproduce").joinpath("paper.toml").read_text(encoding="utf-8")
+    out = {}
+    for name, table in tomllib.loads(text).items():
+        rows = {key: tuple(v) for key, v in table.items() if key not in ("source", "setting", "columns")}
+        out[name] = PaperTable(table["source"], table["setting"], tuple(table["columns"]), rows)
+    return out

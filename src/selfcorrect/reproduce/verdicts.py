@@ -1,0 +1,49 @@
+"""What the paper claims against what was measured: one word per claim, decided by an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfcorrect.reproduce.rows import Claim
+from selfcorrect.stats import Estimate
+
+Word = Literal["reproduced", "not reproduced", "cannot be told at this n", "not measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    claim: Claim
+    word: Word
+    difference: Estimate
+    """``above`` minus ``below``, paired; its interval decides."""
+
+    def to_json(self) -> dict[str, Any]:
+        c = self.claim
+        return {
+            "claim": c.text,
+            "quantity": c.quantity,
+            "above": c.above,
+            "below": c.below,
+            "verdict": self.word,
+            "difference": self.difference.to_json(),
+        }
+
+
+def judge(claim: Claim, difference: Estimate) -> Verdict:
+    """Reproduced where the whole interval is above 0, not reproduced where it is below 0, else it cannot be told.
+
+    A difference that is 0 in every seed has an interval of width 0 at 0: not reproduced.
+    """
+    word: Word
+    if difference.n == 0:
+        word = "not measured"
+    elif not difference.has_interval:
+        word = "cannot be told at this n"
+    elif difference.low > 0:
+        word = "reproduced"
+    elif difference.high < 0 or difference.low == difference.high == 0:
+        word = "not reproduced"
+    else:
+        word = "cannot be told at this n"
+    return Verdict(claim, word, difference)

@@ -1,0 +1,89 @@
+"""Whole seeded runs, one per method and option, against stored numbers: a change that moves any method shows here.
+
+The stored numbers are checked to 2 %: sums in another order (threads, processor) move the last digits of a run and no
+more in a few steps. `python tests/test_golden.py --regenerate` writes them anew; do that only for a change that is meant
+to move them, and say so in CHANGELOG.md.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import toy
+from selfcorrect.reproduce.rows import ROWS
+
+STORED = Path(__file__).parent / "golden"
+TOLERANCE = 0.02
+"""Relative, of gradient norms and losses. Stages, rewards and counts are exact."""
+MORE = {
+    "branches and groups": ("method.branches=2", "train.samples_per_problem=3"),
+    "adaptive beta2": ("method.beta2_target=0.01",),
+    "interleaved": ("method.interleave=1", "train.steps=4"),
+    "three attempts": ("method.attempts=3",),
+    "three attempts, stepwise": ("method.attempts=3", "method.stage1=stepwise"),
+}
+"""Options beside the rows of `reproduce`."""
+BESIDE = {
+    "stage2_star": ("train.steps=6",),
+    "tree": ("train.samples_per_problem=4",),
+    "given_r1": ("train.samples_per_problem=4",),
+    "standardised": ("train.samples_per_problem=4",),
+    "kl_to_go": ("method.beta1=0.2",),
+    "kl_token": ("method.beta1=0.2",),
+}
+"""What a row needs on the toy task to differ from plain SCoRe."""
+RUNS = {
+    **{key: (*row.settings, *BESIDE.get(key, ())) for key, row in ROWS.items() if row.kind == "trained"},
+    **MORE,
+}
+
+
+def file_of(name):
+    return STORED / f"{name.replace(', ', '_').replace(' ', '_')}.json"
+
+
+def numbers(overrides):
+    """Per step: stage, unshaped rewards, gradient norm, and the loss of a supervised step; with the responses sampled."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run, _, progress = toy.run(Path(scratch) / "run", *overrides)
+        steps = [
+            {"stage": r.stage, "reward": r.reward, "kl": r.kl, "grad_norm": r.grad_norm, "loss": r.loss}
+            for r in toy.step_records(run)
+        ]
+        return {"settings": list(overrides), "responses": progress.sampled_responses, "steps": steps}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_method_does_what_it_did(name):
+    stored, now = json.loads(file_of(name).read_text()), numbers(RUNS[name])
+    assert now["settings"] == stored["settings"] and now["responses"] == stored["responses"]
+    for step, was in zip(now["steps"], stored["steps"], strict=True):
+        assert (step["stage"], step["reward"]) == (was["stage"], was["reward"])
+        assert step["grad_norm"] == pytest.approx(was["grad_norm"], rel=TOLERANCE)
+        assert step["kl"] == pytest.approx(was["kl"], rel=TOLERANCE, abs=1e-4)
+        assert step["loss"] == (None if was["loss"] is None else pytest.approx(was["loss"], rel=TOLERANCE))
+
+
+def test_every_stored_run_is_checked_and_no_two_are_the_same():
+    assert {file.name for file in STORED.iterdir()} == {file_of(name).name for name in RUNS}
+    steps = [json.dumps(json.loads(file_of(name).read_text())["steps"]) for name in RUNS]
+    assert len(set(steps)) == len(RUNS)
+
+
+def regenerate():
+    STORED.mkdir(exist_ok=True)
+    for old in STORED.glob("*.json"):
+        old.unlink()
+    for name, overrides in RUNS.items():
+        file_of(name).write_text(json.dumps(numbers(overrides), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--regenerate"]:
+        sys.exit(
+            "python tests/test_golden.py --regenerate: overwrite the stored numbers with those of the present code"
+        )
+    regenerate()
