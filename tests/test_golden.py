@@ -1,7 +1,7 @@
 """Whole seeded runs, one per method and option, against stored numbers: a change that moves any method shows here.
 
-The stored numbers are checked to 2 %: sums in another order (threads, processor) move the last digits of a run and no
-more in a few steps. `python tests/test_golden.py --regenerate` writes them anew; do that only for a change that is meant
+The stored numbers are checked to 0.5 %: sums in another order (threads, processor, passes) move the last digits of a run
+and no more in a few gentle steps. `python tests/test_golden.py --regenerate` writes them anew; do that only for a change that is meant
 to move them, and say so in CHANGELOG.md.
 """
 
@@ -16,7 +16,7 @@ import toy
 from selfcorrect.reproduce.rows import ROWS
 
 STORED = Path(__file__).parent / "golden"
-TOLERANCE = 0.02
+TOLERANCE = 0.005
 """Relative, of gradient norms and losses. Stages, rewards and counts are exact."""
 MORE = {
     "branches and groups": ("method.branches=2", "train.samples_per_problem=3"),
@@ -41,6 +41,10 @@ RUNS = {
 }
 
 
+GENTLE = ("train.learning_rate=0.003", "train.adam_eps=1.0")
+"""With Adam's own epsilon the first updates are signs of gradients, and a sign turns with the last digit of a sum."""
+
+
 def file_of(name):
     return STORED / f"{name.replace(', ', '_').replace(' ', '_')}.json"
 
@@ -48,12 +52,17 @@ def file_of(name):
 def numbers(overrides):
     """Per step: stage, unshaped rewards, gradient norm, and the loss of a supervised step; with the responses sampled."""
     with tempfile.TemporaryDirectory() as scratch:
-        run, _, progress = toy.run(Path(scratch) / "run", *overrides)
+        run, _, progress = toy.run(Path(scratch) / "run", *GENTLE, *overrides)
         steps = [
             {"stage": r.stage, "reward": r.reward, "kl": r.kl, "grad_norm": r.grad_norm, "loss": r.loss}
             for r in toy.step_records(run)
         ]
         return {"settings": list(overrides), "responses": progress.sampled_responses, "steps": steps}
+
+
+def _known(values):
+    """Without the None of attempts that were all given."""
+    return [value for value in values if value is not None]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -63,7 +72,8 @@ def test_a_method_does_what_it_did(name):
     for step, was in zip(now["steps"], stored["steps"], strict=True):
         assert (step["stage"], step["reward"]) == (was["stage"], was["reward"])
         assert step["grad_norm"] == pytest.approx(was["grad_norm"], rel=TOLERANCE)
-        assert step["kl"] == pytest.approx(was["kl"], rel=TOLERANCE, abs=1e-4)
+        assert [k is None for k in step["kl"]] == [k is None for k in was["kl"]]
+        assert _known(step["kl"]) == pytest.approx(_known(was["kl"]), rel=TOLERANCE, abs=1e-4)
         assert step["loss"] == (None if was["loss"] is None else pytest.approx(was["loss"], rel=TOLERANCE))
 
 
