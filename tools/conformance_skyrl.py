@@ -52,11 +52,12 @@ def start(folder: Path, url: str) -> subprocess.Popen[bytes]:
         shutil.rmtree(folder / old, ignore_errors=True)
         (folder / old).unlink(missing_ok=True)
     kept = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # another Python's packages
     log = (folder / "server.log").open("wb")
     server = subprocess.Popen(
         ["sh", "serve.sh"],
         cwd=folder,
-        env=os.environ | kept | {"HF_HUB_OFFLINE": "1"},
+        env=clean | kept | {"HF_HUB_OFFLINE": "1"},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,

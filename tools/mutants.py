@@ -31,6 +31,10 @@ def engine(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_engine.py::test_{name}" for name in names)
 
 
+def tinker(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_tinker_engine.py::test_{name}" for name in names)
+
+
 def serving(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_serve.py::test_{name}" for name in names)
 
@@ -98,8 +102,8 @@ MUTANTS = [
     Mutant(
         "a run's hash leaves out the settings of training",
         "reproduce/choice.py",
-        'exclude={"run_dir", "sft"}',
-        'exclude={"run_dir", "sft", "train"}',
+        'exclude={"run_dir", "sft", "trackers"}',
+        'exclude={"run_dir", "sft", "trackers", "train"}',
         reproduced("a_run_is_known_by_its_settings"),
     ),
     Mutant(
@@ -108,6 +112,27 @@ MUTANTS = [
         "(~before & after) if to_right",
         "(before & ~after) if to_right",
         ("tests/test_comparison.py",),
+    ),
+    Mutant(
+        "an averaging server is not corrected for",
+        "engines/tinker_engine/probes.py",
+        "n = len(data) if self.mean_over_data else 1",
+        "n = 1",
+        tinker("whatever_the_server_averages_a_step_is_that_of_the_sum"),
+    ),
+    Mutant(
+        "a training request of unknown fate is sent again",
+        "engines/tinker_engine/engine.py",
+        'norm = self._once("optim_step"',
+        'norm = self._retried("optim_step"',
+        tinker("an_unclear_failure_of_training_is_never_sent_again"),
+    ),
+    Mutant(
+        "a lost server's records are not cut back",
+        "experiment.py",
+        "            run.rewind(again)\n",
+        "",
+        tinker("a_run_that_loses_its_server_replays_and_counts_nothing_twice"),
     ),
     Mutant(
         "KL from the sampler's log-probs in bfloat16",
