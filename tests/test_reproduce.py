@@ -570,7 +570,7 @@ def test_a_broken_run_does_not_keep_other_targets_from_being_written(tmp_path):
     write_runs(c, "collapse")
     path = run_path(c, ROWS["multi_turn"], 0, "arithmetic")
     (path / "evaluations" / "final.jsonl").write_text('{"problem": 1}\n')
-    made_now = make._write(c, ["levels", "collapse"], [], {}, [])
+    made_now = make._write(c, ["levels", "collapse"], {})
     assert "collapse" in made_now.verdicts and made_now.failures.keys() == {"levels", "report.html"}
 
 
