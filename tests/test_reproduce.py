@@ -11,13 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import made_runs as made
 import toy
 from selfcorrect.errors import ConfigError, DataError, Interrupted, RunError
+from selfcorrect.evaluate import held_out
 from selfcorrect.records import EndRecord, episode_row
-from selfcorrect.reproduce import make
+from selfcorrect.reproduce import make, more_samples
 from selfcorrect.reproduce.budget import Spent, check_equal
 from selfcorrect.reproduce.choice import Choice, config_hash, planned_cost, rows_in_order, targets_of
 from selfcorrect.reproduce.diagnostics import _ends, mended
@@ -29,7 +31,9 @@ from selfcorrect.reproduce.shift import shifted_episodes
 from selfcorrect.reproduce.tables import code_table, table
 from selfcorrect.reproduce.verdicts import judge
 from selfcorrect.run import RunDirectory
-from selfcorrect.stats import Estimate, not_measured
+from selfcorrect.scale import ATTEMPTS, BUDGETS, measure_attempts
+from selfcorrect.scaling import AttemptCurve, BudgetRow, ScalingCurves, VoteCurve
+from selfcorrect.stats import Estimate, bootstrap_mean, not_measured
 
 TRAINED = [row for row in ROWS.values() if row.kind == "trained"]
 
@@ -100,9 +104,9 @@ def test_rows_of_ours_may_have_fewer_seeds(tmp_path):
 
 
 def test_all_is_every_target_but_the_one_that_needs_a_code_model():
-    assert set(targets_of("all", ("other",))) == TARGETS.keys() - {"table3"} | {"other"}
+    assert set(targets_of("all")) == TARGETS.keys() - {"table3"}
     with pytest.raises(ConfigError, match=r"'scaling2' cannot be reproduced here; take one of: table1"):
-        targets_of("scaling2", ())
+        targets_of("scaling2")
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------------
@@ -398,7 +402,7 @@ def test_table3_measures_every_row_on_both_tasks_after_its_run(tmp_path):
     ]  # Self-Refine: no change
 
 
-TABLES_AND_MORE = ("table1", "table2", "table4", "edits", "collapse", "shift", "levels")
+TABLES_AND_MORE = ("table1", "table2", "table4", "edits", "collapse", "shift", "scaling", "attempts", "levels")
 
 
 @pytest.mark.parametrize("target", TABLES_AND_MORE)
@@ -409,6 +413,9 @@ def test_outputs_are_there_agree_and_carry_the_mark_of_a_quick_look(tmp_path, ta
     for seed in c.seeds if target == "shift" else ():
         for key in TARGETS["shift"].rows:
             write_shift(shift_job(c, ROWS[key], seed, "arithmetic").target)
+    for job in jobs_of(c, [target]) if target in ("scaling", "attempts") else ():
+        if not job.is_run:
+            write_curves(job)
     result = make.reproduce(target, c, 1, watcher := Silent())
     assert watcher.begun == [] and result.failures == {}  # all of it is cached by its config
     assert {f.name for f in result.files} == {
@@ -439,6 +446,62 @@ def test_outputs_are_there_agree_and_carry_the_mark_of_a_quick_look(tmp_path, ta
     assert ("QUICK LOOK" in "".join(drawn.itertext())) is quick
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
     assert set(kinds) == {"fixed", "broken", "kept-right", "kept-wrong", "copied"}
+
+
+def write_curves(job):
+    """Votes of 50 % (parallel) and 70 % (corrected) at every budget; attempts of 40 %, then 60 % of ten problems."""
+
+    def share(tenths):
+        return bootstrap_mean(np.arange(10) < tenths, support=(0, 1))
+
+    votes = VoteCurve(tuple(BudgetRow(k, share(5), share(7), share(2), share(1), share(3)) for k in BUDGETS), 10, 0)
+    row = AttemptCurve(tuple(share(4 if k < 2 else 6) for k in range(ATTEMPTS)), (share(2),) * ATTEMPTS, 10, 0)
+    policies = ("base", "kept") if "base+kept" in job.command else ("kept",)
+    lines = [
+        {"policy": p, **ScalingCurves("m", 1, "c", replace(votes, settings={"temperature": 0.7}), row).to_json()}
+        for p in policies
+    ]
+    job.target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_more_responses_and_attempts_are_measured_once_per_seed_and_the_base_once(tmp_path):
+    c = choice(tmp_path)
+    write_runs(c, "attempts")
+    both = [job for job in jobs_of(c, ["scaling", "attempts"]) if not job.is_run]
+    assert len({job.target for job in both}) == len(both) == 2 * len(c.seeds)  # SCoRe and multi-turn, one file for both
+    assert sum("base+kept" in job.command for job in both) == 1
+    for job in both:
+        write_curves(job)
+    scaling, attempts = (make.MAKERS[t](Measurements(c, "arithmetic")) for t in ("scaling", "attempts"))
+    base, score = scaling.grids[0].rows
+    assert (base.seeds, score.seeds, score.problems) == (1, 2, 10)
+    assert (score.cells["parallel_32"].value, score.cells["gap_32"].value) == (0.5, 0.2)
+    assert [v.difference.value for v in scaling.verdicts] == pytest.approx([0.2, 0.3])
+    assert [v.difference.value for v in attempts.verdicts] == pytest.approx([0.2, 0.0])  # t10 - t2; t10 - the base's
+    assert [attempts.grids[0].rows[1].cells[k].value for k in ("t2", "t10")] == [0.4, 0.6]
+
+
+def test_more_samples_are_of_the_kept_checkpoint_and_of_the_base(tmp_path, monkeypatch):
+    monkeypatch.setattr(more_samples, "BUDGETS", (1, 2))
+    monkeypatch.setattr(more_samples, "ATTEMPTS", 2)
+    run, _, _ = toy.run(tmp_path / "run", "train.learning_rate=0.05")
+    job = SimpleNamespace(config=run.config, task=toy.Toy())
+    found = dict(more_samples.curves(run, job, toy.engine(run.config), base=True))
+    assert list(found) == ["base", "kept"] and (found["base"].step, found["kept"].step) == (None, run_step(run))
+    untrained = toy.engine(run.config)
+    untrained.publish()
+    problems = held_out(job.task, 6)
+    plain = measure_attempts(untrained, job.task, problems, run.config.train.max_new_tokens, attempts=2)
+    assert found["base"].attempts.to_json()["accuracy_K"] == plain.to_json()["accuracy_K"]
+    texts = [[a.text for e in c.attempts.episodes for a in e.attempts] for c in found.values()]
+    assert texts[0] != texts[1]  # the weights have moved
+    file = tmp_path / "curves.jsonl"
+    file.write_text("".join(json.dumps({"policy": p, **c.to_json()}) + "\n" for p, c in found.items()))
+    assert more_samples.read_curves(file)["kept"].votes.rows == found["kept"].votes.rows
+
+
+def run_step(run):
+    return run.read_progress(run.latest_checkpoint()).best_step or run.read_progress(run.latest_checkpoint()).step
 
 
 def write_shift(file):
@@ -507,7 +570,7 @@ def test_a_broken_run_does_not_keep_other_targets_from_being_written(tmp_path):
     write_runs(c, "collapse")
     path = run_path(c, ROWS["multi_turn"], 0, "arithmetic")
     (path / "evaluations" / "final.jsonl").write_text('{"problem": 1}\n')
-    made_now = make._write(c, ["levels", "collapse"], [], {}, [])
+    made_now = make._write(c, ["levels", "collapse"], {})
     assert "collapse" in made_now.verdicts and made_now.failures.keys() == {"levels", "report.html"}
 
 

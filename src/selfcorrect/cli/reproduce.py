@@ -24,7 +24,9 @@ PLAIN_LINE_EVERY_S = 60.0
 def reproduce(
     target: Annotated[
         str,
-        typer.Argument(help="table1, table2, table3, table4, edits, collapse, shift, levels, or all."),
+        typer.Argument(
+            help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, or all."
+        ),
     ],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of all runs.")

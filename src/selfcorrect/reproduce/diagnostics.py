@@ -58,7 +58,7 @@ def edits(m: Measurements) -> Result:
         return {seed: getattr(s.revisions[-1], quantity).value for seed, s in summaries[key].items()}
 
     charts = [Histogram(f"{row[0]}: held-out problems of all seeds", (series[0], row)) for row in series[1:]]
-    return Result("edits", target.title, (grid,), _judged("edits", of), tuple(map(draw_histogram, charts)))
+    return Result("edits", target.title, (grid,), judged_by_seed("edits", of), tuple(map(draw_histogram, charts)))
 
 
 def collapse(m: Measurements) -> Result:
@@ -93,7 +93,7 @@ def collapse(m: Measurements) -> Result:
     notes = (
         f"Start and end: means of the first and last {WINDOW} steps, or a tenth of the steps where that is fewer.",
     )
-    return Result("collapse", target.title, (grid,), _judged("collapse", of), tuple(drawings), notes=notes)
+    return Result("collapse", target.title, (grid,), judged_by_seed("collapse", of), tuple(drawings), notes=notes)
 
 
 WINDOW = 10
@@ -163,7 +163,7 @@ def shift(m: Measurements) -> Result:
     notes = (
         "Of the wrong first attempts only, so n differs between columns; problems: wrong first attempts of the base.",
     )
-    return Result("shift", target.title, (grid,), _judged("shift", of), (drawing,), notes=notes)
+    return Result("shift", target.title, (grid,), judged_by_seed("shift", of), (drawing,), notes=notes)
 
 
 def _shift_rates(m: Measurements, key: str) -> dict[int, dict[str, Estimate]]:
@@ -241,7 +241,7 @@ def _line(
     return GridRow(ROWS[key].label, cells, len(summaries), problems, paper or {}, note)
 
 
-def _judged(target: str, of: Callable[[str, str], BySeed]) -> tuple[Verdict, ...]:
+def judged_by_seed(target: str, of: Callable[[str, str], BySeed]) -> tuple[Verdict, ...]:
     """Claims about numbers that have one value per seed."""
     out = []
     for claim in TARGETS[target].claims:

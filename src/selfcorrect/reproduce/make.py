@@ -16,10 +16,9 @@ from selfcorrect.experiment import command_line, prepare
 from selfcorrect.records import episode_row
 from selfcorrect.report import write_report
 from selfcorrect.report.tags import tags_of
-from selfcorrect.reproduce import diagnostics, tables
+from selfcorrect.reproduce import diagnostics, scaling_results, tables
 from selfcorrect.reproduce.choice import QUICK, Choice, refuse_without_code_model, rows_in_order, targets_of
-from selfcorrect.reproduce.elsewhere import ELSEWHERE
-from selfcorrect.reproduce.jobs import Job, Runner, Watcher, claimed, finished_seconds
+from selfcorrect.reproduce.jobs import Runner, Watcher, claimed, finished_seconds
 from selfcorrect.reproduce.measured import Measurements
 from selfcorrect.reproduce.output import Provenance, write_result
 from selfcorrect.reproduce.planning import jobs_of
@@ -36,6 +35,8 @@ MAKERS: dict[str, Callable[[Measurements], Result]] = {
     "collapse": diagnostics.collapse,
     "shift": diagnostics.shift,
     "levels": diagnostics.levels,
+    "scaling": scaling_results.scaling,
+    "attempts": scaling_results.attempts,
 }
 EPISODES_PER_KIND = 20
 """Of every row, of every kind (fixed, broken, kept, copied), in episodes.jsonl."""
@@ -73,42 +74,36 @@ def reproduce(
         SelfCorrectError: something is wrong with the settings, the model or the data, before anything runs.
         Interrupted: asked to stop.
     """
-    targets = targets_of(name, tuple(ELSEWHERE))
+    targets = targets_of(name)
     if "table3" in targets:
         refuse_without_code_model(choice)
-    ours = [t for t in targets if t in TARGETS]
-    jobs = jobs_of(choice, ours) if ours else []
+    jobs = jobs_of(choice, targets)
     if any(not job.finished for job in jobs):
-        first = next(row for row in rows_in_order(ours) if row.kind == "trained")
-        prepare(choice.config(first, choice.seeds[0], choice.task_of(ours[0])))
+        first = next(row for row in rows_in_order(targets) if row.kind == "trained")
+        prepare(choice.config(first, choice.seeds[0], choice.task_of(targets[0])))
     with claimed(choice.out):
         runner = Runner(choice.out, at_once, watcher)
         runner.run(jobs, stop_requested)
-        return _write(choice, ours, jobs, runner.failures, [t for t in targets if t in ELSEWHERE])
+        return _write(choice, targets, runner.failures)
 
 
-def _write(
-    choice: Choice, targets: Sequence[str], jobs: Sequence[Job], failures: dict[str, str], others: Sequence[str]
-) -> Made:
+def _write(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> Made:
     files: list[Path] = []
     verdicts: dict[str, tuple[Verdict, ...]] = {}
     failed = dict(failures)
-    if targets:
-        measured = Measurements(choice, choice.task_of(targets[0]))
-        for target in targets:
-            try:
-                result = MAKERS[target](measured)
-            except SelfCorrectError as error:
-                failed[target] = str(error)
-                continue
-            files += write_result(result, _provenance(choice, target, failures), choice.out)
-            verdicts[target] = result.verdicts
+    measured = Measurements(choice, choice.task_of(targets[0]))
+    for target in targets:
         try:
-            files += _browsable(choice, measured, targets)
+            result = MAKERS[target](measured)
         except SelfCorrectError as error:
-            failed["report.html"] = str(error)
-    for target in others:
-        files += ELSEWHERE[target](choice)
+            failed[target] = str(error)
+            continue
+        files += write_result(result, _provenance(choice, target, failures), choice.out)
+        verdicts[target] = result.verdicts
+    try:
+        files += _browsable(choice, measured, targets)
+    except SelfCorrectError as error:
+        failed["report.html"] = str(error)
     return Made(tuple(files), verdicts, failed)
 
 

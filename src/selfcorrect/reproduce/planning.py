@@ -37,6 +37,8 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
     if "shift" in targets:
         shown = [ROWS[key] for key in TARGETS["shift"].rows]
         jobs += [shift_job(choice, row, seed, task) for seed in choice.seeds for row in shown]
+    more = sorted({key for t in ("scaling", "attempts") if t in targets for key in TARGETS[t].rows} - {"base"})
+    jobs += [samples_job(choice, ROWS[key], seed, task) for seed in choice.seeds for key in more]
     return jobs
 
 
@@ -89,3 +91,11 @@ def shift_job(choice: Choice, row: TableRow, seed: int, task: str) -> Job:
     path = run_path(choice, row, seed, task)
     command = (sys.executable, "-m", "selfcorrect.reproduce.shift", str(path), "{out}")
     return Job(f"{row.key}.shift", path.with_name(f"{path.name}.shift.jsonl"), command, is_run=False, needs=path)
+
+
+def samples_job(choice: Choice, row: TableRow, seed: int, task: str) -> Job:
+    """The kept checkpoint with more responses and more attempts; beside SCoRe's first seed, the base."""
+    path = run_path(choice, row, seed, task)
+    which = "base+kept" if row.key == "score" and seed == choice.seeds[0] else "kept"
+    command = (sys.executable, "-m", "selfcorrect.reproduce.more_samples", str(path), which, "{out}")
+    return Job(f"{row.key}.scaling", path.with_name(f"{path.name}.scaling.jsonl"), command, is_run=False, needs=path)

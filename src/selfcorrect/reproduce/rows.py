@@ -184,6 +184,22 @@ TARGETS = {
             ),
         ),
     ),
+    "scaling": Target(
+        "Majority votes over K responses, and over K/2 that were each corrected once",
+        ("base", "score"),
+        (
+            Claim("SCoRe: half of 32 responses spent on corrections beat 32 parallel ones", "gap_32", "score", None),
+            Claim("SCoRe: corrected votes gain over one response", "corrected_gain_32", "score", None),
+        ),
+    ),
+    "attempts": Target(
+        "Attempts in a row",
+        ("base", "score", "multi_turn"),
+        (
+            Claim("SCoRe still gains after its second attempt, up to the tenth", "tenth_over_second", "score", None),
+            Claim("SCoRe's tenth attempt is better than the base's", "t10", "score", "base"),
+        ),
+    ),
     "levels": Target(
         "Accuracy by difficulty, and what changes between attempts", ("base", "score", "multi_turn", "single_turn")
     ),
