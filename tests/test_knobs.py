@@ -30,6 +30,8 @@ from selfcorrect.warmup import warm_up
 from test_experiment import whole
 
 STAGE_1, STAGE_2 = (1, 2), (3, 4, 5)
+MANY = ("train.problems_per_step=16", "train.learning_rate=1e-3")
+"""So that every iteration of STaR finds a correction, whatever the last digits of sums on this machine."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ TRAINED = {
     "method.train_attempt1": Trained("true", (1,), ("method=star",)),
     "method.beta2_target": Trained("0.01", (1,)),
     "method.stage1": Trained("stepwise", (1,), ("method.attempts=3",)),
-    "method.stage2": Trained("star", (3,), ("train.steps=6", "method.stage1_share=0.34")),
+    "method.stage2": Trained("star", (3,), ("train.steps=6", "method.stage1_share=0.34", *MANY)),
     "method.interleave": Trained("1", (2,), ("train.steps=4",)),
     "method.branches": Trained("2", (1,), ("train.samples_per_problem=3",)),
     "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding

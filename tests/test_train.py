@@ -98,7 +98,7 @@ KINDS = [
     ("method=star", "method.dataset=D+", LORA),
     ("method=pair_sft", "method.train_attempt1=true"),
     ("method.offline_share=0.4",),
-    ("method.stage2=star", "train.steps=6"),
+    ("method.stage2=star", "train.steps=6", "train.problems_per_step=16", "train.learning_rate=1e-3"),
     ("method.beta2_target=0.01",),
     ("method.interleave=1", "train.steps=4"),
     ("method.attempts=3", "method.stage1=stepwise"),
