@@ -99,9 +99,13 @@ def shell(tmp_path):
     shell.close()
 
 
+LONG = {"commands.md", "sharing.md", "your-own-task.md"}
+"""Pages whose blocks take 15 seconds and more together: with the slow tests."""
+
+
 def pages_with(wanted):
     return [
-        pytest.param(page, id=page.relative_to(ROOT).as_posix())
+        pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=[pytest.mark.slow] if page.name in LONG else [])
         for page in PAGES
         if any(wanted(b) for b in blocks(text_of(page)) if b.runs)
     ]
