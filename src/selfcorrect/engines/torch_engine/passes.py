@@ -81,20 +81,38 @@ def micro_batches(
     scored = [i for i in range(len(tokens)) if positions[i].any()]
     assert not any(positions[i][0] for i in scored), "the first token of a sequence has no prediction"
 
-    def plan(sequences: Sequence[int], heads: dict[int, int]) -> list[MicroBatch]:
+    def pack(sequences: Sequence[int], heads: Mapping[int, int]) -> list[_Pass]:
         keys = {i: tokens[i][: heads[i]].tobytes() for i in sequences}
-        packed = _pack(sequences, keys, heads, tokens, budget)
-        return [_micro_batch(group, keys, heads, tokens, positions, pad_id, device) for group in packed]
+        return [_Pass(tuple(group), keys, heads) for group in _pack(sequences, keys, heads, tokens, budget)]
 
     nothing = dict.fromkeys(scored, 0)
-    whole = plan(scored, nothing)
-    if not share:
-        return whole
-    heads = {i: int(positions[i].argmax()) - 1 for i in scored}
-    families = Counter(tokens[i][: heads[i]].tobytes() for i in scored)
-    several = [i for i in scored if heads[i] > 0 and families[tokens[i][: heads[i]].tobytes()] > 1]
-    shared = plan(several, heads) + plan(sorted(set(scored) - set(several)), nothing)
-    return min(whole, shared, key=lambda batches: sum(b.tokens for b in batches))
+    plans = [pack(scored, nothing)]
+    if share:
+        heads = {i: int(positions[i].argmax()) - 1 for i in scored}
+        families = Counter(tokens[i][: heads[i]].tobytes() for i in scored)
+        several = [i for i in scored if heads[i] > 0 and families[tokens[i][: heads[i]].tobytes()] > 1]
+        plans.append(pack(several, heads) + pack(sorted(set(scored) - set(several)), nothing))
+    fewest = min(plans, key=lambda passes: sum(_computed(p.group, p.keys, p.heads, tokens) for p in passes))
+    return [_micro_batch(p.group, p.keys, p.heads, tokens, positions, pad_id, device) for p in fewest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Sequences of one pass, before any tensor is made."""
+
+    group: tuple[int, ...]
+    keys: Mapping[int, bytes]
+    """Equal for sequences that share their beginning."""
+    heads: Mapping[int, int]
+    """Length of that beginning; 0: nothing is shared."""
+
+
+def _computed(
+    group: Sequence[int], keys: Mapping[int, bytes], heads: Mapping[int, int], tokens: Sequence[IntArray]
+) -> int:
+    """Tokens that a pass computes, padding included."""
+    prefixes = len({keys[i] for i in group}) * max(heads[i] for i in group)
+    return prefixes + len(group) * max(len(tokens[i]) - heads[i] for i in group)
 
 
 def _pack(
@@ -111,10 +129,8 @@ def _pack(
         longest[keys[i]] = max(longest.get(keys[i], 0), tails[i])
     groups: list[list[int]] = []
     for i in sorted(sequences, key=lambda i: (longest[keys[i]], keys[i], tails[i], i)):
-        trial = [*groups[-1], i] if groups else []
-        prefixes = len({keys[j] for j in trial}) * max((heads[j] for j in trial), default=0)
-        if trial and prefixes + len(trial) * max(tails[j] for j in trial) <= budget:
-            groups[-1] = trial
+        if groups and _computed([*groups[-1], i], keys, heads, tokens) <= budget:
+            groups[-1].append(i)
         else:
             groups.append([i])
     return groups
