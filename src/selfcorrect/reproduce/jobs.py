@@ -3,7 +3,7 @@
 OUT/runs/<row>-s<seed>-<hash>/             a run of `selfcorrect train`
 OUT/runs/<row>-s<seed>-<hash>[.what].jsonl episodes of a measurement beside it
 OUT/runs/<name>.log                        what the process printed
-OUT/times.jsonl                            wall seconds of every process that ended
+OUT/times.jsonl                            wall and processor seconds of every process that ended
 """
 
 from __future__ import annotations
@@ -116,6 +116,24 @@ class _Child:
     process: subprocess.Popen[bytes]
     began: float
     first_step: int
+    cpu_seconds: float = 0.0
+    """Of the process and all that it waited for; known once it has ended."""
+
+    def has_ended(self) -> bool:
+        """Like ``process.poll``, and takes note of the processor time, which is lost once a process is waited for."""
+        if self.process.returncode is None:
+            self._waited(os.WNOHANG)
+        return self.process.returncode is not None
+
+    def wait(self) -> None:
+        if self.process.returncode is None:
+            self._waited(0)
+
+    def _waited(self, options: int) -> None:
+        pid, status, usage = os.wait4(self.process.pid, options)
+        if pid:
+            self.process.returncode = os.waitstatus_to_exitcode(status)
+            self.cpu_seconds = usage.ru_utime + usage.ru_stime
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +187,7 @@ class Runner:
                 while len(children) < self.at_once and (job := self._next(waiting)) is not None:
                     waiting.remove(job)
                     children.append(self._start(job))
-                for child in [c for c in children if c.process.poll() is not None]:
+                for child in [c for c in children if c.has_ended()]:
                     children.remove(child)
                     done += self._ended(child)
                 self._give_up(waiting)
@@ -180,7 +198,7 @@ class Runner:
         finally:
             for child in children:  # only where something went wrong here: no process outlives its parent
                 child.process.kill()
-                child.process.wait()
+                child.wait()
 
     def _next(self, waiting: Sequence[Job]) -> Job | None:
         return next((job for job in waiting if job.needs is None or is_finished(job.needs)), None)
@@ -214,7 +232,7 @@ class Runner:
         failure = None if code == 0 and child.job.finished else self._said(child.job, code)
         if failure is not None:
             self.failures[child.job.name] = failure
-        self._note(child.job, seconds, "finished" if failure is None else "failed")
+        self._note(child, "finished" if failure is None else "failed")
         self.watcher.on_end(child.job, seconds, failure)
         return failure is None
 
@@ -229,8 +247,8 @@ class Runner:
         for child in children:
             child.process.send_signal(signal.SIGINT)
         for child in children:
-            child.process.wait()
-            self._note(child.job, time.monotonic() - child.began, "stopped")
+            child.wait()
+            self._note(child, "stopped")
         children.clear()
         raise Interrupted(
             f"stopped as asked; runs so far are in {self.out / 'runs'}. Call the same command again to go on"
@@ -239,8 +257,14 @@ class Runner:
     def _log(self, job: Job) -> Path:
         return self.out / "runs" / f"{job.name}.log"
 
-    def _note(self, job: Job, seconds: float, how: str) -> None:
-        row = {"job": job.name, "row": job.row, "seconds": round(seconds, 2), "ended": how}
+    def _note(self, child: _Child, how: str) -> None:
+        row = {
+            "job": child.job.name,
+            "row": child.job.row,
+            "seconds": round(time.monotonic() - child.began, 2),
+            "cpu_seconds": round(child.cpu_seconds, 2),
+            "ended": how,
+        }
         with (self.out / "times.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
