@@ -5,9 +5,14 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import tiny
+from selfcorrect.config import EngineConfig
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.torch_engine import TorchEngine, passes
+from selfcorrect.engines.torch_engine.attention import cpu_attention
 from selfcorrect.engines.torch_engine.passes import micro_batches
 from selfcorrect.errors import EngineError
 from selfcorrect.types import Datum
@@ -140,6 +145,46 @@ def test_a_prompt_is_shared_only_where_that_computes_fewer_tokens():
     # the prompt but its last token once, then that token and the answer four times
     assert batch.tokens == len(tokens[0]) - answer - 1 + 4 * (answer + 1)
     assert sorted(batch.index) == [0, 1, 2, 3]
+
+
+def test_logits_in_chunks_change_no_log_prob_and_no_gradient(monkeypatch):
+    def measured(rows):
+        monkeypatch.setattr(passes, "LOGITS_CHUNK", rows * len(tiny.tokenizer()))
+        e = tiny.engine()
+        logprobs = e.forward_backward(families(), "importance_sampling")
+        return logprobs, e.gradients()
+
+    whole, in_parts = measured(10_000), measured(3)
+    for a, b in zip(whole[0], in_parts[0], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_same_gradients(whole[1], in_parts[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("queries", "keys", "masked"), [(7, 7, False), (7, 12, True), (1, 12, True)])
+def test_attention_on_a_cpu_is_that_of_transformers(dtype, queries, keys, masked):
+    module = tiny.random_model().model.layers[0].self_attn
+    g = torch.Generator().manual_seed(queries)
+    q, k, v = (torch.randn(3, h, n, 8, generator=g).to(dtype) for h, n in ((4, queries), (2, keys), (2, keys)))
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).expand(3, 1, -1, -1) if masked else None
+    results = []
+    for attend in (sdpa_attention_forward, cpu_attention):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, _ = attend(module, *leaves, mask, scaling=0.3, dropout=0.0)
+        out.float().square().sum().backward()
+        results.append([out, *(x.grad for x in leaves)])
+    bound = 1e-5 if dtype == torch.float32 else 0.05
+    for theirs, ours in zip(*results, strict=True):
+        assert ours.dtype == dtype and ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, atol=bound, rtol=bound)
+
+
+def test_a_model_of_another_attention_keeps_it():
+    eager = tiny.random_model()
+    eager.set_attn_implementation("eager")
+    for model, kept in ((eager, "eager"), (tiny.random_model(), "selfcorrect_cpu")):
+        TorchEngine(model, ChatFormat(tiny.tokenizer()), EngineConfig(device="cpu"))
+        assert model.config._attn_implementation == kept
 
 
 def test_layers_that_run_again_get_whole_sequences():

@@ -274,8 +274,10 @@ def probe_microbatch(tmp):
     for budget, passes in ((16_384, 1), (20, 3)):
         e = tiny.engine(tokens_per_microbatch=budget)
         seen = []
-        score = e._scorer.logprobs
-        e._scorer.logprobs = lambda batch, seen=seen, score=score: seen.append(len(batch.index)) or score(batch)
+        back = e._scorer.backward
+        e._scorer.backward = lambda batch, loss, seen=seen, back=back: (
+            seen.append(len(batch.index)) or back(batch, loss)
+        )
         data = [_datum() for _ in range(6)]
         e.forward_backward(data, "cross_entropy")
         assert len(seen) == passes and sum(seen) == 6

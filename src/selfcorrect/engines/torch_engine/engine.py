@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from selfcorrect.engines.base import (
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, load_model, save_generation_config
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
+from selfcorrect.engines.torch_engine.attention import use_cpu_attention
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
 from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.weights import Weights
@@ -62,6 +64,7 @@ class TorchEngine:
         self._model: Any = model if lora is None else _with_adapters(model, *lora)
         self._model.eval()
         self._weights = Weights(self._model)
+        use_cpu_attention(model)
         self._scorer = Scorer(model)
         config = model.config
         self._sampler = Sampler(
@@ -169,16 +172,11 @@ class TorchEngine:
         out: list[FloatArray] = [np.full(len(d.tokens_T), np.nan) for d in data]
         with self._verb("forward_backward"):
             for batch in self._batches([d.tokens_T for d in data], [d.weights_T != 0 for d in data]):
-                logprobs_N = self._scorer.logprobs(batch)
-                weights_N = self._gather([d.weights_T for d in data], batch, logprobs_N)
-                if loss == "importance_sampling":
-                    sampled_N = self._gather([d.logprobs_T for d in data], batch, logprobs_N)
-                    total = importance_sampling_loss(logprobs_N, sampled_N, weights_N)
-                else:
-                    total = cross_entropy_loss(logprobs_N, weights_N)
-                total.backward()  # type: ignore[no-untyped-call]
+                weights_N = self._gather([d.weights_T for d in data], batch)
+                sampled_N = self._gather([d.logprobs_T for d in data], batch)
+                logprobs_N = self._scorer.backward(batch, partial(_loss, loss, sampled_N, weights_N))
                 self._weights.collect_gradients()
-                _scatter(logprobs_N.detach(), batch, out)
+                _scatter(logprobs_N, batch, out)
         return out
 
     def optim_step(self, adam: AdamParams) -> OptimResult:
@@ -243,10 +241,10 @@ class TorchEngine:
             share=not self._settings.gradient_checkpointing,  # a layer that runs again would extend the prefix's cache
         )
 
-    def _gather(self, arrays: list[FloatArray], batch: MicroBatch, like: torch.Tensor) -> torch.Tensor:
+    def _gather(self, arrays: list[FloatArray], batch: MicroBatch) -> torch.Tensor:
         rows, columns = batch.rows_N.tolist(), batch.columns_N.tolist()
         picked = [arrays[batch.index[r]][c] for r, c in zip(rows, columns, strict=True)]
-        return torch.tensor(np.asarray(picked, dtype=np.float64), dtype=like.dtype, device=like.device)
+        return torch.tensor(np.asarray(picked, dtype=np.float64), dtype=torch.float32, device=self._device)
 
     @contextmanager
     def _verb(self, name: str) -> Iterator[None]:
@@ -299,6 +297,14 @@ def _pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def _loss(
+    name: LossName, sampled_N: torch.Tensor, weights_N: torch.Tensor, logprobs: torch.Tensor, part: slice
+) -> torch.Tensor:
+    if name == "importance_sampling":
+        return importance_sampling_loss(logprobs, sampled_N[part], weights_N[part])
+    return cross_entropy_loss(logprobs, weights_N[part])
 
 
 def _scatter(logprobs_N: torch.Tensor, batch: MicroBatch, out: list[FloatArray]) -> None:

@@ -17,10 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from selfcorrect.errors import ModelError
 from selfcorrect.types import BoolArray, IntArray
 
-LOGITS_KEPT = 2**28
-"""Above this many logits (positions x vocabulary, 1 GiB in float32) a pass recomputes them in the backward instead."""
 LOGITS_CHUNK = 2**25
-"""Logits computed at once (128 MiB in float32)."""
+"""Logits that exist at once, forward and backward (128 MiB in float32)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,22 +222,41 @@ class Scorer:
         self._head = OutputHead(model)
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """Natural-log probabilities of ``targets_N``, float32, shape [N]; with gradient where enabled.
+        """Natural-log probabilities of ``targets_N``, float32, shape [N]. Call without gradients: all chunks' would be kept."""
+        hidden_NH = self._chosen(batch)
+        parts = self._chunks(len(hidden_NH))
+        return torch.cat([self._score(hidden_NH[part], batch.targets_N[part]) for part in parts])
+
+    def backward(self, batch: MicroBatch, loss: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Add the gradient of a loss that is a sum over tokens, and return the log-probs, as ``logprobs`` does.
+
+        Each chunk of logits goes through the head, the loss and back before the next is made; the decoder is then
+        differentiated once, at the gradients that its outputs have received.
+
+        Args:
+            batch: what to score.
+            loss: of some tokens' log-probs [n] (with gradient) and their slice of N; a scalar.
+        """
+        hidden_NH = self._chosen(batch)
+        leaf_NH = hidden_NH.detach().requires_grad_()
+        scored = []
+        for part in self._chunks(len(hidden_NH)):
+            logprobs = self._score(leaf_NH[part], batch.targets_N[part])
+            loss(logprobs, part).backward()  # type: ignore[no-untyped-call]
+            scored.append(logprobs.detach())
+        hidden_NH.backward(leaf_NH.grad)  # type: ignore[no-untyped-call]
+        return torch.cat(scored)
+
+    def _chosen(self, batch: MicroBatch) -> Tensor:
+        """The decoder's outputs that predict the targets, shape [N, H].
 
         Right padding needs no mask: under causal attention no real token sees it, and its outputs are not read.
         """
-        hidden_BTH = self._hidden(batch)
-        hidden_NH = hidden_BTH[batch.rows_N, batch.reads_N]
-        vocabulary = self._head.vocabulary
-        rows = max(1, LOGITS_CHUNK // vocabulary)
-        recompute = torch.is_grad_enabled() and len(hidden_NH) * vocabulary > LOGITS_KEPT
-        chunks = []
-        for hidden, targets in zip(torch.split(hidden_NH, rows), torch.split(batch.targets_N, rows), strict=True):
-            if recompute:
-                chunks.append(checkpoint(self._score, hidden, targets, use_reentrant=False))
-            else:
-                chunks.append(self._score(hidden, targets))
-        return torch.cat(chunks)
+        return self._hidden(batch)[batch.rows_N, batch.reads_N]
+
+    def _chunks(self, n: int) -> list[slice]:
+        rows = max(1, LOGITS_CHUNK // self._head.vocabulary)
+        return [slice(start, start + rows) for start in range(0, n, rows)]
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         if batch.prefix is None:
@@ -271,6 +288,4 @@ class Scorer:
         return after
 
     def _score(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = self._head.logits(hidden_NH)
-        picked_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1)
-        return picked_N - logits_NV.logsumexp(-1)
+        return -nn.functional.cross_entropy(self._head.logits(hidden_NH), targets_N, reduction="none")

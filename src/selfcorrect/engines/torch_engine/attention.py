@@ -1,0 +1,60 @@
+"""Attention on a CPU as torch does it best there: grouped heads unrepeated, and in float32 under bfloat16 weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+CPU_ATTENTION = "selfcorrect_cpu"
+
+
+def use_cpu_attention(model: Any) -> None:
+    """Replace PyTorch's SDPA attention, as transformers calls it, in a model on a CPU; other kinds are left alone.
+
+    transformers repeats keys and values for every query head wherever there is a mask, and torch's backward pass in
+    bfloat16 takes about twice the time of the one in float32.
+    """
+    if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
+        model.set_attn_implementation(CPU_ATTENTION)
+
+
+def cpu_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """As ``sdpa_attention_forward`` of transformers; shapes [B, heads, T, head width], the result [B, T, heads, width]."""
+    width, known = query.shape[2], key.shape[2]
+    plain = all(value is None or name not in ("position_bias", "cache", "softcap") for name, value in others.items())
+    if width == 1 or not plain or (attention_mask is None and width != known):
+        # decoding (where transformers packs the heads, and casting the whole cache would cost more) and the unusual
+        theirs: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **others
+        )
+        return theirs
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    out = scaled_dot_product_attention(
+        query.float(),
+        key.float(),
+        value.float(),
+        attn_mask=attention_mask,
+        dropout_p=others.get("dropout", 0.0),
+        scale=scaling,
+        is_causal=attention_mask is None and causal,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(CPU_ATTENTION, cpu_attention)
+AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)
