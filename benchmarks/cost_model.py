@@ -265,14 +265,17 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
     shape, tp = setup.shape, setup.tensor_parallel
     local = replace(work, problems=ceil(work.problems / setup.replicas))
     held, lora, half = tp * setup.fsdp, bool(setup.lora_rank), setup.weight_bytes < 4
-    largest = max(micro_batches(setup, local), key=lambda p: p.tokens)
+    passes = micro_batches(setup, local)
+    largest = max(passes, key=lambda p: p.tokens)
+    # Beside the float32 sum: in bfloat16 the micro-batch's own; where rows share a prefix, which is a second pass over the
+    # same weights, autograd holds the first pass's part of every gradient until it can add the second's.
+    beside = 2 if half and not lora else 4 if len(passes) > 1 and largest.prefixes else 0
     scored = largest.rows * work.attempts * work.answer_tokens * shape.vocabulary
     logits = 4.0 * scored if scored <= LOGITS_KEPT else 0.0
     return {
         "weights": shape.parameters * setup.weight_bytes / held + (4 * setup.trainable / held if lora else 0),
         "masters": 4 * setup.trainable / held if half and not lora else 0.0,
-        # in bfloat16 a micro-batch's own gradients stand beside the float32 sum
-        "gradients": setup.trainable * (6 if half and not lora else 4) / held,
+        "gradients": setup.trainable * (4 + beside) / held,
         "Adam": 8 * setup.trainable / held,
         "reference": setup.trainable * (4 if lora else setup.weight_bytes) / held,
         "activations": largest.tokens * activation_bytes(setup) / tp,
@@ -387,4 +390,5 @@ def fit(amounts_NF: np.ndarray, measured_N: np.ndarray) -> np.ndarray:
             if (prices >= 0).all() and error < best_error - 1e-12:
                 best, best_error = np.zeros(features), error
                 best[columns] = prices
-    return best / scale_F
+    prices_F: np.ndarray = best / scale_F
+    return prices_F

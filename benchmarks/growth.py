@@ -39,7 +39,7 @@ AXES = {
     "answer_tokens": (16, 32, 64, 96),
 }
 BATCHES = (4, 8, 16)
-"""Problems of the memory axis, at token budgets that the smallest batch fills."""
+"""Problems of the memory axis, at budgets of half the smallest batch's tokens and all its cache slots."""
 QUICK_BASE = Work(problems=2, samples=2, attempts=2, prompt_tokens=16, answer_tokens=8, bridge_tokens=8)
 QUICK_AXES = {"samples": (2, 4, 6), "attempts": (1, 2), "prompt_tokens": (16, 64), "answer_tokens": (8, 24)}
 QUICK_BATCHES = (2, 8)
@@ -57,7 +57,8 @@ def points(quick: bool) -> list[dict[str, Any]]:
         others = [v for v in values if v != getattr(base, axis)]
         out += [{"axes": [axis], "work": asdict(replace(base, **{axis: v})), "budgets": list(WIDE)} for v in others]
     first = replace(base, problems=batches[0])
-    tokens = sum(p.tokens for p in cm.micro_batches(cm.Setup(cm.SMOLLM2), first))
+    # half of the smallest batch: from the second micro-batch on there is one more copy of the gradients
+    tokens = sum(p.tokens for p in cm.micro_batches(cm.Setup(cm.SMOLLM2), first)) // 2
     budgets = [tokens, first.episodes * first.sequence_tokens]
     return out + [{"axes": ["batch"], "work": asdict(replace(base, problems=n)), "budgets": budgets} for n in batches]
 
