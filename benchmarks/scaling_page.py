@@ -262,7 +262,7 @@ def _price_words(found: Mapping[str, Any]) -> str:
     for kind in ("prefill", "decode", "kv", "weights", "forward", "train", "adam"):
         scale, unit = rates[cm.UNITS[kind]]
         said.append(
-            f"{WORDS[kind]} {1 / prices[kind] / scale:,.0f} {unit}" if kind in prices else f"{WORDS[kind]} free"
+            f"{WORDS[kind]} {1 / prices[kind] / scale:.3g} {unit}" if kind in prices else f"{WORDS[kind]} free"
         )
     return (
         f"Fitted rates: {'; '.join(said)}. Fitted memory: {memory['process'] / 1e9:.2f} GB for the process, and "
