@@ -261,9 +261,7 @@ def _price_words(found: Mapping[str, Any]) -> str:
     said = []
     for kind in ("prefill", "decode", "kv", "weights", "forward", "train", "adam"):
         scale, unit = rates[cm.UNITS[kind]]
-        said.append(
-            f"{WORDS[kind]} {1 / prices[kind] / scale:.3g} {unit}" if kind in prices else f"{WORDS[kind]} free"
-        )
+        said.append(f"{WORDS[kind]} {1 / prices[kind] / scale:.3g} {unit}" if kind in prices else f"{WORDS[kind]} free")
     return (
         f"Fitted rates: {'; '.join(said)}. Fitted memory: {memory['process'] / 1e9:.2f} GB for the process, and "
         f"{memory['activations_factor']:.2f} times the counted activations."
