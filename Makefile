@@ -50,6 +50,7 @@ check: $(INSTALLED) ## lint, format, types
 
 docs: $(INSTALLED) ## the documentation as pages that open from disk, in site/; warnings are errors
 	$(BIN)/python tools/config_reference.py
+	$(BIN)/python benchmarks/growth.py --write-page
 	$(BIN)/python tools/build_docs.py
 
 mutants: $(INSTALLED) ## break the code on purpose, one named fault at a time: a test must notice each

@@ -1,6 +1,7 @@
 """Conformance of an engine: tokens in and out, both losses, the reduction, masks, snapshots, determinism."""
 
 import asyncio
+import dataclasses
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine, passes
 from selfcorrect.engines.torch_engine.attention import cpu_attention
+from selfcorrect.engines.torch_engine.cache import PrefixStore
 from selfcorrect.engines.torch_engine.passes import micro_batches
 from selfcorrect.errors import EngineError
 from selfcorrect.types import Datum
@@ -69,6 +71,17 @@ def test_row_order_batch_split_and_neighbours_do_not_change_the_tokens():
     split = sample(tiny.engine(tokens_per_sampling_batch=60), requests(12))
     for other in (backwards, alone, split):
         assert [s.token_ids for s in other] == [s.token_ids for s in together]
+
+
+def test_caches_held_for_the_next_attempt_stay_within_the_budget_of_one_batch(monkeypatch):
+    held = []
+    add = PrefixStore.add
+    monkeypatch.setattr(
+        PrefixStore, "add", lambda self, cache, ids: held.append(cache.valid_BS.numel()) or add(self, cache, ids)
+    )
+    continued = dataclasses.replace(FREE, continued=True)
+    sample(tiny.engine(tokens_per_sampling_batch=60), requests(12), continued)
+    assert 0 < sum(held) <= 60
 
 
 def test_concurrent_calls_are_answered_by_one_batch_and_to_the_right_caller():

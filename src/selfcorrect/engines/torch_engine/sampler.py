@@ -67,6 +67,8 @@ class Sampler:
         for batch in self._batches(requests, hits, params.max_new_tokens):
             rows = [_Row(requests[i], _uniforms(requests[i], params.max_new_tokens)) for i in batch]
             made += self._run_batch(rows, [hits[i] for i in batch], params)
+            while sum(cache.valid_BS.numel() for cache, _ in made) > self._slots_per_batch:
+                made.pop(0)  # the store would drop it anyway; held until then, memory would grow with the batches
             for i, row in zip(batch, rows, strict=True):
                 results[i] = row.result()
             self.answered(len(rows))
