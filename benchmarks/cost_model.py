@@ -15,7 +15,7 @@ import numpy as np
 
 from work import Work
 
-LOGITS_KEPT, LOGITS_CHUNK = 2**28, 2**25
+LOGITS_CHUNK = 2**25
 """As in the torch engine's ``passes.py``; a test compares them."""
 ACTIVATIONS = {(4, False): (24, 16, 16), (2, False): (16, 8, 8), (4, True): (16, 16, 16), (2, True): (28, 10, 12)}
 """(bytes per weight, LoRA?) -> bytes that autograd keeps per token and layer, per unit of the (hidden, intermediate,
@@ -245,12 +245,11 @@ def _train_flops(setup: Setup, p: Pass, scored: int) -> float:
     """Forward, gradients of activations, and gradients of those weights that are trained: 6 per weight, 4 if frozen."""
     shape, extra = setup.shape, int(setup.checkpointing)
     linear = (2 if setup.lora_rank else 3) + extra
-    again = int(p.rows * scored * shape.vocabulary > LOGITS_KEPT)
     adapters = 2.0 * shape.adapters(setup.lora_rank) * p.tokens * (3 + extra)
     return (
         linear * forward_flops(shape, p.tokens, 0, 0)
         + (3 + extra) * forward_flops(shape, 0, p.pairs, 0)
-        + ((2 if setup.lora_rank else 3) + again) * forward_flops(shape, 0, 0, p.rows * scored)
+        + (2 if setup.lora_rank else 3) * forward_flops(shape, 0, 0, p.rows * scored)
         + adapters
     )
 
@@ -271,7 +270,6 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
     # same weights, autograd holds the first pass's part of every gradient until it can add the second's.
     beside = 2 if half and not lora else 4 if len(passes) > 1 and largest.prefixes else 0
     scored = largest.rows * work.attempts * work.answer_tokens * shape.vocabulary
-    logits = 4.0 * scored if scored <= LOGITS_KEPT else 0.0
     return {
         "weights": shape.parameters * setup.weight_bytes / held + (4 * setup.trainable / held if lora else 0),
         "masters": 4 * setup.trainable / held if half and not lora else 0.0,
@@ -279,11 +277,9 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
         "Adam": 8 * setup.trainable / held,
         "reference": setup.trainable * (4 if lora else setup.weight_bytes) / held,
         "activations": largest.tokens * activation_bytes(setup) / tp,
-        "logits": (logits + 3 * 4 * min(scored, LOGITS_CHUNK)) / tp,
+        "logits": 3 * 4 * min(scored, LOGITS_CHUNK) / tp,
         "sampler": shape.parameters * setup.weight_bytes / tp if setup.own_sampler else 0.0,
         "cache": cache_slots(setup, local) * kv_bytes(setup) / tp,
-        # the engine's own store is emptied by publish(), after the update
-        "kept": 0.0 if setup.own_sampler else stored_slots(setup, local) * kv_bytes(setup),
         # logits, log-probs, probabilities, and a padded copy of these, in float32
         "drawing": 4 * 4 * sampling_batches(setup, local, 0, local.episodes)[0] * shape.vocabulary / tp,
     }
@@ -315,14 +311,7 @@ def cache_slots(setup: Setup, work: Work) -> int:
     return most
 
 
-def stored_slots(setup: Setup, work: Work) -> int:
-    """Slots that the last attempt leaves in the store: those that it continued."""
-    if work.attempts == 1:
-        return 0
-    return kept_rows(setup, work, work.attempts - 1) * (work.prompt_of(work.attempts - 2) + work.answer_tokens)
-
-
-TRAINING = ("weights", "masters", "gradients", "Adam", "reference", "activations", "logits", "kept")
+TRAINING = ("weights", "masters", "gradients", "Adam", "reference", "activations", "logits")
 STATE = ("weights", "masters", "Adam", "reference")
 SAMPLING = ("sampler", "cache", "drawing")
 

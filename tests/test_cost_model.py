@@ -91,8 +91,8 @@ def test_micro_batches_are_the_engines(work, share, budget):
     assert sorted(len(m.index) for m in made) == sorted(p.rows for p in counted)
 
 
-def test_the_limits_of_kept_logits_are_the_engines():
-    assert (cm.LOGITS_KEPT, cm.LOGITS_CHUNK) == (passes.LOGITS_KEPT, passes.LOGITS_CHUNK)
+def test_the_chunk_of_logits_is_the_engines():
+    assert cm.LOGITS_CHUNK == passes.LOGITS_CHUNK
 
 
 def test_a_longer_prompt_is_computed_once_per_problem():

@@ -169,6 +169,7 @@ class TorchEngine:
     def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
         """See ``Engine.forward_backward``."""
         self._require_usable()
+        self._sampler.drop_caches()  # training is where memory is short, and the weights are about to change
         out: list[FloatArray] = [np.full(len(d.tokens_T), np.nan) for d in data]
         with self._verb("forward_backward"):
             for batch in self._batches([d.tokens_T for d in data], [d.weights_T != 0 for d in data]):
