@@ -54,6 +54,7 @@ class TorchEngine:
     Raises:
         ModelError: the model's logits are not its output head on its last hidden state, so that log-probs at chosen
             positions would differ from the model's own.
+            Or the sampler cannot run it.
         EngineError: the sampler's law is not the trainer's.
     """
 
@@ -311,8 +312,17 @@ class TorchEngine:
     def _compare_sampler(self) -> None:
         """Publish, and say in ``info`` how far the sampler's log-probs are from the trainer's."""
         self.publish()
+
+        def answers(requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+            try:
+                return self._sampler.run(requests, params)
+            except EngineError as error:
+                raise ModelError(
+                    f"engine.sampler={self._settings.sampler} does not run this model here: {error}; use engine.sampler=native"
+                ) from error
+
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
-        gap = largest_gap(self._sampler.run, lambda asked: self.logprobs(asked, CURRENT), vocabulary)
+        gap = largest_gap(answers, lambda asked: self.logprobs(asked, CURRENT), vocabulary)
         self.info = replace(
             self.info,
             exact_sampler=self.info.exact_sampler and gap < EXACT_GAP,

@@ -13,7 +13,9 @@ The only module that imports vLLM, and only when this sampler is asked for. What
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,6 +76,8 @@ class VllmSampler:
             ModelError: vLLM cannot run the model here.
         """
         require_vllm()
+        if "VLLM_LOGGING_LEVEL" not in os.environ:
+            logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads the variable
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over as tensors of this process
         try:
@@ -145,6 +149,7 @@ class VllmSampler:
         try:
             with _undisturbed():
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+                self._llm.apply_model(_pack_tied)
         except Exception as error:
             raise EngineError(f"handing the weights to vLLM failed: {error}", usable=False) from error
         self._broken = None
@@ -203,6 +208,22 @@ class VllmSampler:
             raise EngineError(f"{self._broken}; start the command again", usable=False)
 
 
+def _pack_tied(model: torch.nn.Module) -> None:
+    """Let an output head that is the embedding be packed again.
+
+    On a CPU vLLM multiplies by a packed copy of a weight, and ``reload_weights`` makes a new one only for the layers that are
+    named to it: a tied head would keep its first weights for ever.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is None:
+            continue
+        if id(weight) in seen:
+            module.quant_method.process_weights_after_loading(module)  # type: ignore[operator,union-attr]
+        seen.add(id(weight))
+
+
 def _translated(theirs: Any, request: SampleRequest, params: SamplingParams) -> Any:
     """vLLM's parameters for one request: the law is softmax(logits / T), and only ``stop_ids`` end an answer."""
     return theirs(
@@ -238,16 +259,17 @@ def _sampled(output: Any, params: SamplingParams) -> Sampled:
 def _undisturbed() -> Iterator[None]:
     """Undo what vLLM does to the process around it.
 
-    It lets child processes preload its libraries, pins ``torch.set_num_threads``, and warns of others' deprecations.
+    It lets child processes preload its libraries, pins ``torch.set_num_threads``, marks tracebacks with a rank, and warns of
+    others' deprecations.
     """
     kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
-    set_num_threads = torch.set_num_threads
+    set_num_threads, hook = torch.set_num_threads, sys.excepthook
     with warnings.catch_warnings(), quiet_progress():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            torch.set_num_threads = set_num_threads
+            torch.set_num_threads, sys.excepthook = set_num_threads, hook
             for name, value in kept.items():
                 if value is None:
                     os.environ.pop(name, None)
