@@ -343,7 +343,7 @@ def vllm_started_with(tmp, *settings):
         patch.setattr("selfcorrect.engines.torch_engine.engine.require_vllm", lambda: None)
         patch.setattr(VllmSampler, "start", start)
         model = tiny.save_model(tmp)
-        c = load_config(None, [f"model={model}", "engine.device=cpu", *settings])
+        c = load_config(None, [f"model={model}", "model.dtype=float32", "engine.device=cpu", *settings])
         with nullcontext() if c.engine.sampler == "native" else pytest.raises(Started):
             TorchEngine.from_config(resolve_model(str(model)), ChatFormat(tiny.tokenizer()), c.model, c.engine)
     return asked
