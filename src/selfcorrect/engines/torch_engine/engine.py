@@ -1,4 +1,4 @@
-"""The torch engine: the verbs of the contract on one process, one device, one copy of the weights."""
+"""The torch engine: the verbs of the contract in one process on one device."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ class TorchEngine:
 
     Raises:
         ModelError: the model's logits are not its output head on its last hidden state, so that log-probs at chosen
-            positions would differ from the model's own.
-            Or the sampler cannot run it.
+            positions would differ from the model's own; or the sampler cannot run the model.
         EngineError: the sampler's law is not the trainer's.
     """
 

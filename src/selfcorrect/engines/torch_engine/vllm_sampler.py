@@ -73,7 +73,7 @@ class VllmSampler:
 
         Raises:
             ConfigError: vLLM is not installed, or in another version.
-            ModelError: vLLM cannot run the model here.
+            ModelError: vLLM cannot run the model here, or is built for another device.
         """
         require_vllm()
         if "VLLM_LOGGING_LEVEL" not in os.environ:
@@ -83,7 +83,13 @@ class VllmSampler:
         try:
             with _undisturbed():
                 from vllm import LLM
+                from vllm.platforms import current_platform
 
+                if current_platform.device_type != device.type:
+                    raise ModelError(
+                        f"this vLLM samples on {current_platform.device_type}, and the trainer's device is {device.type}; set "
+                        "engine.device, or install the other build of vLLM (docs/engines.md)"
+                    )
                 llm = LLM(
                     model=str(directory),
                     dtype=dtype,
@@ -100,6 +106,8 @@ class VllmSampler:
                     enforce_eager=device.type == "cpu",
                     seed=0,
                 )
+        except ModelError:
+            raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(
@@ -143,6 +151,7 @@ class VllmSampler:
 
         Raises:
             EngineError: not usable: some weights are new and some are old.
+            ModelError: the weights cannot be written as a checkpoint.
         """
         self._require_whole()
         self._broken = "vLLM took only some of the published weights"
@@ -150,6 +159,8 @@ class VllmSampler:
             with _undisturbed():
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
                 self._llm.apply_model(_pack_tied)
+        except ModelError:
+            raise
         except Exception as error:
             raise EngineError(f"handing the weights to vLLM failed: {error}", usable=False) from error
         self._broken = None
