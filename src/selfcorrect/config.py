@@ -358,7 +358,9 @@ def _refuse_ignored(config: Config, user: Mapping[str, Any]) -> None:
     defaults = {f"engine.{key}": value for key, value in EngineConfig()} | {"model.dtype": ModelConfig().dtype}
     ignored = [key for key, value in theirs.items() if key not in read and value != defaults[key]]
     if ignored:
-        with_sampler = f" with engine.sampler={config.engine.sampler}" if name == "torch" else ""
+        samplers = {f"engine.{key}" for keys in SAMPLER_SETTINGS.values() for key in keys}
+        a_samplers = name == "torch" and not samplers.isdisjoint(ignored)
+        with_sampler = f" with engine.sampler={config.engine.sampler}" if a_samplers else ""
         raise ConfigError(
             f"engine={name}{with_sampler} would ignore {', '.join(ignored)}; drop the setting, or choose the engine or sampler that reads it"
         )
