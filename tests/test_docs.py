@@ -191,6 +191,7 @@ def test_make_lists_its_targets():
         "test-slow",
         "test-gpu",
         "conformance-skyrl",
+        "conformance-vllm",
         "check",
         "docs",
         "mutants",

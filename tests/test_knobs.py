@@ -17,9 +17,12 @@ import toy
 from selfcorrect import experiment
 from selfcorrect.config import all_keys, load_config
 from selfcorrect.engines.base import SampleRequest, SamplingParams
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.models import resolve_model
 from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 from selfcorrect.engines.torch_engine import TorchEngine
+from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
@@ -327,6 +330,41 @@ def probe_engine_name(tmp):
         assert asked == [folder]
 
 
+def vllm_started_with(tmp, *settings):
+    """What the sampler is started with, as far as the real one is not needed for it."""
+    asked = []
+
+    class Started(Exception):
+        pass
+
+    def start(*args):
+        asked.append(args)
+        raise Started
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfcorrect.engines.torch_engine.engine.require_vllm", lambda: None)
+        patch.setattr(VllmSampler, "start", start)
+        model = tiny.save_model(tmp)
+        c = load_config(None, [f"model={model}", "model.dtype=float32", "engine.device=cpu", *settings])
+        with nullcontext() if c.engine.sampler == "native" else pytest.raises(Started):
+            TorchEngine.from_config(resolve_model(str(model)), ChatFormat(tiny.tokenizer()), c.model, c.engine)
+    return asked
+
+
+def probe_sampler(tmp):
+    assert not vllm_started_with(tmp / "native", "engine.sampler=native")
+    ((directory, dtype, device, _, _, vocabulary),) = vllm_started_with(tmp / "vllm", "engine.sampler=vllm")
+    assert (str(directory), dtype, device.type) == (str(tmp / "vllm"), "float32", "cpu")
+    assert vocabulary == len(tiny.tokenizer())
+
+
+def probe_sampler_memory(tmp):
+    for gigabytes in (1.5, 4.0):
+        settings = ["engine.sampler=vllm", f"engine.sampler_memory_gb={gigabytes}"]
+        ((*_, memory, _, _),) = vllm_started_with(tmp / str(gigabytes), *settings)
+        assert memory == gigabytes
+
+
 def tinker_settings(*settings):
     return load_config(None, ["engine=tinker", "model.lora_rank=2", *settings]).engine
 
@@ -447,6 +485,8 @@ PROBES = {
     "engine.base_url": probe_base_url,
     "engine.timeout_s": probe_timeout,
     "engine.wait_s": probe_wait,
+    "engine.sampler": probe_sampler,
+    "engine.sampler_memory_gb": probe_sampler_memory,
     "engine.device": probe_device,
     "engine.tokens_per_microbatch": probe_microbatch,
     "engine.tokens_per_sampling_batch": probe_sampling_batch,

@@ -25,6 +25,7 @@ TESTS_FAILED = 1
 CREDIT, ROLLOUT, METHODS = ("tests/test_credit.py",), ("tests/test_rollout.py",), ("tests/test_methods.py",)
 IMITATION = ("tests/test_imitation.py",)
 SCALE = ("tests/test_scale.py",)
+VLLM = ("tests/test_vllm_sampler.py",)
 
 
 def engine(*names: str) -> tuple[str, ...]:
@@ -426,10 +427,31 @@ MUTANTS = [
     ),
     Mutant(
         "prefix cache kept across publish",
-        "engines/torch_engine/engine.py",
-        "self._sampler.drop_caches()\n        self._stale = False",
-        "self._stale = False",
+        "engines/torch_engine/sampler.py",
+        'only the caches must go."""\n        self.drop_caches()',
+        'only the caches must go."""',
         engine("publish_drops_the_caches"),
+    ),
+    Mutant(
+        "published weights without the adapters",
+        "engines/torch_engine/checkpoint.py",
+        "total = total + layer.get_delta_weight(adapter)",
+        "total = total + 0 * layer.get_delta_weight(adapter)",
+        VLLM,
+    ),
+    Mutant(
+        "a second sampler keeps its first weights",
+        "engines/torch_engine/engine.py",
+        "self._sampler.publish(checkpoint_tensors(self._base))",
+        "self._sampler.drop_caches()",
+        VLLM,
+    ),
+    Mutant(
+        "vLLM samples all requests from one stream",
+        "engines/torch_engine/vllm_sampler.py",
+        "seed=request.stream_key() % 2**63",
+        "seed=0",
+        VLLM,
     ),
     Mutant(
         "positions count the padding",

@@ -181,21 +181,28 @@ class EngineConfig(Section):
     """tinker: longest wait for one request. What may be lost by then is not sent again: the last checkpoint is loaded."""
     wait_s: float = Field(600.0, ge=0)
     """tinker: longest wait for a full server, and for a lost one to come back."""
+    sampler: Literal["native", "vllm"] = "native"
+    """torch: native samples with the trainer's own weights. vllm: vLLM in this process, on a copy of them that every step
+    updates in place; the extra selfcorrect[vllm] (docs/engines.md)."""
+    sampler_memory_gb: float = Field(4.0, gt=0)
+    """sampler=vllm: GiB for its key-value cache, on a CPU or a GPU; its copy of the weights comes on top."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a device, else the CPU."""
     tokens_per_microbatch: int = Field(4_096, ge=1)
     """Padded tokens per forward-backward pass: bounds training memory whatever the batch."""
     tokens_per_sampling_batch: int = Field(131_072, ge=1)
-    """Key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""
+    """sampler=native: key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
 
 
 ENGINE_SETTINGS = {
-    "torch": {"device", "tokens_per_microbatch", "tokens_per_sampling_batch", "gradient_checkpointing"},
+    "torch": {"sampler", "device", "tokens_per_microbatch", "gradient_checkpointing"},
     "tinker": {"base_url", "timeout_s", "wait_s"},
 }
 """Settings of the section ``engine`` that each engine reads."""
+SAMPLER_SETTINGS = {"native": {"tokens_per_sampling_batch"}, "vllm": {"sampler_memory_gb"}}
+"""Those that each sampler of the torch engine reads."""
 TINKER_LORA_ALPHA = 32.0
 """The Tinker API has no setting for it: servers take this."""
 
@@ -252,6 +259,11 @@ class Config(Section):
     def _tinker_trains_adapters(self) -> Self:
         if self.engine.name != "tinker":
             return self
+        if self.engine.sampler != "native":
+            raise ValueError(
+                f"engine.sampler={self.engine.sampler} is a sampler of engine=torch: a Tinker server has its own; drop "
+                "engine.sampler, or use engine=torch"
+            )
         if not self.model.lora_rank:
             raise ValueError(
                 "engine=tinker trains LoRA adapters only, and model.lora_rank=0 asks for every weight; set "
@@ -338,15 +350,19 @@ def validate(values: Mapping[str, Any]) -> Config:
 def _refuse_ignored(config: Config, user: Mapping[str, Any]) -> None:
     """Settings that the chosen engine would ignore, where the user writes them and not as their default."""
     name = config.engine.name
-    read = {f"engine.{key}" for key in ENGINE_SETTINGS[name] | {"name"}}
+    keys = ENGINE_SETTINGS[name] | {"name"} | (SAMPLER_SETTINGS[config.engine.sampler] if name == "torch" else set())
+    read = {f"engine.{key}" for key in keys}
     theirs = {f"engine.{key}": getattr(config.engine, key) for key in user.get("engine", {})}
     if name == "tinker" and "dtype" in user.get("model", {}):  # the server decides
         theirs["model.dtype"] = config.model.dtype
     defaults = {f"engine.{key}": value for key, value in EngineConfig()} | {"model.dtype": ModelConfig().dtype}
     ignored = [key for key, value in theirs.items() if key not in read and value != defaults[key]]
     if ignored:
+        samplers = {f"engine.{key}" for keys in SAMPLER_SETTINGS.values() for key in keys}
+        a_samplers = name == "torch" and not samplers.isdisjoint(ignored)
+        with_sampler = f" with engine.sampler={config.engine.sampler}" if a_samplers else ""
         raise ConfigError(
-            f"engine={name} would ignore {', '.join(ignored)}; drop the setting, or choose the engine that reads it"
+            f"engine={name}{with_sampler} would ignore {', '.join(ignored)}; drop the setting, or choose the engine or sampler that reads it"
         )
 
 

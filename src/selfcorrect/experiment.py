@@ -26,6 +26,7 @@ from selfcorrect.engines.models import (
     load_tokenizer,
     resolve_model,
 )
+from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
 from selfcorrect.evaluate import FEEDBACK, Evaluation, answers_per_problem, check_attempts, controls, evaluate, held_out
 from selfcorrect.methods import plan
@@ -71,6 +72,8 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     """
     if training:
         plan(config)
+    if config.engine.sampler == "vllm":
+        require_vllm()
     task, splits = _problems(config, training)
     resolved = resolve_model(config.model.name)
     if training and resolved.kind == "adapter":
@@ -184,7 +187,7 @@ def run_experiment(
     checkpoint = run.latest_checkpoint()
     reached = run.read_progress(checkpoint) if checkpoint is not None else None
     run.rewind(reached or Progress())
-    run.append(_start_record(engine, reached.step if reached else None))
+    run.append(_start_record(job, engine, reached.step if reached else None))
     done: dict[str, Evaluation] = {}
     if checkpoint is None:
         say("measuring the base model")
@@ -208,7 +211,7 @@ def run_experiment(
             reached = again
             say(f"{error}. Going on from step {again.step} (try {reloads} of {RELOADS} from there)")
             run.rewind(again)
-            run.append(_start_record(engine, again.step))
+            run.append(_start_record(job, engine, again.step))
 
 
 def _train_and_measure(
@@ -349,10 +352,12 @@ def command_line() -> str:
     return shlex.join(["selfcorrect" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
-def _start_record(engine: Engine, resumed_from: int | None) -> StartRecord:
+def _start_record(job: Job, engine: Engine, resumed_from: int | None) -> StartRecord:
     versions = {name: metadata.version(name) for name in TRACKED_PACKAGES}
     if engine.info.name == "tinker":
         versions["tinker"] = metadata.version("tinker")
+    if job.config.engine.sampler == "vllm" and (vllm := vllm_version()) is not None:
+        versions[vllm[0]] = vllm[1]
     versions["python"] = platform.python_version()
     versions["platform"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return StartRecord(

@@ -5,9 +5,14 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def made(request):
+def kind(request):
+    return kinds.KINDS[request.config.getoption("--engine")]
+
+
+@pytest.fixture(scope="session")
+def made(kind):
     """The engine, with its fresh adapter kept as the snapshot ``start``."""
-    engine = kinds.KINDS[request.config.getoption("--engine")]()
+    engine = kind.make()
     engine.snapshot("start")
     return engine
 

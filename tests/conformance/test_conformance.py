@@ -78,14 +78,14 @@ def truth(model, data):
 
 
 @pytest.fixture
-def with_peft(tmp_path):
+def with_peft(tmp_path, kind):
     """The engine's policy as any user of the export would load it."""
     from peft import PeftModel
 
     def load(engine):
         engine.export(tmp_path / "export")
         with quiet_peft():
-            return PeftModel.from_pretrained(tiny.random_model(), tmp_path / "export", is_trainable=True)
+            return PeftModel.from_pretrained(kind.model(), tmp_path / "export", is_trainable=True)
 
     return load
 
@@ -103,12 +103,12 @@ def test_an_engine_says_what_it_is(engine):
     assert engine.info.exact_sampler
 
 
-def test_sampling_follows_the_models_law(engine):
+def test_sampling_follows_the_models_law(engine, kind):
     prompt, n = prompts(1)[0], 800
     rows = [SampleRequest(prompt, ("law", i)) for i in range(n)]
     drawn = [s for i in range(0, n, 64) for s in sample(engine, rows[i : i + 64], SamplingParams(1, 1.0))]
     with torch.no_grad():
-        law = tiny.random_model()(torch.tensor([prompt])).logits[0, -1].softmax(-1).numpy()
+        law = kind.model()(torch.tensor([prompt])).logits[0, -1].softmax(-1).numpy()
     counts = np.bincount([s.token_ids[0] for s in drawn], minlength=len(law))
     # chi-square over tokens with at least 5 expected, the rest in one bin; 5 standard deviations of slack
     common = law * n >= 5
@@ -128,9 +128,9 @@ def test_equal_keys_give_equal_tokens_whatever_is_beside_them(engine):
     assert [s.token_ids for s in sample(engine, others)] != [s.token_ids for s in together]
 
 
-def test_sampler_trainer_and_the_plain_model_agree(engine):
+def test_sampler_trainer_and_the_plain_model_agree(engine, kind):
     data = sampled_data(engine)
-    plain = truth(tiny.random_model(), data)
+    plain = truth(kind.model(), data)
     np.testing.assert_allclose(flat([d.logprobs_T for d in data], data), plain, atol=ATOL)
     np.testing.assert_allclose(current(engine, data), plain, atol=ATOL)
     np.testing.assert_allclose(flat(engine.logprobs(data, "start"), data), plain, atol=ATOL)
@@ -146,10 +146,10 @@ def test_answers_end_with_their_end_token_or_at_the_cap(engine):
         assert not set(s.token_ids[:-1]) & ENDS
 
 
-def test_temperature_0_takes_the_mode_with_its_log_prob_at_temperature_1(engine):
+def test_temperature_0_takes_the_mode_with_its_log_prob_at_temperature_1(engine, kind):
     for r, s in zip(requests(3), sample(engine, requests(3), SamplingParams(1, 0.0)), strict=True):
         with torch.no_grad():
-            law = tiny.random_model()(torch.tensor([r.prompt_ids])).logits[0, -1].log_softmax(-1)
+            law = kind.model()(torch.tensor([r.prompt_ids])).logits[0, -1].log_softmax(-1)
         assert s.token_ids == (int(law.argmax()),)
         assert s.logprobs[0] == pytest.approx(float(law.max()), abs=ATOL)
 
@@ -279,7 +279,7 @@ def test_reset_optimiser_forgets_the_moments_and_keeps_the_weights(engine):
     np.testing.assert_allclose(moved_by(engine, other, data, "cross_entropy", AdamParams(0.01)), fresh, atol=1e-4)
 
 
-def test_save_and_load_go_on_where_they_were(engine, tmp_path):
+def test_save_and_load_go_on_where_they_were(engine, kind, tmp_path):
     data = sampled_data(engine)
 
     def steps():
@@ -294,7 +294,7 @@ def test_save_and_load_go_on_where_they_were(engine, tmp_path):
     answers = sample(engine, requests())  # a loaded state is published
     again = [datum(r.prompt_ids, a.token_ids, a.logprobs, 1.0) for r, a in zip(requests(), answers, strict=True)]
     np.testing.assert_allclose(current(engine, again), flat([d.logprobs_T for d in again], again), atol=ATOL)
-    np.testing.assert_allclose(flat(engine.logprobs(data, "start"), data), truth(tiny.random_model(), data), atol=ATOL)
+    np.testing.assert_allclose(flat(engine.logprobs(data, "start"), data), truth(kind.model(), data), atol=ATOL)
     np.testing.assert_allclose(np.concatenate(steps()), np.concatenate(straight), atol=1e-5)
 
 

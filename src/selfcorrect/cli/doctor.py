@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from selfcorrect.config import TrackerName
+from selfcorrect.engines.vllm_extra import MEND, require_vllm, vllm_version
+from selfcorrect.errors import ConfigError
 
 if TYPE_CHECKING:
     from selfcorrect.verify.code import SandboxReport
@@ -49,7 +51,7 @@ def doctor(
     """
     from selfcorrect.verify.code import sandbox_report
 
-    findings = [*_packages(), _device(), _tiny(), _disk()]
+    findings = [*_packages(), _vllm(), _device(), _tiny(), _disk()]
     sandbox = sandbox_report()
     if as_json:
         # not needed: all but the grading of programs works without, and that refuses with this reason
@@ -81,6 +83,15 @@ def _packages() -> list[Finding]:
         except metadata.PackageNotFoundError:
             out.append(Finding(name, False, needed, "not installed", OPTIONAL.get(name, "pip install selfcorrect")))
     return out
+
+
+def _vllm() -> Finding:
+    found = vllm_version()
+    try:
+        require_vllm()
+    except ConfigError:
+        return Finding("vllm", False, False, " ".join(found) if found else "not installed", MEND)
+    return Finding("vllm", True, False, " ".join(found or ()))
 
 
 def _device() -> Finding:

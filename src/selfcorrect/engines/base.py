@@ -28,7 +28,8 @@ class SampleRequest:
     prompt_ids: tuple[int, ...]
     key: tuple[int | str, ...]
     """Names this row's own random stream, e.g. (seed, step, problem id, sample, attempt). Equal keys and prompts give
-    equal tokens, whatever else is in the batch."""
+    equal tokens in float32, whatever else is in the batch: up to the chance that the last bits of a probability, which
+    depend on the batch, decide a draw. In bfloat16 that chance is not small."""
 
     def stream_key(self) -> int:
         """128-bit key of the row's random stream."""
@@ -85,10 +86,10 @@ class EngineInfo:
     max_length: int
     """Longest sequence in tokens the model accepts."""
     exact_sampler: bool = False
-    """The sampler's log-probs are the trainer's to within float32 rounding. Otherwise the KL terms take the policy's
+    """The sampler's log-probs are the trainer's to within float32 rounding (1e-4 nats). Otherwise the KL terms take the policy's
     log-probs from one more pass of the trainer: a difference of two kinds of pass, summed over an answer, is not a KL."""
     notes: tuple[str, ...] = ()
-    """What was found out about a remote engine and is corrected for."""
+    """What was found out about a remote engine and is corrected for, or about a sampler with weights of its own."""
 
 
 class Scored(Protocol):

@@ -188,6 +188,21 @@ def _with_adapter(resolved: ResolvedModel, base: Any) -> Any:
         return PeftModel.from_pretrained(base, resolved.path_or_id).eval().get_base_model()
 
 
+def model_directory(resolved: ResolvedModel, revision: str | None = None) -> Path:
+    """The files of a model that was loaded just now, as a directory; of an adapter, those of its base. No network.
+
+    Raises:
+        ModelError: they are not in the local cache.
+    """
+    resolved = base_of(resolved)
+    if resolved.kind != "hub":
+        return Path(_location(resolved))
+    from huggingface_hub import snapshot_download
+
+    with _explained(resolved):
+        return Path(snapshot_download(resolved.path_or_id, revision=revision, local_files_only=True))
+
+
 def save_generation_config(chat: ChatFormat, path: Path) -> None:
     """Write the generation config of an exported model: greedy, its end and padding ids, and nothing of the base's own.
 

@@ -1,10 +1,11 @@
-"""The torch engine: the verbs of the contract on one process, one device, one copy of the weights."""
+"""The torch engine: the verbs of the contract in one process on one device."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from selfcorrect.config import EngineConfig, ModelConfig
 from selfcorrect.engines.base import (
+    CURRENT,
     AdamParams,
     EngineInfo,
     OptimResult,
@@ -25,12 +27,15 @@ from selfcorrect.engines.base import (
     Scored,
 )
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import ResolvedModel, load_model, save_generation_config
+from selfcorrect.engines.models import ResolvedModel, load_model, model_directory, save_generation_config
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
+from selfcorrect.engines.torch_engine.agreement import EXACT_GAP, largest_gap
 from selfcorrect.engines.torch_engine.attention import use_cpu_attention
+from selfcorrect.engines.torch_engine.checkpoint import checkpoint_tensors
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
-from selfcorrect.engines.torch_engine.sampler import Sampler
+from selfcorrect.engines.torch_engine.sampler import Sampler, Sampling
 from selfcorrect.engines.torch_engine.weights import Weights
+from selfcorrect.engines.vllm_extra import require_vllm
 from selfcorrect.errors import EngineError, ModelError
 from selfcorrect.objective.losses import cross_entropy_loss, importance_sampling_loss
 from selfcorrect.types import Datum, FloatArray, LossName
@@ -46,14 +51,21 @@ class TorchEngine:
         chat: the model's chat format.
         settings: token budgets and device.
         lora: rank and alpha of LoRA adapters, or None to train every weight.
+        sampler: one with weights of its own, which are published to it at once; None samples with the model itself.
 
     Raises:
         ModelError: the model's logits are not its output head on its last hidden state, so that log-probs at chosen
-            positions would differ from the model's own.
+            positions would differ from the model's own; or the sampler cannot run the model.
+        EngineError: the sampler's law is not the trainer's.
     """
 
     def __init__(
-        self, model: Any, chat: ChatFormat, settings: EngineConfig, lora: tuple[int, float] | None = None
+        self,
+        model: Any,
+        chat: ChatFormat,
+        settings: EngineConfig,
+        lora: tuple[int, float] | None = None,
+        sampler: Sampling | None = None,
     ) -> None:
         self.chat = chat
         self._settings = settings
@@ -67,7 +79,7 @@ class TorchEngine:
         use_cpu_attention(model)
         self._scorer = Scorer(model)
         config = model.config
-        self._sampler = Sampler(
+        self._sampler: Sampling = sampler or Sampler(
             model,
             config.num_hidden_layers,
             chat.pad_id,
@@ -87,6 +99,8 @@ class TorchEngine:
             exact_sampler=next(model.parameters()).dtype == torch.float32,
         )
         self._check_scorer()
+        if sampler is not None:
+            self._compare_sampler()
 
     @classmethod
     def from_config(
@@ -109,14 +123,29 @@ class TorchEngine:
 
         Raises:
             ModelError: the model cannot be loaded or does not fit the job.
+            ConfigError: the sampler that is asked for is not installed.
         """
+        if settings.sampler == "vllm":
+            require_vllm()
         device = _pick_device(settings.device)
         module = load_model(resolved, model.dtype, str(device), model.revision, model.trust_remote_code)
         torch.manual_seed(0)  # adapters are initialised at random: the same in every run, as the base model is
         lora = (model.lora_rank, model.lora_alpha) if model.lora_rank and not frozen else None
         if frozen:
             module.requires_grad_(False)
-        return cls(module, chat, settings, lora)
+        sampler = None
+        if settings.sampler == "vllm":
+            from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
+
+            sampler = VllmSampler.start(
+                model_directory(resolved, model.revision),
+                model.dtype,
+                device,
+                settings.sampler_memory_gb,
+                model.trust_remote_code,
+                int(module.get_input_embeddings().weight.shape[0]),
+            )
+        return cls(module, chat, settings, lora, sampler)
 
     @property
     def answered(self) -> Callable[[int], None]:
@@ -147,15 +176,25 @@ class TorchEngine:
             calls = [(requests, future) for requests, p, future in pending if p == params and not future.done()]
             try:
                 flat = self._sampler.run([r for requests, _ in calls for r in requests], params)
-            except Exception as error:  # noqa: BLE001  # handed to every waiting caller; nothing of the engine's state moved
-                self._sampler.drop_caches()
+            except Exception as error:  # noqa: BLE001  # handed to every waiting caller
+                failure = self._sampling_failed(error)
                 for _, future in calls:
-                    future.set_exception(EngineError(f"sampling failed: {error}", usable=True))
+                    future.set_exception(failure)
                 continue
             start = 0
             for requests, future in calls:
                 future.set_result(flat[start : start + len(requests)])
                 start += len(requests)
+
+    def _sampling_failed(self, error: Exception) -> EngineError:
+        """A sampler that knows better says itself whether it can go on; of the engine's own state nothing moved."""
+        if isinstance(error, EngineError):
+            return error
+        try:
+            self._sampler.drop_caches()
+        except EngineError as lost:
+            return lost
+        return EngineError(f"sampling failed: {error}", usable=True)
 
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
         """See ``Engine.logprobs``."""
@@ -193,8 +232,9 @@ class TorchEngine:
         self._weights.reset_optimiser()
 
     def publish(self) -> None:
-        """See ``Engine.publish``. Trainer and sampler share the weights: only the caches must go."""
-        self._sampler.drop_caches()
+        """See ``Engine.publish``. A sampler with weights of its own gets them in place, merged with the adapters."""
+        with self._verb("publish"):
+            self._sampler.publish(checkpoint_tensors(self._base))
         self._stale = False
 
     def snapshot(self, name: str) -> None:
@@ -266,6 +306,28 @@ class TorchEngine:
     def _require_usable(self) -> None:
         if self._broken is not None:
             raise EngineError(f"the engine is not usable: {self._broken}", usable=False)
+
+    def _compare_sampler(self) -> None:
+        """Publish, and say in ``info`` how far the sampler's log-probs are from the trainer's."""
+        self.publish()
+
+        def answers(requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+            try:
+                return self._sampler.run(requests, params)
+            except EngineError as error:
+                raise ModelError(
+                    f"engine.sampler={self._settings.sampler} does not run this model here: {error}; use engine.sampler=native"
+                ) from error
+
+        vocabulary = self._base.get_input_embeddings().weight.shape[0]
+        gap = largest_gap(answers, lambda asked: self.logprobs(asked, CURRENT), vocabulary)
+        self.info = replace(
+            self.info,
+            exact_sampler=self.info.exact_sampler and gap < EXACT_GAP,
+            notes=(
+                f"sampler {self._settings.sampler}: at the start its log-probs differ from the trainer's by {gap:.2g}",
+            ),
+        )
 
     def _check_scorer(self) -> None:
         """The head on chosen positions must give the model's own logits (some models scale or cap them)."""

@@ -7,9 +7,9 @@ of rows or on how a batch is split. An answer's cache is kept, so that the next 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,33 @@ from selfcorrect.types import FloatArray
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when fewer than this share still runs: a copy of the cache must pay."""
+
+
+class Sampling(Protocol):
+    """What the torch engine asks of a sampler. Calls do not overlap."""
+
+    answered: Callable[[int], None]
+    """Called with the number of answers that have just been given."""
+
+    def run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+        """Answer all requests, in their order, from the published weights.
+
+        Raises:
+            EngineError: it says whether the sampler can go on. After any other exception it can.
+        """
+        ...
+
+    def publish(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Sample from these weights from now on, and drop every cache made with older ones.
+
+        Args:
+            weights: name and tensor, as ``checkpoint_tensors`` makes them; computed only as far as they are read.
+        """
+        ...
+
+    def drop_caches(self) -> None:
+        """Forget what was kept of earlier prompts."""
+        ...
 
 
 @dataclass
@@ -43,7 +70,7 @@ class _Row:
 
 
 class Sampler:
-    """Batched autoregressive sampling on a Hugging Face causal language model."""
+    """Batched autoregressive sampling on a Hugging Face causal language model, the trainer's own. See ``Sampling``."""
 
     def __init__(self, model: Any, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int) -> None:
         self._decoder: nn.Module = model.get_decoder()
@@ -54,6 +81,10 @@ class Sampler:
         self._slots_per_batch = slots_per_batch
         self._store = PrefixStore(slots_per_batch)
         self.answered: Callable[[int], None] = lambda _n: None
+
+    def publish(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Trainer and sampler share the weights: only the caches must go."""
+        self.drop_caches()
 
     def drop_caches(self) -> None:
         self._store.clear()
@@ -225,11 +256,20 @@ def _record(running: Sequence[_Row], alive: Tensor, tokens_B: Tensor, logprobs_B
     columns = zip(running, alive.tolist(), tokens_B.tolist(), logprobs_B.tolist(), ends_B.tolist(), strict=True)
     for row, is_alive, token, logprob, ends in columns:
         if is_alive:
-            if not math.isfinite(logprob):
-                raise ValueError(
-                    f"the model gives {logprob} as a log-prob: its weights are broken or training has diverged; start a new "
-                    "run with a lower train.learning_rate, or take another model"
-                )
             row.token_ids.append(token)
-            row.logprobs.append(logprob)
+            row.logprobs.append(finite(logprob))
             row.ended = ends
+
+
+def finite(logprob: float) -> float:
+    """The log-prob itself.
+
+    Raises:
+        ValueError: it is not a number.
+    """
+    if not math.isfinite(logprob):
+        raise ValueError(
+            f"the model gives {logprob} as a log-prob: its weights are broken or training has diverged; start a new "
+            "run with a lower train.learning_rate, or take another model"
+        )
+    return logprob
