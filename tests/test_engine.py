@@ -12,7 +12,7 @@ import tiny
 from selfcorrect.config import EngineConfig
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.torch_engine import TorchEngine, passes
+from selfcorrect.engines.torch_engine import TorchEngine, packed, passes
 from selfcorrect.engines.torch_engine.attention import cpu_attention
 from selfcorrect.engines.torch_engine.cache import PrefixStore
 from selfcorrect.engines.torch_engine.passes import micro_batches
@@ -190,6 +190,30 @@ def test_attention_on_a_cpu_is_that_of_transformers(dtype, queries, keys, masked
     for theirs, ours in zip(*results, strict=True):
         assert ours.dtype == dtype and ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs, atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("lora", [None, (4, 8.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_are_the_published_ones_and_gone_while_training(monkeypatch, lora, dtype):
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    e = tiny.engine(lora=lora, dtype=dtype)
+    linears = e._sampler._packed._linears
+    assert len(linears) == 15 + (28 if lora else 0)  # 7 a layer and the head; two adapters on each but the head
+    used = []
+    product = packed._product
+    monkeypatch.setattr(packed, "_product", lambda *args: used.append(1) or product(*args))
+    data = sampled_data(e)
+    assert used and len(e._sampler._packed._packed) == len(linears)
+    bound = 1e-4 if dtype == torch.float32 else 0.25
+    for _ in range(2):
+        for d, lp in zip(data, e.logprobs(data, "current"), strict=True):
+            np.testing.assert_allclose(lp[d.sampled_T], d.logprobs_T[d.sampled_T], atol=bound)
+        n = len(used)
+        e.forward_backward(data, "importance_sampling")
+        assert len(used) == n and not e._sampler._packed._packed
+        e.optim_step(AdamParams(0.03))
+        e.publish()
+        data = sampled_data(e)  # by the new weights
 
 
 def test_a_model_of_another_attention_keeps_it():

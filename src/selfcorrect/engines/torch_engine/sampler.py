@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.torch_engine.cache import PrefixStore, SlotCache
+from selfcorrect.engines.torch_engine.packed import PackedWeights
 from selfcorrect.engines.torch_engine.passes import OutputHead
 from selfcorrect.types import FloatArray
 
@@ -80,18 +81,24 @@ class Sampler:
         self._device = device
         self._slots_per_batch = slots_per_batch
         self._store = PrefixStore(slots_per_batch)
+        self._packed = PackedWeights(model)
         self.answered: Callable[[int], None] = lambda _n: None
 
     def publish(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Trainer and sampler share the weights: only the caches must go."""
+        """Trainer and sampler share the weights: only what was made of the old ones must go."""
         self.drop_caches()
 
     def drop_caches(self) -> None:
         self._store.clear()
+        self._packed.drop()
 
     @torch.inference_mode()
     def run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         """Answer all requests, in their order."""
+        with self._packed.applied():
+            return self._run(requests, params)
+
+    def _run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         results: list[Sampled | None] = [None] * len(requests)
         hits = self._store.find([r.prompt_ids for r in requests])
         made: list[tuple[SlotCache, list[_Row]]] = []
