@@ -86,7 +86,7 @@ def cluster_of(file: str) -> Cluster:
 
 
 def cases() -> list[Case]:
-    """The columns: the 1.5 B model as configured, with vLLM sampling, with all weights; then the two clusters."""
+    """The columns: the 1.5 B model with its own sampler, as configured (vLLM), with all weights; then the two clusters."""
     name = "qwen2.5-1.5b-1xh100.toml"
     c = load_config(ROOT / "configs" / name)
     budgets = c.engine.tokens_per_microbatch, c.engine.tokens_per_sampling_batch
