@@ -85,14 +85,18 @@ def cluster_of(file: str) -> Cluster:
     return Cluster(command[1], **numbers)
 
 
+NATIVE_SLOTS = 700_000
+"""engine.tokens_per_sampling_batch of the first column: all rows of a step in one batch."""
+
+
 def cases() -> list[Case]:
     """The columns: the 1.5 B model with its own sampler, as configured (vLLM), with all weights; then the two clusters."""
     name = "qwen2.5-1.5b-1xh100.toml"
     c = load_config(ROOT / "configs" / name)
-    budgets = c.engine.tokens_per_microbatch, c.engine.tokens_per_sampling_batch
-    native = cm.Setup(SHAPES[c.model.name], 2, c.model.lora_rank, *budgets)
+    tokens = c.engine.tokens_per_microbatch
+    native = cm.Setup(SHAPES[c.model.name], 2, c.model.lora_rank, tokens, NATIVE_SLOTS)
     vllm = replace(native, own_sampler=True)  # a pool of as many slots
-    full = replace(vllm, lora_rank=0, tokens_per_microbatch=budgets[0] // 2)
+    full = replace(vllm, lora_rank=0, tokens_per_microbatch=tokens // 2)
     out = [
         Case("1.5B, LoRA", name, native, cm.Gpu(pass_s=EAGER_PASS_S)),
         Case("1.5B, LoRA, vLLM", name, vllm),
