@@ -19,7 +19,6 @@ from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, resolve_model
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.errors import EngineError
-from selfcorrect.types import Datum
 
 pytestmark = pytest.mark.vllm
 REQUESTS = [SampleRequest(tuple(range(10, 16 + i)), ("vllm", i)) for i in range(24)]
@@ -59,14 +58,7 @@ def sample(engine, requests=REQUESTS, params=PARAMS):
 
 
 def data(requests, answers):
-    out = []
-    for r, a in zip(requests, answers, strict=True):
-        tokens = np.array([*r.prompt_ids, *a.token_ids])
-        on = np.arange(len(tokens)) >= len(r.prompt_ids)
-        logprobs = np.zeros(len(tokens))
-        logprobs[on] = a.logprobs
-        out.append(Datum(tokens, on * 0.1, logprobs, on))
-    return out
+    return tiny.sampled_data(requests, answers, 0.1)
 
 
 def gap(engine, requests, answers):

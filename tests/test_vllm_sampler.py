@@ -31,7 +31,6 @@ from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.errors import ConfigError, EngineError, ModelError
 from selfcorrect.experiment import prepare
-from selfcorrect.types import Datum
 
 # settings
 
@@ -213,14 +212,7 @@ PARAMS = SamplingParams(6, 1.0)
 
 
 def data(answers):
-    out = []
-    for r, a in zip(REQUESTS, answers, strict=True):
-        tokens = np.array([*r.prompt_ids, *a.token_ids])
-        on = np.arange(len(tokens)) >= len(r.prompt_ids)
-        logprobs = np.zeros(len(tokens))
-        logprobs[on] = a.logprobs
-        out.append(Datum(tokens, on * 0.1, logprobs, on))
-    return out
+    return tiny.sampled_data(REQUESTS, answers, 0.1)
 
 
 @pytest.mark.parametrize("lora", [None, (4, 32.0)])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfcorrect.config import EngineConfig
+from selfcorrect.engines.base import Sampled, SampleRequest
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine
+from selfcorrect.types import Datum
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -60,6 +64,18 @@ def engine(
     seed: int = 0, *, lora: tuple[int, float] | None = None, dtype: torch.dtype = torch.float32, **settings: object
 ) -> TorchEngine:
     return TorchEngine(random_model(seed, dtype), ChatFormat(tokenizer()), EngineConfig(device="cpu", **settings), lora)
+
+
+def sampled_data(requests: Sequence[SampleRequest], answers: Sequence[Sampled], weight: float) -> list[Datum]:
+    """What an engine trains on: every sampled token at the same weight."""
+    out = []
+    for r, a in zip(requests, answers, strict=True):
+        tokens = np.array([*r.prompt_ids, *a.token_ids])
+        on = np.arange(len(tokens)) >= len(r.prompt_ids)
+        logprobs = np.zeros(len(tokens))
+        logprobs[on] = a.logprobs
+        out.append(Datum(tokens, on * weight, logprobs, on))
+    return out
 
 
 def save_model(path: Path, seed: int = 0) -> Path:
