@@ -26,7 +26,8 @@ def page(browser):
 
 
 def ask(page, text):
-    """By keyboard alone: the problem has the focus."""
+    """By keyboard alone: the problem has the focus, which autofocus gives it only with the first frame."""
+    page.until("document.activeElement.id === 'problem'")
     page.type(text)
     page.press("Enter", ctrl=True)
 
