@@ -564,6 +564,13 @@ def test_sft_writes_a_model_that_train_starts_from(cli, model, tmp_path):
     assert cli(*quick(tmp_path / "warm", tmp_path / "run", "eval.controls=false"))[0] == 0
 
 
+def test_sft_needs_no_sampler(cli, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfcorrect.engines.vllm_extra.vllm_version", lambda: None)
+    settings = ["engine.sampler=vllm", "engine.sampler_memory_gb=2", "sft.steps=1", "sft.examples_per_step=1"]
+    assert cli("train", *toy.SMALL, f"model={model}", *settings[:2], f"run_dir={tmp_path / 'run'}")[0] == 2
+    assert cli("sft", tmp_path / "warm", *toy.SMALL, f"model={model}", *settings)[0] == 0
+
+
 def test_a_real_task_trains_from_a_model_directory(cli, model, tmp_path):
     settings = [
         "task=arithmetic",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ from selfcorrect.engines.models import (
     load_config,
     load_model,
     load_tokenizer,
+    model_directory,
     resolve_model,
 )
 from selfcorrect.errors import ConfigError, ModelError
@@ -160,6 +162,21 @@ def test_hub_out_of_reach(load: Any) -> None:
         ModelError, match=r"'owner/name' could not be loaded from the .*Hub.*network.*local copy.*model=tiny"
     ):
         load(resolve_model("owner/name"))
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_models_files_are_a_directory_of_the_local_cache(saved: Path, tmp_path: Path) -> None:
+    commits = {"main": "1" * 40, "v1": "2" * 40}
+    cache = tmp_path / "hub/models--owner--name"
+    (cache / "refs").mkdir(parents=True)
+    for name, commit in commits.items():
+        (cache / "refs" / name).write_text(commit)
+        shutil.copytree(saved, cache / "snapshots" / commit)
+    model = resolve_model("owner/name")
+    assert model_directory(model) == cache / "snapshots" / commits["main"]
+    assert model_directory(model, revision="v1") == cache / "snapshots" / commits["v1"]
+    with pytest.raises(ModelError, match=r"'owner/other' could not be loaded from the .*Hub.*local copy"):
+        model_directory(resolve_model("owner/other"))
 
 
 def test_remote_code_is_not_run_unasked(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
