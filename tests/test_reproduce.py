@@ -320,6 +320,8 @@ def write_runs(c, target, responses=100, final=lambda key, seed: made.held_out(t
             file.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in made.held_out(trained=False)))
         for seed in c.seeds if row.kind == "trained" else ():
             path = run_path(c, row, seed, "arithmetic")
+            if path.exists():  # of another target
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             run = made.begin(path, *c.overrides(row, seed, "arithmetic"))
             made.evaluate(run, "base", made.held_out(trained=False))
@@ -402,13 +404,8 @@ def test_table3_measures_every_row_on_both_tasks_after_its_run(tmp_path):
     ]  # Self-Refine: no change
 
 
-TABLES_AND_MORE = ("table1", "table2", "table4", "edits", "collapse", "shift", "scaling", "attempts", "levels")
-
-
-@pytest.mark.parametrize("target", TABLES_AND_MORE)
-@pytest.mark.parametrize("quick", [False, True])
-def test_outputs_are_there_agree_and_carry_the_mark_of_a_quick_look(tmp_path, target, quick):
-    c = choice(tmp_path, quick=quick)
+def write_all(c, target):
+    """Runs and the measurements after them."""
     write_runs(c, target)
     for seed in c.seeds if target == "shift" else ():
         for key in TARGETS["shift"].rows:
@@ -416,6 +413,16 @@ def test_outputs_are_there_agree_and_carry_the_mark_of_a_quick_look(tmp_path, ta
     for job in jobs_of(c, [target]) if target in ("scaling", "attempts") else ():
         if not job.is_run:
             write_curves(job)
+
+
+TABLES_AND_MORE = ("table1", "table2", "table4", "edits", "collapse", "shift", "scaling", "attempts", "levels")
+
+
+@pytest.mark.parametrize("target", TABLES_AND_MORE)
+@pytest.mark.parametrize("quick", [False, True])
+def test_outputs_are_there_agree_and_carry_the_mark_of_a_quick_look(tmp_path, target, quick):
+    c = choice(tmp_path, quick=quick)
+    write_all(c, target)
     result = make.reproduce(target, c, 1, watcher := Silent())
     assert watcher.begun == [] and result.failures == {}  # all of it is cached by its config
     assert {f.name for f in result.files} == {
@@ -446,6 +453,27 @@ def test_outputs_are_there_agree_and_carry_the_mark_of_a_quick_look(tmp_path, ta
     assert ("QUICK LOOK" in "".join(drawn.itertext())) is quick
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
     assert set(kinds) == {"fixed", "broken", "kept-right", "kept-wrong", "copied"}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_all_leaves_one_page_with_a_line_for_every_claim(tmp_path, quick):
+    c = choice(tmp_path, quick=quick)
+    for target in targets_of("all"):
+        write_all(c, target)
+    seconds = {job.name: 7.0 for job in jobs_of(c, targets_of("all"))}  # once each, though targets share them
+    lines = [{"job": name, "row": "r", "seconds": s, "ended": "finished"} for name, s in seconds.items()]
+    (tmp_path / "times.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = make.reproduce("all", c, 1, Silent())
+    page = (tmp_path / "claims.md").read_text()
+    assert tmp_path / "claims.md" in result.files and f"took {7 * len(seconds):,} s in all" in page
+    verdicts = [v for of_target in result.verdicts.values() for v in of_target]
+    assert f"{len(verdicts)} claims: " in page and ("QUICK LOOK" in page) is quick
+    for word in {v.word for v in verdicts}:
+        assert f"{sum(v.word == word for v in verdicts)} {word}" in page
+    for target, of_target in result.verdicts.items():
+        section = page.partition(f"({target}.md)")[2].partition("\n## ")[0]
+        assert section.count("\n| ") == (1 + len(of_target) if of_target else 0)
+        assert all(f"| {v.claim.text} | **{v.word}** |" in section for v in of_target)
 
 
 def write_curves(job):

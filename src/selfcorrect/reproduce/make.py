@@ -20,7 +20,7 @@ from selfcorrect.reproduce import diagnostics, scaling_results, tables
 from selfcorrect.reproduce.choice import QUICK, Choice, refuse_without_code_model, rows_in_order, targets_of
 from selfcorrect.reproduce.jobs import Runner, Watcher, claimed, finished_seconds
 from selfcorrect.reproduce.measured import Measurements
-from selfcorrect.reproduce.output import Provenance, write_result
+from selfcorrect.reproduce.output import Provenance, write_claims, write_result
 from selfcorrect.reproduce.planning import jobs_of
 from selfcorrect.reproduce.result import Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS
@@ -89,7 +89,7 @@ def reproduce(
 
 def _write(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> Made:
     files: list[Path] = []
-    verdicts: dict[str, tuple[Verdict, ...]] = {}
+    results: list[Result] = []
     failed = dict(failures)
     measured = Measurements(choice, choice.task_of(targets[0]))
     for target in targets:
@@ -98,23 +98,25 @@ def _write(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> 
         except SelfCorrectError as error:
             failed[target] = str(error)
             continue
-        files += write_result(result, _provenance(choice, target, failures), choice.out)
-        verdicts[target] = result.verdicts
+        files += write_result(result, _provenance(choice, [target], failures), choice.out)
+        results.append(result)
+    if len(results) > 1:
+        files.append(write_claims(results, _provenance(choice, targets, failures), choice.out))
     try:
         files += _browsable(choice, measured, targets)
     except SelfCorrectError as error:
         failed["report.html"] = str(error)
-    return Made(tuple(files), verdicts, failed)
+    return Made(tuple(files), {result.name: result.verdicts for result in results}, failed)
 
 
-def _provenance(choice: Choice, target: str, failures: dict[str, str]) -> Provenance:
-    own = {job.name for job in jobs_of(choice, [target])}
+def _provenance(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> Provenance:
+    own = {job.name for job in jobs_of(choice, targets)}
     seconds = sum(s for name, (_, s) in finished_seconds(choice.out).items() if name in own)
     return Provenance(
         command_line(),
         version(),
         choice.model,
-        choice.task_of(target),
+        choice.task_of(targets[0]),
         choice.seeds,
         seconds,
         (*(QUICK if choice.quick else ()), *choice.budget_setting, *choice.settings),

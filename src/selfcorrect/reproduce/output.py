@@ -6,16 +6,21 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from selfcorrect.errors import RunError, disk_reason
 from selfcorrect.report.standalone import standalone_svg
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS
+from selfcorrect.reproduce.verdicts import Word
 
+NOT_CORRECTED = (
+    "Each is judged at 95 % by itself: of twenty differences that are none, one is called a difference by chance."
+)
 QUICK_NOTE = "QUICK LOOK, not a result: one seed, few steps, few problems"
 
 
@@ -46,23 +51,42 @@ def write_result(result: Result, p: Provenance, out: Path) -> list[Path]:
     content = {"md": markdown(result, p), "csv": as_csv(result, p), "json": as_json(result, p)}
     if result.drawings:
         content["svg"] = standalone_svg(result.drawings, QUICK_NOTE if p.quick else "")
-    files = [out / f"{result.name}.{ending}" for ending in content]
+    return [_write(out / f"{result.name}.{ending}", text) for ending, text in content.items()]
+
+
+def write_claims(results: Sequence[Result], p: Provenance, out: Path) -> Path:
+    """Write ``claims.md``: a line for every claim of the paper about these targets.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    return _write(out / "claims.md", claims_page(results, p))
+
+
+def _write(file: Path, text: str) -> Path:
+    part = file.with_name(f".{file.name}.part")
     try:
-        for file, text in zip(files, content.values(), strict=True):
-            part = file.with_name(f".{file.name}.part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(file)
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
     except OSError as error:
         raise RunError(f"{file} could not be written: {disk_reason(error)}; free room and call it again") from None
-    return files
+    return file
+
+
+def claims_page(results: Sequence[Result], p: Provenance) -> str:
+    """All verdicts on one page, target by target."""
+    counts = Counter(v.word for result in results for v in result.verdicts)
+    said = ", ".join(f"{counts[word]} {word}" for word in get_args(Word) if counts[word])
+    lines = ["# The paper's claims", "", *_head(p), f"{counts.total()} claims: {said}. {NOT_CORRECTED}", ""]
+    for result in results:
+        if result.verdicts:
+            lines += [f"## [{result.title}]({result.name}.md)", "", *_verdicts(result), ""]
+    return "\n".join(lines)
 
 
 def markdown(result: Result, p: Provenance) -> str:
     """The page of a target."""
-    lines = [f"# {result.title}", ""]
-    if p.quick:
-        lines += [f"**{QUICK_NOTE}.**", ""]
-    lines += [_origin(p), ""]
+    lines = [f"# {result.title}", "", *_head(p)]
     for grid in result.grids:
         lines += [f"## {grid.title}", "", *_grid(grid), ""]
         lines += [f"The paper's figures: {grid.paper_source}.", ""] if grid.paper_source else []
@@ -80,6 +104,10 @@ def markdown(result: Result, p: Provenance) -> str:
     if result.drawings:
         lines += [f"![{result.title}]({result.name}.svg)", ""]
     return "\n".join(lines)
+
+
+def _head(p: Provenance) -> list[str]:
+    return [*([f"**{QUICK_NOTE}.**", ""] if p.quick else []), _origin(p), ""]
 
 
 def _origin(p: Provenance) -> str:
