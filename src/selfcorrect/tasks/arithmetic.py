@@ -55,7 +55,7 @@ class Habits:
     """Attempt 2 is a fresh try, with slips of its own; otherwise it copies attempt 1."""
 
 
-WARM_UP = Habits(slip_short=0.1, slip_long=0.3, fix_short=0.3, fix_long=0.3, redo=0.1)
+WARM_UP = Habits(slip_short=0.3, slip_long=0.5, fix_short=0.3, fix_long=0.3, redo=0.1)
 """For language models that have to learn the format first (``selfcorrect sft``)."""
 
 
