@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -351,13 +352,15 @@ def test_an_answer_too_few_is_a_bug_of_the_engine():
         assert (post(url).status_code, post(url).status_code) == (500, 200)
 
 
-def test_the_end_of_the_engines_thread_is_told():
+def test_the_end_of_the_engines_thread_is_told_once(caplog):
     engine = raising(SystemExit(1))
     with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
         assert post(url).status_code == 503
         assert health(url).status_code == 503 and "thread has ended" in health(url).json()["status"]
         later = post(url)
         assert later.status_code == 503 and "start the server again" in later.json()["error"]["message"]
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 # --- bad requests ------------------------------------------------------------------------------------------------

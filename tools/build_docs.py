@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
+import gc
 import posixpath
 import re
 import shutil
@@ -44,7 +46,7 @@ def line_of(source: str, dotted: str) -> int:
     Raises:
         LookupError: the text defines no such name.
     """
-    body: list[ast.stmt] = ast.parse(source).body
+    body = _statements(source)
     line = 0
     for name in dotted.split("."):
         found = _definition(body, name)
@@ -52,6 +54,22 @@ def line_of(source: str, dotted: str) -> int:
             raise LookupError(f"no {dotted}")
         line, body = found.lineno, getattr(found, "body", [])
     return line
+
+
+@functools.cache
+def _statements(source: str) -> list[ast.stmt]:
+    """A module's text, parsed once.
+
+    Not while the garbage collector may run: up to Python 3.11.8 a finaliser that itself parses (one that prints a
+    traceback does) makes ``ast.parse`` raise ``SystemError`` (CPython's gh-106905).
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source).body
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _definition(body: list[ast.stmt], name: str) -> ast.stmt | None:

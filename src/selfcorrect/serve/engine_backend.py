@@ -149,6 +149,8 @@ class Batcher:
             self._engine_loop.run_forever()
         except BaseException as error:  # noqa: BLE001  # the thread's own end
             traceback.print_exception(error, file=sys.stderr)
+            # Told. The loop's task holds the error still, and would have the loop tell it again whenever it is collected.
+            self._engine_loop.set_exception_handler(lambda _loop, _context: None)
             self.broken = f"the engine's thread has ended ({type(error).__name__}); start the server again"
             self._give_up_call()
 
