@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
+
+from selfcorrect.errors import ModelError
+
+
+def run_decoder(decoder: nn.Module, cache: Cache, **inputs: Tensor) -> Tensor:
+    """The decoder's outputs over new tokens, shape [B, T, H]; it reads ``cache`` and adds their keys and values to it.
+
+    Raises:
+        ModelError: the decoder takes no cache.
+    """
+    out: Tensor = decoder(**{_cache_argument(type(decoder)): cache}, **inputs, use_cache=True).last_hidden_state
+    return out
+
+
+@functools.cache
+def _cache_argument(decoder: type[nn.Module]) -> str:
+    """What this class calls its cache: transformers 5.24 renamed it. The wrong name would vanish in ``**kwargs``."""
+    takes = inspect.signature(decoder.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in takes:
+            return name
+    raise ModelError(
+        f"{decoder.__name__} takes no key-value cache (neither 'cache' nor 'past_key_values' is an argument of its "
+        "forward), which sampling needs; take a causal language model with full attention"
+    )
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checked here

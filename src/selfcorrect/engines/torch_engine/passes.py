@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfcorrect.engines.torch_engine.cache import run_decoder
 from selfcorrect.errors import ModelError
 from selfcorrect.types import BoolArray, IntArray
 
@@ -265,7 +266,7 @@ class Scorer:
         # Keys and values of the prefixes keep their graph: gradients of all rows flow back through the one pass.
         shared = batch.prefix
         cache = DynamicCache()
-        self._decoder(input_ids=shared.ids_GP, past_key_values=cache, use_cache=True)
+        run_decoder(self._decoder, cache, input_ids=shared.ids_GP)
         cache.batch_select_indices(shared.prefix_of_B)
         rows, width = batch.ids_BT.shape
         starts_B1 = shared.lengths_G[shared.prefix_of_B][:, None]
@@ -278,14 +279,13 @@ class Scorer:
             ],
             dim=2,
         )
-        after: Tensor = self._decoder(
+        return run_decoder(
+            self._decoder,
+            cache,
             input_ids=batch.ids_BT,
             attention_mask=mask_BTS[:, None],
             position_ids=starts_B1 + steps_T,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return after
+        )
 
     def _score(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         return -nn.functional.cross_entropy(self._head.logits(hidden_NH), targets_N, reduction="none")

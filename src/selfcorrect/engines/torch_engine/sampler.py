@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
-from selfcorrect.engines.torch_engine.cache import PrefixStore, SlotCache
+from selfcorrect.engines.torch_engine.cache import PrefixStore, SlotCache, run_decoder
 from selfcorrect.engines.torch_engine.packed import PackedWeights
 from selfcorrect.engines.torch_engine.passes import OutputHead
 from selfcorrect.types import FloatArray
@@ -206,15 +206,11 @@ class Sampler:
             new = (real_BQ[:, None, :] & causal_QQ) | own_QQ
             old = cache.valid_BS[:, None, :past].expand(-1, width, -1)
             mask = torch.cat([old, new], dim=2)[:, None]
-        out = self._decoder(
-            input_ids=ids_BQ,
-            attention_mask=mask,
-            position_ids=positions_BQ,
-            past_key_values=cache,
-            use_cache=True,
+        hidden_BQH = run_decoder(
+            self._decoder, cache, input_ids=ids_BQ, attention_mask=mask, position_ids=positions_BQ
         )
         cache.advance(width)
-        return self._head.logits(out.last_hidden_state[:, -1])
+        return self._head.logits(hidden_BQH[:, -1])
 
 
 def _uniforms(request: SampleRequest, n: int) -> FloatArray:
