@@ -6,7 +6,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import tiny
 from selfcorrect.config import EngineConfig
@@ -14,9 +16,9 @@ from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine, packed, passes
 from selfcorrect.engines.torch_engine.attention import cpu_attention
-from selfcorrect.engines.torch_engine.cache import PrefixStore
+from selfcorrect.engines.torch_engine.cache import PrefixStore, run_decoder
 from selfcorrect.engines.torch_engine.passes import micro_batches
-from selfcorrect.errors import EngineError
+from selfcorrect.errors import EngineError, ModelError
 from selfcorrect.types import Datum
 
 END = tiny.tokenizer().eos_token_id
@@ -549,3 +551,30 @@ def test_gradient_clipping_reports_the_norm_before_and_that_it_clipped():
     result = engine.optim_step(AdamParams(0.01, grad_clip=norm / 2))
     assert result.clipped
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
+
+
+class Takes(torch.nn.Module):
+    """A decoder that says what it was given, and ignores arguments that it does not know, as transformers' do."""
+
+    def forward(self, **kwargs):
+        self.given = kwargs
+        return BaseModelOutputWithPast(last_hidden_state=torch.zeros(1, 1, 1))
+
+
+class TakesCache(Takes):  # transformers 5.24
+    def forward(self, cache=None, **kwargs):
+        return super().forward(cache=cache, **kwargs)
+
+
+class TakesPastKeyValues(Takes):  # before
+    def forward(self, past_key_values=None, **kwargs):
+        return super().forward(past_key_values=past_key_values, **kwargs)
+
+
+def test_a_decoder_gets_its_cache_by_the_name_it_gives_it():
+    cache, ids = DynamicCache(), torch.zeros(1, 1, dtype=torch.long)
+    for made, name in ((TakesCache(), "cache"), (TakesPastKeyValues(), "past_key_values")):
+        run_decoder(made, cache, input_ids=ids)
+        assert made.given == {name: cache, "input_ids": ids, "use_cache": True}
+    with pytest.raises(ModelError, match="Takes takes no key-value cache"):
+        run_decoder(Takes(), cache, input_ids=ids)

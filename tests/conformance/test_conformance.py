@@ -11,12 +11,19 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from kinds import RANK
+from kinds import ALPHA, RANK
 
 import tiny
+import toy
+from selfcorrect.config import EngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
+from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.quiet import quiet_peft
+from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.errors import EngineError
+from selfcorrect.methods import plan, policy_gradient_data
+from selfcorrect.methods.data import sequences
+from selfcorrect.rollout import Play, play
 from selfcorrect.types import Datum
 
 END = tiny.tokenizer().eos_token_id
@@ -182,6 +189,48 @@ def test_a_step_is_that_of_the_summed_loss(engine, with_peft, loss):
     assert np.abs(expected).max() > 0.01, "the step is too small to tell anything"
     assert np.corrcoef(got, expected)[0, 1] > 0.999
     np.testing.assert_allclose(np.abs(got).sum(), np.abs(expected).sum(), rtol=0.01)
+
+
+@pytest.mark.parametrize("stage", [0, 1], ids=["stage 1", "stage 2"])
+def test_a_score_step_is_that_of_the_torch_engine_from_the_same_adapter(engine, kind, tmp_path, stage):
+    """The same episodes, on a policy that has left the base: token weights, log-probs, and what one step moves."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    data = sampled_data(engine)
+    moved_by(engine, data, data, "cross_entropy", AdamParams(0.01))
+    engine.reset_optimiser()  # the peer has no moments either
+    engine.publish()
+    engine.export(tmp_path / "export")
+    peer = TorchEngine(kind.model(), ChatFormat(tiny.tokenizer()), EngineConfig(device="cpu"), (RANK, ALPHA))
+    peer.snapshot("start")  # a fresh adapter is the plain model, whatever its random half
+    missing = set_peft_model_state_dict(peer._model, load_file(tmp_path / "export/adapter_model.safetensors"))
+    assert not missing.unexpected_keys
+
+    task = toy.Toy()
+    how = Play(2, 4, 8, 1.0, ("score", stage))
+    groups = asyncio.run(play(engine, task, task.problems("train")[:6], how))
+    credit = plan(load_config(None, ["method=score"]))[stage].credit
+    steps = []
+    for one in (engine, peer):
+        flat = [s for group in groups for episode in group for s in sequences(episode)]
+        at_base = iter(one.logprobs(flat, "start"))
+        nested = [[[next(at_base) for _ in sequences(episode)] for episode in group] for group in groups]
+        made, report = policy_gradient_data(groups, nested, credit)
+        assert min(report.kl_K) > 0.01, "the policy has not left the base: the anchor of Stage I weighs nothing"
+        held_out = sampled_data(engine, seed=1) if one is engine else steps[0][2]
+        before = current(one, held_out)
+        trained = one.forward_backward(made, "importance_sampling")
+        one.optim_step(PLAIN_STEP)
+        steps.append((made, trained, held_out, current(one, held_out) - before))
+    (made, trained, held_out, moved), (expected, expected_trained, _, expected_moved) = steps
+    for a, b in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(a.tokens_T, b.tokens_T)
+        np.testing.assert_allclose(a.weights_T, b.weights_T, atol=ATOL)
+    np.testing.assert_allclose(np.concatenate(trained), np.concatenate(expected_trained), atol=ATOL)
+    assert np.abs(expected_moved).max() > 0.01, "the step is too small to tell anything"
+    assert np.corrcoef(moved, expected_moved)[0, 1] > 0.999
+    np.testing.assert_allclose(np.abs(moved).sum(), np.abs(expected_moved).sum(), rtol=0.01)
 
 
 def test_training_logprobs_come_back_at_weighted_positions_only(engine):

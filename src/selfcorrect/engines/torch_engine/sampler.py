@@ -206,9 +206,7 @@ class Sampler:
             new = (real_BQ[:, None, :] & causal_QQ) | own_QQ
             old = cache.valid_BS[:, None, :past].expand(-1, width, -1)
             mask = torch.cat([old, new], dim=2)[:, None]
-        hidden_BQH = run_decoder(
-            self._decoder, cache, input_ids=ids_BQ, attention_mask=mask, position_ids=positions_BQ
-        )
+        hidden_BQH = run_decoder(self._decoder, cache, input_ids=ids_BQ, attention_mask=mask, position_ids=positions_BQ)
         cache.advance(width)
         return self._head.logits(hidden_BQH[:, -1])
 
