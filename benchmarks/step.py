@@ -59,22 +59,23 @@ def distinct_prompts(vocabulary: int = 40_000) -> list[list[int]]:
     return [[rng.randrange(100, vocabulary) for _ in range(PROMPT)] for _ in range(ROWS)]
 
 
-def engine_of(dtype: str, lora: int) -> Any:
+def engine_of(dtype: str, lora: int, microbatch: int | None = None) -> Any:
     from selfcorrect.config import load_config
     from selfcorrect.engines.chat import ChatFormat
     from selfcorrect.engines.models import load_tokenizer, resolve_model
     from selfcorrect.engines.torch_engine import TorchEngine
 
-    config = load_config(None, ["model=smollm2", f"model.dtype={dtype}", f"model.lora_rank={lora}"])
+    budget = () if microbatch is None else (f"engine.tokens_per_microbatch={microbatch}",)
+    config = load_config(None, ["model=smollm2", f"model.dtype={dtype}", f"model.lora_rank={lora}", *budget])
     resolved = resolve_model("smollm2")
     return TorchEngine.from_config(resolved, ChatFormat(load_tokenizer(resolved)), config.model, config.engine)
 
 
-def ours(work: str, dtype: str, lora: int, steps: int) -> dict[str, Any]:
+def ours(work: str, dtype: str, lora: int, steps: int, microbatch: int | None) -> dict[str, Any]:
     from cost_model import SMOLLM2, Setup, step_work
     from work import Work, mean_seconds, play_step
 
-    engine = engine_of(dtype, lora)
+    engine = engine_of(dtype, lora, microbatch)
     if WORKS[work]["reference"]:
         engine.snapshot("base")
     todo = Work(prompt_tokens=PROMPT, answer_tokens=NEW, bridge_tokens=BRIDGE_TOKENS, **WORKS[work])
@@ -83,6 +84,7 @@ def ours(work: str, dtype: str, lora: int, steps: int) -> dict[str, Any]:
     setup = Setup(SMOLLM2, 4 if dtype == "float32" else 2, lora, engine._settings.tokens_per_microbatch)
     useful = step_work(setup, todo)["update"]["train"]
     return {
+        "tokens_per_microbatch": setup.tokens_per_microbatch,
         "step_s": mean.total,
         "each_s": [round(t.total, 2) for t in timed],
         "sample_s": mean.sample,
@@ -274,9 +276,11 @@ def gemm(dtype: str, _steps: int) -> dict[str, Any]:
 SIDES = {"native": native, "generate": generate, "vllm": vllm, "gemm": gemm}
 
 
-def in_child(python: str, side: str, dtype: str, steps: int, work: str = "", lora: int = 0) -> dict[str, Any]:
+def in_child(
+    python: str, side: str, dtype: str, steps: int, work: str = "", lora: int = 0, microbatch: int | None = None
+) -> dict[str, Any]:
     """Each row in a process of its own, so that neither memory nor threads of one touch another."""
-    task = {"side": side, "dtype": dtype, "steps": steps, "work": work, "lora": lora}
+    task = {"side": side, "dtype": dtype, "steps": steps, "work": work, "lora": lora, "microbatch": microbatch}
     environment = {
         **os.environ,
         "SMOLLM2_DIRECTORY": model_directory(),
@@ -295,8 +299,10 @@ def in_child(python: str, side: str, dtype: str, steps: int, work: str = "", lor
 
 def child(task: dict[str, Any]) -> dict[str, Any]:
     side, dtype, steps = task["side"], task["dtype"], task["steps"]
-    if side in ("ours", "trl"):
-        row = (ours if side == "ours" else trl)(task["work"], dtype, task["lora"], steps)
+    if side == "ours":
+        row = ours(task["work"], dtype, task["lora"], steps, task["microbatch"])
+    elif side == "trl":
+        row = trl(task["work"], dtype, task["lora"], steps)
     else:
         row = SIDES[side](dtype, steps)
     return {**row, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
@@ -323,6 +329,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         ratio = f"{peer['step_s'] / r['step_s']:.2f}" if peer and r["side"] == "ours" else ""
         kind = r["dtype"] + (f", LoRA {r['lora']}" if r["lora"] else "")
+        kind += f", micro-batches of {r['microbatch']}" if r.get("microbatch") else ""
         cells = [r["work"], kind, r["side"], f"{r['step_s']:.1f}", *parts, ratio, f"{r['peak_gb']:.2f}"]
         out.append("| " + " | ".join(cells) + " |")
     out += ["", "| sampling, 32 prompts x 64 tokens | precision | new tokens/s | ours over it |", "|---|---|---|---|"]
@@ -343,6 +350,10 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters on both sides; 0 trains every weight")
+    parser.add_argument(
+        "--microbatches", nargs="*", type=int, default=[], help="our rows again with these engine.tokens_per_microbatch"
+    )
+    parser.add_argument("--only-ours", action="store_true", help="no matrix product, no other sampler")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of every row, after one of warm-up")
     parser.add_argument("--trl-python")
     parser.add_argument("--vllm-python")
@@ -354,11 +365,15 @@ def main() -> None:
         return
     rows = []
     for dtype in a.dtypes:
-        rows.append(in_child(sys.executable, "gemm", dtype, a.steps))
+        if not a.only_ours:
+            rows.append(in_child(sys.executable, "gemm", dtype, a.steps))
         for work in a.works:
-            rows.append(in_child(sys.executable, "ours", dtype, a.steps, work, a.lora))
+            for budget in (None, *a.microbatches):
+                rows.append(in_child(sys.executable, "ours", dtype, a.steps, work, a.lora, budget))
             if a.trl_python and work != "distinct":  # to TRL, which shares nothing, they are the same work
                 rows.append(in_child(a.trl_python, "trl", dtype, a.steps, work, a.lora))
+        if a.only_ours:
+            continue
         rows += [in_child(sys.executable, side, dtype, a.steps) for side in ("native", "generate")]
         if a.vllm_python:
             rows.append(in_child(a.vllm_python, "vllm", dtype, a.steps))

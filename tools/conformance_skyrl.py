@@ -25,16 +25,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/conformance")]
 HOME = ROOT / ".skyrl"
 READY_WITHIN_S = 300.0
+SERVER_PYTHON = "python3.12"
 
 
 def build(folder: Path, made: dict[str, str], python: str, torch: str) -> None:
     """The environment, once. PyTorch first and alone: pip's settings may then offer a build without CUDA."""
+    folder.mkdir(exist_ok=True)
     for name, content in made.items():
         (folder / name).write_text(content)
     done = folder / ".installed"
     if done.exists():
         return
-    subprocess.run([python, "-m", "venv", folder / "env"], check=True)
+    try:
+        subprocess.run([python, "-m", "venv", folder / "env"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(
+            f"{python} made no environment for the server, which needs Python 3.12 ({error}); name one with --python"
+        )
     subprocess.run([folder / "env/bin/pip", "install", torch], check=True)
     subprocess.run(["sh", "install.sh"], cwd=folder, check=True)
     done.touch()
@@ -46,14 +53,14 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def start(folder: Path, url: str) -> subprocess.Popen[bytes]:
-    """The server in a process group of its own: it starts a second process."""
-    for old in ("checkpoints", "server.db"):
+def start(folder: Path, url: str, *, fresh: bool = True) -> subprocess.Popen[bytes]:
+    """The server in a process group of its own: it starts a second process. Not fresh, it keeps what an earlier one stored."""
+    for old in ("checkpoints", "server.db") if fresh else ():
         shutil.rmtree(folder / old, ignore_errors=True)
         (folder / old).unlink(missing_ok=True)
     kept = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # another Python's packages
-    log = (folder / "server.log").open("wb")
+    log = (folder / "server.log").open("wb" if fresh else "ab")
     server = subprocess.Popen(
         ["sh", "serve.sh"],
         cwd=folder,
@@ -85,7 +92,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--python", default="python3.12", help="for the server's environment")
+    parser.add_argument("--python", default=SERVER_PYTHON, help="for the server's environment")
     parser.add_argument("--torch", default="torch==2.13.0", help="installed first")
     parser.add_argument("--serve-only", action="store_true", help="leave it running until Ctrl-C, and run nothing")
     asked = parser.parse_args()
@@ -93,7 +100,6 @@ def main() -> int:
 
     import tiny
 
-    HOME.mkdir(exist_ok=True)
     model, port = HOME / "tiny", free_port()
     tiny.save_model(model)
     url = f"http://127.0.0.1:{port}"

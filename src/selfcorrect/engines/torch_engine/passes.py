@@ -215,6 +215,36 @@ class OutputHead:
         return logits_NV
 
 
+class _Seam:
+    """Where the graph of rows is cut from that of the prefixes they share, so that one is differentiated after the other.
+
+    In one go autograd would hold the gradients that the rows give to the weights until those of the prefixes have come:
+    a second copy of all gradients.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[Tensor] = []
+        self._leaves: list[Tensor] = []
+
+    def cut(self, cache: DynamicCache) -> None:
+        """Put leaves into the cache for the keys and values of the prefixes."""
+        for layer in cache.layers:
+            layer.keys, layer.values = self._leaf(layer.keys), self._leaf(layer.values)
+
+    def _leaf(self, made: Tensor) -> Tensor:
+        if not made.requires_grad:
+            return made
+        leaf = made.detach().requires_grad_()
+        self._made.append(made)
+        self._leaves.append(leaf)
+        return leaf
+
+    def backward(self) -> None:
+        """Hand on what the rows have left at the leaves."""
+        if self._made:
+            torch.autograd.backward(self._made, [leaf.grad for leaf in self._leaves])
+
+
 class Scorer:
     """Log-probs of chosen tokens: decoder once, output head only at the chosen positions, in chunks."""
 
@@ -232,13 +262,14 @@ class Scorer:
         """Add the gradient of a loss that is a sum over tokens, and return the log-probs, as ``logprobs`` does.
 
         Each chunk of logits goes through the head, the loss and back before the next is made; the decoder is then
-        differentiated once, at the gradients that its outputs have received.
+        differentiated once, at the gradients that its outputs have received, and after it the shared prefixes.
 
         Args:
             batch: what to score.
             loss: of some tokens' log-probs [n] (with gradient) and their slice of N; a scalar.
         """
-        hidden_NH = self._chosen(batch)
+        seam = _Seam()
+        hidden_NH = self._chosen(batch, seam)
         leaf_NH = hidden_NH.detach().requires_grad_()
         scored = []
         for part in self._chunks(len(hidden_NH)):
@@ -246,27 +277,30 @@ class Scorer:
             loss(logprobs, part).backward()  # type: ignore[no-untyped-call]
             scored.append(logprobs.detach())
         hidden_NH.backward(leaf_NH.grad)  # type: ignore[no-untyped-call]
+        seam.backward()
         return torch.cat(scored)
 
-    def _chosen(self, batch: MicroBatch) -> Tensor:
+    def _chosen(self, batch: MicroBatch, seam: _Seam | None = None) -> Tensor:
         """The decoder's outputs that predict the targets, shape [N, H].
 
         Right padding needs no mask: under causal attention no real token sees it, and its outputs are not read.
         """
-        return self._hidden(batch)[batch.rows_N, batch.reads_N]
+        return self._hidden(batch, seam)[batch.rows_N, batch.reads_N]
 
     def _chunks(self, n: int) -> list[slice]:
         rows = max(1, LOGITS_CHUNK // self._head.vocabulary)
         return [slice(start, start + rows) for start in range(0, n, rows)]
 
-    def _hidden(self, batch: MicroBatch) -> Tensor:
+    def _hidden(self, batch: MicroBatch, seam: _Seam | None) -> Tensor:
         if batch.prefix is None:
             whole: Tensor = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
             return whole
-        # Keys and values of the prefixes keep their graph: gradients of all rows flow back through the one pass.
+        # The keys and values of the prefixes have a graph: gradients of all rows flow back through the one pass.
         shared = batch.prefix
         cache = DynamicCache()
         run_decoder(self._decoder, cache, input_ids=shared.ids_GP)
+        if seam is not None:
+            seam.cut(cache)
         cache.batch_select_indices(shared.prefix_of_B)
         rows, width = batch.ids_BT.shape
         starts_B1 = shared.lengths_G[shared.prefix_of_B][:, None]
