@@ -264,11 +264,8 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
     shape, tp = setup.shape, setup.tensor_parallel
     local = replace(work, problems=ceil(work.problems / setup.replicas))
     held, lora, half = tp * setup.fsdp, bool(setup.lora_rank), setup.weight_bytes < 4
-    passes = micro_batches(setup, local)
-    largest = max(passes, key=lambda p: p.tokens)
-    # Beside the float32 sum: in bfloat16 the micro-batch's own; where rows share a prefix, which is a second pass over the
-    # same weights, autograd holds the first pass's part of every gradient until it can add the second's.
-    beside = 2 if half and not lora else 4 if len(passes) > 1 and largest.prefixes else 0
+    largest = max(micro_batches(setup, local), key=lambda p: p.tokens)
+    beside = 2 if half and not lora else 0  # the float32 sum: a micro-batch's own gradients in bfloat16
     scored = largest.rows * work.attempts * work.answer_tokens * shape.vocabulary
     return {
         "weights": shape.parameters * setup.weight_bytes / held + (4 * setup.trainable / held if lora else 0),

@@ -57,7 +57,7 @@ def points(quick: bool) -> list[dict[str, Any]]:
         others = [v for v in values if v != getattr(base, axis)]
         out += [{"axes": [axis], "work": asdict(replace(base, **{axis: v})), "budgets": list(WIDE)} for v in others]
     first = replace(base, problems=batches[0])
-    # half of the smallest batch: from the second micro-batch on there is one more copy of the gradients
+    # half of the smallest batch: every batch then takes several micro-batches
     tokens = sum(p.tokens for p in cm.micro_batches(cm.Setup(cm.SMOLLM2), first)) // 2
     budgets = [tokens, first.episodes * first.sequence_tokens]
     return out + [{"axes": ["batch"], "work": asdict(replace(base, problems=n)), "budgets": budgets} for n in batches]

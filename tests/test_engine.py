@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import platform
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine, packed, passes
 from selfcorrect.engines.torch_engine.attention import cpu_attention
 from selfcorrect.engines.torch_engine.cache import PrefixStore, run_decoder
+from selfcorrect.engines.torch_engine.freed import return_freed_memory
 from selfcorrect.engines.torch_engine.passes import micro_batches
 from selfcorrect.errors import EngineError, ModelError
 from selfcorrect.types import Datum
@@ -578,3 +582,27 @@ def test_a_decoder_gets_its_cache_by_the_name_it_gives_it():
         assert made.given == {name: cache, "input_ids": ids, "use_cache": True}
     with pytest.raises(ModelError, match="Takes takes no key-value cache"):
         run_decoder(Takes(), cache, input_ids=ids)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_freed_memory_goes_back_to_the_system():
+    def resident_mb():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    del [torch.ones(8 * 2**20)][0]  # glibc takes tensors of up to this size from its heap from now on
+    kept = [(torch.ones(2**18), torch.ones(2**10)) for _ in range(200)]  # 1 MiB each, held apart by small ones
+    small = [b for _, b in kept]
+    del kept
+    before = resident_mb()
+    return_freed_memory()
+    assert resident_mb() < before - 150
+    assert all(bool((s == 1).all()) for s in small)
+
+
+def test_an_update_begins_with_what_sampling_has_freed(monkeypatch):
+    engine, order = tiny.engine(), []
+    data = sampled_data(engine)
+    monkeypatch.setattr(engine._sampler, "drop_caches", lambda: order.append("caches"))
+    monkeypatch.setattr("selfcorrect.engines.torch_engine.engine.return_freed_memory", lambda: order.append("memory"))
+    engine.forward_backward(data, "importance_sampling")
+    assert order == ["caches", "memory"]

@@ -192,6 +192,20 @@ MUTANTS = [
         engine("a_prompt_computed_once_changes_no_log_prob_and_no_gradient"),
     ),
     Mutant(
+        "a shared prompt gets no gradient from its rows",
+        "engines/torch_engine/passes.py",
+        "        seam.backward()\n",
+        "",
+        engine("a_prompt_computed_once_changes_no_log_prob_and_no_gradient"),
+    ),
+    Mutant(
+        "the cache is given by a name that the decoder does not know",
+        "engines/torch_engine/cache.py",
+        "if name in takes",
+        "if takes",
+        engine("a_decoder_gets_its_cache_by_the_name_it_gives_it"),
+    ),
+    Mutant(
         "bonus on attempt 1",
         "objective/credit.py",
         "bonus_GK[:, 1:] = alpha",

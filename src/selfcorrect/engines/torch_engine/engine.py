@@ -32,6 +32,7 @@ from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.torch_engine.agreement import EXACT_GAP, largest_gap
 from selfcorrect.engines.torch_engine.attention import use_cpu_attention
 from selfcorrect.engines.torch_engine.checkpoint import checkpoint_tensors
+from selfcorrect.engines.torch_engine.freed import return_freed_memory
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
 from selfcorrect.engines.torch_engine.sampler import Sampler, Sampling
 from selfcorrect.engines.torch_engine.weights import Weights
@@ -209,6 +210,7 @@ class TorchEngine:
         """See ``Engine.forward_backward``."""
         self._require_usable()
         self._sampler.drop_caches()  # training is where memory is short, and the weights are about to change
+        return_freed_memory()
         out: list[FloatArray] = [np.full(len(d.tokens_T), np.nan) for d in data]
         with self._verb("forward_backward"):
             for batch in self._batches([d.tokens_T for d in data], [d.weights_T != 0 for d in data]):
