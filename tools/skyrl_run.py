@@ -95,13 +95,15 @@ def kill(server: subprocess.Popen[bytes]) -> None:
     server.wait()
 
 
-def disturbed(run_dir: Path, seed: int, settings: Sequence[str], server: subprocess.Popen[bytes], port: int, at: int):
-    """Kill the server after step ``at`` of a run and start it again; returns the new server."""
-    process = begin(run_dir, seed, settings)
+def disturbed(
+    run_dir: Path, settings: Sequence[str], server: subprocess.Popen[bytes], url: str, at: int
+) -> subprocess.Popen[bytes]:
+    """Kill the server after step ``at`` of a run with seed 0 and start it again; returns the new server."""
+    process = begin(run_dir, 0, settings)
     wait_for_step(process, run_dir, at)
     kill(server)
     print(f"  server killed after step {len(steps_of(run_dir))}", flush=True)
-    server = start(HOME, f"http://127.0.0.1:{port}", fresh=False)
+    server = start(HOME, url, fresh=False)
     finish(process, run_dir)
     return server
 
@@ -160,7 +162,7 @@ def main() -> int:
         for seed in range(asked.seeds):
             finish(begin(asked.runs / f"skyrl-s{seed}", seed, on_skyrl), asked.runs / f"skyrl-s{seed}")
         middle = asked.steps // 2 + CHECKPOINT_EVERY // 2  # between two checkpoints
-        server = disturbed(asked.runs / "skyrl-killed", 0, on_skyrl, server, port, middle)
+        server = disturbed(asked.runs / "skyrl-killed", on_skyrl, server, url, middle)
     finally:
         stop(server)
     result = {
