@@ -206,6 +206,13 @@ MUTANTS = [
         engine("a_decoder_gets_its_cache_by_the_name_it_gives_it"),
     ),
     Mutant(
+        "a fence that closes a program is read as one that opens the words after it",
+        "verify/code/extract.py",
+        "_opened(_paper_markers(completion))",
+        "_paper_markers(completion)",
+        ("tests/verify/test_code_extract.py",),
+    ),
+    Mutant(
         "bonus on attempt 1",
         "objective/credit.py",
         "bonus_GK[:, 1:] = alpha",

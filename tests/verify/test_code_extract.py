@@ -67,6 +67,20 @@ def test_another_closing_bracket_ends_the_program_too(end):
     assert first("text", plain) == (plain,), "without [BEGIN] nothing is cut"
 
 
+@pytest.mark.parametrize("begin", ["[BEGIN]\n", ""])
+def test_a_fence_that_closes_what_none_has_opened_ends_the_program(begin):
+    code = "def f():\n    return 1"
+    assert first("text", f"{begin}{code}\n```\n\nThis code is correct.") == (code,)
+    later = f"{begin}{code}\n```\nBetter:\n```python\ndef f(): return 2\n```"
+    assert first("text", later) == ("def f(): return 2",), "the last version wins"
+    use = f"{begin}{code}\n```\nUse:\n```python\nprint(f())\n```"
+    assert first("text", use) == (code,)
+    draft = f"{begin}{code}\nBetter:\n```\ndef f(): return 2\n```"
+    assert first("text", draft) == ("def f(): return 2",), "two fences are a pair"
+    assert first("text", f"{begin}The program:\n```\n{code}") == (code,), "without code before it, it opens"
+    assert first("text", f"{begin}{code}\n```python\ndef f(): return 2\n") == ("def f(): return 2\n",), "a tag opens"
+
+
 def test_prose_before_and_after_plain_code_is_dropped_by_one_of_the_alternatives():
     found = extract("text", "Here it is.\ndef f():\n    return 1\nThis returns one.", "", None, ("f",))
     assert ("def f():\n    return 1",) in found.alternatives

@@ -16,6 +16,7 @@ Form = Literal["code", "body", "text"]
 MAX_CHARACTERS = 400_000
 _MAX_CUTS = 24
 _FENCE = re.compile(r"^[ \t]{0,12}(```+|~~~+)[ \t]*([A-Za-z0-9_+#.-]*)[^`\n]*$")
+_DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+\w+[ \t]*[(:]")
 _PYTHON_TAGS = frozenset({"", "py", "python", "python3", "py3", "python2", "ipython"})
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async def|@\w|if |for |while |[A-Za-z_]\w*\s*=[^=])")
 _BODY_LINE = re.compile(
@@ -79,6 +80,23 @@ def _paper_markers(text: str) -> str:
     return re.split(r"^[ \t]*\[(?:END|/BEGIN)\][ \t]*$", body[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
+def _opened(text: str) -> str:
+    """Give a program that a fence closes, and none has opened, the fence that opens it; other texts come back as they are.
+
+    Told by an odd number of fences, the first of them bare and after a definition. Read as an opening, it would make a
+    program of the words that follow.
+    """
+    lines = text.split("\n")
+    fences = [i for i, line in enumerate(lines) if _FENCE.match(line)]
+    if len(fences) % 2 == 0 or lines[fences[0]].strip().strip("`~"):
+        return text
+    before = lines[: fences[0]]
+    if not any(_DEFINITION.match(line) for line in before):
+        return text
+    start = next(i for i, line in enumerate(before) if _CODE_LINE.match(line))
+    return "\n".join([*lines[:start], lines[fences[0]].strip(), *lines[start:]])
+
+
 def _from_prose(text: str) -> list[str]:
     """Programs in text without fences: from the first line of code on, with fewer and fewer lines of the end."""
     lines = text.split("\n")
@@ -132,7 +150,7 @@ def extract(form: Form, completion: str, prompt: str, entry_point: str | None, n
         return Extracted(((completion,),), (completion,))
     if form == "body":
         return Extracted(((prompt.replace("\r\n", "\n") + completion,),), (completion,))
-    text = _paper_markers(completion)
+    text = _opened(_paper_markers(completion))
     if entry_point and defines(prompt, entry_point):
         return _humaneval_text(text, prompt, entry_point)
     found = _pick_fence(text, names) or _from_prose(text)
