@@ -196,6 +196,8 @@ def test_a_stated_reason_allows_fewer_responses_and_is_said():
         (-0.2, -0.01, "not reproduced"),
         (-0.2, 0.0, "cannot be told at this n"),  # a bootstrap of few unequal problems ends at 0
         (0.0, 0.0, "not reproduced"),  # equal in every seed: no part of the interval is above 0
+        (0.1, 0.1, "cannot be told at this n"),  # two seeds that agree by chance say nothing of a third
+        (-0.1, -0.1, "cannot be told at this n"),
         (float("nan"), float("nan"), "cannot be told at this n"),
     ],
 )

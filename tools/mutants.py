@@ -80,6 +80,13 @@ MUTANTS = [
         reproduced("the_interval_decides"),
     ),
     Mutant(
+        "seeds that agree by chance make a claim reproduced",
+        "reproduce/verdicts.py",
+        " or difference.low == difference.high != 0:",
+        ":",
+        reproduced("the_interval_decides"),
+    ),
+    Mutant(
         "a claim's two rows are swapped",
         "reproduce/measured.py",
         "return paired_estimate(lows, highs, support)",

@@ -33,12 +33,13 @@ class Verdict:
 def judge(claim: Claim, difference: Estimate) -> Verdict:
     """Reproduced where the whole interval is above 0, not reproduced where it is below 0, else it cannot be told.
 
-    A difference that is 0 in every seed has an interval of width 0 at 0: not reproduced.
+    A difference that is 0 in every seed has an interval of width 0 at 0: not reproduced. Of width 0 elsewhere (few seeds
+    that happen to agree to the last problem) it says nothing of another seed: it cannot be told.
     """
     word: Word
     if difference.n == 0:
         word = "not measured"
-    elif not difference.has_interval:
+    elif not difference.has_interval or difference.low == difference.high != 0:
         word = "cannot be told at this n"
     elif difference.low > 0:
         word = "reproduced"
