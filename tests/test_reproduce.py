@@ -356,7 +356,8 @@ def test_a_table_of_runs_written_by_hand(tmp_path):
     assert words["SCoRe corrects: delta is above 0"] == "reproduced"
     assert words["SCoRe's second attempts are better than the base's"] == "reproduced"
     assert words["SCoRe's first attempts are better than the base's"] == "not reproduced"  # the same ones, both seeds
-    assert words["SCoRe breaks fewer right answers than the base"] == "not reproduced"  # 2 broken against none
+    # 2 broken against none, in both seeds: an interval of width 0
+    assert words["SCoRe breaks fewer right answers than the base"] == "cannot be told at this n"
 
 
 def test_a_row_that_did_not_run_says_so_and_its_claims_are_open(tmp_path):
@@ -393,12 +394,16 @@ def test_table3_measures_every_row_on_both_tasks_after_its_run(tmp_path):
         job.target.parent.mkdir(parents=True, exist_ok=True)
         made.finish(made.begin(job.target, *c.overrides(row, seed, "mbpp")))
     for job in measures:
-        trained = job.row == "score"
-        job.target.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in made.held_out(trained=trained)))
+        episodes = made.held_out(trained=job.row == "score")
+        if "-s1-" in job.name:  # seeds that agree to the last problem decide nothing
+            episodes = [*episodes[:39], made.held_out(trained=False)[39]]
+        job.target.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in episodes))
     result = code_table(Measurements(c, "mbpp"))
     humaneval, repair = result.grids
     score = next(row for row in humaneval.rows if row.label == "SCoRe")
-    assert (score.cells["t2"].value, score.cells["t2_over_base"].value, score.seeds) == (0.9, 0.65, 2)
+    assert score.cells["t2"].value == pytest.approx((36 + 35) / 80)
+    assert score.cells["t2_over_base"].value == pytest.approx((26 + 25) / 80)
+    assert score.seeds == 2
     assert score.paper["t2"] == 64.6 and "HumanEval" in humaneval.paper_setting
     assert {key for row in repair.rows for key in row.cells} == {"t2", "t2_over_base"}  # attempt 1 is not the model's
     assert [v.word for v in result.verdicts] == ["reproduced"] * 3 + [
