@@ -21,7 +21,8 @@ def run_decoder(decoder: nn.Module, cache: Cache, **inputs: Tensor) -> Tensor:
     Raises:
         ModelError: the decoder takes no cache.
     """
-    out: Tensor = decoder(**{_cache_argument(type(decoder)): cache}, **inputs, use_cache=True).last_hidden_state
+    name = _cache_argument(type(decoder))  # type: ignore[arg-type]  # mypy takes a class of modules for unhashable
+    out: Tensor = decoder(**{name: cache}, **inputs, use_cache=True).last_hidden_state
     return out
 
 
