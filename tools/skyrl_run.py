@@ -68,13 +68,13 @@ def finish(process: subprocess.Popen[bytes], run_dir: Path) -> None:
         sys.exit(f"{run_dir.name} failed; see {run_dir.with_suffix('.log')}")
 
 
+def step_records(run_dir: Path) -> list[StepRecord]:
+    return [r for r in RunDirectory.open(run_dir).records() if isinstance(r, StepRecord)]
+
+
 def steps_of(run_dir: Path) -> list[dict[str, Any]]:
     """Step records without their wall seconds."""
-    return [
-        r.model_copy(update={"seconds": {}}).model_dump()
-        for r in RunDirectory.open(run_dir).records()
-        if isinstance(r, StepRecord)
-    ]
+    return [r.model_copy(update={"seconds": {}}).model_dump() for r in step_records(run_dir)]
 
 
 def starts(run_dir: Path) -> list[StartRecord]:
@@ -135,8 +135,12 @@ def compared(folder: Path, seeds: int) -> dict[str, Any]:
 
 def seconds_per_step(run_dir: Path) -> float:
     """Median over the steps: the first ones compile."""
-    records = [r for r in RunDirectory.open(run_dir).records() if isinstance(r, StepRecord)]
-    return float(np.median([sum(r.seconds.values()) for r in records]))
+    return float(np.median([sum(r.seconds.values()) for r in step_records(run_dir)]))
+
+
+def early_kl(run_dir: Path) -> float:
+    """Nats of attempt 2 from the base, mean over steps 9 to 24: how far one learning rate moves the policy."""
+    return float(np.mean([r.kl[1] for r in step_records(run_dir)[8:24]]))
 
 
 def main() -> int:
@@ -171,6 +175,10 @@ def main() -> int:
         "versions": starts(asked.runs / "skyrl-s0")[0].versions | {"skyrl": SKYRL.partition("==")[2]},
         "notes": starts(asked.runs / "skyrl-s0")[0].engine["notes"],
         "seconds_per_step": {e: seconds_per_step(asked.runs / f"{e}-s0") for e in ("torch", "skyrl")},
+        "kl_2_steps_9_to_24": {
+            engine: [early_kl(asked.runs / f"{engine}-s{seed}") for seed in range(asked.seeds)]
+            for engine in ("torch", "skyrl")
+        },
         **compared(asked.runs, asked.seeds),
         "killed": same_run(asked.runs / "skyrl-killed", asked.runs / "skyrl-s0"),
     }
