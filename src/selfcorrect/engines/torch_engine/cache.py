@@ -21,14 +21,18 @@ def run_decoder(decoder: nn.Module, cache: Cache, **inputs: Tensor) -> Tensor:
     Raises:
         ModelError: the decoder takes no cache.
     """
-    name = _cache_argument(type(decoder))  # type: ignore[arg-type]  # mypy takes a class of modules for unhashable
+    name = cache_argument(type(decoder))  # type: ignore[arg-type]  # mypy takes a class of modules for unhashable
     out: Tensor = decoder(**{name: cache}, **inputs, use_cache=True).last_hidden_state
     return out
 
 
 @functools.cache
-def _cache_argument(decoder: type[nn.Module]) -> str:
-    """What this class calls its cache: transformers 5.24 renamed it. The wrong name would vanish in ``**kwargs``."""
+def cache_argument(decoder: type[nn.Module]) -> str:
+    """What this class calls its cache: transformers 5.24 renamed it. The wrong name would vanish in ``**kwargs``.
+
+    Raises:
+        ModelError: it takes none.
+    """
     takes = inspect.signature(decoder.forward).parameters
     for name in ("cache", "past_key_values"):
         if name in takes:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from selfcorrect.engines.torch_engine.cache import run_decoder
+from selfcorrect.engines.torch_engine.cache import cache_argument, run_decoder
 from selfcorrect.errors import ModelError
 from selfcorrect.types import BoolArray, IntArray
 
@@ -246,10 +246,15 @@ class _Seam:
 
 
 class Scorer:
-    """Log-probs of chosen tokens: decoder once, output head only at the chosen positions, in chunks."""
+    """Log-probs of chosen tokens: decoder once, output head only at the chosen positions, in chunks.
+
+    Raises:
+        ModelError: the model's decoder takes no cache.
+    """
 
     def __init__(self, model: Any) -> None:
         self._decoder: nn.Module = model.get_decoder()
+        cache_argument(type(self._decoder))  # type: ignore[arg-type]  # as in run_decoder; refused now, not in a step
         self._head = OutputHead(model)
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
