@@ -442,8 +442,8 @@ MUTANTS = [
     Mutant(
         "log-probs of another temperature than the samples",
         "engines/torch_engine/sampler.py",
-        "_inverse_cdf(logprobs_BV.exp(),",
-        "_inverse_cdf((logprobs_BV / 0.7).softmax(-1),",
+        "_inverse_cdf(probs_BV,",
+        "_inverse_cdf(probs_BV ** (1 / 0.7),",
         engine("sampling_follows_the_softmax_at_the_asked_temperature"),
     ),
     Mutant(

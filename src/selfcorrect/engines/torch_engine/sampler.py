@@ -24,6 +24,9 @@ from selfcorrect.types import FloatArray
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when fewer than this share still runs: a copy of the cache must pay."""
 
+BLOCK = 128
+"""Tokens whose probabilities are summed before the rest; a divisor of most vocabularies, which then need no padding."""
+
 
 class Sampling(Protocol):
     """What the torch engine asks of a sampler. Calls do not overlap."""
@@ -219,31 +222,31 @@ def _uniforms(request: SampleRequest, n: int) -> FloatArray:
 def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF, and its log-prob. No top-k, no top-p: the law is softmax(logits / T)."""
     if temperature == 0:
-        logprobs_BV = logits_BV.log_softmax(-1)
-        tokens_B = logits_BV.argmax(-1)
-    else:
-        logprobs_BV = (logits_BV / temperature).log_softmax(-1)
-        tokens_B = _inverse_cdf(logprobs_BV.exp(), uniforms_B)
-    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1)
+        tokens_B1 = logits_BV.argmax(-1, keepdim=True)
+        return tokens_B1.squeeze(1), logits_BV.log_softmax(-1).gather(1, tokens_B1).squeeze(1)
+    probs_BV = (logits_BV if temperature == 1 else logits_BV / temperature).softmax(-1)
+    tokens_B1 = _inverse_cdf(probs_BV, uniforms_B)
+    return tokens_B1.squeeze(1), probs_BV.gather(1, tokens_B1).log().squeeze(1)
 
 
 def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    """The token at which the cumulated probabilities pass the uniform number, shape [B].
+    """The token at which the cumulated probabilities pass the uniform number, shape [B, 1].
 
-    In two steps, first over blocks of about sqrt(V) tokens: sums are in float64 (in float32 they drift over a large
-    vocabulary) without a float64 copy of the whole vocabulary.
+    In two steps, first over blocks of tokens: cumulated sums are in float64 (in float32 they drift over a large vocabulary),
+    and only a block's own in float32, which spares a float64 copy of the whole vocabulary.
     """
     rows, vocabulary = probs_BV.shape
-    width = math.isqrt(vocabulary - 1) + 1
-    blocks_BKW = nn.functional.pad(probs_BV, (0, -vocabulary % width)).view(rows, -1, width)
-    upto_BK = blocks_BKW.sum(-1, dtype=torch.float64).cumsum(-1)
+    if vocabulary % BLOCK:
+        probs_BV = nn.functional.pad(probs_BV, (0, -vocabulary % BLOCK))
+    blocks_BKW = probs_BV.view(rows, -1, BLOCK)
+    upto_BK = blocks_BKW.sum(-1).double().cumsum(-1)
     targets_B1 = uniforms_B[:, None] * upto_BK[:, -1:]
     block_B1 = _first_above(upto_BK, targets_B1)
     before_B1 = torch.where(block_B1 > 0, upto_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
     row_B = torch.arange(rows, device=probs_BV.device)
     upto_BW = blocks_BKW[row_B, block_B1.squeeze(1)].double().cumsum(-1)
-    tokens_B1 = block_B1 * width + _first_above(upto_BW, targets_B1 - before_B1)
-    return tokens_B1.squeeze(1).clamp(max=vocabulary - 1)  # where nothing is a number; its log-prob is then refused
+    tokens_B1 = block_B1 * BLOCK + _first_above(upto_BW, targets_B1 - before_B1)
+    return tokens_B1.clamp(max=vocabulary - 1)  # where nothing is a number; its log-prob is then refused
 
 
 def _first_above(cumulated_BN: Tensor, targets_B1: Tensor) -> Tensor:
