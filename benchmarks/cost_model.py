@@ -277,8 +277,8 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
         "logits": 3 * 4 * min(scored, LOGITS_CHUNK) / tp,
         "sampler": shape.parameters * setup.weight_bytes / tp if setup.own_sampler else 0.0,
         "cache": cache_slots(setup, local) * kv_bytes(setup) / tp,
-        # logits, log-probs, probabilities, and a padded copy of these, in float32
-        "drawing": 4 * 4 * sampling_batches(setup, local, 0, local.episodes)[0] * shape.vocabulary / tp,
+        # logits and probabilities in float32
+        "drawing": 2 * 4 * sampling_batches(setup, local, 0, local.episodes)[0] * shape.vocabulary / tp,
     }
 
 

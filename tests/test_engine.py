@@ -153,6 +153,18 @@ def test_a_prompt_computed_once_changes_no_log_prob_and_no_gradient(monkeypatch,
     assert_same_gradients(shared[1], whole[1])
 
 
+def test_rows_give_a_weight_their_gradient_before_the_prompt_they_share_does():
+    """In one go autograd would hold the first until the second has come: a copy of all gradients beside the gradients."""
+    engine = tiny.engine()
+    (weight, *_) = engine._model.get_decoder().layers[0].mlp.up_proj.parameters()
+    given = []
+    weight.register_post_accumulate_grad_hook(lambda p: given.append(p.grad.clone()))
+    engine.forward_backward(families()[1:4], "importance_sampling")
+    rows, both = given
+    assert rows.abs().sum() > 0 and not torch.equal(rows, both)
+    assert torch.equal(both, weight.grad)
+
+
 def test_a_prompt_is_shared_only_where_that_computes_fewer_tokens():
     first, *others = families(1)  # every problem has one sample
     tokens, wanted = [d.tokens_T for d in (first, *others)], [d.sampled_T for d in (first, *others)]

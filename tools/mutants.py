@@ -206,6 +206,13 @@ MUTANTS = [
         engine("a_prompt_computed_once_changes_no_log_prob_and_no_gradient"),
     ),
     Mutant(
+        "gradients of rows wait for those of the prompt they share",
+        "engines/torch_engine/passes.py",
+        "if not made.requires_grad",
+        "if made is not None",
+        engine("rows_give_a_weight_their_gradient_before_the_prompt_they_share_does"),
+    ),
+    Mutant(
         "the cache is given by a name that the decoder does not know",
         "engines/torch_engine/cache.py",
         "if name in takes",
