@@ -266,6 +266,9 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
     held, lora, half = tp * setup.fsdp, bool(setup.lora_rank), setup.weight_bytes < 4
     largest = max(micro_batches(setup, local), key=lambda p: p.tokens)
     beside = 2 if half and not lora else 0  # the float32 sum: a micro-batch's own gradients in bfloat16
+    # A row of the vocabulary while a token is chosen. Ours: logits before and after a pass, in bfloat16 also those not yet
+    # cast. vLLM's is ASSUMED: logits, log-probs, probabilities and noise in float32.
+    drawn = 16 if setup.own_sampler else 10 if half else 8
     scored = largest.rows * work.attempts * work.answer_tokens * shape.vocabulary
     return {
         "weights": shape.parameters * setup.weight_bytes / held + (4 * setup.trainable / held if lora else 0),
@@ -277,8 +280,7 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
         "logits": 3 * 4 * min(scored, LOGITS_CHUNK) / tp,
         "sampler": shape.parameters * setup.weight_bytes / tp if setup.own_sampler else 0.0,
         "cache": cache_slots(setup, local) * kv_bytes(setup) / tp,
-        # logits and probabilities in float32
-        "drawing": 2 * 4 * sampling_batches(setup, local, 0, local.episodes)[0] * shape.vocabulary / tp,
+        "drawing": drawn * sampling_batches(setup, local, 0, local.episodes)[0] * shape.vocabulary / tp,
     }
 
 

@@ -16,7 +16,7 @@ import tiny
 from selfcorrect.config import EngineConfig
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.torch_engine import TorchEngine, freed, packed, passes
+from selfcorrect.engines.torch_engine import TorchEngine, freed, packed, passes, sampler
 from selfcorrect.engines.torch_engine.attention import cpu_attention
 from selfcorrect.engines.torch_engine.cache import PrefixStore, run_decoder
 from selfcorrect.engines.torch_engine.passes import micro_batches
@@ -312,6 +312,29 @@ def test_sampling_follows_the_softmax_at_the_asked_temperature(temperature):
     lps = {s.token_ids[0]: s.logprobs[0] for s in drawn}
     for token, lp in lps.items():
         assert lp == pytest.approx(np.log(law[token]), abs=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [5, sampler.BLOCK, 300, 8 * sampler.BLOCK])
+def test_a_draw_is_where_the_cumulated_law_passes_the_uniform_number(vocabulary):
+    """Whatever the vocabulary's size is to the block's; against float64 sums over the whole of it."""
+    rng = np.random.default_rng(vocabulary)
+    logits_BV = torch.tensor(rng.normal(size=(500, vocabulary)) * 3, dtype=torch.float32)
+    logits_BV[:, ::3] = -torch.inf  # these are never drawn
+    uniforms_B = torch.tensor(np.append(rng.random(498), [0.0, np.nextafter(1.0, 0.0)]))
+    tokens_B, logprobs_B = sampler._draw(logits_BV, uniforms_B, 1.0)
+    upto_BV = logits_BV.double().softmax(-1).cumsum(-1).numpy()
+    tokens = tokens_B.numpy()
+    rows = np.arange(500)
+    before = np.where(tokens > 0, upto_BV[rows, np.maximum(tokens - 1, 0)], 0.0)
+    assert (before - 1e-6 <= uniforms_B.numpy()).all() and (uniforms_B.numpy() <= upto_BV[rows, tokens] + 1e-6).all()
+    assert (tokens % 3 != 0).all()
+    exact = logits_BV.double().log_softmax(-1).gather(1, tokens_B[:, None]).squeeze(1)
+    torch.testing.assert_close(logprobs_B.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_logits_that_are_no_numbers_give_no_log_prob():
+    _, logprobs_B = sampler._draw(torch.full((2, 300), torch.nan), torch.tensor([0.1, 0.9], dtype=torch.float64), 1.0)
+    assert logprobs_B.isnan().all()
 
 
 def test_an_answer_stops_at_the_end_token_and_says_so():
