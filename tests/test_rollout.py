@@ -68,6 +68,27 @@ def test_attempt_2_is_asked_with_the_sampled_ids_never_with_their_text():
     assert episode.attempts[0].token_ids == first
 
 
+def test_attempt_2_of_one_problem_does_not_wait_for_attempt_1_of_another():
+    """On a server, which answers them when they are done; the slow first answer here comes only after the other's second."""
+    slow, fast = TASK.problems("test")[:2]
+    second_asked = asyncio.Event()
+
+    class Server(Scripted):
+        async def sample(self, requests, params):
+            ((_, problem, _, attempt),) = [r.key for r in requests]
+            self.asked.append((problem, attempt))
+            if (problem, attempt) == (fast.id, 1):
+                second_asked.set()
+            if (problem, attempt) == (slow.id, 0):
+                await asyncio.wait_for(second_asked.wait(), timeout=10)
+            return [Sampled((*ids("4"), END), (-1.0, -1.0), "end")]
+
+    engine = Server()
+    groups = asyncio.run(play(engine, TASK, [slow, fast], Play(2, 1, 8, 1.0, ("test",))))
+    assert [len(group[0].attempts) for group in groups] == [2, 2]
+    assert engine.asked.index((fast.id, 1)) < engine.asked.index((slow.id, 1))
+
+
 def test_the_turn_is_closed_once_whether_the_answer_ended_or_was_cut():
     for first, ended in (((*ids("42"), END), True), (ids("42"), False)):
         engine, (episode,) = played(first, ids("5"))

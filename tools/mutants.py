@@ -171,6 +171,13 @@ MUTANTS = [
         ROLLOUT,
     ),
     Mutant(
+        "problems are played one after another",
+        "rollout.py",
+        "list(await asyncio.gather(*groups))",
+        "[await group for group in groups]",
+        ROLLOUT,
+    ),
+    Mutant(
         "end token without weight",
         "methods/data.py",
         "spans.append((k, len(prompt), len(tokens)))",
