@@ -1,4 +1,5 @@
-"""The same SCoRe run on the torch engine and on SkyRL's Tinker server, and once with the server killed in the middle.
+"""The same SCoRe run on the torch engine and on SkyRL's Tinker server, there also at a learning rate scaled to its adapters,
+and once with the server killed in the middle.
 
     python tools/skyrl_run.py [--seeds 3] [--steps 100] [--python python3.12] [--out docs/results/skyrl.json]
 
@@ -41,12 +42,16 @@ SETTINGS = (
     "train.problems_per_step=8",
     "train.samples_per_problem=8",
     "train.max_new_tokens=16",
-    "train.learning_rate=1e-3",
     "train.warmup_steps=4",
     f"train.checkpoint_every={CHECKPOINT_EVERY}",
     "eval.problems=1000",
     "eval.controls=false",
 )
+LEARNING_RATE = 1e-3
+SCALE = 6**-0.5
+"""Of the learning rate in the row ``skyrl-scaled``: SkyRL's JAX backend draws the random half of an adapter sqrt(6) times as
+wide as PEFT does, and Adam then moves the policy about that much farther."""
+SETS = ("torch", "skyrl", "skyrl-scaled")
 POINTS = {"t1": (-1, 1), "t2": (-1, 1), "delta": (-2, 2)}
 """What is compared between the engines, with the range of a problem's difference."""
 
@@ -121,16 +126,23 @@ def same_run(run_dir: Path, other: Path) -> dict[str, Any]:
 
 
 def compared(folder: Path, seeds: int) -> dict[str, Any]:
-    """Rows of both engines, and SkyRL minus torch, paired by problem and seed."""
-    torch_runs, skyrl_runs = ([folder / f"{engine}-s{seed}" for seed in range(seeds)] for engine in ("torch", "skyrl"))
-    labels = ["torch"] * seeds + ["skyrl"] * seeds
-    rows = [row.to_json() for row in compare_runs([*torch_runs, *skyrl_runs], labels)]
-    pairs = [(read_measured(a).final, read_measured(b).final) for a, b in zip(torch_runs, skyrl_runs, strict=True)]
-    differences = {
-        q: paired_estimate([per_problem(a, q) for a, _ in pairs], [per_problem(b, q) for _, b in pairs], span).to_json()
-        for q, span in POINTS.items()
+    """A row for every set of runs, and both of SkyRL minus torch, paired by problem and seed."""
+    runs = {name: [folder / f"{name}-s{seed}" for seed in range(seeds)] for name in SETS}
+    labels = [name for name in SETS for _ in range(seeds)]
+    out: dict[str, Any] = {
+        "rows": [row.to_json() for row in compare_runs([d for name in SETS for d in runs[name]], labels)]
     }
-    return {"rows": rows, "skyrl_minus_torch": differences}
+    for name in SETS[1:]:
+        pairs = [
+            (read_measured(a).final, read_measured(b).final) for a, b in zip(runs["torch"], runs[name], strict=True)
+        ]
+        out[f"{name}_minus_torch"] = {
+            q: paired_estimate(
+                [per_problem(a, q) for a, _ in pairs], [per_problem(b, q) for _, b in pairs], span
+            ).to_json()
+            for q, span in POINTS.items()
+        }
+    return out
 
 
 def seconds_per_step(run_dir: Path) -> float:
@@ -144,7 +156,7 @@ def early_kl(run_dir: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--python", default=SERVER_PYTHON, help="for the server's environment")
@@ -157,27 +169,30 @@ def main() -> int:
     url = f"http://127.0.0.1:{port}"
     build(HOME, recipe(Cluster(model, rank=RANK, port=port)).files, asked.python, asked.torch)
     length = f"train.steps={asked.steps}"
-    on_torch = (f"model={model}", "model.dtype=float32", length)
-    on_skyrl = (f"model={model}", "engine=tinker", f"engine.base_url={url}", length)
+    rate, scaled = (f"train.learning_rate={r:.6g}" for r in (LEARNING_RATE, LEARNING_RATE * SCALE))
+    on_torch = (f"model={model}", "model.dtype=float32", length, rate)
+    on_server = (f"model={model}", "engine=tinker", f"engine.base_url={url}", length)
+    on_skyrl = (*on_server, rate)
     for seed in range(asked.seeds):
         finish(begin(asked.runs / f"torch-s{seed}", seed, on_torch), asked.runs / f"torch-s{seed}")
     server = start(HOME, url)
     try:
-        for seed in range(asked.seeds):
-            finish(begin(asked.runs / f"skyrl-s{seed}", seed, on_skyrl), asked.runs / f"skyrl-s{seed}")
+        for name, settings in (("skyrl", on_skyrl), ("skyrl-scaled", (*on_server, scaled))):
+            for seed in range(asked.seeds):
+                finish(begin(asked.runs / f"{name}-s{seed}", seed, settings), asked.runs / f"{name}-s{seed}")
         middle = asked.steps // 2 + CHECKPOINT_EVERY // 2  # between two checkpoints
         server = disturbed(asked.runs / "skyrl-killed", on_skyrl, server, url, middle)
     finally:
         stop(server)
     result = {
         "settings": [*SETTINGS, length],
+        "learning_rates": dict(zip(SETS, (LEARNING_RATE, LEARNING_RATE, LEARNING_RATE * SCALE), strict=True)),
         "episodes_per_step": 64,
         "versions": starts(asked.runs / "skyrl-s0")[0].versions | {"skyrl": SKYRL.partition("==")[2]},
         "notes": starts(asked.runs / "skyrl-s0")[0].engine["notes"],
         "seconds_per_step": {e: seconds_per_step(asked.runs / f"{e}-s0") for e in ("torch", "skyrl")},
         "kl_2_steps_9_to_24": {
-            engine: [early_kl(asked.runs / f"{engine}-s{seed}") for seed in range(asked.seeds)]
-            for engine in ("torch", "skyrl")
+            name: [early_kl(asked.runs / f"{name}-s{seed}") for seed in range(asked.seeds)] for name in SETS
         },
         **compared(asked.runs, asked.seeds),
         "killed": same_run(asked.runs / "skyrl-killed", asked.runs / "skyrl-s0"),
