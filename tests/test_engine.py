@@ -156,7 +156,7 @@ def test_a_prompt_computed_once_changes_no_log_prob_and_no_gradient(monkeypatch,
 def test_rows_give_a_weight_their_gradient_before_the_prompt_they_share_does():
     """In one go autograd would hold the first until the second has come: a copy of all gradients beside the gradients."""
     engine = tiny.engine()
-    (weight, *_) = engine._model.get_decoder().layers[0].mlp.up_proj.parameters()
+    weight = engine._model.get_decoder().layers[0].mlp.up_proj.weight
     given = []
     weight.register_post_accumulate_grad_hook(lambda p: given.append(p.grad.clone()))
     engine.forward_backward(families()[1:4], "importance_sampling")
