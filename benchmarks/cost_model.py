@@ -1,7 +1,7 @@
 """What one step costs: a count of work (FLOPs, bytes, passes) by phase, times a price per unit; and memory by part.
 
 The counts follow from the shape of the model, the size of the step (``Work``) and how it is held (``Setup``). The prices
-are fitted to measurements on a CPU (``growth.py``) or assumed for a GPU (``gpu_prices``). docs/scaling.md says it in words.
+are fitted to measurements on a CPU (``growth.py``) or assumed for a GPU (``gpu_prices``). docs/cost.md says it in words.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Every point runs in a process of its own, whose peak memory is then its own: one
 whole takes about 20 minutes on two idle cores and fails on nothing: it prints what it measured beside what the model of
 ``cost_model.py`` says after its prices were fitted to the same points. ``--quick`` is two minutes on a smaller base, to see
 that it works. ``--write-page`` measures nothing: it puts the numbers of docs/results/growth.json, and those that
-the model gives for larger models, into docs/scaling.md. Run it on a quiet machine: the load average is recorded.
+the model gives for larger models, into docs/cost.md. Run it on a quiet machine: the load average is recorded.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def r_squared(measured: list[float], fitted: list[float]) -> float:
 
 
 def show(result: Mapping[str, Any]) -> None:
-    from scaling_page import measured_tables
+    from cost_page import measured_tables
 
     print(json.dumps({k: v for k, v in result.items() if k != "points"}))
     print(measured_tables(result))
@@ -213,11 +213,11 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help=f"default: {RESULT.name} under docs/results, float32 and all weights only"
     )
-    parser.add_argument("--write-page", action="store_true", help="update docs/scaling.md and measure nothing")
+    parser.add_argument("--write-page", action="store_true", help="update docs/cost.md and measure nothing")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.write_page:
-        from scaling_page import write
+        from cost_page import write
 
         write()
         return

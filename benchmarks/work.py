@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfcorrect.algorithm.sequences import Sequenced, sequences
 from selfcorrect.engines.base import CURRENT, AdamParams, Sampled, SampleRequest, SamplingParams
-from selfcorrect.methods.data import Sequenced, sequences
 from selfcorrect.types import BASE, Attempt, Datum, Episode, Problem
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfcorrect.config import load_config
-from selfcorrect.metrics import summarise
-from selfcorrect.records import (
+from selfcorrect.measuring.metrics import summarise
+from selfcorrect.records.lines import (
     AlarmRecord,
     CheckpointRecord,
     EndRecord,
@@ -16,7 +16,7 @@ from selfcorrect.records import (
     StepRecord,
     episode_row,
 )
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 HOSTILE = {

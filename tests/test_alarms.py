@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from selfcorrect.alarms import WINDOW, check
 from selfcorrect.config import all_keys
-from selfcorrect.records import StepRecord
+from selfcorrect.records.lines import StepRecord
+from selfcorrect.training.alarms import WINDOW, check
 
 HEALTHY = {
     "stage": "stage2",

@@ -17,7 +17,7 @@ from selfcorrect import experiment
 from selfcorrect.config import load_config
 from selfcorrect.engines import models
 from selfcorrect.experiment import make_engine
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.tasks import TASKS
 
 BEHIND = ["--backend-url", "http://localhost:1/v1", "--backend-model", "x"]

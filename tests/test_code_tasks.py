@@ -10,14 +10,14 @@ from code_tools import DATA, needs_sandbox, rows
 
 import tiny
 from selfcorrect import cli as package
+from selfcorrect.algorithm.sequences import sequences
 from selfcorrect.config import EvalConfig, TaskConfig, load_config
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.episodes.play import Play, given_answers, play
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
-from selfcorrect.methods.data import sequences
-from selfcorrect.rollout import Play, given_answers, play
+from selfcorrect.measuring.evaluate import controls, evaluate, held_out
 from selfcorrect.serve.correct import Said
 from selfcorrect.serve.protocol import ApiError, Bounds
 from selfcorrect.tasks import make_task

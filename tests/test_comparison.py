@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import toy
-from selfcorrect.comparison import compare_runs, read_evaluation
 from selfcorrect.errors import DataError
-from selfcorrect.records import episode_row
-from selfcorrect.run import RunDirectory
-from selfcorrect.stats import across_seeds
+from selfcorrect.measuring.compare import compare_runs, read_evaluation
+from selfcorrect.measuring.intervals import across_seeds
+from selfcorrect.records.lines import episode_row
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 MARK = {"+": Verdict.CORRECT, "-": Verdict.WRONG, "!": Verdict.ERROR}

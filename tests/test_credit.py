@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from selfcorrect.objective import (
+from selfcorrect.algorithm.credit import (
     Credit,
     adapted_scale,
     attempt_returns,

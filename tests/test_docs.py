@@ -18,12 +18,12 @@ import config_reference
 import tiny
 from build_docs import line_of
 from pages import PAGES, ROOT, blocks, text_of
+from selfcorrect.algorithm.credit import Credit, group_token_weights
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.cli import app
 from selfcorrect.cli.settings import long_form, read_settings
 from selfcorrect.config import Config, all_keys
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.methods import plan
-from selfcorrect.objective import Credit, group_token_weights
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.arithmetic import INSTRUCTION, question, solution
 

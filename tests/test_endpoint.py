@@ -16,11 +16,11 @@ import pytest
 from selfcorrect import cli as package
 from selfcorrect.cli.serve import _engine
 from selfcorrect.config import load_config
-from selfcorrect.endpoint_eval import Journal, Measurement, settings_of, was_refused
-from selfcorrect.engines.endpoint import Endpoint, Patience, api_key_from, checked_url
+from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from, checked_url
 from selfcorrect.errors import ConfigError, EndpointError, RunError
-from selfcorrect.evaluate import held_out
-from selfcorrect.metrics import summarise
+from selfcorrect.measuring.endpoint import Journal, Measurement, settings_of, was_refused
+from selfcorrect.measuring.evaluate import held_out
+from selfcorrect.measuring.metrics import summarise
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend
 from selfcorrect.serve.protocol import Bounds
 from selfcorrect.tasks import TASKS, make_task

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 import tiny
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.sequences import policy_gradient_data, sequences
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import load_config
 from selfcorrect.engines.base import AdamParams
 from selfcorrect.engines.torch_engine import TorchEngine
-from selfcorrect.methods import plan, policy_gradient_data
-from selfcorrect.methods.data import sequences
-from selfcorrect.objective import Credit
 from selfcorrect.types import Attempt, Datum, Episode, Grade, Problem, Verdict
 
 PROMPT, BRIDGE = (0, 1, 1), (1, 0)

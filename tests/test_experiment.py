@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 
 import toy
 from selfcorrect import experiment
-from selfcorrect.comparison import read_evaluation
 from selfcorrect.errors import Interrupted, RunError
 from selfcorrect.experiment import run_experiment
-from selfcorrect.run import Progress, RunDirectory
+from selfcorrect.measuring.compare import read_evaluation
+from selfcorrect.records.run_directory import Progress, RunDirectory
 
 
 def job(c):

@@ -29,13 +29,13 @@ import tiny
 from selfcorrect.config import load_config
 from selfcorrect.engines.models import resolve_model
 from selfcorrect.engines.torch_engine import TorchEngine
+from selfcorrect.episodes.play import Play, play
 from selfcorrect.errors import ConfigError, DataError, EndpointError, RunError
-from selfcorrect.evaluate import held_out
 from selfcorrect.experiment import load_kept, make_engine, prepare, run_experiment
-from selfcorrect.metrics import summarise
-from selfcorrect.records import AlarmRecord
-from selfcorrect.rollout import Play, play
-from selfcorrect.run import RunDirectory
+from selfcorrect.measuring.evaluate import held_out
+from selfcorrect.measuring.metrics import summarise
+from selfcorrect.records.lines import AlarmRecord
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.sharing import Shared, export_run
 from selfcorrect.sharing.card import Said
 from selfcorrect.sharing.hub import check_push, push

@@ -12,7 +12,7 @@ from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.experiment import make_engine, prepare, run_experiment
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Datum
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

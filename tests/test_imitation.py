@@ -8,10 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcorrect.config import load_config
-from selfcorrect.errors import ConfigError
-from selfcorrect.methods import plan
-from selfcorrect.methods.imitation import (
+from selfcorrect.algorithm.imitation import (
     Example,
     batch_of_step,
     example,
@@ -19,6 +16,9 @@ from selfcorrect.methods.imitation import (
     paired_episodes,
     star_episodes,
 )
+from selfcorrect.algorithm.stages import plan
+from selfcorrect.config import load_config
+from selfcorrect.errors import ConfigError
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 PROBLEM = Problem("p", "q", "a")

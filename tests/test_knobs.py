@@ -23,13 +23,13 @@ from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
+from selfcorrect.episodes.play import Play, play
 from selfcorrect.errors import ConfigError, ModelError
-from selfcorrect.evaluate import controls, evaluate, held_out
 from selfcorrect.experiment import prepare
-from selfcorrect.rollout import Play, play
+from selfcorrect.measuring.evaluate import controls, evaluate, held_out
 from selfcorrect.tasks import graders, make_task
 from selfcorrect.trackers import base
-from selfcorrect.warmup import warm_up
+from selfcorrect.training.warmup import warm_up
 from test_experiment import whole
 
 STAGE_1, STAGE_2 = (1, 2), (3, 4, 5)

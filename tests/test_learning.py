@@ -6,8 +6,8 @@ import pytest
 import tiny
 from selfcorrect.config import load_config
 from selfcorrect.experiment import make_engine, prepare, run_experiment
-from selfcorrect.records import StepRecord
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.lines import StepRecord
+from selfcorrect.records.run_directory import RunDirectory
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfcorrect.episode_table import edit_distances, judged_means
+from selfcorrect.episodes.table import edit_distances, judged_means
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import EDIT_BINS, EvalSummary, by_level, compare, correctness_matrix, summarise
+from selfcorrect.measuring.metrics import EDIT_BINS, EvalSummary, by_level, compare, correctness_matrix, summarise
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 C, W, N, T, E = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER, Verdict.TRUNCATED, Verdict.ERROR

@@ -8,10 +8,27 @@ import pytest
 
 import tiny
 import toy
-from selfcorrect import alarms
-from selfcorrect.advice import ALWAYS_RIGHT, FEW_GROUPS, NO_FORMAT, RARELY_FIXED, RARELY_RIGHT, Numbers, advise
 from selfcorrect.config import all_keys
-from selfcorrect.probe import Plan, caps, expected_one_verdict, group_sizes, is_cut, numbers, probe, training_sample
+from selfcorrect.measuring.advice import (
+    ALWAYS_RIGHT,
+    FEW_GROUPS,
+    NO_FORMAT,
+    RARELY_FIXED,
+    RARELY_RIGHT,
+    Numbers,
+    advise,
+)
+from selfcorrect.measuring.probe import (
+    Plan,
+    caps,
+    expected_one_verdict,
+    group_sizes,
+    is_cut,
+    numbers,
+    probe,
+    training_sample,
+)
+from selfcorrect.training import alarms
 from selfcorrect.types import Attempt, Verdict
 
 GOOD = Numbers(

@@ -19,9 +19,9 @@ import tiny
 import toy
 from selfcorrect.cli import progress
 from selfcorrect.cli.progress import TerminalObserver, duration, measuring_seconds
-from selfcorrect.evaluate import TRIES_FOR_A_WRONG_ANSWER
 from selfcorrect.experiment import run_experiment
-from selfcorrect.run import RunDirectory
+from selfcorrect.measuring.evaluate import TRIES_FOR_A_WRONG_ANSWER
+from selfcorrect.records.run_directory import RunDirectory
 from test_experiment import engine, job, whole
 
 CLI = Path(__file__).parent / "toy_cli.py"
@@ -77,8 +77,8 @@ def test_the_time_left_of_a_run_counts_its_last_measurement(monkeypatch):
 
 
 def toy_stage():
+    from selfcorrect.algorithm.stages import plan
     from selfcorrect.config import load_config
-    from selfcorrect.methods import plan
 
     return plan(load_config(None, []))[0]
 

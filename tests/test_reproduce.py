@@ -17,8 +17,12 @@ import pytest
 import made_runs as made
 import toy
 from selfcorrect.errors import ConfigError, DataError, Interrupted, RunError
-from selfcorrect.evaluate import held_out
-from selfcorrect.records import EndRecord, episode_row
+from selfcorrect.measuring.evaluate import held_out
+from selfcorrect.measuring.intervals import Estimate, bootstrap_mean, not_measured
+from selfcorrect.measuring.test_time import AttemptCurve, BudgetRow, ScalingCurves, VoteCurve
+from selfcorrect.measuring.test_time_play import ATTEMPTS, BUDGETS, measure_attempts
+from selfcorrect.records.lines import EndRecord, episode_row
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.reproduce import make, more_samples
 from selfcorrect.reproduce.budget import Spent, check_equal
 from selfcorrect.reproduce.choice import Choice, config_hash, planned_cost, rows_in_order, targets_of
@@ -30,10 +34,6 @@ from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, Claim, paper_tables
 from selfcorrect.reproduce.shift import shifted_episodes
 from selfcorrect.reproduce.tables import code_table, table
 from selfcorrect.reproduce.verdicts import judge
-from selfcorrect.run import RunDirectory
-from selfcorrect.scale import ATTEMPTS, BUDGETS, measure_attempts
-from selfcorrect.scaling import AttemptCurve, BudgetRow, ScalingCurves, VoteCurve
-from selfcorrect.stats import Estimate, bootstrap_mean, not_measured
 
 TRAINED = [row for row in ROWS.values() if row.kind == "trained"]
 
@@ -575,7 +575,7 @@ def test_shift_plays_the_kept_checkpoint_after_the_bases_first_attempts(tmp_path
     }
     untrained = toy.engine(c)
     untrained.publish()
-    from selfcorrect.evaluate import evaluate, held_out
+    from selfcorrect.measuring.evaluate import evaluate, held_out
 
     settings = run.config.eval.model_copy(update={"attempts": 1})
     base = {

@@ -23,10 +23,10 @@ import pytest
 import made_runs
 import tiny
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
-from selfcorrect.engines.endpoint import Endpoint, Patience
+from selfcorrect.episodes.endpoint import Endpoint, Patience
+from selfcorrect.episodes.play import Play, play
 from selfcorrect.errors import ConfigError, EngineError
 from selfcorrect.report import build_report
-from selfcorrect.rollout import Play, play
 from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
 from selfcorrect.serve.correct import LONGEST_MEASURED, edit_ratios, majority

@@ -12,9 +12,9 @@ from code_tools import DATA, needs_sandbox
 import tiny
 from selfcorrect.config import TaskConfig, load_config
 from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.episodes.play import longest_conversation
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.experiment import prepare
-from selfcorrect.rollout import longest_conversation
 from selfcorrect.tasks import READ, TASKS, make_task
 from selfcorrect.tasks import graders as shared
 from selfcorrect.tasks.base import GivesFirst
@@ -230,7 +230,7 @@ def test_the_longest_conversation_is_found_by_what_is_shown_not_by_the_question(
     problems = [*every[::25], max(every, key=lambda p: len(p.answer)), max(every, key=lambda p: len(p.question))]
     bridge = len(chat.bridge_ids(task.first_messages(problems[0]), task.instruction, False))
     cap = 2_000
-    monkeypatch.setattr("selfcorrect.rollout.LONGEST_PROBLEMS", 1)
+    monkeypatch.setattr("selfcorrect.episodes.play.LONGEST_PROBLEMS", 1)
 
     def length(p):
         first = len(chat.answer_ids(task.first_answers(p)[0])) if isinstance(task, GivesFirst) else cap

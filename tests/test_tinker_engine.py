@@ -19,7 +19,7 @@ from selfcorrect.engines.tinker_engine import engine as module
 from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 from selfcorrect.errors import ConfigError, EngineError, ModelError
 from selfcorrect.experiment import RELOADS, run_experiment
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Datum
 
 LOST = RemoteFailure("no answer in time", passing=True)

@@ -15,14 +15,14 @@ import pytest
 import made_runs
 import tiny
 import toy
-from selfcorrect.comparison import compare_runs
 from selfcorrect.config import load_config
 from selfcorrect.errors import ConfigError, Interrupted
 from selfcorrect.experiment import run_experiment
-from selfcorrect.records import EvalRecord
-from selfcorrect.run import RunDirectory
+from selfcorrect.measuring.compare import compare_runs
+from selfcorrect.records.lines import EvalRecord
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.trackers import NAMES, Tracking, base
-from selfcorrect.train import Observers
+from selfcorrect.training.loop import Observers
 from test_experiment import engine, job
 
 

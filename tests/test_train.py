@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 import toy
+from selfcorrect.algorithm.credit import adapted_scale
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import load_config
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, RunError
 from selfcorrect.experiment import export
-from selfcorrect.methods import plan
-from selfcorrect.objective import adapted_scale
-from selfcorrect.run import RunDirectory
-from selfcorrect.train import offline_of_step, problems_of_step, stop_on_signal, train
+from selfcorrect.records.run_directory import RunDirectory
+from selfcorrect.training.loop import offline_of_step, problems_of_step, stop_on_signal, train
 from selfcorrect.types import Datum, Grade, Verdict
 
 LORA = "model.lora_rank=2"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.measuring.validate import AT_ONCE, splits_of, validate
 from selfcorrect.tasks import TASKS
 from selfcorrect.tasks.arithmetic import Arithmetic
 from selfcorrect.types import Grade, Problem, Verdict
-from selfcorrect.validate import AT_ONCE, splits_of, validate
 
 DATA = Path(os.environ.get("SELFCORRECT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import tiny
 from selfcorrect.config import Config, load_config
 from selfcorrect.engines.torch_engine import TorchEngine
-from selfcorrect.run import RunDirectory
-from selfcorrect.train import train
+from selfcorrect.records.run_directory import RunDirectory
+from selfcorrect.training.loop import train
 from selfcorrect.types import Grade, Problem, Verdict
 
 SMALL = (

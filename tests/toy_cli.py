@@ -8,10 +8,10 @@ import os
 import signal
 
 import toy
-from selfcorrect import train as training
 from selfcorrect.cli import main
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.tasks import TASKS
+from selfcorrect.training import loop as training
 
 TASKS["toy"] = lambda config: toy.Toy()
 

@@ -47,7 +47,7 @@ setting that is unknown, out of range, or would be ignored by the method or task
 The defaults are those of the embedded model. Any other model starts from a preset: `smollm2` has its own, all others share
 one, a start for one GPU and not a tuned setting. Where a preset differs from the default, it is named. A directory written
 by `selfcorrect sft` keeps the preset of the model it came from. Settings that do not fit together are refused by
-[`check`](../src/selfcorrect/methods/checks.py) and by the classes themselves.
+[`check`](../src/selfcorrect/algorithm/checks.py) and by the classes themselves.
 """
 
 

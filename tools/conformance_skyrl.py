@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx2
 
-from selfcorrect.cluster import Cluster, recipe
+from selfcorrect.engines.tinker_engine.cluster import Cluster, recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/conformance")]

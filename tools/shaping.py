@@ -23,8 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
-from selfcorrect.objective import Credit, group_token_weights, tree_token_weights  # noqa: E402
-from selfcorrect.stats import bootstrap_mean  # noqa: E402
+from selfcorrect.algorithm.credit import Credit, group_token_weights, tree_token_weights  # noqa: E402
+from selfcorrect.measuring.intervals import bootstrap_mean  # noqa: E402
 from test_exact_gradient import ANSWERS, PAIRS, R1, R2, answer_logprobs, make_engine  # noqa: E402  (found by the path)
 
 ALPHA, BETA = 10.0, 0.01

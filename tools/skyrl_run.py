@@ -27,11 +27,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from conformance_skyrl import HOME, SERVER_PYTHON, build, free_port, start, stop
-from selfcorrect.cluster import SKYRL, Cluster, recipe
-from selfcorrect.comparison import compare_runs, paired_estimate, per_problem, read_measured
 from selfcorrect.engines.models import resolve_model
-from selfcorrect.records import StartRecord, StepRecord
-from selfcorrect.run import RunDirectory
+from selfcorrect.engines.tinker_engine.cluster import SKYRL, Cluster, recipe
+from selfcorrect.measuring.compare import compare_runs, paired_estimate, per_problem, read_measured
+from selfcorrect.records.lines import StartRecord, StepRecord
+from selfcorrect.records.run_directory import RunDirectory
 
 RANK = 8
 CHECKPOINT_EVERY = 10

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import Config
 from selfcorrect.engines.base import Engine, TellsProgress
 from selfcorrect.engines.chat import ChatFormat
@@ -27,15 +28,22 @@ from selfcorrect.engines.models import (
     resolve_model,
 )
 from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
+from selfcorrect.episodes.play import longest_conversation
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
-from selfcorrect.evaluate import FEEDBACK, Evaluation, answers_per_problem, check_attempts, controls, evaluate, held_out
-from selfcorrect.methods import plan
-from selfcorrect.records import EndRecord, EvalRecord, StartRecord, episode_row
-from selfcorrect.rollout import longest_conversation
-from selfcorrect.run import Progress, RunDirectory
+from selfcorrect.measuring.evaluate import (
+    FEEDBACK,
+    Evaluation,
+    answers_per_problem,
+    check_attempts,
+    controls,
+    evaluate,
+    held_out,
+)
+from selfcorrect.records.lines import EndRecord, EvalRecord, StartRecord, episode_row
+from selfcorrect.records.run_directory import Progress, RunDirectory
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import GetsReady, GivesFirst, LeavesOut, Task
-from selfcorrect.train import Observer, train
+from selfcorrect.training.loop import Observer, train
 from selfcorrect.types import Problem
 
 RELOADS = 3

@@ -15,15 +15,15 @@ from kinds import ALPHA, RANK
 
 import tiny
 import toy
+from selfcorrect.algorithm.sequences import policy_gradient_data, sequences
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import EngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.quiet import quiet_peft
 from selfcorrect.engines.torch_engine import TorchEngine
+from selfcorrect.episodes.play import Play, play
 from selfcorrect.errors import EngineError
-from selfcorrect.methods import plan, policy_gradient_data
-from selfcorrect.methods.data import sequences
-from selfcorrect.rollout import Play, play
 from selfcorrect.types import Datum
 
 END = tiny.tokenizer().eos_token_id

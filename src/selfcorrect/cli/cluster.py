@@ -26,7 +26,7 @@ def cluster(
 
     Only the recipe for a CPU has been run by this project; the others say so.
     """
-    from selfcorrect.cluster import Cluster, recipe
+    from selfcorrect.engines.tinker_engine.cluster import Cluster, recipe
 
     try:
         made = recipe(Cluster(model, gpus, nodes, tensor_parallel, rank, host, port))

@@ -25,7 +25,7 @@ def compare(
     from rich.table import Table
 
     from selfcorrect.cli.tables import show
-    from selfcorrect.comparison import compare_runs
+    from selfcorrect.measuring.compare import compare_runs
 
     rows = compare_runs(runs)
     if not rows:

@@ -79,10 +79,10 @@ def evaluate(
             "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --base-url URL --model NAME"
         )
     from selfcorrect.cli.tables import show, summary_table
-    from selfcorrect.evaluate import FEEDBACK, controls, held_out
-    from selfcorrect.evaluate import evaluate as measure
     from selfcorrect.experiment import claim, load_kept, make_engine, prepare
-    from selfcorrect.records import episode_row
+    from selfcorrect.measuring.evaluate import FEEDBACK, controls, held_out
+    from selfcorrect.measuring.evaluate import evaluate as measure
+    from selfcorrect.records.lines import episode_row
 
     run, config = model_and_settings(model, [long_form(s) for s in settings or []])
     if out is not None:

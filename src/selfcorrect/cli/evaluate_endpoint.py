@@ -18,9 +18,9 @@ from selfcorrect.errors import ConfigError, DataError, EndpointError, Interrupte
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from selfcorrect.endpoint_eval import Journal
-    from selfcorrect.engines.endpoint import Endpoint
-    from selfcorrect.evaluate import Evaluation
+    from selfcorrect.episodes.endpoint import Endpoint
+    from selfcorrect.measuring.endpoint import Journal
+    from selfcorrect.measuring.evaluate import Evaluation
     from selfcorrect.tasks.base import Task
     from selfcorrect.types import Problem
 
@@ -52,8 +52,8 @@ def evaluate_endpoint(asked: Asked, settings: Sequence[str]) -> None:
     from rich.console import Console
 
     config, body = _config(asked, settings), _body(asked.body)
-    from selfcorrect.engines.endpoint import Endpoint, Patience, api_key_from
-    from selfcorrect.evaluate import check_attempts, held_out
+    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
+    from selfcorrect.measuring.evaluate import check_attempts, held_out
     from selfcorrect.tasks import make_task
     from selfcorrect.tasks.base import GetsReady
 
@@ -83,7 +83,7 @@ def _measure(
     console: Console,
 ) -> None:
     from selfcorrect.cli.tables import show, summary_table
-    from selfcorrect.endpoint_eval import Journal, journal_path, settings_of, was_refused
+    from selfcorrect.measuring.endpoint import Journal, journal_path, settings_of, was_refused
 
     path = asked.out or journal_path(asked.model, task.name, config.seed)
     settings = settings_of(endpoint, task, problems, config, body)
@@ -117,7 +117,7 @@ def _measure(
 async def _played(
     endpoint: Endpoint, task: Task, problems: Sequence[Problem], config: Config, journal: Journal, console: Console
 ) -> list[Evaluation]:
-    from selfcorrect.endpoint_eval import Measurement
+    from selfcorrect.measuring.endpoint import Measurement
 
     last = time.monotonic()
 

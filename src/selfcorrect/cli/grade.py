@@ -105,7 +105,7 @@ def _claim(out: Path, resume: bool) -> None:
 
 
 def _run(rows: Iterator[Row[Case]], out: Path, grade_one: Callable[[Case], Grade], workers: int, resume: bool) -> None:
-    from selfcorrect.train import stop_on_signal
+    from selfcorrect.training.loop import stop_on_signal
     from selfcorrect.verify.batch import grade_rows
 
     try:

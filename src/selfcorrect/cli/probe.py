@@ -15,7 +15,7 @@ from selfcorrect.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selfcorrect.probe import Probe
+    from selfcorrect.measuring.probe import Probe
 
 
 def probe(
@@ -38,13 +38,13 @@ def probe(
 
     Example: `selfcorrect probe model=tiny task=arithmetic`
     """
-    from selfcorrect.advice import advise
+    from selfcorrect.algorithm.stages import plan as stages
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.experiment import claim, make_engine, prepare
-    from selfcorrect.methods import plan as stages
-    from selfcorrect.probe import Plan, numbers, training_sample
-    from selfcorrect.probe import probe as measure
-    from selfcorrect.records import episode_row
+    from selfcorrect.measuring.advice import advise
+    from selfcorrect.measuring.probe import Plan, numbers, training_sample
+    from selfcorrect.measuring.probe import probe as measure
+    from selfcorrect.records.lines import episode_row
 
     config = read_settings(settings or [])
     cap = config.train.max_new_tokens
@@ -87,7 +87,7 @@ def probe(
 def _lengths(found: Probe) -> Table:
     from rich.table import Table
 
-    from selfcorrect.probe import QUANTILES
+    from selfcorrect.measuring.probe import QUANTILES
 
     table = Table(title="answers at T = 1", title_justify="left", caption_justify="left")
     table.add_column("")

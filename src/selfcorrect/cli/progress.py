@@ -19,12 +19,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from selfcorrect.methods import Stage
-from selfcorrect.metrics import EvalSummary
-from selfcorrect.records import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord
+from selfcorrect.algorithm.stages import Stage
+from selfcorrect.measuring.metrics import EvalSummary
+from selfcorrect.records.lines import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord
 
 if TYPE_CHECKING:
-    from selfcorrect.run import RunDirectory
+    from selfcorrect.records.run_directory import RunDirectory
 
 PLAIN_LINE_EVERY_S = 5.0
 STEPS_TIMED = 20

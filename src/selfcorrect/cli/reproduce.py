@@ -59,7 +59,7 @@ def reproduce(
 
     from selfcorrect.reproduce.choice import Choice
     from selfcorrect.reproduce.make import reproduce as make
-    from selfcorrect.train import stop_on_signal
+    from selfcorrect.training.loop import stop_on_signal
 
     count = seeds if seeds is not None else 1 if quick else 5
     if humaneval is not None and target != "table3":

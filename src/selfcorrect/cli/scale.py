@@ -15,14 +15,21 @@ import typer
 from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError
-from selfcorrect.scale import ATTEMPTS, BUDGETS, TEMPERATURE, check_budgets, check_temperature, check_votes
+from selfcorrect.measuring.test_time_play import (
+    ATTEMPTS,
+    BUDGETS,
+    TEMPERATURE,
+    check_budgets,
+    check_temperature,
+    check_votes,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from selfcorrect.engines.base import Engine
-    from selfcorrect.scale import Told
-    from selfcorrect.scaling import AttemptCurve, ScalingCurves, VoteCurve
+    from selfcorrect.measuring.test_time import AttemptCurve, ScalingCurves, VoteCurve
+    from selfcorrect.measuring.test_time_play import Told
     from selfcorrect.tasks.base import Task
     from selfcorrect.types import Episode
 
@@ -64,7 +71,7 @@ def scale(
     Example: `selfcorrect scale tiny task=arithmetic limit=200 --budget 1,2,4,8`
     """
     from selfcorrect.experiment import claim, command_line, load_kept, make_engine, prepare
-    from selfcorrect.scaling import ScalingCurves
+    from selfcorrect.measuring.test_time import ScalingCurves
 
     given = [long_form(s) for s in settings or []]
     _refuse_ignored(given)
@@ -154,8 +161,8 @@ def _checked(config: Config, plan: _Plan) -> Config:
 
 
 def _measured(engine: Engine, task: Task, config: Config, plan: _Plan) -> tuple[VoteCurve | None, AttemptCurve | None]:
-    from selfcorrect.evaluate import held_out
-    from selfcorrect.scale import measure_attempts, measure_votes
+    from selfcorrect.measuring.evaluate import held_out
+    from selfcorrect.measuring.test_time_play import measure_attempts, measure_votes
 
     asked = (engine, task, held_out(task, config.eval.problems), config.train.max_new_tokens)
     seed, told = config.seed, _teller()
@@ -186,7 +193,7 @@ def _teller() -> Told:
 
 
 def _write_episodes(out: Path, curves: ScalingCurves) -> None:
-    from selfcorrect.records import episode_row
+    from selfcorrect.records.lines import episode_row
 
     measured: list[tuple[str, Sequence[Episode]]] = []
     if curves.votes is not None:

@@ -212,7 +212,7 @@ def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, 
 def _endpoint_backend(
     url: str, model: str, key_variable: str | None, config: Config, timeout_s: float, max_requests: int
 ) -> Backend:
-    from selfcorrect.engines.endpoint import Endpoint, Patience, api_key_from
+    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.serve.endpoint_backend import EndpointBackend
     from selfcorrect.tasks import make_task
 

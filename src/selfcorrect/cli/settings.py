@@ -11,7 +11,7 @@ from selfcorrect.config import Config, load_config, override
 from selfcorrect.errors import ConfigError
 
 if TYPE_CHECKING:
-    from selfcorrect.run import RunDirectory
+    from selfcorrect.records.run_directory import RunDirectory
 
 SHORT = {
     "attempts": "eval.attempts",
@@ -55,7 +55,7 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
 
 def find_run(model: str) -> RunDirectory | None:
     """The run directory that a name stands for; None where it is that of a model."""
-    from selfcorrect.run import RunDirectory
+    from selfcorrect.records.run_directory import RunDirectory
 
     path = Path(model)
     return RunDirectory.open(path) if (path / "checkpoints").is_dir() and (path / "config.json").exists() else None

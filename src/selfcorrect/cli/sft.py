@@ -27,7 +27,7 @@ def sft(
     from rich.console import Console
 
     from selfcorrect.experiment import claim, export, make_engine, prepare
-    from selfcorrect.warmup import require_demonstrations, warm_up
+    from selfcorrect.training.warmup import require_demonstrations, warm_up
 
     # every weight is trained: adapters could neither be the base of a run nor be merged into bfloat16 without loss
     config = override(read_settings(settings or []), ["model.lora_rank=0"])

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from selfcorrect.metrics import EvalSummary
-from selfcorrect.stats import Estimate
+from selfcorrect.measuring.intervals import Estimate
+from selfcorrect.measuring.metrics import EvalSummary
 
 WIDTH_OF_A_FILE = 160
 

@@ -18,7 +18,7 @@ from selfcorrect.config import SftConfig, override
 from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
 
 if TYPE_CHECKING:
-    from selfcorrect.run import RunDirectory
+    from selfcorrect.records.run_directory import RunDirectory
 
 
 def train(
@@ -63,9 +63,9 @@ def _run(config: Any, resume: Path | None, as_json: bool, changed: list[str]) ->
     from selfcorrect.cli.progress import TerminalObserver, measuring_seconds
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.experiment import make_engine, prepare, run_experiment
-    from selfcorrect.run import RunDirectory
+    from selfcorrect.records.run_directory import RunDirectory
     from selfcorrect.trackers import Tracking, make_trackers
-    from selfcorrect.train import Observers, stop_on_signal
+    from selfcorrect.training.loop import Observers, stop_on_signal
 
     run = RunDirectory.open(resume) if resume is not None else None
     config = run.config if run is not None else config
@@ -93,7 +93,7 @@ def _run(config: Any, resume: Path | None, as_json: bool, changed: list[str]) ->
     if as_json:
         print(json.dumps({"run": str(run.path), "step": outcome.kept_step, "evaluations": summaries}))
         return
-    from selfcorrect.metrics import EvalSummary
+    from selfcorrect.measuring.metrics import EvalSummary
 
     rows = {_row_name(name, config.method.name): EvalSummary.from_json(s) for name, s in summaries.items()}
     show(summary_table(rows, f"{config.task.name}, held-out problems, seed {config.seed}"))
@@ -112,7 +112,7 @@ def _abandoned_on_failure(run: RunDirectory) -> Iterator[None]:
 
 def _refuse_finished(run: Any) -> None:
     """Going on from the last checkpoint would drop the final measurement before making it again."""
-    from selfcorrect.records import EndRecord
+    from selfcorrect.records.lines import EndRecord
 
     ends = [r for r in run.records() if isinstance(r, EndRecord)]
     if ends and ends[-1].reason == "finished":
@@ -128,7 +128,7 @@ def _heard() -> None:
 
 
 def _evaluations(run: Any) -> list[Any]:
-    from selfcorrect.records import EvalRecord
+    from selfcorrect.records.lines import EvalRecord
 
     return [r for r in run.records() if isinstance(r, EvalRecord)]
 

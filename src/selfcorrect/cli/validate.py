@@ -10,7 +10,7 @@ import typer
 from selfcorrect.cli.settings import read_settings
 
 if TYPE_CHECKING:
-    from selfcorrect.validate import Rejected, SplitReport
+    from selfcorrect.measuring.validate import Rejected, SplitReport
 
 
 def validate(
@@ -29,8 +29,8 @@ def validate(
 
     Example: `selfcorrect validate task=gsm8k task.path=data/gsm8k test`
     """
+    from selfcorrect.measuring.validate import validate as run
     from selfcorrect.tasks import make_task
-    from selfcorrect.validate import validate as run
 
     given = settings or []
     splits = [a for a in given if "=" not in a and not a.endswith(".toml")]

@@ -9,8 +9,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from selfcorrect.measuring.intervals import Estimate
 from selfcorrect.report.text import visible
-from selfcorrect.stats import Estimate
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 28, 34

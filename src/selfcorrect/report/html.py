@@ -15,12 +15,12 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from selfcorrect.errors import RunError, disk_reason
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.report.charts import draw_curves, draw_flow, draw_histogram, draw_levels
 from selfcorrect.report.page import Page, build_page
 from selfcorrect.report.reading import read_run
 from selfcorrect.report.sample import Sample, sample_episodes
 from selfcorrect.report.text import visible
-from selfcorrect.run import RunDirectory
 
 MARK = '<meta name="generator" content="selfcorrect report">'
 """Within the first bytes of every page: what carries it may be replaced by a newer one."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from selfcorrect.comparison import Row, compare_runs
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import by_level
-from selfcorrect.records import StepRecord
+from selfcorrect.measuring.compare import Row, compare_runs
+from selfcorrect.measuring.intervals import Estimate, not_measured
+from selfcorrect.measuring.metrics import by_level
+from selfcorrect.measuring.test_time import ScalingCurves
+from selfcorrect.records.lines import StepRecord
 from selfcorrect.report.charts import Curves, Flow, Histogram, Levels, Line, Number, axis_range
 from selfcorrect.report.reading import MAIN, RunData
-from selfcorrect.scaling import ScalingCurves
-from selfcorrect.stats import Estimate, not_measured
 from selfcorrect.types import Episode, Verdict
 
 NAMES = {

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from selfcorrect.config import Config
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import EvalSummary
-from selfcorrect.records import (
+from selfcorrect.measuring.metrics import EvalSummary
+from selfcorrect.measuring.test_time import ScalingCurves
+from selfcorrect.records.lines import (
     AlarmRecord,
     CheckpointRecord,
     EndRecord,
@@ -22,9 +23,8 @@ from selfcorrect.records import (
     StepRecord,
     episode_from_row,
 )
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.report.tags import tags_of
-from selfcorrect.run import RunDirectory
-from selfcorrect.scaling import ScalingCurves
 from selfcorrect.types import Attempt, Episode, Grade, Problem
 
 MAIN = ("base", "final")

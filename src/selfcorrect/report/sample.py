@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfcorrect.records import episode_from_row
+from selfcorrect.records.lines import episode_from_row
 from selfcorrect.report.reading import Episodes, Line, RunData, read_rows
 from selfcorrect.report.tags import TAGS, tags_of
 from selfcorrect.report.text import shown, visible

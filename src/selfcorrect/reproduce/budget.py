@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfcorrect.errors import DataError
-from selfcorrect.records import EndRecord, StepRecord
+from selfcorrect.records.lines import EndRecord, StepRecord
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.reproduce.rows import ROWS
-from selfcorrect.run import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from selfcorrect.algorithm.stages import Stage, plan
 from selfcorrect.config import Config, load_config, preset_name
 from selfcorrect.errors import ConfigError
-from selfcorrect.methods import Stage, plan
 from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, TableRow
 
 EMBEDDED = "tiny"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from selfcorrect.metrics import EvalSummary, by_level
-from selfcorrect.records import StepRecord, episode_from_row
+from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
+from selfcorrect.measuring.metrics import EvalSummary, by_level
+from selfcorrect.records.lines import StepRecord, episode_from_row
 from selfcorrect.report.charts import (
     Curves,
     Histogram,
@@ -28,7 +29,6 @@ from selfcorrect.reproduce.result import Column, Grid, GridRow, Result, over_see
 from selfcorrect.reproduce.rows import ROWS, TARGETS, paper_tables
 from selfcorrect.reproduce.shift import FIRSTS, SPLITS
 from selfcorrect.reproduce.verdicts import Verdict, judge
-from selfcorrect.stats import Estimate, across_seeds, bootstrap_mean
 from selfcorrect.types import Episode
 
 BySeed = dict[int, float]

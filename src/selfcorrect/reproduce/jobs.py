@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from selfcorrect.errors import Interrupted, RunError, disk_reason
-from selfcorrect.records import EndRecord, StepRecord, parse_record
+from selfcorrect.records.lines import EndRecord, StepRecord, parse_record
 
 POLL_S = 0.2
 TAIL_BYTES = 65_536

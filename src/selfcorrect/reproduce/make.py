@@ -10,10 +10,10 @@ from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
-from selfcorrect.comparison import read_evaluation
 from selfcorrect.errors import SelfCorrectError
 from selfcorrect.experiment import command_line, prepare
-from selfcorrect.records import episode_row
+from selfcorrect.measuring.compare import read_evaluation
+from selfcorrect.records.lines import episode_row
 from selfcorrect.report import write_report
 from selfcorrect.report.tags import tags_of
 from selfcorrect.reproduce import diagnostics, scaling_results, tables

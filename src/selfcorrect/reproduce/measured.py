@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from selfcorrect.comparison import (
+from selfcorrect.errors import DataError
+from selfcorrect.measuring.compare import (
     SUPPORT,
     MeasuredRun,
     Row,
@@ -20,17 +21,16 @@ from selfcorrect.comparison import (
     read_evaluation,
     read_measured,
 )
-from selfcorrect.errors import DataError
-from selfcorrect.metrics import CorrectnessMatrix, EvalSummary, correctness_matrix
-from selfcorrect.records import EvalRecord, StepRecord, episode_from_row
+from selfcorrect.measuring.intervals import Estimate, across_seeds, not_measured
+from selfcorrect.measuring.metrics import CorrectnessMatrix, EvalSummary, correctness_matrix
+from selfcorrect.records.lines import EvalRecord, StepRecord, episode_from_row
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.reproduce.budget import Spent, check_equal, spent
 from selfcorrect.reproduce.choice import Choice
 from selfcorrect.reproduce.jobs import is_finished
 from selfcorrect.reproduce.planning import prompted_job, run_path
 from selfcorrect.reproduce.rows import ROWS, Claim
 from selfcorrect.reproduce.verdicts import Verdict, judge
-from selfcorrect.run import RunDirectory
-from selfcorrect.stats import Estimate, across_seeds, not_measured
 from selfcorrect.types import Episode, FloatArray
 
 Matrices = dict[int, CorrectnessMatrix]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from selfcorrect.measuring.intervals import Estimate, across_seeds
 from selfcorrect.report.charts import Drawing
 from selfcorrect.reproduce.budget import Spent
 from selfcorrect.reproduce.verdicts import Verdict
-from selfcorrect.stats import Estimate, across_seeds
 
 
 @dataclass(frozen=True, slots=True)

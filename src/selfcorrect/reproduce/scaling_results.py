@@ -8,6 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from selfcorrect.measuring.intervals import Estimate, across_seeds
+from selfcorrect.measuring.test_time import ScalingCurves
+from selfcorrect.measuring.test_time_play import ATTEMPTS, BUDGETS, TEMPERATURE
 from selfcorrect.report.charts import Levels, draw_curves, draw_levels
 from selfcorrect.report.page import scaling_charts
 from selfcorrect.reproduce.diagnostics import BySeed, judged_by_seed
@@ -16,9 +19,6 @@ from selfcorrect.reproduce.more_samples import read_curves
 from selfcorrect.reproduce.planning import samples_job
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result, over_seeds
 from selfcorrect.reproduce.rows import ROWS, TARGETS
-from selfcorrect.scale import ATTEMPTS, BUDGETS, TEMPERATURE
-from selfcorrect.scaling import ScalingCurves
-from selfcorrect.stats import Estimate, across_seeds
 
 
 def _scaled(m: Measurements, key: str) -> dict[int, ScalingCurves]:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from selfcorrect.engines.base import Engine
-from selfcorrect.evaluate import evaluate, held_out
 from selfcorrect.experiment import Job, load_kept, make_engine, prepare
-from selfcorrect.records import episode_row
-from selfcorrect.run import RunDirectory
+from selfcorrect.measuring.evaluate import evaluate, held_out
+from selfcorrect.records.lines import episode_row
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import BASE, Problem
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfcorrect.comparison import Row, matrix_row
-from selfcorrect.metrics import correctness_matrix
+from selfcorrect.measuring.compare import Row, matrix_row
+from selfcorrect.measuring.intervals import Estimate
+from selfcorrect.measuring.metrics import correctness_matrix
 from selfcorrect.report.charts import Levels, draw_levels
 from selfcorrect.reproduce.measured import Matrices, Measurements, difference, read_episodes
 from selfcorrect.reproduce.planning import CODE_MEASURES, code_job
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS, Claim, TableRow, paper_tables
 from selfcorrect.reproduce.verdicts import judge
-from selfcorrect.stats import Estimate
 
 COLUMNS = (
     Column("t1", "t1"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from selfcorrect.measuring.intervals import Estimate
 from selfcorrect.reproduce.rows import Claim
-from selfcorrect.stats import Estimate
 
 Word = Literal["reproduced", "not reproduced", "cannot be told at this n", "not measured"]
 

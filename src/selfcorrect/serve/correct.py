@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
 
-from selfcorrect.engines.endpoint import valid_text
-from selfcorrect.episode_table import edit_distances
+from selfcorrect.episodes.endpoint import valid_text
+from selfcorrect.episodes.table import edit_distances
+from selfcorrect.measuring.votes import leaders, tally
 from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
 from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.extract import find_answer
 from selfcorrect.verify.math.normalise import normalise, string_key
-from selfcorrect.vote import leaders, tally
 
 LONGEST_KEY = 1_000
 """Characters of a final answer that are compared; longer ones agree only as wholes of this length."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfcorrect.engines.endpoint import REFUSED, Endpoint, alternate
+from selfcorrect.episodes.endpoint import REFUSED, Endpoint, alternate
 from selfcorrect.errors import EndpointError
 from selfcorrect.serve.correct import Conversation, Said
 from selfcorrect.serve.protocol import ApiError, ChatRequest

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import Messages
+from selfcorrect.episodes.play import next_prompt
 from selfcorrect.errors import EngineError, ModelError
-from selfcorrect.rollout import next_prompt
 from selfcorrect.serve.correct import Conversation, Said
 from selfcorrect.serve.protocol import ApiError, ChatRequest
 

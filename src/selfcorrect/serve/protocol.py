@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from selfcorrect.engines.endpoint import valid_text
+from selfcorrect.episodes.endpoint import valid_text
 from selfcorrect.tasks.base import Message
 
 DONE = "data: [DONE]\n\n"

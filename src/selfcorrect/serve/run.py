@@ -18,7 +18,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
-from selfcorrect.engines.endpoint import api_key_from
+from selfcorrect.episodes.endpoint import api_key_from
 from selfcorrect.errors import ConfigError, disk_reason
 from selfcorrect.serve.app import Limits
 from selfcorrect.serve.connection import Connection

@@ -9,17 +9,17 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfcorrect.comparison import compare_runs
 from selfcorrect.config import Config
 from selfcorrect.engines.models import EMBEDDED, resolve_model
 from selfcorrect.errors import ModelError
-from selfcorrect.metrics import EvalSummary
-from selfcorrect.records import EvalRecord
+from selfcorrect.measuring.compare import compare_runs
+from selfcorrect.measuring.intervals import Estimate
+from selfcorrect.measuring.metrics import EvalSummary
+from selfcorrect.records.lines import EvalRecord
 from selfcorrect.report.reading import RunData
 from selfcorrect.report.text import visible
 from selfcorrect.sharing.markdown import code, code_block, plain, table
 from selfcorrect.sharing.weights import Weights
-from selfcorrect.stats import Estimate
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Message, Task
 from selfcorrect.tasks.gsm8k import HUB as GSM8K

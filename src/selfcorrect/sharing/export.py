@@ -7,8 +7,8 @@ from pathlib import Path
 
 from selfcorrect.errors import ConfigError, DataError, RunError
 from selfcorrect.experiment import claim, write_whole
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.report.reading import RunData, read_run
-from selfcorrect.run import RunDirectory
 from selfcorrect.sharing.card import Said, build_card, hub_id
 from selfcorrect.sharing.hub import check_push, push
 from selfcorrect.sharing.weights import Form, Weights, choose_form, write_weights

@@ -18,7 +18,7 @@ from selfcorrect.engines.models import (
 )
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.errors import ConfigError, RunError
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.run_directory import RunDirectory
 
 Form = Literal["full", "merged", "adapter"]
 

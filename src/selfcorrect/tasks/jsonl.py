@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
-from selfcorrect.jsonl import BadLine, numbered_lines, parse_object
+from selfcorrect.records.files import BadLine, numbered_lines, parse_object
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 

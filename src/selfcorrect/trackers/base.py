@@ -11,8 +11,8 @@ from typing import Any, Protocol, cast, get_args
 
 from selfcorrect.config import TrackerName
 from selfcorrect.errors import ConfigError
-from selfcorrect.metrics import EvalSummary
-from selfcorrect.records import EvalRecord, StepRecord
+from selfcorrect.measuring.metrics import EvalSummary
+from selfcorrect.records.lines import EvalRecord, StepRecord
 
 NAMES: tuple[TrackerName, ...] = get_args(TrackerName)
 NOT_NUMBERS = ("kind", "step", "stage")

@@ -13,8 +13,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selfcorrect.errors import ConfigError
-from selfcorrect.records import EvalRecord, Record, StepRecord
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.lines import EvalRecord, Record, StepRecord
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.trackers.base import Tracked, Tracker, evaluation_metrics, step_metrics
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from selfcorrect.jsonl import BadLine, kind_of, numbered_lines, parse_object
+from selfcorrect.records.files import BadLine, kind_of, numbered_lines, parse_object
 from selfcorrect.verify.code import CodeRequest
 from selfcorrect.verify.math import MathCase
 

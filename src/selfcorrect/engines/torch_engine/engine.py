@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 
+from selfcorrect.algorithm.losses import cross_entropy_loss, importance_sampling_loss
 from selfcorrect.config import EngineConfig, ModelConfig
 from selfcorrect.engines.base import (
     CURRENT,
@@ -38,7 +39,6 @@ from selfcorrect.engines.torch_engine.sampler import Sampler, Sampling
 from selfcorrect.engines.torch_engine.weights import Weights
 from selfcorrect.engines.vllm_extra import require_vllm
 from selfcorrect.errors import EngineError, ModelError
-from selfcorrect.objective.losses import cross_entropy_loss, importance_sampling_loss
 from selfcorrect.types import Datum, FloatArray, LossName
 
 Pending = tuple[Sequence[SampleRequest], SamplingParams, "asyncio.Future[list[Sampled]]"]

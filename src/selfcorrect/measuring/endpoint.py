@@ -1,4 +1,4 @@
-"""Measuring a model behind an endpoint, with the table of ``selfcorrect.evaluate``; a stopped measurement goes on.
+"""Measuring a model behind an endpoint, with the table of ``selfcorrect.measuring.evaluate``; a stopped measurement goes on.
 
 Every finished episode is one line of a journal, written at once. What is summed up is read back from that journal, so
 a measurement in two parts is the same as one in a single part. A conversation that the endpoint refuses is an episode
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfcorrect.config import Config
-from selfcorrect.engines.endpoint import REFUSED, Endpoint, Reply, alternate
+from selfcorrect.episodes.endpoint import REFUSED, Endpoint, Reply, alternate
 from selfcorrect.errors import EndpointError, RunError, disk_reason
-from selfcorrect.evaluate import TRIES_FOR_A_WRONG_ANSWER, Evaluation, partners
-from selfcorrect.metrics import summarise
-from selfcorrect.records import episode_from_row, episode_row
+from selfcorrect.measuring.evaluate import TRIES_FOR_A_WRONG_ANSWER, Evaluation, partners
+from selfcorrect.measuring.metrics import summarise
+from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.tasks.base import Answer, GivesFirst, Task, grade_answers
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
@@ -211,7 +211,7 @@ class Measurement:
         return await self._evaluation(how, firsts)
 
     async def _controls(self, how: _Play, plain: Sequence[Episode]) -> list[Evaluation]:
-        """As ``selfcorrect.evaluate.controls``, with texts for token ids."""
+        """As ``selfcorrect.measuring.evaluate.controls``, with texts for token ids."""
         firsts = {e.problem.id: e.attempts[0].text for e in plain if e.sample == 0 and not _is_refused(e.attempts[0])}
         partner = partners([p for p in self._problems if p.id in firsts])
         swapped = {(i, 0): firsts[partner[i]] for i in firsts}

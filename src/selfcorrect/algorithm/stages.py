@@ -22,10 +22,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from selfcorrect.algorithm.checks import STAR_ITERATIONS, check, stage1_steps
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.imitation import Imitation
 from selfcorrect.config import Config, MethodConfig
-from selfcorrect.methods.checks import STAR_ITERATIONS, check, stage1_steps
-from selfcorrect.methods.imitation import Imitation
-from selfcorrect.objective import Credit
 from selfcorrect.types import BASE, LossName
 
 

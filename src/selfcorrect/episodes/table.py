@@ -1,4 +1,4 @@
-"""Graded episodes as columns, and their averages per problem: the ground under `selfcorrect.metrics`.
+"""Graded episodes as columns, and their averages per problem: the ground under `selfcorrect.measuring.metrics`.
 
 Shape suffixes: ``_E`` episodes, sorted by problem id and sample; ``_N`` problems, sorted by id; ``_K`` attempts.
 """

@@ -14,18 +14,18 @@ from typing import Protocol
 
 import numpy as np
 
-from selfcorrect import alarms
-from selfcorrect.collect import Collector
+from selfcorrect.algorithm.credit import adapted_scale
+from selfcorrect.algorithm.imitation import Example
+from selfcorrect.algorithm.stages import Stage, plan
 from selfcorrect.engines.base import Engine
+from selfcorrect.episodes.play import GivenFirst
 from selfcorrect.errors import Interrupted
-from selfcorrect.methods import Stage, plan
-from selfcorrect.methods.imitation import Example
-from selfcorrect.objective import adapted_scale
-from selfcorrect.records import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord, episode_row
-from selfcorrect.rollout import GivenFirst
-from selfcorrect.run import Progress, RunDirectory
-from selfcorrect.steps import imitate, reinforce
+from selfcorrect.records.lines import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord, episode_row
+from selfcorrect.records.run_directory import Progress, RunDirectory
 from selfcorrect.tasks.base import Task
+from selfcorrect.training import alarms
+from selfcorrect.training.collect import Collector
+from selfcorrect.training.step import imitate, reinforce
 from selfcorrect.types import BASE, Episode, Problem
 
 

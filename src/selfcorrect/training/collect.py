@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from selfcorrect.algorithm.imitation import Example, Imitation, example, paired_episodes, star_episodes
+from selfcorrect.algorithm.stages import Stage
 from selfcorrect.engines.base import Engine, Sampled
-from selfcorrect.episode_table import judged_means
+from selfcorrect.episodes.play import GivenFirst, Play, next_prompt, play
+from selfcorrect.episodes.table import judged_means
 from selfcorrect.errors import DataError, Interrupted, RunError
-from selfcorrect.methods import Stage
-from selfcorrect.methods.imitation import Example, Imitation, example, paired_episodes, star_episodes
-from selfcorrect.records import CollectRecord
-from selfcorrect.rollout import GivenFirst, Play, next_prompt, play
-from selfcorrect.run import RunDirectory
+from selfcorrect.records.lines import CollectRecord
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import Attempt, Episode, Problem
 

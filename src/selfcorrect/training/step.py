@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfcorrect.algorithm.imitation import Example, batch_of_step, imitation_data
+from selfcorrect.algorithm.sequences import BatchReport, last_attempt_from, policy_gradient_data, sequences
+from selfcorrect.algorithm.stages import Stage
 from selfcorrect.config import Config, TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
-from selfcorrect.episode_table import judged_mean
-from selfcorrect.methods import BatchReport, Stage, policy_gradient_data
-from selfcorrect.methods.data import last_attempt_from, sequences
-from selfcorrect.methods.imitation import Example, batch_of_step, imitation_data
-from selfcorrect.records import StepRecord
-from selfcorrect.rollout import GivenFirst, Play, play
-from selfcorrect.run import Progress
+from selfcorrect.episodes.play import GivenFirst, Play, play
+from selfcorrect.episodes.table import judged_mean
+from selfcorrect.records.lines import StepRecord
+from selfcorrect.records.run_directory import Progress
 from selfcorrect.tasks.base import Task
 from selfcorrect.types import BASE, Attempt, Datum, Episode, FloatArray, Problem, Verdict
 

@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcorrect.episode_table import EpisodeTable, edit_distances
+from selfcorrect.episodes.table import EpisodeTable, edit_distances
 from selfcorrect.errors import DataError
-from selfcorrect.stats import RESAMPLES, Estimate, bootstrap_mean, not_measured, paired_difference
+from selfcorrect.measuring.intervals import RESAMPLES, Estimate, bootstrap_mean, not_measured, paired_difference
 from selfcorrect.types import Attempt, BoolArray, Episode, Verdict
 
 EDIT_BINS = 20

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfcorrect.records import AlarmRecord, StepRecord
+from selfcorrect.records.lines import AlarmRecord, StepRecord
 
 WINDOW = 10
 """Steps averaged before an alarm may ring: single steps are noise."""

@@ -1,6 +1,6 @@
 """Sampling more at test time: majority votes against corrected pairs, and many attempts in a row.
 
-One function per figure, each from an engine to a small value that `selfcorrect.scaling` computes.
+One function per figure, each from an engine to a small value that `selfcorrect.measuring.test_time` computes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from selfcorrect.engines.base import Engine
+from selfcorrect.episodes.play import Play, given_answers, play
 from selfcorrect.errors import ConfigError
-from selfcorrect.rollout import Play, given_answers, play
-from selfcorrect.scaling import AttemptCurve, VoteCurve, attempt_curve, vote_curve
+from selfcorrect.measuring.test_time import AttemptCurve, VoteCurve, attempt_curve, vote_curve
 from selfcorrect.tasks.base import CountsAnswers, GivesFirst, Task
 from selfcorrect.types import Episode, Problem
 

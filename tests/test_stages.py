@@ -2,10 +2,10 @@
 
 import pytest
 
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import load_config
 from selfcorrect.errors import ConfigError
-from selfcorrect.methods import plan
-from selfcorrect.objective import Credit
 
 NUMBERS = ["method.beta1=0.25", "method.beta2=0.5"]  # sums of these are exact
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from selfcorrect.objective import (
+from selfcorrect.algorithm.credit import (
     Credit,
     branch_pairs,
     counted_mask,

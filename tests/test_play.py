@@ -8,15 +8,14 @@ import pytest
 
 import tiny
 import toy
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.sequences import last_attempt_from, policy_gradient_data, sequences
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.episodes.play import Play, longest_conversation, play
 from selfcorrect.errors import ConfigError
-from selfcorrect.methods import policy_gradient_data
-from selfcorrect.methods.data import last_attempt_from, sequences
-from selfcorrect.metrics import summarise
-from selfcorrect.objective import Credit
-from selfcorrect.records import episode_from_row, episode_row
-from selfcorrect.rollout import Play, longest_conversation, play
+from selfcorrect.measuring.metrics import summarise
+from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 CHAT = ChatFormat(tiny.tokenizer())

@@ -1,4 +1,4 @@
-"""The generated parts of docs/scaling.md: what was measured (docs/results/growth.json) and what the model gives.
+"""The generated parts of docs/cost.md: what was measured (docs/results/growth.json) and what the model gives.
 
 python benchmarks/growth.py --write-page
 """
@@ -14,12 +14,12 @@ from typing import Any
 
 import cost_model as cm
 import growth
-from selfcorrect.cluster import Cluster
 from selfcorrect.config import Config, load_config
+from selfcorrect.engines.tinker_engine.cluster import Cluster
 from work import Work
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs/scaling.md"
+PAGE = ROOT / "docs/cost.md"
 PROMPT, BRIDGE = 200, 80
 """ASSUMED: tokens of a GSM8K prompt in its chat format, and of the instruction between attempts."""
 EAGER_PASS_S = 25e-3

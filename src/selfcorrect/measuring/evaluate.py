@@ -12,9 +12,9 @@ import numpy as np
 
 from selfcorrect.config import EvalConfig
 from selfcorrect.engines.base import Engine
+from selfcorrect.episodes.play import GivenFirst, Play, given_answers, play
 from selfcorrect.errors import ConfigError
-from selfcorrect.metrics import EvalSummary, summarise
-from selfcorrect.rollout import GivenFirst, Play, given_answers, play
+from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.tasks.base import GivesFirst, Task
 from selfcorrect.types import Episode, Problem
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from selfcorrect.config import Config, validate
 from selfcorrect.errors import ConfigError, EngineError, RunError, disk_reason
-from selfcorrect.records import Record, parse_record
+from selfcorrect.records.lines import Record, parse_record
 
 RUNNING_OUT_OF_ROOM = 64 * 2**20
 """A run is refused below this much free disk: the first checkpoint would fail after the expensive part."""

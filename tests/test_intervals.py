@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfcorrect import stats
 from selfcorrect.errors import DataError
-from selfcorrect.stats import (
+from selfcorrect.measuring import intervals as stats
+from selfcorrect.measuring.intervals import (
     Estimate,
     across_seeds,
     bootstrap_mean,

@@ -1,7 +1,7 @@
 """What more sampling buys, from graded episodes: accuracy by number of responses, and by number of attempts in a row.
 
 Source: Kumar et al. 2024 (arXiv:2409.12917v2), the figures on inference-time scaling and on ten attempts in a row.
-As in `selfcorrect.metrics`, the unit is the problem, and every mean has an interval over problems.
+As in `selfcorrect.measuring.metrics`, the unit is the problem, and every mean has an interval over problems.
 
 Shape suffixes: ``_N`` problems, ``_K`` attempts.
 """
@@ -16,11 +16,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcorrect.episode_table import EpisodeTable
+from selfcorrect.episodes.table import EpisodeTable
 from selfcorrect.errors import DataError
-from selfcorrect.stats import Estimate, bootstrap_mean, not_measured, paired_difference
+from selfcorrect.measuring.intervals import Estimate, bootstrap_mean, not_measured, paired_difference
+from selfcorrect.measuring.votes import Vote, expected_majority
 from selfcorrect.types import Attempt, Episode, Verdict
-from selfcorrect.vote import Vote, expected_majority
 
 Floats = NDArray[np.float64]
 AnswerKey = Callable[[str], str]

@@ -12,10 +12,10 @@ import numpy as np
 
 from selfcorrect.config import Config, load_config
 from selfcorrect.errors import DataError
-from selfcorrect.metrics import CorrectnessMatrix, correctness_matrix
-from selfcorrect.records import episode_from_row
-from selfcorrect.run import RunDirectory
-from selfcorrect.stats import Estimate, across_seeds, bootstrap_mean
+from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
+from selfcorrect.measuring.metrics import CorrectnessMatrix, correctness_matrix
+from selfcorrect.records.lines import episode_from_row
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Episode, FloatArray
 
 

@@ -12,23 +12,24 @@ from hypothesis import strategies as st
 import made_runs as made
 import tiny
 import toy
-from selfcorrect import experiment, scale
+from selfcorrect import experiment
 from selfcorrect.config import EvalConfig, TaskConfig, load_config
 from selfcorrect.engines import models
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.evaluate import evaluate, held_out
+from selfcorrect.measuring import test_time_play as scale
+from selfcorrect.measuring.evaluate import evaluate, held_out
+from selfcorrect.measuring.intervals import paired_difference
+from selfcorrect.measuring.test_time import AttemptCurve, ScalingCurves, VoteCurve, attempt_curve, vote_curve
+from selfcorrect.measuring.votes import Vote, expected_majority, leaders, tally
+from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.report import build_report
 from selfcorrect.report.charts import draw_curves
 from selfcorrect.report.page import scaling_charts
 from selfcorrect.report.reading import read_run
-from selfcorrect.run import RunDirectory
-from selfcorrect.scaling import AttemptCurve, ScalingCurves, VoteCurve, attempt_curve, vote_curve
-from selfcorrect.stats import paired_difference
 from selfcorrect.tasks import TASKS, make_task
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.decide import decide
-from selfcorrect.vote import Vote, expected_majority, leaders, tally
 
 # --- the vote --------------------------------------------------------------------------------------------------------
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.advice import Numbers
 from selfcorrect.engines.base import Engine
-from selfcorrect.metrics import EvalSummary, summarise
-from selfcorrect.rollout import Play, play
-from selfcorrect.stats import Estimate
+from selfcorrect.episodes.play import Play, play
+from selfcorrect.measuring.advice import Numbers
+from selfcorrect.measuring.intervals import Estimate
+from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.tasks.base import Demonstrates, Task
 from selfcorrect.types import Attempt, Episode, Problem, Verdict
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from selfcorrect import alarms
+from selfcorrect.training import alarms
 
 RARELY_RIGHT = 0.02
 """Accuracy at temperature 1 below which nothing is learnt. In groups of 8 at 2 %, 15 % hold a right answer at all, and

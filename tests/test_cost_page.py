@@ -1,4 +1,4 @@
-"""docs/scaling.md and configs/: every file loads, its commands run, and the page says what the model gives."""
+"""docs/cost.md and configs/: every file loads, its commands run, and the page says what the model gives."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import shlex
 import pytest
 from typer.testing import CliRunner
 
+import cost_page
 import growth
-import scaling_page
 from pages import ROOT, text_of
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.cli import app
 from selfcorrect.config import Config, load_config
-from selfcorrect.methods import plan
 from selfcorrect.tasks import make_task
 from work import Work
 
@@ -30,7 +30,7 @@ def test_a_config_is_a_run_and_is_on_the_page(file):
     config = load_config(file, [])
     assert [stage.name for stage in plan(config)] == ["stage1", "stage2"]
     make_task(config.task)
-    assert f"](../configs/{file.name})" in text_of(scaling_page.PAGE)
+    assert f"](../configs/{file.name})" in text_of(cost_page.PAGE)
     assert "NOT RUN" in text_of(file).splitlines()[0]
 
 
@@ -48,24 +48,24 @@ def test_the_commands_of_a_config_run(file, monkeypatch, tmp_path):
         command[into] = str(tmp_path / "server")
         written = CliRunner().invoke(app, command)
         assert written.exit_code == 0, written.output
-        cluster = scaling_page.cluster_of(file.name)
+        cluster = cost_page.cluster_of(file.name)
         assert (cluster.model, cluster.rank) == (config.model.name, config.model.lora_rank)
         assert f":{cluster.port}" in str(config.engine.base_url)
         assert f"{cluster.gpus * cluster.nodes}xh100" in file.name
 
 
 def test_the_page_says_what_the_model_gives():
-    stale = "docs/scaling.md is stale: run python benchmarks/growth.py --write-page"
-    text = text_of(scaling_page.PAGE)
-    assert scaling_page.page(text) == text, stale
-    assert scaling_page.page(text.replace("| **step, s** |", "| **gone** |")) == text
+    stale = "docs/cost.md is stale: run python benchmarks/growth.py --write-page"
+    text = text_of(cost_page.PAGE)
+    assert cost_page.page(text) == text, stale
+    assert cost_page.page(text.replace("| **step, s** |", "| **gone** |")) == text
     assert "**Not run.**" in text
 
 
 def test_every_model_of_the_page_fits_its_gpu():
-    for case in scaling_page.cases():
-        top = max(scaling_page.cm.peaks(case.setup, scaling_page.cm.memory(case.setup, case.work)).values())
-        assert top < 0.9 * scaling_page.GPU_BYTES, case.title
+    for case in cost_page.cases():
+        top = max(cost_page.cm.peaks(case.setup, cost_page.cm.memory(case.setup, case.work)).values())
+        assert top < 0.9 * cost_page.GPU_BYTES, case.title
 
 
 def made_result(quick=False):
@@ -95,7 +95,7 @@ def test_the_fit_finds_the_prices_of_a_made_machine():
     assert found["lines"]["samples"]["r2"] == pytest.approx(1)
     # not exactly: of a batch above the slot budget only the last caches are kept for attempt 2
     assert 0.99 < found["lines"]["batch"]["r2"] < 1
-    tables = scaling_page.measured_tables(result)
+    tables = cost_page.measured_tables(result)
     assert "+0%" in tables and "nan" not in tables
     assert "4 times the batch (4 to 16 problems) took 1.00 times the peak memory: +0 MB" in tables
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from selfcorrect.methods.data import sequences
+from selfcorrect.algorithm.sequences import sequences
 from selfcorrect.types import BASE, Attempt, Datum, Episode
 
 

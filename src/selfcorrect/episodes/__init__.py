@@ -1,0 +1,1 @@
+"""Playing and tabulating episodes: every attempt of a model at a problem, graded."""

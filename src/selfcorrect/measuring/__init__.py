@@ -1,0 +1,1 @@
+"""What a model can do, with intervals: evaluation, metrics, comparison, test-time scaling."""
