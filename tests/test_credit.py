@@ -8,18 +8,15 @@ from hypothesis.extra.numpy import arrays
 
 from selfcorrect.algorithm.credit import (
     Credit,
-    adapted_scale,
     attempt_returns,
     counted_mask,
-    given_first_advantages,
-    group_token_weights,
     kl_per_token_credit,
     leave_one_out_advantages,
     shaping_bonus,
-    standardised,
-    tree_token_weights,
     zero_variance,
 )
+from selfcorrect.algorithm.variants import adapted_scale, given_first_advantages, standardised
+from selfcorrect.algorithm.weights import group_token_weights, tree_token_weights
 
 ALL = np.ones((4, 2), dtype=bool)
 # wrong->right, right->right, wrong->wrong, right->wrong
@@ -93,7 +90,7 @@ def test_token_weights_golden_given_r1():
     rewards = np.array([[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     logratios = [[np.zeros(1), np.array([kl])] for kl in (2.0, 4.0, 9.0)]
     credit = Credit((1, 1), (0.5, 0.5), alpha=10, baseline="given_first")
-    weights = group_token_weights(rewards, ALL[:3], logratios, credit)
+    weights = group_token_weights(rewards, ALL[:3], logratios, credit).weights
     assert [[float(w[0]) for w in sample] for sample in weights] == [[-0.5, 12.0], [-0.5, -12.0], [1.0, -7.5]]
 
 
@@ -117,7 +114,7 @@ def test_standardising_leaves_the_kl_part_as_it_is_and_goes_by_attempt():
     rewards = np.array([[1.0, 0.0], [0.0, 1.0]])
     logratios = [[np.zeros(1), np.array([kl])] for kl in (1.0, 3.0)]
     credit = Credit((1, 1), (0.5, 0.5), alpha=10, standardise=True)
-    weights = group_token_weights(rewards, ALL[:2], logratios, credit)
+    weights = group_token_weights(rewards, ALL[:2], logratios, credit).weights
     assert [[float(w[0]) for w in sample] for sample in weights] == [[1.0, 0.0], [-1.0, 0.0]]
 
 
@@ -126,7 +123,7 @@ def test_what_standardising_leaves_of_the_bonus_in_a_group_of_two_is_the_sign_of
     for pair, expected in (([[0, 1], [0, 0]], 1), ([[1, 1], [0, 0]], 1), ([[0, 1], [1, 1]], 1), ([[0, 1], [0, 1]], 0)):
         weights = group_token_weights(
             np.array(pair, dtype=float), ALL[:2], flat_logratios(pair), Credit((1, 1), (0, 0), 10, standardise=True)
-        )
+        ).weights
         assert float(weights[0][1][0]) == expected == -float(weights[1][1][0])
 
 
@@ -135,11 +132,11 @@ def test_token_weights_golden_of_two_trees_with_three_second_attempts():
     # R2 = 11 r2: 11, 11, 0 -> 5.5, 5.5, -11. A third of each: -11/6, 11/3, -11/6; 11/6, 11/6, -11/3
     rewards = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
     logratios = [[np.zeros(2)] + [np.zeros(1)] * 3] * 2
-    weights = tree_token_weights(rewards, rewards >= 0, logratios, Credit((1, 1), (0, 0), alpha=10))
+    weights = tree_token_weights(rewards, rewards >= 0, logratios, Credit((1, 1), (0, 0), alpha=10)).weights
     assert [tree[0].tolist() for tree in weights] == [[1.0, 1.0], [-1.0, -1.0]]
     seconds = [[float(w[0]) for w in tree[1:]] for tree in weights]
     np.testing.assert_allclose(seconds, [[-11 / 6, 11 / 3, -11 / 6], [11 / 6, 11 / 6, -11 / 3]])
-    scaled = tree_token_weights(rewards, rewards >= 0, logratios, Credit((1, 11), (0, 0)))
+    scaled = tree_token_weights(rewards, rewards >= 0, logratios, Credit((1, 11), (0, 0))).weights
     np.testing.assert_allclose(
         [[float(w[0]) for w in t[1:]] for t in scaled], seconds
     )  # - alpha r1 is gone inside a branch
@@ -149,14 +146,14 @@ def test_the_kl_of_a_trees_branches_has_its_mates_in_the_branch():
     # attempt 1: kl 1, 2, beta 0.5 -> 0.5, -0.5. Branches of tree 0: kl 3, 5, beta 0.2 -> 0.4, -0.4, halved; tree 1: equal
     rewards = np.zeros((2, 3))
     logratios = [[np.array([x]) for x in row] for row in ((1.0, 3.0, 5.0), (2.0, 9.0, 9.0))]
-    weights = tree_token_weights(rewards, rewards == 0, logratios, Credit((1, 1), (0.5, 0.2)))
+    weights = tree_token_weights(rewards, rewards == 0, logratios, Credit((1, 1), (0.5, 0.2))).weights
     np.testing.assert_allclose([[float(w[0]) for w in t] for t in weights], [[0.5, 0.2, -0.2], [-0.5, 0, 0]])
 
 
 def test_a_failed_verdict_in_a_tree_takes_out_what_needs_it():
     rewards = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
     valid = np.array([[True, True, True, False], [False, True, True, True], [True, True, True, True]])
-    weights = tree_token_weights(rewards, valid, [[np.zeros(1)] * 4] * 3, Credit((1, 1), (0, 0), alpha=10))
+    weights = tree_token_weights(rewards, valid, [[np.zeros(1)] * 4] * 3, Credit((1, 1), (0, 0), alpha=10)).weights
     assert [float(t[0][0]) for t in weights] == [1.0, 0.0, -1.0]
     np.testing.assert_allclose([float(w[0]) for w in weights[0][1:]], [11 / 3, -11 / 3, 0])  # 11 * 1 - 11 * 0, a third
     assert [float(w[0]) for w in weights[1][1:]] == [0, 0, 0]  # its bonus would need r1
@@ -179,7 +176,9 @@ def test_a_group_of_one_is_refused():
 def test_token_weights_golden_stage_2():
     # r1 = 1, 0 -> A1 = 1, -1.  R2: (1->0) -10, (0->1) 11 -> A2 = -21, 21.  beta = 0
     rewards = np.array([[1.0, 0.0], [0.0, 1.0]])
-    weights = group_token_weights(rewards, ALL[:2], flat_logratios(rewards, 2), Credit((1, 1), (0, 0), alpha=10))
+    weights = group_token_weights(
+        rewards, ALL[:2], flat_logratios(rewards, 2), Credit((1, 1), (0, 0), alpha=10)
+    ).weights
     assert [[w.tolist() for w in sample] for sample in weights] == [
         [[1.0, 1.0], [-21.0, -21.0]],
         [[-1.0, -1.0], [21.0, 21.0]],
@@ -191,7 +190,7 @@ def test_stage_1_strict_beta_is_on_attempt_1_and_beta1_on_attempt_2():
     # attempt 2: kl = 1.0 and 3.0 -> -0.01 * (1 - 3) = +0.02
     rewards = np.zeros((2, 2))
     logratios = [[np.array([0.1, 0.2]), np.array([1.0])], [np.array([0.1]), np.array([1.0, 2.0])]]
-    weights = group_token_weights(rewards, ALL[:2], logratios, Credit((0, 1), (0.11, 0.01)))
+    weights = group_token_weights(rewards, ALL[:2], logratios, Credit((0, 1), (0.11, 0.01))).weights
     np.testing.assert_allclose(weights[0][0], [-0.022, -0.022])
     np.testing.assert_allclose(weights[0][1], [0.02])
     np.testing.assert_allclose(weights[1][0], [0.022])
@@ -201,7 +200,7 @@ def test_stage_1_strict_beta_is_on_attempt_1_and_beta1_on_attempt_2():
 def test_kl_never_crosses_attempts():
     rewards = np.zeros((2, 2))
     quiet = [[np.zeros(2), np.array([1.0, 2.0])], [np.zeros(2), np.array([5.0, 0.0])]]
-    weights = group_token_weights(rewards, ALL[:2], quiet, Credit((1, 1), (0.5, 0.5), gamma=0.0))
+    weights = group_token_weights(rewards, ALL[:2], quiet, Credit((1, 1), (0.5, 0.5), gamma=0.0)).weights
     assert all(w == 0 for g in range(2) for w in weights[g][0])
 
 
@@ -216,7 +215,7 @@ def test_to_go_baseline_is_that_of_the_same_index_and_0_past_the_end():
     # to-go: g0 = (3, 2), g1 = (5,). Baselines: g0 gets (5, 0), g1 gets (3,). beta = 1
     rewards = np.zeros((2, 1))
     logratios = [[np.array([1.0, 2.0])], [np.array([5.0])]]
-    weights = group_token_weights(rewards, ALL[:2, :1], logratios, Credit((1,), (1.0,), kl_credit="to_go"))
+    weights = group_token_weights(rewards, ALL[:2, :1], logratios, Credit((1,), (1.0,), kl_credit="to_go")).weights
     np.testing.assert_allclose(weights[0][0], [-(3 - 5), -(2 - 0)])
     np.testing.assert_allclose(weights[1][0], [-(5 - 3)])
 
@@ -242,7 +241,7 @@ def test_error_at_attempt_2_reaches_attempt_1_only_through_gamma():
 def test_error_inside_a_group_weighs_nothing_and_leaves_the_others_right():
     rewards = np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
     valid = np.array([[True, True], [True, False], [True, True]])
-    weights = group_token_weights(rewards, valid, flat_logratios(rewards, 1), Credit((1, 1), (0, 0)))
+    weights = group_token_weights(rewards, valid, flat_logratios(rewards, 1), Credit((1, 1), (0, 0))).weights
     assert [float(weights[g][1][0]) for g in range(3)] == [1.0, 0.0, -1.0]  # attempt 2 without sample 1
     assert [float(weights[g][0][0]) for g in range(3)] == [1.0, -0.5, -0.5]  # attempt 1 with it
 
@@ -257,7 +256,7 @@ def test_zero_variance_is_counted_on_verdicts():
 def test_a_given_attempt_gets_no_weight_but_enters_the_bonus():
     rewards = np.array([[1.0, 0.0], [0.0, 1.0]])
     logratios = [[np.zeros(0), np.zeros(1)], [np.zeros(0), np.zeros(1)]]
-    weights = group_token_weights(rewards, ALL[:2], logratios, Credit((1, 1), (0, 0), alpha=10))
+    weights = group_token_weights(rewards, ALL[:2], logratios, Credit((1, 1), (0, 0), alpha=10)).weights
     assert weights[0][0].size == 0
     assert [float(weights[g][1][0]) for g in range(2)] == [-21.0, 21.0]
 
@@ -286,8 +285,8 @@ def test_order_of_samples_does_not_matter(rewards, random):
     credit = Credit((1.0,) * rewards.shape[1], (0.1,) * rewards.shape[1], alpha=10)
     logratios = [[np.array([0.1 * g, 0.2 * k]) for k in range(rewards.shape[1])] for g in range(len(rewards))]
     valid = np.ones(rewards.shape, bool)
-    straight = group_token_weights(rewards, valid, logratios, credit)
-    shuffled = group_token_weights(rewards[order], valid, [logratios[i] for i in order], credit)
+    straight = group_token_weights(rewards, valid, logratios, credit).weights
+    shuffled = group_token_weights(rewards[order], valid, [logratios[i] for i in order], credit).weights
     for place, g in enumerate(order):
         for k in range(rewards.shape[1]):
             np.testing.assert_allclose(shuffled[place][k], straight[g][k], atol=1e-12)

@@ -18,8 +18,9 @@ import config_reference
 import tiny
 from build_docs import line_of
 from pages import PAGES, ROOT, blocks, text_of
-from selfcorrect.algorithm.credit import Credit, group_token_weights
+from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.stages import plan
+from selfcorrect.algorithm.weights import group_token_weights
 from selfcorrect.cli import app
 from selfcorrect.cli.settings import long_form, read_settings
 from selfcorrect.config import Config, all_keys
@@ -178,7 +179,7 @@ def test_the_worked_example_is_what_the_code_does():
     assert all(s.replace("\n", "⏎") in text for s in (wrong, right)) and INSTRUCTION[:20] in text
     rewards_GK = np.array([[0.0, 1.0], [1.0, 1.0]])
     unmoved = [[np.zeros(1), np.zeros(1)]] * 2
-    weights = group_token_weights(rewards_GK, rewards_GK >= 0, unmoved, Credit((1, 1), (0.01, 0.01), alpha=10))
+    weights = group_token_weights(rewards_GK, rewards_GK >= 0, unmoved, Credit((1, 1), (0.01, 0.01), alpha=10)).weights
     assert [float(w[0]) for w in weights[0]] == [-1, 10]
 
 

@@ -18,7 +18,7 @@ import torch
 
 import tiny
 from selfcorrect.algorithm.credit import Credit
-from selfcorrect.algorithm.sequences import policy_gradient_data, sequences
+from selfcorrect.algorithm.sequences import lay_out, policy_gradient_data, sequences
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import load_config
 from selfcorrect.engines.base import AdamParams
@@ -86,14 +86,15 @@ def all_groups(engine, model):
     reference = dict(zip(PAIRS, engine.logprobs(laid_out, "base"), strict=True))
     for a, b in itertools.product(PAIRS, PAIRS):
         group = [episode(0, *a, lp1, lp2), episode(1, *b, lp1, lp2)]
-        yield (a, b), group, [[[reference[a]], [reference[b]]]], probability[a] * probability[b]
+        yield (a, b), group, [reference[a], reference[b]], probability[a] * probability[b]
 
 
 def expected_gradient(engine, model, credit):
     """Sum over all groups of P(group) * the gradient the shipped code makes of it, sign flipped to an ascent direction."""
     data = []
     for _, group, references, p in all_groups(engine, model):
-        made, _ = policy_gradient_data([group], references, credit)
+        layout = lay_out([group])
+        made, _ = policy_gradient_data(layout, layout.by_attempt(references), credit)
         data += [Datum(d.tokens_T, d.weights_T * p, d.logprobs_T, d.sampled_T) for d in made]
     engine.forward_backward(data, "importance_sampling")
     gradient = {n: -g.double() for n, g in engine.gradients().items()}
@@ -256,7 +257,8 @@ def tree_gradient(engine, model, credit):
     }
     for one, two in itertools.product(trees, trees):
         p = np.prod([p1[t[0]] * p2[t[0], t[1]] * p2[t[0], t[2]] for t in (one, two)])
-        data, _ = policy_gradient_data([[made[one], replace(made[two], sample=1)]], [[ref[one], ref[two]]], credit)
+        layout = lay_out([[made[one], replace(made[two], sample=1)]])
+        data, _ = policy_gradient_data(layout, layout.by_attempt([*ref[one], *ref[two]]), credit)
         leaves = [(t[0], y2) for t in (one, two) for y2 in t[1:]]
         for leaf, d in zip(leaves, data, strict=True):
             total[leaf] += p * d.weights_T
@@ -295,7 +297,8 @@ def attempt_weights(engine, model, credit, reward):
             replace(e, attempts=(replace(e.attempts[0], grade=Grade(reward(pair), "x")), e.attempts[1]))
             for e, pair in zip(episodes, pairs, strict=True)
         ]
-        made, _ = policy_gradient_data([group], references, credit)
+        layout = lay_out([group])
+        made, _ = policy_gradient_data(layout, layout.by_attempt(references), credit)
         found += [d.weights_T[len(PROMPT) : len(PROMPT) + 2].copy() for d in made]
     return np.array(found)
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import toy
 from selfcorrect.algorithm.credit import Credit
-from selfcorrect.algorithm.sequences import last_attempt_from, policy_gradient_data, sequences
+from selfcorrect.algorithm.sequences import last_attempt_from, lay_out, policy_gradient_data, sequences
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.episodes.play import Play, longest_conversation, play
@@ -168,8 +168,9 @@ def pair(sample, first, second, problem=PROBLEM, n=(2, 3)):
 def weighted(*groups, kl=0.0):
     """policy_gradient_data with a reference that is ``kl`` nats less likely on every token."""
     *groups, credit = groups
-    references = [[[s.logprobs_T - kl * s.sampled_T for s in sequences(e)] for e in group] for group in groups]
-    return policy_gradient_data(groups, references, credit)
+    layout = lay_out(groups)
+    reference = layout.by_attempt([s.logprobs_T - kl * s.sampled_T for s in layout.sequences])
+    return policy_gradient_data(layout, reference, credit)
 
 
 def by_attempt(datum, n=(2, 3)):
@@ -307,10 +308,10 @@ def test_a_step_of_trees_divides_by_trees_and_reports_by_attempt():
 
 def test_the_last_attempt_may_be_measured_against_another_policy():
     groups = [[pair(0, RIGHT, WRONG), pair(1, WRONG, WRONG)]]
-    held, base = ([[[np.full(10, x)] for _ in groups[0]]] for x in (1.0, 2.0))
-    merged = last_attempt_from(groups, held, base)
-    assert [e[0].tolist() for e in merged[0]] == [[1, 1, 1, 1, 1, 1, 1, 2, 2, 2]] * 2
-    assert held[0][0][0].tolist() == [1.0] * 10  # a copy
+    layout = lay_out(groups)
+    held, base = (layout.by_attempt([np.full(10, x) for _ in layout.sequences]) for x in (1.0, 2.0))
+    merged = last_attempt_from(held, base)
+    assert [[a.tolist() for a in e] for e in merged[0]] == [[[1, 1], [2, 2, 2]]] * 2
 
 
 def test_a_feedback_turn_is_asked_for_shown_and_not_graded():

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 import toy
-from selfcorrect.algorithm.credit import adapted_scale
 from selfcorrect.algorithm.stages import plan
+from selfcorrect.algorithm.variants import adapted_scale
 from selfcorrect.config import load_config
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, RunError

@@ -166,8 +166,8 @@ MUTANTS = [
     Mutant(
         "mask shifted by one",
         "algorithm/sequences.py",
-        "spans.append((k, len(prompt), len(tokens)))",
-        "spans.append((k, len(prompt) - 1, len(tokens) - 1))",
+        "spans.append((k, len(attempt.prompt_ids), len(tokens)))",
+        "spans.append((k, len(attempt.prompt_ids) - 1, len(tokens) - 1))",
         ROLLOUT,
     ),
     Mutant(
@@ -180,8 +180,8 @@ MUTANTS = [
     Mutant(
         "end token without weight",
         "algorithm/sequences.py",
-        "spans.append((k, len(prompt), len(tokens)))",
-        "spans.append((k, len(prompt), len(tokens) - 1))",
+        "spans.append((k, len(attempt.prompt_ids), len(tokens)))",
+        "spans.append((k, len(attempt.prompt_ids), len(tokens) - 1))",
         ROLLOUT,
     ),
     Mutant(
@@ -277,28 +277,28 @@ MUTANTS = [
     ),
     Mutant(
         "baseline given r1 on attempt 1 too",
-        "algorithm/credit.py",
+        "algorithm/weights.py",
         "if k and credit.baseline",
         "if credit.baseline",
         CREDIT,
     ),
     Mutant(
         "mates whatever their first verdict",
-        "algorithm/credit.py",
+        "algorithm/variants.py",
         "first_rewards_G == r1)",
         "first_rewards_G >= 0)",
         CREDIT,
     ),
     Mutant(
         "the KL standardised with the reward",
-        "algorithm/credit.py",
-        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * penalties_G[g])",
-        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * np.sign(penalties_G[g]))",
+        "algorithm/weights.py",
+        "credit.kl_weights_K[k] * kl_part_GT[g, :length]",
+        "credit.kl_weights_K[k] * np.sign(kl_part_GT[g, :length])",
         CREDIT,
     ),
     Mutant(
         "standardised over uncounted samples",
-        "algorithm/credit.py",
+        "algorithm/variants.py",
         "np.std(advantages_G[counted_G])",
         "np.std(advantages_G)",
         CREDIT,
@@ -312,14 +312,14 @@ MUTANTS = [
     ),
     Mutant(
         "a tree's second attempts count in full",
-        "algorithm/credit.py",
-        "second / branches for",
-        "second for",
+        "algorithm/weights.py",
+        "w / branches for",
+        "w for",
         CREDIT,
     ),
     Mutant(
         "adaptive beta2 turned round",
-        "algorithm/credit.py",
+        "algorithm/variants.py",
         "if kl > 1.5 * target:",
         "if kl < 1.5 * target:",
         CREDIT,
@@ -327,8 +327,8 @@ MUTANTS = [
     Mutant(
         "the last attempt against the earlier reference",
         "algorithm/sequences.py",
-        "if k == len(episode.attempts) - 1:",
-        "if k == 0:",
+        "[*held_K[:-1], base_K[-1]]",
+        "[base_K[0], *held_K[1:]]",
         ROLLOUT,
     ),
     Mutant(
@@ -366,13 +366,13 @@ MUTANTS = [
         "progress.sampled_responses",
         run("every_method_samples_the_same_number_of_responses_per_step"),
     ),
-    Mutant("gamma leaks", "objective/credit.py", "+= gamma * returns", "+= returns", CREDIT),
+    Mutant("gamma leaks", "algorithm/credit.py", "+= gamma * returns", "+= returns", CREDIT),
     Mutant("gamma is 1 by default", "config.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS),
     Mutant(
         "denominator is a token count",
         "algorithm/sequences.py",
-        "1.0 / episodes_played) for s in seqs",
-        "1.0 / s.sampled_T.sum()) for s in seqs",
+        "* (1.0 / len(episodes))",
+        "* (1.0 / sequence.sampled_T.sum())",
         ROLLOUT,
     ),
     Mutant(
@@ -431,7 +431,9 @@ MUTANTS = [
         "ended = True",
         ROLLOUT,
     ),
-    Mutant("given answers are trained on", "methods/data.py", 'if attempt.source == "given":', "if False:", ROLLOUT),
+    Mutant(
+        "given answers are trained on", "algorithm/sequences.py", 'if attempt.source == "given":', "if False:", ROLLOUT
+    ),
     Mutant(
         "reference reset to the Stage I checkpoint",
         "training/loop.py",

@@ -23,7 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
-from selfcorrect.algorithm.credit import Credit, group_token_weights, tree_token_weights  # noqa: E402
+from selfcorrect.algorithm.credit import Credit  # noqa: E402
+from selfcorrect.algorithm.weights import group_token_weights, tree_token_weights  # noqa: E402
 from selfcorrect.measuring.intervals import bootstrap_mean  # noqa: E402
 from test_exact_gradient import ANSWERS, PAIRS, R1, R2, answer_logprobs, make_engine  # noqa: E402  (found by the path)
 
@@ -119,7 +120,7 @@ def linear(toy: Toy, r2: np.ndarray, credit: Credit, firsts: np.ndarray, seconds
     """Coefficients of the score vectors in the gradient of one group of episodes; shape [20]."""
     rewards_GK = np.stack([first_rewards()[firsts], r2[firsts, seconds]], axis=1)
     ratios = [[np.array([toy.kl1[a]]), np.array([toy.kl2[a, b]])] for a, b in zip(firsts, seconds, strict=True)]
-    weights = group_token_weights(rewards_GK, rewards_GK >= 0, ratios, credit)
+    weights = group_token_weights(rewards_GK, rewards_GK >= 0, ratios, credit).weights
     out = np.zeros(20)
     for a, b, (w1, w2) in zip(firsts, seconds, weights, strict=True):
         out[a] += w1[0] / len(firsts)
@@ -134,7 +135,7 @@ def tree(toy: Toy, r2: np.ndarray, credit: Credit, firsts: np.ndarray, seconds: 
         [np.array([toy.kl1[a]]), *(np.array([toy.kl2[a, b]]) for b in row)]
         for a, row in zip(firsts, seconds, strict=True)
     ]
-    weights = tree_token_weights(rewards_GM, rewards_GM >= 0, ratios, credit)
+    weights = tree_token_weights(rewards_GM, rewards_GM >= 0, ratios, credit).weights
     out = np.zeros(20)
     for a, row, (w1, *w2) in zip(firsts, seconds, weights, strict=True):
         out[a] += w1[0] / len(firsts)

@@ -15,7 +15,7 @@ from kinds import ALPHA, RANK
 
 import tiny
 import toy
-from selfcorrect.algorithm.sequences import policy_gradient_data, sequences
+from selfcorrect.algorithm.sequences import lay_out, policy_gradient_data
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import EngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
@@ -213,10 +213,9 @@ def test_a_score_step_is_that_of_the_torch_engine_from_the_same_adapter(engine, 
     credit = plan(load_config(None, ["method=score"]))[stage].credit
     steps = []
     for one in (engine, peer):
-        flat = [s for group in groups for episode in group for s in sequences(episode)]
-        at_base = iter(one.logprobs(flat, "start"))
-        nested = [[[next(at_base) for _ in sequences(episode)] for episode in group] for group in groups]
-        made, report = policy_gradient_data(groups, nested, credit)
+        layout = lay_out(groups)
+        reference = layout.by_attempt(one.logprobs(layout.sequences, "start"))
+        made, report = policy_gradient_data(layout, reference, credit)
         assert min(report.kl_K) > 0.01, "the policy has not left the base: the anchor of Stage I weighs nothing"
         held_out = sampled_data(engine, seed=1) if one is engine else steps[0][2]
         before = current(one, held_out)

@@ -1,40 +1,55 @@
-"""From graded episodes to training data: token ids with one weight per token."""
+"""A step's episodes as token sequences, and those sequences as training data: token ids with one weight per token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from selfcorrect.algorithm.credit import (
-    Credit,
-    branch_pairs,
-    counted_mask,
-    group_token_weights,
-    tree_token_weights,
-    zero_variance,
-)
-from selfcorrect.types import Attempt, BoolArray, Datum, Episode, FloatArray
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.weights import group_token_weights, tree_token_weights
+from selfcorrect.types import BoolArray, Datum, Episode, FloatArray, IntArray
 
-NestedLogprobs = Sequence[Sequence[Sequence[FloatArray]]]
-"""Per problem, episode and sequence (in the order of ``sequences``): log-probs in nats, shape [T]."""
+AttemptValues = Sequence[Sequence[Sequence[FloatArray]]]
+"""``values[b][g][k]``: one number per sampled token of attempt k in episode g of problem b; empty for a given attempt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sequenced:
-    """One token sequence of an episode and where its sampled attempts lie. Satisfies the engine's ``Scored``."""
+class TokenSequence:
+    """One token sequence of an episode, and where its sampled attempts lie. Satisfies the engine's ``Scored``."""
 
-    tokens_T: np.ndarray
-    sampled_T: np.ndarray
+    tokens_T: IntArray
+    sampled_T: BoolArray
     logprobs_T: FloatArray
+    """Sampling log-probs in nats on sampled positions; 0 elsewhere."""
     spans: tuple[tuple[int, int, int], ...]
     """(attempt index, first position, end position) of each sampled attempt in this sequence."""
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """A step's episodes as token sequences. Made once, right after play; log-probs, weights and data all read it."""
+
+    groups: Sequence[Sequence[Episode]]
+    """``groups[b][g]``: the episodes of problem b."""
+    sequences: tuple[TokenSequence, ...]
+    """Those of all episodes, in the order of ``groups``."""
+    owners: tuple[tuple[int, int], ...]
+    """(b, g) of every sequence."""
+
+    def by_attempt(self, logprobs: Sequence[FloatArray]) -> AttemptValues:
+        """Log-probs of every sequence (shape [T] each), cut into those of every attempt."""
+        values = [[[np.zeros(0)] * len(e.attempts) for e in group] for group in self.groups]
+        for (b, g), sequence, logprobs_T in zip(self.owners, self.sequences, logprobs, strict=True):
+            for k, start, end in sequence.spans:
+                values[b][g][k] = logprobs_T[start:end]
+        return values
+
+
+@dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What the weights were made from; one number per attempt."""
+    """What a step's weights were made from; one number per attempt."""
 
     zero_variance_share_K: tuple[float, ...]
     """Share of groups whose verdicts at this attempt are all equal."""
@@ -44,7 +59,7 @@ class BatchReport:
     """Mean over the sampled attempts of the KL estimate to the reference, in nats; None where all were given."""
 
 
-def sequences(episode: Episode) -> list[Sequenced]:
+def sequences(episode: Episode) -> list[TokenSequence]:
     """Lay an episode out as few token sequences as possible, with every sampled token in exactly one.
 
     An attempt whose prompt extends the previous attempt's prompt and answer goes into the same sequence.
@@ -52,7 +67,7 @@ def sequences(episode: Episode) -> list[Sequenced]:
     Raises:
         ValueError: a sampled attempt has no token ids or log-probs (a text-only endpoint): it cannot be trained on.
     """
-    out: list[Sequenced] = []
+    out: list[TokenSequence] = []
     tokens: list[int] = []
     spans: list[tuple[int, int, int]] = []
     logprobs: dict[int, float] = {}
@@ -61,153 +76,82 @@ def sequences(episode: Episode) -> list[Sequenced]:
         if spans:
             sampled_T = np.zeros(len(tokens), dtype=bool)
             logprobs_T = np.zeros(len(tokens))
-            for _, start, end in spans:
-                sampled_T[start:end] = True
+            sampled_T[list(logprobs)] = True
             logprobs_T[list(logprobs)] = list(logprobs.values())
-            out.append(Sequenced(np.array(tokens, dtype=np.int64), sampled_T, logprobs_T, tuple(spans)))
+            out.append(TokenSequence(np.array(tokens, dtype=np.int64), sampled_T, logprobs_T, tuple(spans)))
 
     for k, attempt in enumerate(episode.attempts):
         if attempt.source == "given":
             continue
-        prompt, answer, lps = _trainable(attempt)
-        if tuple(tokens) != prompt[: len(tokens)]:
+        if attempt.prompt_ids is None or attempt.token_ids is None or attempt.logprobs is None:
+            raise ValueError(
+                "an attempt without token ids or log-probs cannot be trained on: sample it from a training engine"
+            )
+        if tuple(tokens) != attempt.prompt_ids[: len(tokens)]:
             close()
             tokens, spans, logprobs = [], [], {}
-        tokens = [*prompt, *answer]
-        spans.append((k, len(prompt), len(tokens)))
-        logprobs.update(zip(range(len(prompt), len(tokens)), lps, strict=True))
+        tokens = [*attempt.prompt_ids, *attempt.token_ids]
+        spans.append((k, len(attempt.prompt_ids), len(tokens)))
+        logprobs.update(zip(range(len(attempt.prompt_ids), len(tokens)), attempt.logprobs, strict=True))
     close()
     return out
 
 
-def _trainable(attempt: Attempt) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
-    if attempt.prompt_ids is None or attempt.token_ids is None or attempt.logprobs is None:
-        raise ValueError(
-            "an attempt without token ids or log-probs cannot be trained on: sample it from a training engine"
-        )
-    return attempt.prompt_ids, attempt.token_ids, attempt.logprobs
+def lay_out(groups: Sequence[Sequence[Episode]]) -> Layout:
+    """Lay out all episodes of a step.
+
+    Raises:
+        ValueError: as ``sequences``.
+    """
+    laid = [((b, g), s) for b, group in enumerate(groups) for g, e in enumerate(group) for s in sequences(e)]
+    return Layout(groups, tuple(s for _, s in laid), tuple(owner for owner, _ in laid))
+
+
+def last_attempt_from(earlier: AttemptValues, last: AttemptValues) -> AttemptValues:
+    """Reference log-probs whose last attempt is measured against another policy than the earlier ones."""
+    pairs = [zip(*groups, strict=True) for groups in zip(earlier, last, strict=True)]
+    return [[[*held_K[:-1], base_K[-1]] for held_K, base_K in group] for group in pairs]
 
 
 def policy_gradient_data(
-    groups: Sequence[Sequence[Episode]],
-    reference_logprobs: NestedLogprobs,
-    credit: Credit,
-    policy_logprobs: NestedLogprobs | None = None,
+    layout: Layout, reference: AttemptValues, credit: Credit, policy: AttemptValues | None = None
 ) -> tuple[list[Datum], BatchReport]:
     """Token weights of a whole step: REINFORCE with a leave-one-out baseline per attempt.
 
-    The denominator is the number of episodes played in the step, fixed: groups that teach nothing are counted in. A tree
-    is one episode.
+    The denominator is the number of episodes played in the step. It is fixed: groups that teach nothing are counted.
+    A tree is one episode.
 
     Args:
-        groups: ``groups[b][g]``: the episodes of problem b.
-        reference_logprobs: the reference policy's.
+        layout: the step's episodes.
+        reference: log-probs of the reference policy, in nats.
         credit: the stage's numbers.
-        policy_logprobs: the same of the current policy by the trainer's own pass, for the KL terms; None takes the
-            sampler's, which is right where both agree to rounding.
+        policy: log-probs of the current policy by the trainer's own pass, for the KL terms. None takes the sampler's,
+            which is right where both agree to rounding.
 
     Returns:
-        The data (weights already divided by the number of episodes), and a report.
+        The data, one datum per sequence of the layout, with weights divided by the number of episodes; and a report.
     """
-    episodes_played = sum(len(group) for group in groups)
+    if policy is None:
+        policy = layout.by_attempt([s.logprobs_T for s in layout.sequences])
     n_attempts = len(credit.reward_weights_K)
-    data: list[Datum] = []
-    reports: list[_GroupReport] = []
-    for b, group in enumerate(groups):
-        laid_out = [sequences(episode) for episode in group]
-        policy = [[s.logprobs_T for s in seqs] for seqs in laid_out] if policy_logprobs is None else policy_logprobs[b]
-        logratios = [
-            _logratios(seqs, current, reference, len(episode.attempts))
-            for episode, seqs, current, reference in zip(group, laid_out, policy, reference_logprobs[b], strict=True)
-        ]
-        rewards_GK = np.stack([e.rewards_K for e in group])
-        valid_GK = np.stack([e.valid_K for e in group])
-        branched = len(group[0].attempts) > n_attempts  # a tree: several second attempts
-        weights = (tree_token_weights if branched else group_token_weights)(rewards_GK, valid_GK, logratios, credit)
-        reports.append((_tree_report if branched else _group_report)(rewards_GK, valid_GK, logratios, credit))
-        for seqs, sample_weights in zip(laid_out, weights, strict=True):
-            data += [_datum(s, sample_weights, 1.0 / episodes_played) for s in seqs]
+    weighted = []
+    for group, current, base in zip(layout.groups, policy, reference, strict=True):
+        logratios = [[p - r for p, r in zip(*pair, strict=True)] for pair in zip(current, base, strict=True)]
+        weigh = tree_token_weights if len(group[0].attempts) > n_attempts else group_token_weights
+        rewards_GK, valid_GK = np.stack([e.rewards_K for e in group]), np.stack([e.valid_K for e in group])
+        weighted.append(weigh(rewards_GK, valid_GK, logratios, credit))
+
+    episodes = [e for group in layout.groups for e in group]
+    data = []
+    for (b, g), sequence in zip(layout.owners, layout.sequences, strict=True):
+        weights_T = np.zeros(len(sequence.tokens_T))
+        for k, start, end in sequence.spans:
+            weights_T[start:end] = weighted[b].weights[g][k] * (1.0 / len(episodes))
+        data.append(Datum(sequence.tokens_T, weights_T, sequence.logprobs_T, sequence.sampled_T))
+
+    sampled_K = [sum(e.attempts[k].source == "sampled" for e in episodes) for k in range(n_attempts)]
     return data, BatchReport(
-        tuple(sum(r.zero_variance_K[k] for r in reports) / len(groups) for k in range(n_attempts)),
-        tuple(sum(r.skipped_K[k] for r in reports) for k in range(n_attempts)),
-        tuple(_mean_kl(reports, groups, k) for k in range(n_attempts)),
+        tuple(sum(w.zero_variance_K[k] for w in weighted) / len(weighted) for k in range(n_attempts)),
+        tuple(sum(w.skipped_K[k] for w in weighted) for k in range(n_attempts)),
+        tuple(sum(w.kl_K[k] for w in weighted) / n if n else None for k, n in enumerate(sampled_K)),
     )
-
-
-def _mean_kl(reports: Sequence[_GroupReport], groups: Sequence[Sequence[Episode]], k: int) -> float | None:
-    sampled = sum(e.attempts[k].source == "sampled" for group in groups for e in group)
-    return sum(r.kl_K[k] for r in reports) / sampled if sampled else None
-
-
-@dataclass(frozen=True, slots=True)
-class _GroupReport:
-    """One problem's part of the report, one number per attempt."""
-
-    zero_variance_K: list[float]
-    skipped_K: list[int]
-    kl_K: list[float]
-    """Summed over episodes, in nats."""
-
-
-def _group_report(
-    rewards_GK: FloatArray, valid_GK: BoolArray, logratios: Sequence[Sequence[FloatArray]], credit: Credit
-) -> _GroupReport:
-    counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
-    columns = range(rewards_GK.shape[1])
-    return _GroupReport(
-        [float(zero_variance(rewards_GK[:, k], counted_GK[:, k])) for k in columns],
-        [int(counted_GK[:, k].sum() < 2) for k in columns],
-        [sum(float(sample[k].sum()) for sample in logratios) for k in columns],
-    )
-
-
-def _tree_report(
-    rewards_GM: FloatArray, valid_GM: BoolArray, logratios: Sequence[Sequence[FloatArray]], credit: Credit
-) -> _GroupReport:
-    """The second attempts of each first one are a baseline group of their own."""
-    first = _group_report(rewards_GM[:, :1], valid_GM[:, :1], logratios, replace(credit, alpha=0.0))
-    seconds = [
-        _group_report(branch_pairs(r), branch_pairs(v), [(tree[0], t) for t in tree[1:]], credit)
-        for r, v, tree in zip(rewards_GM, valid_GM, logratios, strict=True)
-    ]
-    branches = rewards_GM.shape[1] - 1
-    return _GroupReport(
-        [first.zero_variance_K[0], sum(s.zero_variance_K[1] for s in seconds) / len(seconds)],
-        [first.skipped_K[0], sum(s.skipped_K[1] for s in seconds)],
-        [first.kl_K[0], sum(s.kl_K[1] for s in seconds) / branches],
-    )
-
-
-def last_attempt_from(
-    groups: Sequence[Sequence[Episode]], earlier: NestedLogprobs, last: NestedLogprobs
-) -> list[list[list[FloatArray]]]:
-    """Reference log-probs where the last attempt is measured against another policy than the earlier ones."""
-    out: list[list[list[FloatArray]]] = []
-    for group, earlier_group, last_group in zip(groups, earlier, last, strict=True):
-        out.append([])
-        for episode, ours, theirs in zip(group, earlier_group, last_group, strict=True):
-            merged = [logprobs_T.copy() for logprobs_T in ours]
-            for seq, into, source in zip(sequences(episode), merged, theirs, strict=True):
-                for k, start, end in seq.spans:
-                    if k == len(episode.attempts) - 1:
-                        into[start:end] = source[start:end]
-            out[-1].append(merged)
-    return out
-
-
-def _logratios(
-    seqs: Sequence[Sequenced], policy: Sequence[FloatArray], reference: Sequence[FloatArray], n_attempts: int
-) -> list[FloatArray]:
-    """lp - ref of the sampled tokens of each attempt; empty for a given attempt."""
-    out: list[FloatArray] = [np.zeros(0) for _ in range(n_attempts)]
-    for seq, policy_T, reference_T in zip(seqs, policy, reference, strict=True):
-        for k, start, end in seq.spans:
-            out[k] = policy_T[start:end] - reference_T[start:end]
-    return out
-
-
-def _datum(seq: Sequenced, weights_K: Sequence[FloatArray], scale: float) -> Datum:
-    weights_T = np.zeros(len(seq.tokens_T))
-    for k, start, end in seq.spans:
-        weights_T[start:end] = weights_K[k] * scale
-    return Datum(seq.tokens_T, weights_T, seq.logprobs_T, seq.sampled_T)

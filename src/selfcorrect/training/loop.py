@@ -14,9 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from selfcorrect.algorithm.credit import adapted_scale
 from selfcorrect.algorithm.imitation import Example
 from selfcorrect.algorithm.stages import Stage, plan
+from selfcorrect.algorithm.variants import adapted_scale
 from selfcorrect.engines.base import Engine
 from selfcorrect.episodes.play import GivenFirst
 from selfcorrect.errors import Interrupted

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfcorrect.algorithm.imitation import Example, batch_of_step, imitation_data
-from selfcorrect.algorithm.sequences import BatchReport, last_attempt_from, policy_gradient_data, sequences
+from selfcorrect.algorithm.sequences import BatchReport, last_attempt_from, lay_out, policy_gradient_data
 from selfcorrect.algorithm.stages import Stage
 from selfcorrect.config import Config, TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
@@ -72,13 +72,17 @@ def reinforce(
     with clock.phase("sample"):
         groups = runner.run(play(engine, task, batch, how, given_first))
     with clock.phase("reference"):
-        reference = _logprobs(engine, groups, BASE)
+        layout = lay_out(groups)
+        reference = layout.by_attempt(engine.logprobs(layout.sequences, BASE))
         if stage.earlier_reference != BASE:
-            reference = last_attempt_from(groups, _logprobs(engine, groups, stage.earlier_reference), reference)
+            held = layout.by_attempt(engine.logprobs(layout.sequences, stage.earlier_reference))
+            reference = last_attempt_from(held, reference)
         # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
-        current = None if engine.info.exact_sampler else _logprobs(engine, groups, CURRENT)
+        current = None
+        if not engine.info.exact_sampler:
+            current = layout.by_attempt(engine.logprobs(layout.sequences, CURRENT))
     with clock.phase("update"):
-        data, report = policy_gradient_data(groups, reference, stage.credit_at(progress.beta2_scale), current)
+        data, report = policy_gradient_data(layout, reference, stage.credit_at(progress.beta2_scale), current)
         trained = engine.forward_backward(data, stage.loss)
         result = engine.optim_step(_adam(config.train, progress.stage_step))
         engine.publish()
@@ -125,13 +129,6 @@ def imitate(
         sampled_responses=0,
         loss=-float(targets.mean()),
     )
-
-
-def _logprobs(engine: Engine, groups: Sequence[Sequence[Episode]], policy: str) -> list[list[list[FloatArray]]]:
-    """A policy's log-probs of every sequence, nested as the groups are."""
-    laid_out = [[sequences(episode) for episode in group] for group in groups]
-    flat = iter(engine.logprobs([s for group in laid_out for seqs in group for s in seqs], policy))
-    return [[[next(flat) for _ in seqs] for seqs in group] for group in laid_out]
 
 
 def _adam(t: TrainConfig, stage_step: int) -> AdamParams:

@@ -1,0 +1,148 @@
+"""The equations of ``credit.py`` put together: one problem's verdicts and log-ratios -> one weight per sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcorrect.algorithm.credit import (
+    Credit,
+    attempt_returns,
+    counted_mask,
+    kl_per_token_credit,
+    leave_one_out_advantages,
+    zero_variance,
+)
+from selfcorrect.algorithm.variants import given_first_advantages, standardised
+from selfcorrect.types import BoolArray, FloatArray
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWeights:
+    """The weights of one problem's episodes, and what they were made from."""
+
+    weights: list[list[FloatArray]]
+    """``weights[g][k]``, of shape [T_gk]: what multiplies grad log pi of each token, to be maximised. Not yet divided by
+    the number of episodes."""
+    zero_variance_K: list[float]
+    """1 where all counted verdicts at this attempt are equal; for trees the share of baseline groups."""
+    skipped_K: list[int]
+    """Baseline groups with fewer than two known returns."""
+    kl_K: list[float]
+    """KL estimate of this attempt, summed over the episodes, in nats."""
+
+
+def group_token_weights(
+    rewards_GK: FloatArray, valid_GK: BoolArray, logratios_GK: Sequence[Sequence[FloatArray]], credit: Credit
+) -> GroupWeights:
+    """Weight of every sampled token of one problem's episodes.
+
+    Args:
+        rewards_GK: verifier rewards in {0, 1}; shape [G, K].
+        valid_GK: False where the verifier itself failed; shape [G, K].
+        logratios_GK: ``logratios_GK[g][k]`` = lp - ref of the sampled tokens of attempt k; shape [T_gk]. Empty for a
+            given (not sampled) attempt, which then gets no weight.
+        credit: the stage's numbers.
+
+    Raises:
+        ValueError: the group has fewer than two samples, so there is no leave-one-out baseline.
+    """
+    n_samples, n_attempts = rewards_GK.shape
+    if n_samples < 2:
+        raise ValueError("a group of one sample has no leave-one-out baseline: use samples_per_problem >= 2")
+    returns_GK = attempt_returns(rewards_GK, np.array(credit.reward_weights_K), credit.alpha, credit.gamma)
+    counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
+    weights: list[list[FloatArray]] = [[] for _ in range(n_samples)]
+    for k in range(n_attempts):
+        # attempt 1's own verdict may not choose its baseline: that would cancel what it is to be paid for
+        r1_G = rewards_GK[:, 0] if k and credit.baseline == "given_first" else None
+        reward_part_G = _less_baseline(returns_GK[:, k], counted_GK[:, k], r1_G)
+        if credit.standardise:
+            reward_part_G = standardised(reward_part_G, counted_GK[:, k])
+        charges_GT = _padded([sample[k] for sample in logratios_GK], credit)
+        kl_part_GT = _less_baseline(charges_GT, counted_GK[:, k], r1_G)
+        for g in range(n_samples):
+            length = len(logratios_GK[g][k])
+            weights[g].append(reward_part_G[g] - credit.kl_weights_K[k] * kl_part_GT[g, :length])
+    columns = range(n_attempts)
+    return GroupWeights(
+        weights,
+        zero_variance_K=[float(zero_variance(rewards_GK[:, k], counted_GK[:, k])) for k in columns],
+        skipped_K=[int(counted_GK[:, k].sum() < 2) for k in columns],
+        kl_K=[sum(float(sample[k].sum()) for sample in logratios_GK) for k in columns],
+    )
+
+
+def tree_token_weights(
+    rewards_GM: FloatArray, valid_GM: BoolArray, logratios_GM: Sequence[Sequence[FloatArray]], credit: Credit
+) -> GroupWeights:
+    """Weights of one problem's trees: G first attempts with M second attempts each.
+
+    Attempt 1 is weighted once, with the other first attempts as mates. The M second attempts of one first attempt are
+    each other's mates. They share r_1, so the baseline takes all that x2 explains, and the bonus's - alpha r_1 cancels.
+    Each is divided by M, so that a tree weighs as much as a linear episode and the expected gradient is the same.
+
+    Args:
+        rewards_GM: column 0 is attempt 1, the others its second attempts; shape [G, 1 + M].
+        valid_GM: False where the verifier itself failed; same shape.
+        logratios_GM: as in ``group_token_weights``, in the same columns.
+        credit: of two attempts, gamma 0.
+
+    Returns:
+        Weights in the same columns; the other numbers for attempts 1 and 2.
+    """
+    assert len(credit.reward_weights_K) == 2 and credit.gamma == 0, "a tree has two attempts' depth and no discount"
+    branches = rewards_GM.shape[1] - 1
+    alone = replace(
+        credit, reward_weights_K=credit.reward_weights_K[:1], kl_weights_K=credit.kl_weights_K[:1], alpha=0.0
+    )
+    first = group_token_weights(rewards_GM[:, :1], valid_GM[:, :1], [row[:1] for row in logratios_GM], alone)
+    seconds = [
+        group_token_weights(
+            branch_pairs(rewards_M),
+            branch_pairs(valid_M),
+            [[np.zeros(0), second_T] for second_T in logratios_M[1:]],
+            credit,
+        )
+        for rewards_M, valid_M, logratios_M in zip(rewards_GM, valid_GM, logratios_GM, strict=True)
+    ]
+    return GroupWeights(
+        [[*one, *(w / branches for _, w in two.weights)] for one, two in zip(first.weights, seconds, strict=True)],
+        [first.zero_variance_K[0], sum(s.zero_variance_K[1] for s in seconds) / len(seconds)],
+        [first.skipped_K[0], sum(s.skipped_K[1] for s in seconds)],
+        [first.kl_K[0], sum(s.kl_K[1] for s in seconds) / branches],
+    )
+
+
+def branch_pairs(values_M: NDArray[Scalar]) -> NDArray[Scalar]:
+    """One tree's values (attempt 1, then its M second attempts) as rows of two attempts; shape [M, 2]."""
+    return np.stack([np.repeat(values_M[:1], len(values_M) - 1), values_M[1:]], axis=1)
+
+
+def _less_baseline(values_G: FloatArray, counted_G: BoolArray, r1_G: FloatArray | None) -> FloatArray:
+    """Values minus their baseline; ``r1_G`` (verdicts of attempt 1) chooses the mates where it is given."""
+    if r1_G is None:
+        return leave_one_out_advantages(values_G, counted_G)
+    return given_first_advantages(values_G, counted_G, r1_G)
+
+
+def _padded(logratios_G: Sequence[FloatArray], credit: Credit) -> FloatArray:
+    """KL charges of one attempt, padded to the longest answer; shape [G, T].
+
+    ``sequence`` has one number per sample, so mates of any length count at every token. ``to_go`` and ``token`` have one
+    number per token; a mate that has already ended counts as 0.
+    """
+    padded_GT = np.zeros((len(logratios_G), max(map(len, logratios_G))))
+    for g, logratio_T in enumerate(logratios_G):
+        charge_T = kl_per_token_credit(logratio_T, credit.kl_credit)
+        if credit.kl_credit == "sequence" and len(charge_T):
+            padded_GT[g] = charge_T[0]
+        else:
+            padded_GT[g, : len(charge_T)] = charge_T
+    return padded_GT
