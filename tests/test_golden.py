@@ -22,8 +22,8 @@ MORE = {
     "branches and groups": ("method.branches=2", "train.samples_per_problem=3"),
     "adaptive beta2": ("method.beta2_target=0.01", "seed=1"),  # seed 0 has a draw that the last bit decides
     "interleaved": ("method.interleave=1", "train.steps=4"),
-    "three attempts": ("method.attempts=3",),
-    "three attempts, stepwise": ("method.attempts=3", "method.stage1=stepwise"),
+    "three attempts": ("play.attempts=3",),
+    "three attempts, stepwise": ("play.attempts=3", "method.stage1=stepwise"),
 }
 """Options beside the rows of `reproduce`."""
 BESIDE = {

@@ -12,7 +12,7 @@ import fake_tinker
 import tiny
 import toy
 from fake_tinker import Fake
-from selfcorrect.config import EngineConfig, load_config
+from selfcorrect.config import TinkerEngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine import engine as module
@@ -260,7 +260,7 @@ def test_no_server_and_another_model_are_refused_at_once(tmp_path, no_waiting):
     with pytest.raises(EngineError, match="No other engine is taken instead") as caught:
         fake_tinker.engine(fake)
     assert not caught.value.usable and no_waiting == []
-    settings = EngineConfig(name="tinker", base_url="http://fake")
+    settings = TinkerEngineConfig(base_url="http://fake")
     with pytest.raises(ModelError, match=r"'org/other' is not what the Tinker server serves .*'fake/tiny'"):
         module.TinkerEngine(fake.session, None, ("org/other", "/dir"), 4, settings, 512, 261)
     assert fake.loaded == set()

@@ -203,7 +203,7 @@ class Mirror:
 
 def mirrored(lora=None, **model):
     mirror = Mirror(**model)
-    settings = tiny.EngineConfig(device="cpu", sampler="vllm")
+    settings = tiny.TorchEngineConfig(device="cpu", sampler="vllm")
     return TorchEngine(tiny.random_model(**model), ChatFormat(tiny.tokenizer()), settings, lora, mirror), mirror
 
 
