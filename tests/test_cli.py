@@ -148,14 +148,17 @@ BAD = {
         lambda t, m: ["train", f"model={m}", "task=gsm8k", f"task.path={t / 'x'}"],
         ["does not exist", "task.path"],
     ),
-    "data for nothing": (lambda t, m: ["train", f"model={m}", "task.path=x"], ["would be ignored", "drop the setting"]),
+    "data for nothing": (
+        lambda t, m: ["train", f"model={m}", "task.path=x"],
+        ["would be ignored", "drop it, or use task=gsm8k, math"],
+    ),
     "settings of sft": (
         lambda t, m: ["train", f"model={m}", "sft.steps=3"],
         ["sft.*", "would be ignored", "selfcorrect sft"],
     ),
     "adapters' scale without adapters": (
         lambda t, m: ["train", f"model={m}", "model.lora_rank=0", "model.lora_alpha=16"],
-        ["model.lora_alpha = 16 would be ignored", "set model.lora_rank"],
+        ["model.lora_alpha = 16.0 would be ignored", "set model.lora_rank"],
     ),
     "short cap": (
         lambda t, m: ["train", f"model={m}", "play.max_new_tokens=9"],

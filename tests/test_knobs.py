@@ -323,7 +323,7 @@ def probe_engine_name(tmp):
     for name, folder in (("torch", "torch_engine"), ("tinker", "tinker_engine")):
         asked = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment, "_tinker_engine", lambda job, frozen, asked=asked: asked.append("tinker_engine"))
+            patch.setattr(experiment, "_tinker_engine", lambda *_a, asked=asked: asked.append("tinker_engine"))
             patch.setattr(TorchEngine, "from_config", lambda *_a, asked=asked, **_k: asked.append("torch_engine"))
             c = load_config(None, [f"engine={name}", "model.lora_rank=2"])
             experiment.make_engine(SimpleNamespace(config=c, resolved=None, chat=None))

@@ -342,9 +342,9 @@ def test_a_checkpoint_of_another_engine_or_model_is_refused(tmp_path):
         (["model.lora_rank=0"], "LoRA adapters only"),
         (["model.lora_alpha=16"], "lora_alpha=16 would be ignored"),
         (["train.grad_clip=1"], "grad_clip"),
-        (["engine.device=cpu"], r"engine=tinker would ignore engine\.device"),
-        (["model.dtype=bfloat16"], r"would ignore model\.dtype"),
-        (["engine.name=torch", "engine.base_url=http://x"], r"engine=torch would ignore engine\.base_url"),
+        (["engine.device=cpu"], r"engine\.device = 'cpu' would be ignored by engine=tinker"),
+        (["model.dtype=bfloat16"], r"model\.dtype = 'bfloat16' would be ignored with engine=tinker"),
+        (["engine.name=torch", "engine.base_url=http://x"], r"engine\.base_url = .* would be ignored by engine=torch"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings, said):

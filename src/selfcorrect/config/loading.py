@@ -260,9 +260,10 @@ def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None =
                 raise ConfigError(f"{full} was renamed to {RENAMED[full]}; write {RENAMED[full]}={value[name]}")
             if not (others := readers(full)):
                 raise ConfigError(f"unknown setting {full!r}: {_suggest(name, f'{key}.')}")
-            chosen = member.model_fields["name"].default
+            *some, last = others
             raise ConfigError(
-                f"{full} = {value[name]!r} would be ignored by {key}={chosen}; drop it, or use {key}={' or '.join(others)}"
+                f"{full} = {value[name]!r} would be ignored by {key}={member.model_fields['name'].default}; drop it, or use "
+                f"{key}={' or '.join(filter(None, (', '.join(some), last)))}"
             )
 
 

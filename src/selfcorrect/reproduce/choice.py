@@ -72,7 +72,12 @@ class Choice:
         Raises:
             ConfigError: a setting is wrong, would be ignored by this row, or makes the tables' evaluations random.
         """
-        config = load_config(None, self.overrides(row, seed, task))
+        try:
+            config = load_config(None, self.overrides(row, seed, task))
+            if row.kind == "trained":
+                plan(config)
+        except ConfigError as error:
+            raise ConfigError(f"the row {row.label!r} cannot be run with these settings: {error}") from None
         if config.eval.temperature > 0:
             raise ConfigError(
                 "eval.temperature above 0 is refused here: the tables are greedy, as the paper's are, and their base is one "
@@ -80,11 +85,6 @@ class Choice:
             )
         if config.eval.attempts < 2 or config.play.attempts < 2:
             raise ConfigError("the tables measure a second attempt: set play.attempts and eval.attempts to 2 or more")
-        try:
-            if row.kind == "trained":
-                plan(config)
-        except ConfigError as error:
-            raise ConfigError(f"the row {row.label!r} cannot be run with these settings: {error}") from None
         return config
 
     def seeds_of(self, row: TableRow) -> tuple[int, ...]:
