@@ -160,7 +160,7 @@ def test_a_setting_that_is_not_read_is_refused_with_all_that_read_it():
 
 @pytest.mark.parametrize(("text", "names"), [("method=dpo", "score, multi_turn"), ("engine=vllm", "torch, tinker")])
 def test_an_unknown_method_or_engine_is_refused_with_those_there_are(text, names):
-    with pytest.raises(ConfigError, match=rf"\.name = '\w+' is not .*; take one of: {names}"):
+    with pytest.raises(ConfigError, match=rf"\.name = '\w+' is not an? \w+; take one of: {names}"):
         load_config(None, [text])
 
 

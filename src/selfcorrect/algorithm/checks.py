@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selfcorrect.config import Config, ImitateConfig, MultiAttemptConfig, ScoreConfig
+from selfcorrect.config.sections import Config, ImitateConfig, MultiAttemptConfig, ScoreConfig
 from selfcorrect.errors import ConfigError
 
 STAR_ITERATIONS = 3

@@ -26,7 +26,7 @@ from typing import TypeVar
 from selfcorrect.algorithm.checks import STAR_ITERATIONS, check, stage1_steps
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.imitation import Imitation
-from selfcorrect.config import (
+from selfcorrect.config.sections import (
     Config,
     MultiAttemptConfig,
     MultiTurnConfig,

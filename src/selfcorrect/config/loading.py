@@ -62,7 +62,7 @@ def load_config(file: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     for text in overrides:
         _apply_override(user, text)
     _refuse_unknown(user)
-    preset = _preset(user.get("model", {}).get("name", default_of("model.name")))
+    preset = _preset(str(user.get("model", {}).get("name", default_of("model.name"))))
     config = validate(_merge(_fitting(preset, user), user))
     _refuse_unread(config, user)
     return config
@@ -123,7 +123,7 @@ def restore(values: Mapping[str, Any]) -> Config:
         stored = new.get(section)
         if not isinstance(stored, dict):
             continue
-        fields = _member(section, stored).model_fields
+        fields = _member(section, stored.get("name")).model_fields
         for key in [key for key in stored if key not in fields and f"{section}.{key}" in known]:
             default = default_of(f"{section}.{key}")
             if stored[key] in (default, preset.get(section, {}).get(key, default)):
@@ -131,20 +131,19 @@ def restore(values: Mapping[str, Any]) -> Config:
     return validate(new)
 
 
-def _member(section: str, values: Mapping[str, Any]) -> type[Section]:
-    """The class of a section; in a union, the one that ``name`` picks."""
+def _member(section: str, name: Any = None) -> type[Section]:
+    """The class of a section; in a union the one of that name, else the default."""
     classes = SECTIONS[section]
-    if section not in UNIONS:
+    if section not in UNIONS or name is None:
         return classes[0]
-    name = values.get("name", classes[0].model_fields["name"].default)
-    for found in classes:
-        if found.model_fields["name"].default == name:
-            return found
+    names = [c.model_fields["name"].default for c in classes]
+    if name in names:
+        return classes[names.index(name)]
     if section == "task" and isinstance(name, str):
         return ImportedTaskConfig
-    names = ", ".join(c.model_fields["name"].default for c in classes)
+    article = "an" if section == "engine" else "a"
     raise ConfigError(
-        f"{section}.name = {name!r} is not one of the names of a{'n' if section == 'engine' else ''} {section}; take one of: {names}"
+        f"{section}.name = {name!r} is not {article} {section}; take one of: {', '.join(map(str, names))}"
     )
 
 
@@ -152,20 +151,13 @@ def _fitting(below: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]
     """A lower layer without the settings that the member chosen by a higher one does not read."""
     out = dict(below)
     for section in UNIONS.keys() & below.keys():
-        named = {
-            key: values[section]["name"]
-            for values in (below, top)
-            for key in ("name",)
-            if key in values.get(section, {})
-        }
-        fields = _member(section, named).model_fields
+        fields = _member(section, top.get(section, {}).get("name", below[section].get("name"))).model_fields
         out[section] = {key: value for key, value in below[section].items() if key in fields}
     return out
 
 
 def _refuse_unread(config: Config, user: Mapping[str, Any]) -> None:
-    """Refuse settings that others switch off, where the user wrote them. A preset may hold them: the user may change
-    what it was made for."""
+    """Refuse settings that others switch off, where the user wrote them. A preset may hold them."""
     tinker, sampler = config.engine.name == "tinker", getattr(config.engine, "sampler", None)
     for key, unread, reason, way_out in (
         ("model.dtype", tinker, "engine=tinker: the server decides", "use engine=torch"),
@@ -250,8 +242,7 @@ def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None =
         if not isinstance(value, Mapping):
             keys = ", ".join(dict.fromkeys(name for c in SECTIONS[key] for name in c.model_fields))
             raise ConfigError(f"{key!r} is a section, not a value; set one of: {keys}")
-        named = {**({"name": below[key]["name"]} if below and key in UNIONS else {}), **value}
-        member = _member(key, named)
+        member = _member(key, value.get("name", below[key].get("name") if below else None))
         for name in value:
             full = f"{key}.{name}"
             if name in member.model_fields:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from selfcorrect.config import (
+from selfcorrect.config.sections import (
     ArithmeticConfig,
     Gsm8kConfig,
     HumanEvalConfig,

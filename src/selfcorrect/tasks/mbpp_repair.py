@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from selfcorrect.config import MbppRepairConfig
+from selfcorrect.config.sections import MbppRepairConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Split
 from selfcorrect.tasks.jsonl import read_jsonl, text_field

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.config import OwnConfig
+from selfcorrect.config.sections import OwnConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.graders import math_grader
