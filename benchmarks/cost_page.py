@@ -69,9 +69,9 @@ class Case:
         return Work(
             c.train.problems_per_step,
             c.train.samples_per_problem,
-            c.method.attempts,
+            c.play.attempts,
             PROMPT,
-            c.train.max_new_tokens,
+            c.play.max_new_tokens,
             BRIDGE,
         )
 

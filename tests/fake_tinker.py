@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import tiny
-from selfcorrect.config import EngineConfig
+from selfcorrect.config import TinkerEngineConfig
 from selfcorrect.engines.base import CURRENT, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.tinker_engine import TinkerEngine
@@ -223,5 +223,5 @@ def _datum(d, weights):
 def engine(fake: Fake, rank: int | None = 4, **settings: float) -> TinkerEngine:
     chat = ChatFormat(tiny.tokenizer())
     chat.end_ids |= frozenset(range(5, 60))  # the random model seldom writes its own
-    made = EngineConfig(name="tinker", base_url="http://fake", **settings)
+    made = TinkerEngineConfig(base_url="http://fake", **settings)
     return TinkerEngine(fake.session, chat, (MODEL,), rank, made, 512, len(tiny.tokenizer()))

@@ -57,7 +57,7 @@ FAULTS = {
 def test_an_alarm_rings_on_its_fault_alone_and_names_a_way_out(name):
     (alarm,) = check(history(**FAULTS[name]), "stage1")
     assert (alarm.name, alarm.step) == (name, WINDOW)
-    named = re.findall(r"(?:train|method|model|task|engine|eval)\.\w+", alarm.message)
+    named = re.findall(r"(?:play|train|method|model|task|engine|eval)\.\w+", alarm.message)
     assert set(named) <= set(all_keys())
     assert named or name == "verifier errors"
 

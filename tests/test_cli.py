@@ -112,8 +112,8 @@ BAD = {
     "two files": (lambda t, m: ["train", "a.toml", "b.toml"], ["two config files", "key=value"]),
     "group of one": (lambda t, m: ["train", "train.samples_per_problem=1"], ["leave-one-out", "at least 2"]),
     "one attempt": (
-        lambda t, m: ["train", "method.attempts=1", f"model={m}"],
-        ["method.attempts", "nothing to correct"],
+        lambda t, m: ["train", "play.attempts=1", f"model={m}"],
+        ["play.attempts", "nothing to correct"],
     ),
     "one step": (lambda t, m: ["train", "train.steps=1", f"model={m}"], ["two stages", "at least 2"]),
     "greedy samples": (lambda t, m: ["train", "eval.samples=4"], ["eval.samples", "same greedy answer"]),
@@ -148,22 +148,25 @@ BAD = {
         lambda t, m: ["train", f"model={m}", "task=gsm8k", f"task.path={t / 'x'}"],
         ["does not exist", "task.path"],
     ),
-    "data for nothing": (lambda t, m: ["train", f"model={m}", "task.path=x"], ["would be ignored", "drop the setting"]),
+    "data for nothing": (
+        lambda t, m: ["train", f"model={m}", "task.path=x"],
+        ["would be ignored", "drop it, or use task=gsm8k, math"],
+    ),
     "settings of sft": (
         lambda t, m: ["train", f"model={m}", "sft.steps=3"],
         ["sft.*", "would be ignored", "selfcorrect sft"],
     ),
     "adapters' scale without adapters": (
         lambda t, m: ["train", f"model={m}", "model.lora_rank=0", "model.lora_alpha=16"],
-        ["model.lora_alpha = 16 would be ignored", "set model.lora_rank"],
+        ["model.lora_alpha = 16.0 would be ignored", "set model.lora_rank"],
     ),
     "short cap": (
-        lambda t, m: ["train", f"model={m}", "train.max_new_tokens=9"],
-        ["max_new_tokens=9 is shorter than the answer format", "raise train.max_new_tokens"],
+        lambda t, m: ["train", f"model={m}", "play.max_new_tokens=9"],
+        ["max_new_tokens=9 is shorter than the answer format", "raise play.max_new_tokens"],
     ),
     "long cap": (
-        lambda t, m: ["train", f"model={m}", "train.max_new_tokens=400"],
-        ["512 positions", "lower train.max_new_tokens"],
+        lambda t, m: ["train", f"model={m}", "play.max_new_tokens=400"],
+        ["512 positions", "lower play.max_new_tokens"],
     ),
     "existing run directory": (
         lambda t, m: quick(m, run_over(t)),
@@ -236,7 +239,7 @@ BAD = {
         ["exists already and is not overwritten", "name another place"],
     ),
     "sft: nothing to show": (
-        lambda t, m: ["sft", t / "warm", f"model={m}", *gsm8k(t, LINE), "train.max_new_tokens=60"],
+        lambda t, m: ["sft", t / "warm", f"model={m}", *gsm8k(t, LINE), "play.max_new_tokens=60"],
         ["no demonstrations", "task=arithmetic"],
     ),
 }
@@ -454,7 +457,7 @@ def test_eval_of_a_run_takes_other_eval_settings_but_no_other_model(cli, finishe
 
 
 def test_eval_of_an_exported_model(cli, finished, tmp_path):
-    settings = ["task=toy", "limit=6", "train.max_new_tokens=4", "model.dtype=float32", "engine.device=cpu"]
+    settings = ["task=toy", "limit=6", "play.max_new_tokens=4", "model.dtype=float32", "engine.device=cpu"]
     code, out, _ = cli("eval", finished / "score" / "model", *settings, "--json", "--out", tmp_path / "episodes.jsonl")
     assert code == 0
     records = RunDirectory.open(finished / "score").records()
@@ -467,7 +470,7 @@ def test_eval_of_an_exported_model(cli, finished, tmp_path):
 
 
 def test_eval_with_self_refine_has_an_ungraded_turn_before_every_correction(cli, finished, tmp_path):
-    settings = ["task=toy", "limit=4", "train.max_new_tokens=4", "model.dtype=float32", "engine.device=cpu"]
+    settings = ["task=toy", "limit=4", "play.max_new_tokens=4", "model.dtype=float32", "engine.device=cpu"]
     where, out_file = finished / "score" / "model", tmp_path / "episodes.jsonl"
     code, out, _ = cli("eval", where, *settings, "method=self_refine", "--json", "--out", out_file)
     assert code == 0
@@ -512,7 +515,7 @@ def test_a_model_is_measured_without_adapters_or_masters(cli, model, monkeypatch
         return made[-1]
 
     monkeypatch.setattr("selfcorrect.experiment.make_engine", keep)
-    settings = ["task=toy", "limit=2", "train.max_new_tokens=4", "engine.device=cpu", "eval.controls=false"]
+    settings = ["task=toy", "limit=2", "play.max_new_tokens=4", "engine.device=cpu", "eval.controls=false"]
     assert cli("eval", model, *settings)[0] == 0  # the preset of a language model: bfloat16, lora_rank=32
     assert made[0].info.trainable_parameters == 0
     assert made[0].info.parameters == sum(p.numel() for p in made[0]._base.parameters())
@@ -574,7 +577,7 @@ def test_sft_needs_no_sampler(cli, model, tmp_path, monkeypatch):
 def test_a_real_task_trains_from_a_model_directory(cli, model, tmp_path):
     settings = [
         "task=arithmetic",
-        "train.max_new_tokens=24",
+        "play.max_new_tokens=24",
         "eval.problems=3",
         "train.steps=2",
         "train.problems_per_step=2",

@@ -11,7 +11,7 @@ from code_tools import DATA, needs_sandbox, rows
 import tiny
 from selfcorrect import cli as package
 from selfcorrect.algorithm.sequences import sequences
-from selfcorrect.config import EvalConfig, TaskConfig, load_config
+from selfcorrect.config import EvalConfig, load_config
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.episodes.play import Play, given_answers, play
@@ -24,6 +24,7 @@ from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Answer, GivesFirst, grade_answers
 from selfcorrect.types import Verdict
 from served import serving
+from task_config import task_config
 
 pytestmark = pytest.mark.skipif(
     not (DATA / "mbpp").is_dir(), reason=f"no benchmark data at {DATA}; set SELFCORRECT_DATA to its folder"
@@ -33,7 +34,7 @@ CHAT = ChatFormat(tiny.tokenizer())
 
 def code_task(name, file="", **settings):
     folder = DATA / ("humaneval" if name == "humaneval" else "mbpp")
-    return make_task(TaskConfig(name=name, path=str(folder / file), **settings))
+    return make_task(task_config(name=name, path=str(folder / file), **settings))
 
 
 def verdicts(task, problems, texts=None):
@@ -96,7 +97,7 @@ def test_a_prompt_split_without_the_three_is_refused(tmp_path):
     for split in ("prompt", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match=r"lacks the worked examples with task_id 2, 3, 4"):
-        make_task(TaskConfig(name="mbpp", path=str(tmp_path))).problems("test")
+        make_task(task_config(name="mbpp", path=str(tmp_path))).problems("test")
 
 
 def test_some_references_pass_and_every_forgeable_one_when_measuring():
@@ -122,7 +123,7 @@ def test_prepare_tells_the_task_what_its_verdicts_are_for(tmp_path):
     model = tmp_path / "m"
     tiny.random_model(max_position_embeddings=20_000).save_pretrained(model)
     tiny.tokenizer().save_pretrained(model)
-    settings = [f"model={model}", "task=mbpp", f"task.path={DATA / 'mbpp'}", "train.max_new_tokens=300"]
+    settings = [f"model={model}", "task=mbpp", f"task.path={DATA / 'mbpp'}", "play.max_new_tokens=300"]
     for training, verdict in ((True, "error"), (False, "correct")):
         task = prepare(load_config(None, settings), training=training).task
         assert verdicts(task, by_number(task, "train", 601)) == [verdict]
@@ -213,7 +214,7 @@ def test_another_file_of_first_attempts():
 
 def test_first_attempts_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigError, match=r"the Hub's MBPP has none: set task.first_attempts"):
-        make_task(TaskConfig(name="mbpp_repair"))
+        make_task(task_config(name="mbpp_repair"))
     file = tmp_path / "f.jsonl"
     for line, reason in [
         ('{"task_id": 11}', r"f.jsonl line 1 has no field 'attempt'"),
@@ -381,7 +382,7 @@ def test_eval_from_the_command_line(tmp_path, monkeypatch, capsys, name):
     tiny.random_model(max_position_embeddings=20_000).save_pretrained(model)
     tiny.tokenizer().save_pretrained(model)
     settings = [f"task={name}", f"task.path={data}", "limit=2", "model.dtype=float32"]
-    settings += ["train.max_new_tokens=600", f"eval.controls={'true' if name == 'mbpp_repair' else 'false'}"]
+    settings += ["play.max_new_tokens=600", f"eval.controls={'true' if name == 'mbpp_repair' else 'false'}"]
     monkeypatch.setattr("sys.argv", ["selfcorrect", "eval", str(model), *settings, "model.lora_rank=0", "--json"])
     with pytest.raises(SystemExit) as stop:
         package.main()

@@ -1,10 +1,14 @@
 """Layers, shorthands, and errors of the settings."""
 
+import json
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from selfcorrect.config import Config, all_keys, load_config, override, validate
-from selfcorrect.errors import ConfigError
+from selfcorrect.config import Config, all_keys, default_of, load_config, override, readers, validate
+from selfcorrect.errors import ConfigError, RunError
+from selfcorrect.records.run_directory import RunDirectory
 
 
 def written(tmp_path, text):
@@ -105,13 +109,188 @@ def test_override_keeps_what_it_does_not_name():
 
 
 def test_every_setting_can_be_written_as_its_default():
-    defaults = Config().model_dump(mode="json")
     for key in all_keys():
-        value = defaults
-        for part in key.split("."):
-            value = value[part]
-        text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        assert load_config(None, [f"{key}={text}"]) == Config()
+        section, _, name = key.partition(".")
+        value = default_of(key)
+        text = value if isinstance(value, str) else json.dumps(value)
+        kinds = readers(key)
+        for kind in kinds or [None]:
+            chosen = [] if kind is None or name == "name" else [f"{section}={kind}", "model.lora_rank=8"]
+            assert load_config(None, [*chosen, f"{key}={text}"]) == load_config(None, chosen)
+
+
+# --- methods, tasks and engines -------------------------------------------------------------------------------------
+
+READ = {
+    "method": {
+        "score": "alpha shaping beta1 beta2 beta2_target gamma kl_credit baseline standardise offline_share dataset "
+        "train_attempt1 stage1 stage2 interleave branches stage1_share",
+        "multi_turn": "beta1 gamma kl_credit baseline standardise offline_share branches",
+        "single_turn": "beta1 kl_credit standardise",
+        "star": "dataset train_attempt1",
+        "pair_sft": "dataset train_attempt1",
+        "self_refine": "",
+    },
+    "engine": {
+        "torch": "sampler sampler_memory_gb device tokens_per_microbatch tokens_per_sampling_batch "
+        "gradient_checkpointing",
+        "tinker": "base_url timeout_s wait_s",
+    },
+}
+
+
+@pytest.mark.parametrize(("section", "kind"), [(section, kind) for section in READ for kind in READ[section]])
+def test_a_method_or_engine_has_the_settings_that_it_reads_and_refuses_the_others(section, kind):
+    read = set(READ[section][kind].split())
+    c = load_config(None, [f"{section}={kind}", "model.lora_rank=8"])
+    assert type(getattr(c, section)).model_fields.keys() == read | {"name"}
+    for name in {name for names in READ[section].values() for name in names.split()} - read:
+        with pytest.raises(
+            ConfigError, match=rf"{section}\.{name} = 1 would be ignored by {section}={kind}; drop it, or use "
+        ):
+            load_config(None, [f"{section}={kind}", "model.lora_rank=8", f"{section}.{name}=1"])
+
+
+def test_a_setting_that_is_not_read_is_refused_with_all_that_read_it():
+    with pytest.raises(ConfigError, match=r"by method=star; drop it, or use method=score or multi_turn$"):
+        load_config(None, ["method=star", "method.branches=2"])
+    with pytest.raises(ConfigError, match=r"by task=gsm8k; drop it, or use task=mbpp_repair$"):
+        load_config(None, ["task=gsm8k", "task.first_attempts=f.jsonl"])
+
+
+@pytest.mark.parametrize(("text", "names"), [("method=dpo", "score, multi_turn"), ("engine=vllm", "torch, tinker")])
+def test_an_unknown_method_or_engine_is_refused_with_those_there_are(text, names):
+    with pytest.raises(ConfigError, match=rf"\.name = '\w+' is not an? \w+; take one of: {names}"):
+        load_config(None, [text])
+
+
+@pytest.mark.parametrize(
+    ("settings", "way_out"),
+    [
+        (("method.alpha=0", "method.shaping=scaled"), "set method.alpha above 0"),
+        (("method.stage1_share=0", "method.interleave=2"), "set method.stage1_share above 0"),
+        (("method.dataset=D+",), "method.stage2=star"),
+        (("method=multi_turn", "method.branches=2", "method.baseline=given_first"), "set method.branches=1"),
+        (("task=own", "task.verifier=math", "task.accept_risk=x"), "set task.verifier=code"),
+        (("engine.sampler_memory_gb=2",), "set engine.sampler=vllm"),
+        (("engine.sampler=vllm", "engine.tokens_per_sampling_batch=9"), "set engine.sampler=native"),
+        (("engine=tinker", "model.lora_rank=2", "model.dtype=bfloat16"), "use engine=torch"),
+        (("model.lora_alpha=8",), "set model.lora_rank"),
+    ],
+)
+def test_a_setting_that_another_switches_off_is_refused(settings, way_out):
+    with pytest.raises(ConfigError, match=rf"would be ignored .*; drop it, or .*{way_out}"):
+        load_config(None, settings)
+
+
+def test_a_preset_may_hold_what_the_chosen_engine_does_not_read():
+    c = load_config(None, ["model=smollm2", "engine=tinker"])
+    assert "tokens_per_microbatch" not in c.engine.model_dump()
+    assert load_config(None, ["model=smollm2"]).engine.tokens_per_microbatch == 1024
+
+
+def test_a_new_task_method_or_engine_keeps_what_it_reads_of_the_old_one():
+    c = load_config(
+        None, ["task=mbpp", "task.path=data", "task.eval_split=validation", "method.beta1=0.5", "method.alpha=3"]
+    )
+    changed = override(c, ["task=gsm8k", "method=multi_turn", "engine=tinker", "model.lora_rank=4"])
+    assert changed.task.model_dump() == {"name": "gsm8k", "instruction": None, "path": "data"}
+    assert (changed.method.beta1, changed.engine.name) == (0.5, "tinker")
+    with pytest.raises(ConfigError, match="would be ignored by method=multi_turn"):
+        override(c, ["method=multi_turn", "method.alpha=4"])
+
+
+def test_a_task_of_a_user_may_read_every_setting_of_a_task():
+    c = load_config(None, ["task=module:make", "task.largest=50", "task.path=x", "task.verifier=math"])
+    assert (c.task.largest, c.task.path, c.task.verifier) == (50, "x", "math")
+
+
+# --- play, and names of earlier versions ----------------------------------------------------------------------------
+
+
+def test_an_evaluation_plays_as_many_attempts_as_training_unless_told_otherwise():
+    assert load_config(None, ["play.attempts=3"]).eval.attempts == 3
+    assert load_config(None, ["play.attempts=3", "eval.attempts=none"]).eval.attempts == 3
+    assert load_config(None, ["play.attempts=3", "eval.attempts=5"]).eval.attempts == 5
+    c = load_config(None, ["play.attempts=3"])
+    assert override(c, ["play.attempts=4"]).eval.attempts == 4
+    assert override(load_config(None, ["eval.attempts=5"]), ["play.attempts=4"]).eval.attempts == 5
+    with pytest.raises(ConfigError, match=r"^play\.attempts = 11: [^;]*; the default is 2$"):
+        load_config(None, ["play.attempts=11"])
+
+
+@pytest.mark.parametrize(
+    ("text", "new"), [("method.attempts=3", "play.attempts=3"), ("train.max_new_tokens=9", "play.max_new_tokens=9")]
+)
+def test_a_renamed_setting_is_refused_with_its_new_name(tmp_path, text, new):
+    section, _, line = text.partition(".")
+    for given in ((None, [text]), (written(tmp_path, f"[{section}]\n{line}\n"), [])):
+        with pytest.raises(ConfigError, match=rf"was renamed to {new.partition('=')[0]}; write {new}"):
+            load_config(*given)
+
+
+OLD = {
+    "score": (["play.attempts=3", "play.max_new_tokens=99", "eval.attempts=2"], {}),
+    "multi_turn": (
+        ["method=multi_turn", "play.attempts=3", "play.max_new_tokens=99", "eval.attempts=2"],
+        {"method": {"name": "multi_turn"}},
+    ),
+    "own": (
+        ["task=own", "task.path=d", "play.attempts=3", "play.max_new_tokens=99", "eval.attempts=2"],
+        {"task": {"name": "own", "path": "d"}},
+    ),
+    "tinker": (
+        [
+            "engine=tinker",
+            "model=smollm2",
+            "engine.wait_s=5",
+            "play.attempts=3",
+            "play.max_new_tokens=99",
+            "eval.attempts=2",
+            "train.steps=200",
+            "train.problems_per_step=64",
+            "train.samples_per_problem=8",
+            "train.learning_rate=3e-4",
+            "train.warmup_steps=10",
+            "train.checkpoint_every=20",
+            "eval.problems=2000",
+        ],
+        {
+            "model": {"name": "smollm2", "dtype": "bfloat16", "lora_rank": 16},
+            "engine": {"name": "tinker", "wait_s": 5.0, "tokens_per_microbatch": 1024},
+        },
+    ),
+}
+
+
+def old_shape(changes):
+    """A config.json as versions before the section ``play`` wrote it: every setting of every method, task and engine."""
+    values = json.loads((Path(__file__).parent / "data" / "config_without_play.json").read_text())
+    for section, moved in changes.items():
+        values[section] |= moved
+    return values
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_a_run_of_an_earlier_version_opens_with_the_settings_it_had(tmp_path, name):
+    settings, changes = OLD[name]
+    (tmp_path / "config.json").write_text(json.dumps(old_shape(changes)))
+    assert RunDirectory.open(tmp_path).config == load_config(None, settings)
+
+
+def test_a_run_of_an_earlier_version_with_a_setting_that_was_never_read_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(old_shape({"method": {"name": "star", "alpha": 3.0}})))
+    with pytest.raises(RunError, match=r"config\.json .*method\.alpha = 3\.0 would be ignored by method=star"):
+        RunDirectory.open(tmp_path)
+
+
+def test_a_new_run_stores_what_its_method_reads(tmp_path):
+    c = load_config(None, ["method=multi_turn", f"run_dir={tmp_path / 'run'}"])
+    RunDirectory.create(c)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["method"].keys() == {"name", *READ["method"]["multi_turn"].split()}
+    assert stored["play"] == {"attempts": 2, "max_new_tokens": 16}
+    assert RunDirectory.open(tmp_path / "run").config == c
 
 
 def test_an_unreadable_file_is_named(tmp_path):

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import cost_model as cm
 import tiny
-from selfcorrect.config import EngineConfig
+from selfcorrect.config import TorchEngineConfig
 from selfcorrect.engines.torch_engine import passes
 from selfcorrect.engines.torch_engine.engine import _with_adapters
 from work import Work, play_step
@@ -228,7 +228,7 @@ def test_in_bfloat16_the_policys_own_log_probs_are_a_phase():
 
 
 def test_the_defaults_are_the_engines():
-    engine = EngineConfig()
+    engine = TorchEngineConfig()
     assert (SETUP.tokens_per_microbatch, SETUP.sampling_slots) == (
         engine.tokens_per_microbatch,
         engine.tokens_per_sampling_batch,

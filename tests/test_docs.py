@@ -30,7 +30,7 @@ from selfcorrect.tasks.arithmetic import INSTRUCTION, question, solution
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 NAME = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)`")
-SETTING = re.compile(r"(?<![\w./-])((?:model|task|method|train|sft|engine|eval)\.[a-z]\w*)(?![\w/(])")
+SETTING = re.compile(r"(?<![\w./-])((?:model|task|method|play|train|sft|engine|eval)\.[a-z]\w*)(?![\w/(])")
 NOT_SETTINGS = (".py", ".md", ".toml", ".jsonl")
 
 

@@ -191,7 +191,7 @@ def test_addresses_and_keys():
 
 # --- whole measurements ------------------------------------------------------------------------------------------
 
-SETTINGS = ("model=big", "task=arithmetic", "eval.problems=12", "train.max_new_tokens=40")
+SETTINGS = ("model=big", "task=arithmetic", "eval.problems=12", "play.max_new_tokens=40")
 
 
 def pupil(body):
@@ -246,7 +246,7 @@ def test_stopped_and_continued_is_the_same_as_uninterrupted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", ["eval.attempts=3", "train.max_new_tokens=41", "task.instruction=Hm.", "seed=1", "eval.problems=11"]
+    "changed", ["eval.attempts=3", "play.max_new_tokens=41", "task.instruction=Hm.", "seed=1", "eval.problems=11"]
 )
 def test_other_settings_do_not_go_into_the_same_file(tmp_path, changed):
     path = tmp_path / "e.jsonl"

@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import tiny
-from selfcorrect.config import EngineConfig
+from selfcorrect.config import TorchEngineConfig
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine, freed, packed, passes, sampler
@@ -236,7 +236,7 @@ def test_a_model_of_another_attention_keeps_it():
     eager = tiny.random_model()
     eager.set_attn_implementation("eager")
     for model, kept in ((eager, "eager"), (tiny.random_model(), "selfcorrect_cpu")):
-        TorchEngine(model, ChatFormat(tiny.tokenizer()), EngineConfig(device="cpu"))
+        TorchEngine(model, ChatFormat(tiny.tokenizer()), TorchEngineConfig(device="cpu"))
         assert model.config._attn_implementation == kept
 
 
@@ -349,7 +349,7 @@ def test_an_answer_stops_at_the_end_token_and_says_so():
 def test_a_models_own_generation_defaults_never_leak_in():
     model = tiny.random_model()
     model.generation_config.update(top_k=1, temperature=0.01, do_sample=True, repetition_penalty=5.0)
-    leaking = tiny.TorchEngine(model, tiny.ChatFormat(tiny.tokenizer()), tiny.EngineConfig(device="cpu"))
+    leaking = tiny.TorchEngine(model, tiny.ChatFormat(tiny.tokenizer()), tiny.TorchEngineConfig(device="cpu"))
     assert sample(leaking, requests()) == sample(tiny.engine(), requests())
 
 

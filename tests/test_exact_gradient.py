@@ -37,7 +37,7 @@ def make_engine():
     """A policy that has moved off its base: at pi = ref every KL weight is 0 and the anchor cannot be seen."""
     model = tiny.random_model(vocab_size=2, pad_token_id=0, eos_token_id=None, initializer_range=0.2)
     chat = SimpleNamespace(pad_id=0)
-    engine = TorchEngine(model, chat, tiny.EngineConfig(device="cpu"))
+    engine = TorchEngine(model, chat, tiny.TorchEngineConfig(device="cpu"))
     engine.snapshot("base")
     base = copy.deepcopy(model)
     rng = np.random.default_rng(0)

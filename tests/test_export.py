@@ -100,7 +100,7 @@ def played(path):
     job = prepare(run.config)
     engine = make_engine(job)
     load_kept(run, engine)
-    how = Play(2, 1, run.config.train.max_new_tokens, 0.0, ("export",))
+    how = Play(2, 1, run.config.play.max_new_tokens, 0.0, ("export",))
     return engine, [asyncio.run(play(engine, job.task, [p], how))[0][0] for p in held_out(job.task, 12)]
 
 
@@ -227,7 +227,7 @@ def test_a_bases_own_generation_defaults_stay_behind(trained, tmp_path):
 def test_an_engine_exports_no_generation_defaults_of_the_base(tmp_path):
     model = tiny.random_model()
     model.generation_config.update(top_k=1, temperature=0.01, do_sample=True, repetition_penalty=5.0)
-    tiny.TorchEngine(model, tiny.ChatFormat(tiny.tokenizer()), tiny.EngineConfig(device="cpu")).export(tmp_path)
+    tiny.TorchEngine(model, tiny.ChatFormat(tiny.tokenizer()), tiny.TorchEngineConfig(device="cpu")).export(tmp_path)
     said = json.loads((tmp_path / "generation_config.json").read_text())
     assert {k: v for k, v in said.items() if k != "transformers_version"} == {"eos_token_id": 4, "pad_token_id": 0}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from selfcorrect.config import EngineConfig, load_config
+from selfcorrect.config import TorchEngineConfig, load_config
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine
@@ -21,7 +21,7 @@ REQUESTS = [SampleRequest(tuple(range(20, 30 + i)), ("gpu", i)) for i in range(1
 
 
 def on(device: str, dtype: torch.dtype = torch.float32) -> TorchEngine:
-    return TorchEngine(tiny.random_model(dtype=dtype).to(device), ChatFormat(tiny.tokenizer()), EngineConfig())
+    return TorchEngine(tiny.random_model(dtype=dtype).to(device), ChatFormat(tiny.tokenizer()), TorchEngineConfig())
 
 
 def play(engine: TorchEngine) -> list[Datum]:

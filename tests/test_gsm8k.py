@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcorrect.config import TaskConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.gsm8k import Gsm8k, parse_number
 from selfcorrect.tasks.jsonl import read_jsonl
 from selfcorrect.types import Problem, Verdict
+from task_config import task_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SELFCORRECT_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -260,16 +260,16 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_make_task(tmp_path: Path) -> None:
-    task = make_task(TaskConfig(name="gsm8k", path=str(tmp_path), instruction="Try again."))
+    task = make_task(task_config(name="gsm8k", path=str(tmp_path), instruction="Try again."))
     assert isinstance(task, Gsm8k)
     assert task.instruction == "Try again."
-    assert make_task(TaskConfig(name="gsm8k")).instruction != "Try again."
+    assert make_task(task_config(name="gsm8k")).instruction != "Try again."
     with pytest.raises(ConfigError, match=r"'gsm9k' is not a task; take one of: arithmetic, gsm8k"):
-        make_task(TaskConfig(name="gsm9k"))
+        make_task(task_config(name="gsm9k"))
     with pytest.raises(ConfigError, match=r"instruction is empty"):
-        make_task(TaskConfig(name="gsm8k", instruction=" "))
+        make_task(task_config(name="gsm8k", instruction=" "))
     with pytest.raises(ConfigError, match=r"would be ignored"):
-        make_task(TaskConfig(name="arithmetic", path="x"))
+        make_task(task_config(name="arithmetic", path="x"))
 
 
 @needs_data

@@ -143,7 +143,7 @@ def test_pair_sft_spends_the_responses_of_two_attempts_on_first_ones():
         (("method=star", "method.beta1=0.5"), "use method=score"),
         (("method=score", "method.dataset=D+"), "use method=star or pair_sft"),
         (("method=pair_sft", "method.offline_share=0.5"), "would be ignored"),
-        (("method=star", "method.attempts=3"), "must be 2"),
+        (("method=star", "play.attempts=3"), "must be 2"),
         (("method=star", "train.steps=2"), "3 iterations"),
         (("method=self_refine",), "no training"),
     ],

@@ -54,7 +54,7 @@ TRAINED = {
     "model.lora_rank": Trained("2", (1,)),
     "model.lora_alpha": Trained("8", (1,), ("model.lora_rank=2",)),
     "method.name": Trained("multi_turn", (1,)),
-    "method.attempts": Trained("3", (1,)),
+    "play.attempts": Trained("3", (1,)),
     "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
     "method.shaping": Trained("scaled", (3,)),  # attempt 1's weights are the same, attempt 2's are not
     "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
@@ -63,7 +63,7 @@ TRAINED = {
     "method.dataset": Trained("D+", (1,), ("method=star",)),
     "method.train_attempt1": Trained("true", (1,), ("method=star",)),
     "method.beta2_target": Trained("0.01", (1,)),
-    "method.stage1": Trained("stepwise", (1,), ("method.attempts=3",)),
+    "method.stage1": Trained("stepwise", (1,), ("play.attempts=3",)),
     "method.stage2": Trained("star", (3,), ("train.steps=6", "method.stage1_share=0.34", *MANY)),
     "method.interleave": Trained("1", (2,), ("train.steps=4",)),
     "method.branches": Trained("2", (1,), ("train.samples_per_problem=3",)),
@@ -75,7 +75,7 @@ TRAINED = {
     "train.steps": Trained("10", (3,)),  # Stage I grows with it
     "train.problems_per_step": Trained("3", (1,)),
     "train.samples_per_problem": Trained("3", (1,)),
-    "train.max_new_tokens": Trained("5", (1,)),
+    "play.max_new_tokens": Trained("5", (1,)),
     "train.learning_rate": Trained("2e-2", (1,)),
     "train.warmup_steps": Trained("2", (1,)),
     "train.adam_beta1": Trained("0.5", (2, 3)),  # Adam's first step is the same whatever its betas
@@ -148,7 +148,7 @@ def probe_run_dir(tmp):
 
 def probe_model_name(tmp):
     model = tiny.save_model(tmp / "m")
-    task = ["task.terms_min=5", "train.max_new_tokens=40"]
+    task = ["task.terms_min=5", "play.max_new_tokens=40"]
     assert prepare(load_config(None, [f"model={model}", *task])).resolved.path_or_id == str(model)
     with pytest.raises(ModelError, match="does not exist"):
         prepare(load_config(None, [f"model={tmp / 'none'}", *task]))
@@ -173,7 +173,7 @@ def probe_trust_remote_code(tmp):
         patch.setattr(transformers.AutoConfig, "from_pretrained", spy)
         for value in ("false", "true"):
             seen.clear()
-            settings = [f"model={model}", f"model.trust_remote_code={value}", "train.max_new_tokens=40"]
+            settings = [f"model={model}", f"model.trust_remote_code={value}", "play.max_new_tokens=40"]
             prepare(load_config(None, settings))
             assert set(seen) == {value == "true"}
 
@@ -323,7 +323,7 @@ def probe_engine_name(tmp):
     for name, folder in (("torch", "torch_engine"), ("tinker", "tinker_engine")):
         asked = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment, "_tinker_engine", lambda job, frozen, asked=asked: asked.append("tinker_engine"))
+            patch.setattr(experiment, "_tinker_engine", lambda *_a, asked=asked: asked.append("tinker_engine"))
             patch.setattr(TorchEngine, "from_config", lambda *_a, asked=asked, **_k: asked.append("torch_engine"))
             c = load_config(None, [f"engine={name}", "model.lora_rank=2"])
             experiment.make_engine(SimpleNamespace(config=c, resolved=None, chat=None))

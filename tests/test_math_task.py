@@ -52,7 +52,7 @@ def test_eval_says_how_many_rows_were_left_out(tmp_path, monkeypatch, capsys):
     rows = [{**PRM, "problem": f"{i}?"} for i in range(3)]
     file = write(tmp_path / "test.jsonl", *rows, {**PRM, "answer": " "})
     model = tiny.save_model(tmp_path / "m")
-    settings = ["task=math", f"task.path={file}", "task.instruction=Again.", "train.max_new_tokens=40", "--json"]
+    settings = ["task=math", f"task.path={file}", "task.instruction=Again.", "play.max_new_tokens=40", "--json"]
     settings += ["model.dtype=float32", "model.lora_rank=0", "eval.controls=false"]
     monkeypatch.setattr("sys.argv", ["selfcorrect", "eval", str(model), *settings])
     with pytest.raises(SystemExit) as stop:

@@ -250,7 +250,7 @@ def test_attention_over_all_positions(config: Any) -> None:
     ],
 )
 def test_windows_too_short(config: Any) -> None:
-    with pytest.raises(ModelError, match=r"last 99 tokens only .*fewer than the 100 positions.*train.max_new_tokens"):
+    with pytest.raises(ModelError, match=r"last 99 tokens only .*fewer than the 100 positions.*play.max_new_tokens"):
         check_attention(config, max_length=100)
 
 

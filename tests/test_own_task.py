@@ -11,12 +11,13 @@ import pytest
 from code_tools import needs_sandbox
 
 from selfcorrect import cli as package
-from selfcorrect.config import TaskConfig, load_config
+from selfcorrect.config import load_config
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.experiment import prepare
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Answer, grade_answers
 from selfcorrect.types import Grade, Verdict
+from task_config import task_config
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "your-own-task.md"
@@ -26,7 +27,7 @@ ROW = {"question": "2+2?", "answer": "4"}
 def own(tmp_path, *rows, **settings):
     file = tmp_path / "test.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows or (ROW,)))
-    return make_task(TaskConfig(name="own", path=str(file), **{"verifier": "exact", **settings}))
+    return make_task(task_config(name="own", path=str(file), **{"verifier": "exact", **settings}))
 
 
 def verdict(task, text, *, truncated=False):
@@ -76,7 +77,7 @@ def test_prompt_and_validation_split(tmp_path):
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"question": f"{{{split}}}", "answer": "4"}))
     settings = {"name": "own", "path": str(tmp_path), "verifier": "exact", "prompt": "Q: {question} {x}"}
-    task = make_task(TaskConfig(**settings, eval_split="validation"))
+    task = make_task(task_config(**settings, eval_split="validation"))
     assert [task.problems(s)[0].question for s in ("train", "test")] == ["{train}", "{validation}"]
     assert task.first_messages(task.problems("test")[0])[0]["content"] == "Q: {validation} {x}"
     assert task.name == "own-validation"
@@ -171,17 +172,17 @@ def test_a_whole_task_by_import_path(tmp_path, monkeypatch):
     (tmp_path / "my_task.py").write_text(
         "import toy\n\ndef make(config):\n    return toy.Toy(n_test=config.terms_max)\n\ndef wrong(config):\n    return 3\n"
     )
-    task = make_task(TaskConfig(name="my_task:make", terms_max=9, instruction="Once more."))
+    task = make_task(task_config(name="my_task:make", terms_max=9, instruction="Once more."))
     assert len(task.problems("test")) == 9 and task.instruction == "Once more."
     with pytest.raises(ConfigError, match=r"made a int without name, instruction, problems"):
-        make_task(TaskConfig(name="my_task:wrong"))
+        make_task(task_config(name="my_task:wrong"))
     sys.modules.pop("my_task", None)
 
 
 def test_every_row_of_the_example_is_accepted_by_its_verifier(monkeypatch):
     monkeypatch.chdir(ROOT)
     task = make_task(
-        TaskConfig(
+        task_config(
             name="own", path="examples/own_task", verifier="examples.own_task.verify:verify", prompt="{question}"
         )
     )

@@ -381,7 +381,7 @@ def test_the_longest_conversation_is_that_of_an_episode_cut_at_every_cap():
 
 def test_a_cap_below_the_answer_format_is_refused_before_a_run():
     longest_conversation(CHAT, TASK, [PROBLEM], 2, 3)  # "ab" and the end token
-    with pytest.raises(ConfigError, match=r"max_new_tokens=2 is shorter than the answer format.*raise train"):
+    with pytest.raises(ConfigError, match=r"max_new_tokens=2 is shorter than the answer format.*raise play"):
         longest_conversation(CHAT, TASK, [PROBLEM], 2, 2)
 
 

@@ -59,7 +59,7 @@ RULES = {
         {"cap_hits": {100: alarms.CUT_OFF, 200: 0.0}},
         {"cap_hits": {100: 0.101, 200: 0.101, 400: alarms.CUT_OFF}},
         CHANGE,
-        "raise train.max_new_tokens to 400",
+        "raise play.max_new_tokens to 400",
     ),
     "no cap is enough": ({}, {"cap_hits": {100: 0.5, 200: 0.3}}, CHANGE, "--largest-cap 400"),
     "form": ({"no_answer": NO_FORMAT}, {"no_answer": 0.201}, CHANGE, "warm up with `selfcorrect sft`"),
@@ -215,7 +215,7 @@ def test_the_command_says_whether_and_what_to_change(cli, model, tmp_path):
     ):
         assert part in out
     assert any(outlook in out.splitlines()[-2] or outlook in out for outlook in (CAN, CHANGE, CANNOT))
-    assert "raise train.max_new_tokens" in out or "--largest-cap" in out  # a random model rarely stops
+    assert "raise play.max_new_tokens" in out or "--largest-cap" in out  # a random model rarely stops
     rows = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and all(r["problem"].startswith("train") for r in rows)
 
@@ -230,7 +230,7 @@ def test_json_is_one_object(cli, model):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--largest-cap", "3"], "below train.max_new_tokens=4"),
+        (["--largest-cap", "3"], "below play.max_new_tokens=4"),
         (["--largest-cap", "5000"], "512 positions"),
         (["task=chess"], "chess"),
     ],

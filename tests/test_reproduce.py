@@ -526,7 +526,7 @@ def test_more_samples_are_of_the_kept_checkpoint_and_of_the_base(tmp_path, monke
     untrained = toy.engine(run.config)
     untrained.publish()
     problems = held_out(job.task, 6)
-    plain = measure_attempts(untrained, job.task, problems, run.config.train.max_new_tokens, attempts=2)
+    plain = measure_attempts(untrained, job.task, problems, run.config.play.max_new_tokens, attempts=2)
     assert found["base"].attempts.to_json()["accuracy_K"] == plain.to_json()["accuracy_K"]
     texts = [[a.text for e in c.attempts.episodes for a in e.attempts] for c in found.values()]
     assert texts[0] != texts[1]  # the weights have moved

@@ -24,7 +24,7 @@ def test_score():
 
 
 def test_score_with_three_attempts_holds_all_but_the_last_in_stage_1():
-    first, second = stages("method.attempts=3")
+    first, second = stages("play.attempts=3")
     assert first.credit == Credit((0.0, 0.0, 1.0), (0.75, 0.75, 0.25))
     assert second.credit == Credit((1.0, 1.0, 1.0), (0.25,) * 3, alpha=10.0)
 
@@ -55,7 +55,7 @@ def test_a_setting_that_the_method_would_ignore_is_refused(method, setting):
 
 def test_the_recipe_for_three_attempts():
     first, second, third = stages(
-        "method.attempts=3", "method.stage1=stepwise", "train.steps=11", "train.samples_per_problem=4"
+        "play.attempts=3", "method.stage1=stepwise", "train.steps=11", "train.samples_per_problem=4"
     )
     assert (first.name, first.title, first.steps, second.name, second.steps) == (
         "stage1a",
@@ -74,7 +74,7 @@ def test_the_recipe_for_three_attempts():
 
 
 def test_four_attempts_hold_each_part_at_the_one_before():
-    made = stages("method.attempts=4", "method.stage1=stepwise", "train.steps=20")[:3]
+    made = stages("play.attempts=4", "method.stage1=stepwise", "train.steps=20")[:3]
     assert [(s.name, s.attempts, s.earlier_reference) for s in made] == [
         ("stage1a", 2, "base"),
         ("stage1b", 3, "stage1a"),
@@ -129,14 +129,14 @@ def test_adaptive_beta2_scales_beta2_alone_and_in_stage_1_alone():
         (("method.interleave=5", "train.steps=10", "train.warmup_steps=6"), "never be reached; lower train.warmup"),
         (("method.shaping=scaled", "method.gamma=1"), "drop one of the two"),
         (("method.stage1=stepwise",), "attempts=3 or more"),
-        (("method.stage1=stepwise", "method.attempts=5", "train.steps=5"), "has 4 parts, but 2 steps"),
+        (("method.stage1=stepwise", "play.attempts=5", "train.steps=5"), "has 4 parts, but 2 steps"),
         (("method.stage2=star", "train.steps=4"), "3 iterations, but 2 steps"),
         (("method.stage2=star", "method.alpha=3"), "stage2=reinforce"),
         (("method.stage2=star", "method.offline_share=0.3"), "stage2=reinforce"),
         (("method.stage2=star", "method.stage1_share=0", "method.beta2=0.1"), "use method=star"),
         (("method.beta2_target=0.1", "method.beta2=0"), "beta2 above 0"),
         (("method.beta2_target=0.1", "method.beta2=0.1", "method.stage1_share=0"), "Stage I's"),
-        (("method.branches=2", "method.attempts=3"), "trees of two attempts"),
+        (("method.branches=2", "play.attempts=3"), "trees of two attempts"),
         (("method.branches=2", "method.gamma=1"), "trees of two attempts"),
         (("method.branches=4", "train.samples_per_problem=4"), "to 5 or more"),
         (("method.branches=2", "method.baseline=given_first"), "branches=1"),
@@ -156,8 +156,8 @@ def test_score_without_stage_1_is_stage_2_alone():
 
 
 def test_scaled_shaping_is_1_plus_alpha_on_every_later_attempt_and_no_bonus():
-    first, second = stages("method.shaping=scaled", "method.attempts=3")
-    assert first.credit == stages("method.attempts=3")[0].credit
+    first, second = stages("method.shaping=scaled", "play.attempts=3")
+    assert first.credit == stages("play.attempts=3")[0].credit
     assert second.credit == Credit((1.0, 11.0, 11.0), (0.25,) * 3)
 
 
@@ -186,7 +186,7 @@ def test_gamma_and_the_kl_credit_reach_every_stage():
 
 
 @pytest.mark.parametrize(
-    "overrides", [("method.attempts=1",), ("method=multi_turn", "method.attempts=1"), ("train.steps=1",)]
+    "overrides", [("play.attempts=1",), ("method=multi_turn", "play.attempts=1"), ("train.steps=1",)]
 )
 def test_settings_that_do_not_fit_a_method_are_refused(overrides):
     with pytest.raises(ConfigError):

@@ -13,7 +13,7 @@ import made_runs as made
 import tiny
 import toy
 from selfcorrect import experiment
-from selfcorrect.config import EvalConfig, TaskConfig, load_config
+from selfcorrect.config import EvalConfig, load_config
 from selfcorrect.engines import models
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.measuring import test_time_play as scale
@@ -30,6 +30,7 @@ from selfcorrect.tasks import TASKS, make_task
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.decide import decide
+from task_config import task_config
 
 # --- the vote --------------------------------------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ def test_what_votes_together_is_equal_to_the_grader_too():
 )
 def test_every_task_with_answers_says_which_are_the_same(settings, same, different, monkeypatch):
     monkeypatch.setattr("selfcorrect.tasks.own.import_callable", lambda *_: None)
-    key = scale.check_votes(make_task(TaskConfig(**settings))).answer_key
+    key = scale.check_votes(make_task(task_config(**settings))).answer_key
     assert key(same[0]) == key(same[1])
     assert key(different[0]) != key(different[1])
 
@@ -261,7 +262,7 @@ REFUSED = {
     "a setting of training": (["train.steps=3"], ["train.steps", "would be ignored", "drop it"]),
     "feedback": (["method=self_refine"], ["would be ignored"]),
     "too long": (
-        ["train.max_new_tokens=60", "--attempts", "9"],
+        ["play.max_new_tokens=60", "--attempts", "9"],
         ["9 attempts may take", "512 positions, which hold 3"],
     ),
     "out exists": (["--out", "old.jsonl"], ["exists already"]),

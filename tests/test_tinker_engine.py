@@ -12,7 +12,7 @@ import fake_tinker
 import tiny
 import toy
 from fake_tinker import Fake
-from selfcorrect.config import EngineConfig, load_config
+from selfcorrect.config import TinkerEngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine import engine as module
@@ -260,7 +260,7 @@ def test_no_server_and_another_model_are_refused_at_once(tmp_path, no_waiting):
     with pytest.raises(EngineError, match="No other engine is taken instead") as caught:
         fake_tinker.engine(fake)
     assert not caught.value.usable and no_waiting == []
-    settings = EngineConfig(name="tinker", base_url="http://fake")
+    settings = TinkerEngineConfig(base_url="http://fake")
     with pytest.raises(ModelError, match=r"'org/other' is not what the Tinker server serves .*'fake/tiny'"):
         module.TinkerEngine(fake.session, None, ("org/other", "/dir"), 4, settings, 512, 261)
     assert fake.loaded == set()
@@ -342,9 +342,9 @@ def test_a_checkpoint_of_another_engine_or_model_is_refused(tmp_path):
         (["model.lora_rank=0"], "LoRA adapters only"),
         (["model.lora_alpha=16"], "lora_alpha=16 would be ignored"),
         (["train.grad_clip=1"], "grad_clip"),
-        (["engine.device=cpu"], r"engine=tinker would ignore engine\.device"),
-        (["model.dtype=bfloat16"], r"would ignore model\.dtype"),
-        (["engine.name=torch", "engine.base_url=http://x"], r"engine=torch would ignore engine\.base_url"),
+        (["engine.device=cpu"], r"engine\.device = 'cpu' would be ignored by engine=tinker"),
+        (["model.dtype=bfloat16"], r"model\.dtype = 'bfloat16' would be ignored with engine=tinker"),
+        (["engine.name=torch", "engine.base_url=http://x"], r"engine\.base_url = .* would be ignored by engine=torch"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings, said):

@@ -101,7 +101,7 @@ KINDS = [
     ("method.stage2=star", "train.steps=6", "train.problems_per_step=16", "train.learning_rate=1e-3"),
     ("method.beta2_target=0.01",),
     ("method.interleave=1", "train.steps=4"),
-    ("method.attempts=3", "method.stage1=stepwise"),
+    ("play.attempts=3", "method.stage1=stepwise"),
     ("method.branches=2", "train.samples_per_problem=3"),
     ("method.branches=2", "train.samples_per_problem=3", "method.offline_share=0.5"),
 ]
@@ -351,7 +351,7 @@ def test_training_samples_at_temperature_1_with_the_cap_and_the_end_tokens(tmp_p
 
 def test_the_sampler_has_no_cache_of_older_weights(straight):
     """Trainer and sampler agree at every step: an answer sampled from a stale cache would show here."""
-    for overrides in ((), (LORA,), ("method.attempts=3",)):
+    for overrides in ((), (LORA,), ("play.attempts=3",)):
         assert max(r.sampler_mismatch for r in toy.step_records(straight(*overrides)[0])) < 1e-3
 
 
@@ -559,7 +559,7 @@ def test_adaptive_beta2_falls_while_the_first_attempt_stays_and_rises_when_it_st
 
 def test_the_stepwise_recipe_holds_earlier_attempts_at_the_part_before(tmp_path):
     run = RunDirectory.create(
-        toy.config(tmp_path / "run", "method.attempts=3", "method.stage1=stepwise", "train.checkpoint_every=1")
+        toy.config(tmp_path / "run", "play.attempts=3", "method.stage1=stepwise", "train.checkpoint_every=1")
     )
     engine = toy.engine(run.config)
     asked, logprobs = [], engine.logprobs

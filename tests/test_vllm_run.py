@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import tiny
-from selfcorrect.config import PRESET_MARKER, EngineConfig, ModelConfig
+from selfcorrect.config import PRESET_MARKER, ModelConfig, TorchEngineConfig
 from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, resolve_model
@@ -44,7 +44,7 @@ def started(folder, dtype="float32", lora_rank=0):
         ResolvedModel(str(folder), "directory"),
         ChatFormat(tiny.tokenizer()),
         ModelConfig(name=str(folder), dtype=dtype, lora_rank=lora_rank),
-        EngineConfig(device="cpu", sampler="vllm", sampler_memory_gb=0.25),
+        TorchEngineConfig(device="cpu", sampler="vllm", sampler_memory_gb=0.25),
     )
 
 

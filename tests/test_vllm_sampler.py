@@ -71,11 +71,11 @@ def test_the_builds_for_cpus_and_for_gpus_both_count(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["engine=tinker", "model.lora_rank=2", "engine.sampler=vllm"], "a Tinker server has its own"),
-        (["engine.sampler_memory_gb=2"], "engine.sampler=native would ignore engine.sampler_memory_gb"),
+        (["engine=tinker", "model.lora_rank=2", "engine.sampler=vllm"], "would be ignored by engine=tinker"),
+        (["engine.sampler_memory_gb=2"], "engine.sampler_memory_gb = 2.0 would be ignored with engine.sampler=native"),
         (
             ["engine.sampler=vllm", "engine.tokens_per_sampling_batch=100"],
-            "engine.sampler=vllm would ignore engine.tokens_per_sampling_batch",
+            "engine.tokens_per_sampling_batch = 100 would be ignored with engine.sampler=vllm",
         ),
         (["engine.sampler=vllm", "engine.sampler_memory_gb=0"], "greater than 0"),
         (["engine.sampler=sglang"], "'native' or 'vllm'"),
@@ -89,7 +89,7 @@ def test_settings_that_do_not_fit_are_refused(settings, says):
 def test_a_stored_config_with_both_is_refused_too():
     values = load_config(None, ["engine=tinker", "model.lora_rank=2"]).model_dump()
     values["engine"]["sampler"] = "vllm"
-    with pytest.raises(ConfigError, match="a Tinker server has its own"):
+    with pytest.raises(ConfigError, match="would be ignored by engine=tinker"):
         validate(values)
 
 
@@ -203,7 +203,7 @@ class Mirror:
 
 def mirrored(lora=None, **model):
     mirror = Mirror(**model)
-    settings = tiny.EngineConfig(device="cpu", sampler="vllm")
+    settings = tiny.TorchEngineConfig(device="cpu", sampler="vllm")
     return TorchEngine(tiny.random_model(**model), ChatFormat(tiny.tokenizer()), settings, lora, mirror), mirror
 
 

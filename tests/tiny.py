@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfcorrect.config import EngineConfig
+from selfcorrect.config import TorchEngineConfig
 from selfcorrect.engines.base import Sampled, SampleRequest
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine
@@ -63,7 +63,9 @@ def random_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides:
 def engine(
     seed: int = 0, *, lora: tuple[int, float] | None = None, dtype: torch.dtype = torch.float32, **settings: object
 ) -> TorchEngine:
-    return TorchEngine(random_model(seed, dtype), ChatFormat(tokenizer()), EngineConfig(device="cpu", **settings), lora)
+    return TorchEngine(
+        random_model(seed, dtype), ChatFormat(tokenizer()), TorchEngineConfig(device="cpu", **settings), lora
+    )
 
 
 def sampled_data(requests: Sequence[SampleRequest], answers: Sequence[Sampled], weight: float) -> list[Datum]:

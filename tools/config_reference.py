@@ -14,14 +14,18 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from selfcorrect import config
+from selfcorrect.config import Config, all_keys, default_of, readers
+from selfcorrect.config.sections import SECTIONS, UNIONS, Section
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
-PRESETS = Path(config.__file__).parent / "presets"
+PRESETS = Path(config.__file__).parent.parent / "presets"
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "`none`"}
+FOLLOWS = {"eval.attempts": "`play.attempts`"}
+"""Settings whose default is the value of another."""
 MORE = {"task": "tasks.md", "method": "algorithm.md", "train": "algorithm.md", "eval": "report.md"}
 INTRODUCTION = """\
-<!-- Made by tools/config_reference.py from src/selfcorrect/config.py: change that file, then `make docs`. -->
+<!-- Made by tools/config_reference.py from src/selfcorrect/config/sections.py: change that file, then `make docs`. -->
 
 # Configuration
 
@@ -41,8 +45,8 @@ steps = 100
 
 Later wins: the defaults below, then the model's preset, then the file, then the command line. A section with a `name` may
 be set by it alone: `task=gsm8k` is `task.name=gsm8k`. Values are read as TOML, else as plain text; `none` is no value. A
-setting that is unknown, out of range, or would be ignored by the method or task is refused before a model loads.
-`selfcorrect train --dry-run` prints all settings of a run, resolved.
+setting that is unknown or out of range is refused before a model loads, and so is one that the chosen task, method or
+engine does not read. `selfcorrect train --dry-run` prints all settings of a run, resolved.
 
 The defaults are those of the embedded model. Any other model starts from a preset: `smollm2` has its own, all others share
 one, a start for one GPU and not a tuned setting. Where a preset differs from the default, it is named. A directory written
@@ -51,23 +55,47 @@ by `selfcorrect sft` keeps the preset of the model it came from. Settings that d
 """
 
 
-def field_docs(section: type[config.Section]) -> dict[str, str]:
-    """The docstring under every field of a class.
+def field_docs(section: type[Section]) -> dict[str, str]:
+    """The docstring under every field that a class declares itself.
 
     Raises:
-        LookupError: a field has none.
+        LookupError: a field has none. The name of a union's members is described once, in the first of them.
     """
     (node,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(node, ast.ClassDef)
     docs = {}
-    for field, below in zip(node.body, node.body[1:], strict=False):
+    for field, below in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
             docs[field.target.id] = inspect.cleandoc(str(text)) if text else ""
-    missing = [name for name, text in docs.items() if not text]
+    missing = [name for name, text in docs.items() if not text and name != "name"]
     if missing:
         raise LookupError(f"{section.__name__}: no docstring under {', '.join(missing)}")
-    return docs
+    return {name: text for name, text in docs.items() if text}
+
+
+def section_entries(section: str, presets: dict[str, dict[str, Any]]) -> list[str]:
+    """Every setting of a section as Markdown, those of all its classes in the order of the first that has each."""
+    classes = SECTIONS[section]
+    docs: dict[str, str] = {}
+    for base in dict.fromkeys(base for c in classes for base in c.__mro__ if issubclass(base, Section)):
+        docs = field_docs(base) | docs
+    fields = {name: field for c in reversed(classes) for name, field in c.model_fields.items()}
+    keys = [key.partition(".")[2] for key in all_keys() if key.startswith(f"{section}.")]
+    return [entry(f"{section}.{name}", fields[name], docs[name], presets) for name in keys]
+
+
+def union_table(section: str) -> str:
+    """Which member of a union reads which settings."""
+    common = set.intersection(*(set(c.model_fields) for c in UNIONS[section]))
+    rows = [f"| {section} | settings of its own |\n|---|---|"]
+    for name in readers(f"{section}.name"):
+        keys = [key for key in all_keys() if key.startswith(f"{section}.") and key.partition(".")[2] not in common]
+        read = [f"[`{k.partition('.')[2]}`](#{k.replace('.', '')})" for k in keys if name in readers(k)]
+        rows.append(f"| `{name}` | {', '.join(read) or 'none'} |")
+    if section == "task":
+        rows.append("| `package.module:make` | all of these: the function may read any |")
+    return "\n".join(rows) + "\n"
 
 
 def type_words(annotation: Any) -> str:
@@ -94,11 +122,17 @@ def value_words(value: Any) -> str:
 def entry(key: str, field: FieldInfo, doc: str, presets: dict[str, dict[str, Any]]) -> str:
     """One setting as Markdown."""
     section, _, name = key.rpartition(".")
-    facts = [" ".join(filter(None, (type_words(field.annotation), bounds_words(field))))]
-    facts.append(f"default {value_words(field.default)}")
+    default = default_of(key)
+    if section in UNIONS and name == "name":
+        facts = ["one of " + ", ".join(f"`{n}`" for n in readers(key)) + (", or text" if section == "task" else "")]
+    else:
+        facts = [" ".join(filter(None, (type_words(field.annotation), bounds_words(field))))]
+    facts.append(f"default {FOLLOWS.get(key, value_words(default))}")
+    if section in UNIONS and len(read_by := readers(key)) < len(readers(f"{section}.name")):
+        facts.append(f"read by {', '.join(f'`{n}`' for n in read_by)}")
     for title, values in presets.items():
-        preset = values.get(section, {}).get(name, field.default)
-        if preset != field.default:
+        preset = values.get(section, {}).get(name, default)
+        if preset != default:
             facts.append(f"{title} {value_words(preset)}")
     return f"### {key}\n\n*{'; '.join(facts)}*\n\n{' '.join(doc.split())}\n"
 
@@ -109,18 +143,16 @@ def page() -> str:
         "smollm2": tomllib.loads((PRESETS / "smollm2.toml").read_text(encoding="utf-8")),
         "other models": tomllib.loads((PRESETS / "language_model.toml").read_text(encoding="utf-8")),
     }
-    parts = [INTRODUCTION.format(count=len(config.all_keys()))]
-    docs = field_docs(config.Config)
-    alone = []
-    for name, field in config.Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, config.Section):
-            more = f" More: [{MORE[name]}]({MORE[name]})." if name in MORE else ""
-            parts.append(f"## {name}\n\n{docs[name]}{more}\n")
-            inner = field_docs(section)
-            parts += [entry(f"{name}.{k}", f, inner[k], presets) for k, f in section.model_fields.items()]
-        else:
-            alone.append(entry(name, field, docs[name], presets))
+    parts = [INTRODUCTION.format(count=len(all_keys()))]
+    docs = field_docs(Config)
+    for name in SECTIONS:
+        more = f" More: [{MORE[name]}]({MORE[name]})." if name in MORE else ""
+        parts.append(f"## {name}\n\n{docs[name]}{more}\n")
+        parts += [union_table(name)] if name in UNIONS else []
+        parts += section_entries(name, presets)
+    alone = [
+        entry(name, field, docs[name], presets) for name, field in Config.model_fields.items() if name not in SECTIONS
+    ]
     return "\n".join([*parts, "## Without a section\n", *alone])
 
 

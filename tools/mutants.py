@@ -367,7 +367,9 @@ MUTANTS = [
         run("every_method_samples_the_same_number_of_responses_per_step"),
     ),
     Mutant("gamma leaks", "algorithm/credit.py", "+= gamma * returns", "+= returns", CREDIT),
-    Mutant("gamma is 1 by default", "config.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS),
+    Mutant(
+        "gamma is 1 by default", "config/sections.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS
+    ),
     Mutant(
         "denominator is a token count",
         "algorithm/sequences.py",

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from selfcorrect.algorithm.stages import plan
-from selfcorrect.config import Config
+from selfcorrect.config import Config, TinkerEngineConfig
 from selfcorrect.engines.base import Engine, TellsProgress
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import (
@@ -80,7 +80,7 @@ def prepare(config: Config, *, training: bool = True) -> Job:
     """
     if training:
         plan(config)
-    if config.engine.sampler == "vllm":
+    if getattr(config.engine, "sampler", None) == "vllm":
         require_vllm()
     task, splits = _problems(config, training)
     resolved = resolve_model(config.model.name)
@@ -90,11 +90,11 @@ def prepare(config: Config, *, training: bool = True) -> Job:
             "base model (merge_and_unload, save_pretrained) and give that directory"
         )
     chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
-    attempts = max(config.eval.attempts, config.method.attempts if training else 1)
+    attempts = max(config.eval.attempts, config.play.attempts if training else 1)
     feedback = FEEDBACK if config.method.name == "self_refine" else None
     if feedback is not None and config.eval.attempts < 2:
         raise ConfigError("method=self_refine asks for feedback between attempts: set eval.attempts to 2 or more")
-    cap = config.train.max_new_tokens
+    cap = config.play.max_new_tokens
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
     longest = check_length(
         hf_config,
@@ -133,18 +133,19 @@ def make_engine(job: Job, *, frozen: bool = False) -> Engine:
     Raises:
         ModelError: they cannot be loaded.
     """
-    if job.config.engine.name == "tinker":
-        return _tinker_engine(job, frozen)
+    engine = job.config.engine
+    if engine.name == "tinker":
+        return _tinker_engine(job, engine, frozen)
     from selfcorrect.engines.torch_engine import TorchEngine
 
-    return TorchEngine.from_config(job.resolved, job.chat, job.config.model, job.config.engine, frozen=frozen)
+    return TorchEngine.from_config(job.resolved, job.chat, job.config.model, engine, frozen=frozen)
 
 
-def _tinker_engine(job: Job, frozen: bool) -> Engine:
+def _tinker_engine(job: Job, settings: TinkerEngineConfig, frozen: bool) -> Engine:
     from selfcorrect.engines.tinker_engine import TinkerEngine
     from selfcorrect.engines.tinker_engine.client import connect
 
-    model, settings = job.config.model, job.config.engine
+    model = job.config.model
     if job.resolved.kind == "adapter":
         raise ModelError(
             f"model {model.name} is a PEFT adapter, which a server does not serve; measure it with engine=torch"
@@ -317,7 +318,7 @@ def _measure(
 ) -> dict[str, Evaluation]:
     config = job.config
     problems = held_out(job.task, config.eval.problems)
-    cap = config.train.max_new_tokens
+    cap = config.play.max_new_tokens
     with_controls = config.eval.controls and config.eval.attempts > 1
     with _watched(engine, name, len(problems) * answers_per_problem(config.eval, with_controls), observer):
         evaluations = [evaluate(engine, job.task, problems, config.eval, cap, name=name, seed=config.seed)]
@@ -364,7 +365,7 @@ def _start_record(job: Job, engine: Engine, resumed_from: int | None) -> StartRe
     versions = {name: metadata.version(name) for name in TRACKED_PACKAGES}
     if engine.info.name == "tinker":
         versions["tinker"] = metadata.version("tinker")
-    if job.config.engine.sampler == "vllm" and (vllm := vllm_version()) is not None:
+    if getattr(job.config.engine, "sampler", None) == "vllm" and (vllm := vllm_version()) is not None:
         versions[vllm[0]] = vllm[1]
     versions["python"] = platform.python_version()
     versions["platform"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"

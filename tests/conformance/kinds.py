@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tiny
-from selfcorrect.config import EngineConfig, ModelConfig
+from selfcorrect.config import ModelConfig, TinkerEngineConfig, TorchEngineConfig
 from selfcorrect.engines.base import Engine
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel
@@ -35,7 +35,7 @@ def tinker_engine() -> Engine:
     from selfcorrect.engines.tinker_engine.client import connect
 
     url, model = os.environ[URL_VARIABLE], os.environ[MODEL_VARIABLE]
-    settings = EngineConfig(name="tinker", base_url=url)
+    settings = TinkerEngineConfig(base_url=url)
     vocabulary = len(tiny.tokenizer())
     chat = ChatFormat(tiny.tokenizer())
     return TinkerEngine(lambda: connect(url, settings.timeout_s), chat, (model,), RANK, settings, 512, vocabulary)
@@ -55,7 +55,7 @@ def vllm_engine() -> Engine:
         ResolvedModel(folder, "directory"),
         ChatFormat(tiny.tokenizer()),
         ModelConfig(name=folder, lora_rank=RANK, lora_alpha=ALPHA),
-        EngineConfig(device="cpu", sampler="vllm", sampler_memory_gb=0.25),
+        TorchEngineConfig(device="cpu", sampler="vllm", sampler_memory_gb=0.25),
     )
 
 

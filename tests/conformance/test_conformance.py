@@ -17,7 +17,7 @@ import tiny
 import toy
 from selfcorrect.algorithm.sequences import lay_out, policy_gradient_data
 from selfcorrect.algorithm.stages import plan
-from selfcorrect.config import EngineConfig, load_config
+from selfcorrect.config import TorchEngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.quiet import quiet_peft
@@ -202,7 +202,7 @@ def test_a_score_step_is_that_of_the_torch_engine_from_the_same_adapter(engine, 
     engine.reset_optimiser()  # the peer has no moments either
     engine.publish()
     engine.export(tmp_path / "export")
-    peer = TorchEngine(kind.model(), ChatFormat(tiny.tokenizer()), EngineConfig(device="cpu"), (RANK, ALPHA))
+    peer = TorchEngine(kind.model(), ChatFormat(tiny.tokenizer()), TorchEngineConfig(device="cpu"), (RANK, ALPHA))
     peer.snapshot("start")  # a fresh adapter is the plain model, whatever its random half
     missing = set_peft_model_state_dict(peer._model, load_file(tmp_path / "export/adapter_model.safetensors"))
     assert not missing.unexpected_keys

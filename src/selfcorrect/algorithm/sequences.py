@@ -40,7 +40,9 @@ class Layout:
 
     def by_attempt(self, logprobs: Sequence[FloatArray]) -> AttemptValues:
         """Log-probs of every sequence (shape [T] each), cut into those of every attempt."""
-        values = [[[np.zeros(0)] * len(e.attempts) for e in group] for group in self.groups]
+        values: list[list[list[FloatArray]]] = [
+            [[np.zeros(0)] * len(e.attempts) for e in group] for group in self.groups
+        ]
         for (b, g), sequence, logprobs_T in zip(self.owners, self.sequences, logprobs, strict=True):
             for k, start, end in sequence.spans:
                 values[b][g][k] = logprobs_T[start:end]

@@ -21,12 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from selfcorrect.algorithm.checks import STAR_ITERATIONS, check, stage1_steps
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.imitation import Imitation
-from selfcorrect.config import Config, MethodConfig
+from selfcorrect.config.sections import (
+    Config,
+    MultiAttemptConfig,
+    MultiTurnConfig,
+    PairSftConfig,
+    ScoreConfig,
+    SingleTurnConfig,
+    StarConfig,
+)
 from selfcorrect.types import BASE, LossName
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,7 @@ def score(config: Config) -> list[Stage]:
     Stage I rewards the last attempt only and holds the earlier ones at the base with the strict beta2 on top of the
     beta1 that is on everything. Stage II rewards all attempts and adds the progress bonus.
     """
-    m, total = config.method, config.train.steps
+    m, total = _method(config, ScoreConfig), config.train.steps
     if m.stage1_share == 0:
         return _stage2(config, total)
     if m.interleave:
@@ -93,8 +104,8 @@ def score(config: Config) -> list[Stage]:
 
 def _stage1(config: Config, steps: int) -> list[Stage]:
     """Stage I in one go, or (stepwise) for one more attempt at a time."""
-    n = config.method.attempts
-    if config.method.stage1 == "last":
+    n = config.play.attempts
+    if _method(config, ScoreConfig).stage1 == "last":
         return [_held(config, "stage1", "Stage I", steps, n)]
     parts: list[Stage] = []
     for j in range(2, n + 1):
@@ -107,7 +118,7 @@ def _stage1(config: Config, steps: int) -> list[Stage]:
 
 def _held(config: Config, name: str, title: str, steps: int, attempts: int) -> Stage:
     """Reward on the last attempt, all earlier ones held by beta2 on top of beta1."""
-    m, held = config.method, attempts - 1
+    m, held = _method(config, ScoreConfig), attempts - 1
     credit = _credit(m, rewards=(0.0,) * held + (1.0,), betas=(m.beta1 + m.beta2,) * held + (m.beta1,))
     samples = _samples(config, attempts)
     return Stage(name, title, steps, samples, credit, branches=m.branches, beta2=m.beta2, kl_target=m.beta2_target)
@@ -115,21 +126,23 @@ def _held(config: Config, name: str, title: str, steps: int, attempts: int) -> S
 
 def _stage2(config: Config, steps: int) -> list[Stage]:
     """Stage II by REINFORCE, or STaR from Stage I's policy: each iteration tunes that one anew, as STaR does the base."""
-    m = config.method
+    m, n = _method(config, ScoreConfig), config.play.attempts
     if m.stage2 == "star":
         how = Imitation("star", 2, m.dataset == "D+", m.train_attempt1, start="stage1")
         k = config.train.samples_per_problem
         first, *others = _iterations("stage2_star", f"Stage II, STaR {m.dataset}", steps, k, how)
         return [replace(first, freeze="stage1"), *others]
-    samples = _samples(config, m.attempts)
-    return [Stage("stage2", "Stage II", steps, samples, _joint(m), offline_share=m.offline_share, branches=m.branches)]
+    samples = _samples(config, n)
+    return [
+        Stage("stage2", "Stage II", steps, samples, _joint(m, n), offline_share=m.offline_share, branches=m.branches)
+    ]
 
 
 def _samples(config: Config, attempts: int) -> int:
     """Episodes per problem that spend the budget of responses, rounded down: trees have more answers, parts of Stage I fewer."""
-    m = config.method
+    m = _method(config, MultiAttemptConfig)
     answers = attempts if m.branches == 1 else 1 + m.branches
-    return config.train.samples_per_problem * m.attempts // answers
+    return config.train.samples_per_problem * config.play.attempts // answers
 
 
 def _share(steps: int, parts: int, i: int) -> int:
@@ -137,19 +150,19 @@ def _share(steps: int, parts: int, i: int) -> int:
     return steps // parts + (i < steps % parts)
 
 
-def _joint(m: MethodConfig) -> Credit:
+def _joint(m: ScoreConfig, attempts: int) -> Credit:
     """Stage II: the bonus, or its equal in expectation: (1 + alpha) r_k on every attempt after the first."""
-    betas = (m.beta1,) * m.attempts
+    betas = (m.beta1,) * attempts
     if m.shaping == "scaled":
-        return _credit(m, rewards=(1.0, *(1.0 + m.alpha,) * (m.attempts - 1)), betas=betas)
-    return _credit(m, rewards=(1.0,) * m.attempts, betas=betas, alpha=m.alpha)
+        return _credit(m, rewards=(1.0, *(1.0 + m.alpha,) * (attempts - 1)), betas=betas)
+    return _credit(m, rewards=(1.0,) * attempts, betas=betas, alpha=m.alpha)
 
 
 def multi_turn(config: Config) -> list[Stage]:
     """Plain multi-turn RL: every attempt paid its own reward, no Stage I, no bonus (v2 Eq. 1 with the KL of Eq. 2)."""
-    m = config.method
-    credit = _credit(m, rewards=(1.0,) * m.attempts, betas=(m.beta1,) * m.attempts)
-    samples = _samples(config, m.attempts)
+    m, n = _method(config, MultiTurnConfig), config.play.attempts
+    credit = _credit(m, rewards=(1.0,) * n, betas=(m.beta1,) * n)
+    samples = _samples(config, n)
     return [
         Stage(
             "multi_turn",
@@ -165,15 +178,15 @@ def multi_turn(config: Config) -> list[Stage]:
 
 def single_turn(config: Config) -> list[Stage]:
     """RL on the first attempt only (v2 Eq. 2). The budget of sampled responses goes into more samples per problem."""
-    m = config.method
-    credit = _credit(m, rewards=(1.0,), betas=(m.beta1,))
-    samples = config.train.samples_per_problem * m.attempts
+    m = _method(config, SingleTurnConfig)
+    credit = Credit((1.0,), (m.beta1,), kl_credit=m.kl_credit, standardise=m.standardise)
+    samples = config.train.samples_per_problem * config.play.attempts
     return [Stage("single_turn", "Single-turn RL", config.train.steps, samples, credit)]
 
 
 def star(config: Config) -> list[Stage]:
     """STaR (v2 Table 1): three times sample from the current policy, keep corrections, fine-tune the base on them."""
-    m = config.method
+    m = _method(config, StarConfig)
     how = Imitation("star", 2, m.dataset == "D+", m.train_attempt1)
     return _iterations("star", f"STaR {m.dataset}", config.train.steps, config.train.samples_per_problem, how)
 
@@ -183,9 +196,9 @@ def pair_sft(config: Config) -> list[Stage]:
 
     Only first responses are sampled, so the budget of responses goes into more of them per problem.
     """
-    m = config.method
+    m = _method(config, PairSftConfig)
     how = Imitation("pair_sft", 1, m.dataset == "D+", m.train_attempt1)
-    samples = config.train.samples_per_problem * m.attempts
+    samples = config.train.samples_per_problem * config.play.attempts
     return [_imitating("pair_sft", f"Pair-SFT {m.dataset}", config.train.steps, samples, how)]
 
 
@@ -226,5 +239,13 @@ def plan(config: Config) -> list[Stage]:
     return METHODS[config.method.name](config)
 
 
-def _credit(m: MethodConfig, *, rewards: tuple[float, ...], betas: tuple[float, ...], alpha: float = 0.0) -> Credit:
+def _method(config: Config, kind: type[M]) -> M:
+    """The method's settings, as the class that ``plan`` chose the stages by."""
+    assert isinstance(config.method, kind)
+    return config.method
+
+
+def _credit(
+    m: MultiAttemptConfig, *, rewards: tuple[float, ...], betas: tuple[float, ...], alpha: float = 0.0
+) -> Credit:
     return Credit(rewards, betas, alpha, m.gamma, m.kl_credit, m.baseline, m.standardise)

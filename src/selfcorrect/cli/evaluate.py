@@ -95,7 +95,7 @@ def evaluate(
         load_kept(run, engine)
     engine.publish()
     problems = held_out(job.task, config.eval.problems)
-    cap = config.train.max_new_tokens
+    cap = config.play.max_new_tokens
     feedback = FEEDBACK if config.method.name == "self_refine" else None
     results = [measure(engine, job.task, problems, config.eval, cap, name="plain", seed=config.seed, feedback=feedback)]
     if config.eval.controls and config.eval.attempts > 1:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from selfcorrect.tasks.base import Task
     from selfcorrect.types import Problem
 
-USED = ("task", "eval", "seed", "train.max_new_tokens")
+USED = ("task", "eval", "seed", "play")
 """Settings, or whole sections, that a measurement behind an endpoint reads."""
 DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
 """Fields of a request that the settings decide."""
@@ -147,7 +147,7 @@ def _config(asked: Asked, settings: Sequence[str]) -> Config:
     refuse_ignored(
         settings,
         USED,
-        "the endpoint decides it; with --base-url only task.*, eval.*, seed and train.max_new_tokens count",
+        "the endpoint decides it; with --base-url only task.*, eval.*, play.* and seed count",
     )
     return read_settings([f"model={json.dumps(asked.model)}", *settings])
 

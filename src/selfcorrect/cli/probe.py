@@ -26,7 +26,7 @@ def probe(
     largest_cap: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Token cap to sample under.", show_default="twice train.max_new_tokens, or what fits the model"
+            min=1, help="Token cap to sample under.", show_default="twice play.max_new_tokens, or what fits the model"
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write every episode at T = 1 to this JSONL file.")] = None,
@@ -47,17 +47,17 @@ def probe(
     from selfcorrect.records.lines import episode_row
 
     config = read_settings(settings or [])
-    cap = config.train.max_new_tokens
+    cap = config.play.max_new_tokens
     if largest_cap is not None and largest_cap < cap:
         raise ConfigError(
-            f"--largest-cap {largest_cap} is below train.max_new_tokens={cap}, the cap to be judged; give a larger one"
+            f"--largest-cap {largest_cap} is below play.max_new_tokens={cap}, the cap to be judged; give a larger one"
         )
     if out is not None:
         claim(out)
     first = stages(config)[0]
     job = prepare(config)
     if largest_cap is not None:
-        prepare(override(config, [f"train.max_new_tokens={largest_cap}"]))  # does it fit the model?
+        prepare(override(config, [f"play.max_new_tokens={largest_cap}"]))  # does it fit the model?
     engine = make_engine(job)
     fits = cap + (engine.info.max_length - job.longest) // first.attempts
     sampled_cap = largest_cap or max(cap, min(2 * cap, fits))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from selfcorrect.types import Episode
 
 LINE_EVERY_S = 5.0
-READ = ("model", "task", "engine", "seed", "eval.problems", "train.max_new_tokens")
+READ = ("model", "task", "engine", "seed", "eval.problems", "play.max_new_tokens")
 """Settings that count here; a section stands for all of its own."""
 OPTIONS = {"eval.attempts": "--attempts", "eval.temperature": "--temperature", "eval.samples": "--budget"}
 """Of `selfcorrect eval`; here each is an option."""
@@ -164,7 +164,7 @@ def _measured(engine: Engine, task: Task, config: Config, plan: _Plan) -> tuple[
     from selfcorrect.measuring.evaluate import held_out
     from selfcorrect.measuring.test_time_play import measure_attempts, measure_votes
 
-    asked = (engine, task, held_out(task, config.eval.problems), config.train.max_new_tokens)
+    asked = (engine, task, held_out(task, config.eval.problems), config.play.max_new_tokens)
     seed, told = config.seed, _teller()
     votes = row = None
     if plan.budgets:

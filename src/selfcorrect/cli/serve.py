@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 NEEDED = ("starlette", "uvicorn")
 LONGEST_CONTEXT = 8192
 """Tokens of the longest conversation, unless told otherwise."""
-USED = ("model", "engine", "task", "train.max_new_tokens")
+USED = ("model", "engine", "task", "play.max_new_tokens")
 """Settings, or whole sections, that serving a model reads."""
-USED_BEFORE_A_BACKEND = ("task", "train.max_new_tokens")
+USED_BEFORE_A_BACKEND = ("task", "play.max_new_tokens")
 """The same where the model is served elsewhere."""
 
 
@@ -98,7 +98,7 @@ def serve(
         )
     config = _config(model, settings or [], instruction, backend_url, backend_model, backend_key_env)
     key = server_key(api_key_env, api_key_file, os.environ)
-    cap = config.train.max_new_tokens
+    cap = config.play.max_new_tokens
     bounds = Bounds(
         attempts, max(attempts, max_attempts), max_votes, min(cap, max_tokens or cap), max_tokens or max(1024, cap)
     )
@@ -151,7 +151,7 @@ def _config(
             raise ConfigError(
                 "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --backend-url URL"
             )
-        counts = "to serve a model only model.*, engine.*, task.* and train.max_new_tokens count"
+        counts = "to serve a model only model.*, engine.*, task.* and play.max_new_tokens count"
         refuse_ignored(settings, USED, counts)
     else:
         if not backend_model:
@@ -159,7 +159,7 @@ def _config(
         if model is not None and "=" not in model:
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
-        counts = "the model runs elsewhere; with --backend-url only task.* and train.max_new_tokens count"
+        counts = "the model runs elsewhere; with --backend-url only task.* and play.max_new_tokens count"
         refuse_ignored(settings, USED_BEFORE_A_BACKEND, counts)
         model = backend_model
     if instruction is not None and any(s.partition("=")[0].strip() == "task.instruction" for s in settings):

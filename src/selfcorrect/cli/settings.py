@@ -19,7 +19,7 @@ SHORT = {
     "limit": "eval.problems",
     "samples": "eval.samples",
 }
-"""Evaluation settings that commands which measure take without their section."""
+"""Evaluation settings that the measuring commands accept without their section."""
 
 
 def read_settings(arguments: Sequence[str]) -> Config:
@@ -40,9 +40,9 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
     """Refuse settings that a command would not read.
 
     Args:
-        settings: ``key=value`` each; others (a config file) are passed over.
+        settings: ``key=value`` each; a config file among them is skipped.
         used: settings, or whole sections, that it reads.
-        reason: why the others do not count, and which do.
+        reason: why the others are not read, and which are.
 
     Raises:
         ConfigError: one of them would be ignored.
@@ -54,7 +54,7 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
 
 
 def find_run(model: str) -> RunDirectory | None:
-    """The run directory that a name stands for; None where it is that of a model."""
+    """The run directory at this path; None where ``model`` names a model."""
     from selfcorrect.records.run_directory import RunDirectory
 
     path = Path(model)
@@ -62,13 +62,13 @@ def find_run(model: str) -> RunDirectory | None:
 
 
 def long_form(setting: str) -> str:
-    """``limit=100`` as ``eval.problems=100``; others as they are."""
+    """``eval.problems=100`` for ``limit=100``; other settings unchanged."""
     key, equals, value = setting.partition("=")
     return f"{SHORT.get(key, key)}{equals}{value}"
 
 
 def model_and_settings(model: str, given: Sequence[str]) -> tuple[RunDirectory | None, Config]:
-    """What a command measures: a model with the settings given, or a run with its own unless told otherwise.
+    """What a command measures: a model with the settings given, or a run with its own settings and the given changes.
 
     Args:
         model: name, directory or run directory.

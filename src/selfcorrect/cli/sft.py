@@ -32,7 +32,8 @@ def sft(
     # every weight is trained: adapters could neither be the base of a run nor be merged into bfloat16 without loss
     config = override(read_settings(settings or []), ["model.lora_rank=0"])
     # nothing is sampled: another sampler would only load the weights a second time
-    config = config.model_copy(update={"engine": config.engine.model_copy(update={"sampler": "native"})})
+    if config.engine.name == "torch":
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"sampler": "native"})})
     claim(out)
     job = prepare(config)
     require_demonstrations(job.task)

@@ -233,7 +233,7 @@ def check_attention(config: Any, max_length: int) -> None:
                 raise ModelError(
                     f"the model attends to the last {window} tokens only ({kind}), fewer than the {max_length} "
                     "positions of an episode, and windowed key-value caches are not supported; lower "
-                    "train.max_new_tokens or method.attempts, or take a model with full attention"
+                    "play.max_new_tokens or play.attempts, or take a model with full attention"
                 )
         elif kind != "full_attention":
             raise _not_plain(f"layers of type {kind}")
@@ -261,7 +261,7 @@ def check_length(config: Any, attempts: int, longest: Callable[[int], int]) -> i
         fitting = next((n for n in range(attempts - 1, 0, -1) if longest(n) <= limit), 0)
         raise ModelError(
             f"an episode of {attempts} attempts may take {needed} tokens (prompt, attempts at their cap, instructions), but the "
-            f"model has only {limit} positions, which hold {fitting or 'not even one'}; lower train.max_new_tokens or the number "
+            f"model has only {limit} positions, which hold {fitting or 'not even one'}; lower play.max_new_tokens or the number "
             "of attempts, or take a model with a longer context"
         )
     return needed

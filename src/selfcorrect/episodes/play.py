@@ -186,8 +186,8 @@ def longest_conversation(
     typical = needed[len(needed) // 2]
     if max_new_tokens < typical:
         raise ConfigError(
-            f"train.max_new_tokens={max_new_tokens} is shorter than the answer format: half of the correct answers of task "
-            f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise train.max_new_tokens"
+            f"play.max_new_tokens={max_new_tokens} is shorter than the answer format: half of the correct answers of task "
+            f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise play.max_new_tokens"
         )
     longest = heapq.nlargest(LONGEST_PROBLEMS, problems, key=lambda p: _characters(task, p))
     return max(_conversation(chat, task, p, attempts, max_new_tokens, feedback) for p in longest)

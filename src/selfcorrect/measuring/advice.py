@@ -91,7 +91,7 @@ def _cut_off(n: Numbers) -> _Finding:
         return None
     enough = [cap for cap in sorted(n.cap_hits) if cap > n.cap and n.cap_hits[cap] <= alarms.CUT_OFF]
     if enough:
-        way_out = f"raise train.max_new_tokens to {enough[0]}, which would cut {n.cap_hits[enough[0]]:.0%}"
+        way_out = f"raise play.max_new_tokens to {enough[0]}, which would cut {n.cap_hits[enough[0]]:.0%}"
     else:
         largest = max(n.cap_hits)
         way_out = (

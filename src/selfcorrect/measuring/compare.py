@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.config import Config, load_config
+from selfcorrect.config import Config, default_of, load_config
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
 from selfcorrect.measuring.metrics import CorrectnessMatrix, correctness_matrix
@@ -133,7 +133,7 @@ def _labels(measured: Sequence[MeasuredRun]) -> list[str]:
         moved = [key for key in m.settings if any(v.get(key) != m.settings[key] for v in variants)]
         if moved:
             defaults = _flat(load_config(None, [f"model.name={json.dumps(m.model)}"]))
-            moved = [key for key in moved if m.settings[key] != defaults[key]]
+            moved = [key for key in moved if m.settings[key] != defaults.get(key, default_of(key))]
         out.append(" ".join([m.method, *(f"{key}={json.dumps(m.settings[key])}" for key in moved)]))
     return out
 

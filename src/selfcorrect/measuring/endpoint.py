@@ -148,7 +148,7 @@ def settings_of(
         "attempts": config.eval.attempts,
         "samples": config.eval.samples,
         "temperature": config.eval.temperature,
-        "max_new_tokens": config.train.max_new_tokens,
+        "max_new_tokens": config.play.max_new_tokens,
         "seed": config.seed,
         "task_settings": config.task.model_dump(exclude={"name", "path"}),
     }
@@ -172,7 +172,7 @@ class Measurement:
         endpoint: as many episodes are under way as it takes requests at once.
         task: prompts, instruction, verdicts.
         problems: held-out problems.
-        config: its ``eval``, ``seed`` and ``train.max_new_tokens`` count.
+        config: its ``eval``, ``seed`` and ``play.max_new_tokens`` count.
         journal: what is in it is not asked for again.
         said: called after every new episode.
     """
@@ -237,7 +237,7 @@ class Measurement:
             "attempts": how.attempts,
             "samples": len({g for _, g in firsts}),
             "temperature": how.temperature,
-            "max_new_tokens": self._config.train.max_new_tokens,
+            "max_new_tokens": self._config.play.max_new_tokens,
             "seed": seed,
         }
         return Evaluation(how.name, episodes, summarise(episodes, seed=seed), settings, time.perf_counter() - start)
@@ -254,7 +254,7 @@ class Measurement:
             try:
                 reply = await self._endpoint.complete(
                     messages,
-                    max_tokens=self._config.train.max_new_tokens,
+                    max_tokens=self._config.play.max_new_tokens,
                     temperature=how.temperature,
                     seed=_seed(self._config.seed, how.name, problem.id, sample, k) if how.temperature > 0 else None,
                 )
@@ -286,7 +286,7 @@ class Measurement:
         what = "without answering any" if none_answered else f"of {how.episodes}"
         raise EndpointError(
             f"{error}. It has refused {n} episodes {what}, too many to leave out; mend the request (--body, "
-            "train.max_new_tokens, task.*) or the server",
+            "play.max_new_tokens, task.*) or the server",
             status=error.status,
         )
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from selfcorrect.config import Config, validate
+from selfcorrect.config import Config, restore
 from selfcorrect.errors import ConfigError, EngineError, RunError, disk_reason
 from selfcorrect.records.lines import Record, parse_record
 
@@ -124,7 +124,7 @@ class RunDirectory:
                 f"{path} is not a run directory (no config.json of a run); give the path that `train` printed"
             ) from None
         try:
-            return cls(path, validate(values))
+            return cls(path, restore(values))
         except ConfigError as error:
             raise RunError(f"{path / 'config.json'} was written by another version or changed: {error}") from None
 

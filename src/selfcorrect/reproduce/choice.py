@@ -72,19 +72,19 @@ class Choice:
         Raises:
             ConfigError: a setting is wrong, would be ignored by this row, or makes the tables' evaluations random.
         """
-        config = load_config(None, self.overrides(row, seed, task))
+        try:
+            config = load_config(None, self.overrides(row, seed, task))
+            if row.kind == "trained":
+                plan(config)
+        except ConfigError as error:
+            raise ConfigError(f"the row {row.label!r} cannot be run with these settings: {error}") from None
         if config.eval.temperature > 0:
             raise ConfigError(
                 "eval.temperature above 0 is refused here: the tables are greedy, as the paper's are, and their base is one "
                 "measurement for all seeds; drop the setting"
             )
-        if config.eval.attempts < 2 or config.method.attempts < 2:
-            raise ConfigError("the tables measure a second attempt: set method.attempts and eval.attempts to 2 or more")
-        try:
-            if row.kind == "trained":
-                plan(config)
-        except ConfigError as error:
-            raise ConfigError(f"the row {row.label!r} cannot be run with these settings: {error}") from None
+        if config.eval.attempts < 2 or config.play.attempts < 2:
+            raise ConfigError("the tables measure a second attempt: set play.attempts and eval.attempts to 2 or more")
         return config
 
     def seeds_of(self, row: TableRow) -> tuple[int, ...]:
@@ -143,7 +143,7 @@ def planned_cost(config: Config) -> Cost:
     """
     stages = plan(config)
     responses = sum(s.steps * config.train.problems_per_step * s.samples_per_problem * _answers(s) for s in stages)
-    return Cost(sum(s.steps for s in stages), responses, responses * config.train.max_new_tokens)
+    return Cost(sum(s.steps for s in stages), responses, responses * config.play.max_new_tokens)
 
 
 def _answers(stage: Stage) -> int:

@@ -36,7 +36,7 @@ def curves(run: RunDirectory, job: Job, engine: Engine, *, base: bool) -> Iterat
     """
     config = job.config
     limit = min(PROBLEMS, config.eval.problems or PROBLEMS)
-    asked = (engine, job.task, held_out(job.task, limit), config.train.max_new_tokens)
+    asked = (engine, job.task, held_out(job.task, limit), config.play.max_new_tokens)
     step = load_kept(run, engine)
     for policy in (*((BASE,) if base else ()), "kept"):
         if policy == BASE:

@@ -36,7 +36,7 @@ def shifted_episodes(run: RunDirectory, job: Job, engine: Engine) -> Iterator[di
     Yields:
         Rows as ``episode_row`` makes them, with ``split`` (train, test) and ``first`` (own, base).
     """
-    task, cap = job.task, job.config.train.max_new_tokens
+    task, cap = job.task, job.config.play.max_new_tokens
     settings = job.config.eval.model_copy(update={"attempts": 2})
     alone = settings.model_copy(update={"attempts": 1})
     problems = {split: _problems(task, split, settings.problems) for split in SPLITS}

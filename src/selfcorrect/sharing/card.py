@@ -120,7 +120,7 @@ def _metadata(data: RunData, weights: Weights, name: str, said: Said) -> ModelCa
                 dataset_type=hub.id,
                 dataset_name=config.task.name,
                 dataset_config=hub.config,
-                dataset_split=config.task.eval_split,
+                dataset_split=getattr(config.task, "eval_split", "test"),
                 metric_type="accuracy",
                 metric_name=f"accuracy at attempt {k}, percent",
                 metric_value=round(100 * attempt.accuracy.value, 1),
@@ -135,7 +135,7 @@ def _metadata(data: RunData, weights: Weights, name: str, said: Said) -> ModelCa
 
 def _hub_data(config: Config) -> Hub | None:
     """The data set that was trained on, where it is known to be one of the Hub's."""
-    return HUB_DATA.get(config.task.name) if config.task.path is None else None
+    return HUB_DATA.get(config.task.name) if getattr(config.task, "path", None) is None else None
 
 
 def _license_of_base(config: Config) -> str | None:
@@ -254,7 +254,7 @@ model.generation_config = GenerationConfig.from_pretrained(name)  # greedy, as m
 
 def answer(messages):
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    written = model.generate(**prompt, max_new_tokens={config.train.max_new_tokens})[0]
+    written = model.generate(**prompt, max_new_tokens={config.play.max_new_tokens})[0]
     return tokenizer.decode(written[prompt["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -293,7 +293,8 @@ def _training(data: RunData) -> list[tuple[str, str]]:
     start = data.starts[-1] if data.starts else None
     episodes = config.train.problems_per_step * config.train.samples_per_problem
     kept = f"step {data.evals['final'].step} of {end.step if end else NOT_RECORDED}"
-    source = code(config.task.path) if config.task.path else code(hub.id) if hub else "the task's own"
+    path = getattr(config.task, "path", None)
+    source = code(path) if path else code(hub.id) if hub else "the task's own"
     engine = start.engine if start else {}
     rows = {
         "method": code(config.method.name),

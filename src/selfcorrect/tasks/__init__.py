@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from selfcorrect.config import TaskConfig
+from selfcorrect.config.sections import (
+    ArithmeticConfig,
+    Gsm8kConfig,
+    HumanEvalConfig,
+    MathConfig,
+    MbppConfig,
+    MbppRepairConfig,
+    OwnConfig,
+    TaskConfig,
+)
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Task
 
@@ -17,7 +27,7 @@ def make_task(config: TaskConfig) -> Task:
             a ``Task`` of the section.
 
     Raises:
-        ConfigError: unknown task, a setting that this task would ignore or lacks, an empty instruction, or a verifier
+        ConfigError: unknown task, a setting that this task lacks, an empty instruction, or a verifier
             that cannot be imported.
     """
     if config.name not in TASKS and ":" not in config.name:
@@ -28,38 +38,10 @@ def make_task(config: TaskConfig) -> Task:
         raise ConfigError(
             "task.instruction is empty, so attempt 2 would not be asked for; drop the setting or write one"
         )
-    _refuse_ignored(config)
     task = TASKS.get(config.name, _imported)(config)
     if config.instruction is not None:
         task.instruction = config.instruction
     return task
-
-
-READ = {
-    "arithmetic": ("terms_min", "terms_max", "asks", "largest"),
-    "gsm8k": ("path",),
-    "math": ("path",),
-    "mbpp": ("path", "eval_split", "accept_risk"),
-    "humaneval": ("path", "accept_risk"),
-    "mbpp_repair": ("path", "eval_split", "accept_risk", "first_attempts"),
-    "own": ("path", "eval_split", "accept_risk", "verifier", "prompt"),
-}
-"""Settings that a task reads, beside its name and the instruction."""
-
-
-def _refuse_ignored(config: TaskConfig) -> None:
-    if config.name not in READ:
-        return
-    read = {"name", "instruction", *READ[config.name]}
-    if config.name == "own" and config.verifier != "code":
-        read.discard("accept_risk")
-    for name, field in TaskConfig.model_fields.items():
-        value = getattr(config, name)
-        if name not in read and value != field.default:
-            users = ", ".join(task for task, names in READ.items() if name in names)
-            raise ConfigError(
-                f"task.{name} = {value!r} would be ignored by task={config.name}, it is read by {users}; drop the setting"
-            )
 
 
 def _imported(config: TaskConfig) -> Task:
@@ -79,49 +61,49 @@ def _imported(config: TaskConfig) -> Task:
     return task
 
 
-def _arithmetic(config: TaskConfig) -> Task:
+def _arithmetic(config: ArithmeticConfig) -> Task:
     from selfcorrect.tasks.arithmetic import Arithmetic
 
     return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
 
 
-def _gsm8k(config: TaskConfig) -> Task:
+def _gsm8k(config: Gsm8kConfig) -> Task:
     from selfcorrect.tasks.gsm8k import Gsm8k
 
     return Gsm8k(config.path)
 
 
-def _math(config: TaskConfig) -> Task:
+def _math(config: MathConfig) -> Task:
     from selfcorrect.tasks.math import Math
 
     return Math(config.path)
 
 
-def _mbpp(config: TaskConfig) -> Task:
+def _mbpp(config: MbppConfig) -> Task:
     from selfcorrect.tasks.mbpp import Mbpp
 
     return Mbpp(config)
 
 
-def _mbpp_repair(config: TaskConfig) -> Task:
+def _mbpp_repair(config: MbppRepairConfig) -> Task:
     from selfcorrect.tasks.mbpp_repair import MbppRepair
 
     return MbppRepair(config)
 
 
-def _humaneval(config: TaskConfig) -> Task:
+def _humaneval(config: HumanEvalConfig) -> Task:
     from selfcorrect.tasks.humaneval import HumanEval
 
     return HumanEval(config)
 
 
-def _own(config: TaskConfig) -> Task:
+def _own(config: OwnConfig) -> Task:
     from selfcorrect.tasks.own import Own, OwnPrograms
 
     return OwnPrograms(config) if config.verifier == "code" else Own(config)
 
 
-TASKS: dict[str, Callable[[TaskConfig], Task]] = {
+TASKS: dict[str, Callable[[Any], Task]] = {
     "arithmetic": _arithmetic,
     "gsm8k": _gsm8k,
     "math": _math,

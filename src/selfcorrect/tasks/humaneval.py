@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfcorrect.config import TaskConfig
+from selfcorrect.config.sections import HumanEvalConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.jsonl import text_field
@@ -34,7 +34,7 @@ class HumanEval(ProgramTask):
     name = "humaneval"
     splits = ("test",)
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: HumanEvalConfig) -> None:
         super().__init__(config.accept_risk)
         self.instruction = INSTRUCTION
         fields = "task_id, prompt, entry_point, canonical_solution, test"

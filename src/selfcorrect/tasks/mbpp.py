@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfcorrect.config import TaskConfig
+from selfcorrect.config.sections import MbppConfig, MbppRepairConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.jsonl import text_field
@@ -44,7 +44,7 @@ class Mbpp(ProgramTask):
     name = "mbpp"
     splits: tuple[str, ...] = SPLITS
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: MbppConfig | MbppRepairConfig) -> None:
         super().__init__(config.accept_risk)
         self.instruction = INSTRUCTION
         self.name = type(self).name if config.eval_split == "test" else f"{type(self).name}-{config.eval_split}"

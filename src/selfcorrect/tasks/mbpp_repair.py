@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from selfcorrect.config import TaskConfig
+from selfcorrect.config.sections import MbppRepairConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Split
 from selfcorrect.tasks.jsonl import read_jsonl, text_field
@@ -33,7 +33,7 @@ class MbppRepair(Mbpp):
     name = "mbpp_repair"
     splits = ("train", "test")
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: MbppRepairConfig) -> None:
         super().__init__(config)
         self._attempts = _attempts_file(config)
         self._repairs: dict[Split, tuple[Problem, ...]] = {}
@@ -66,7 +66,7 @@ class MbppRepair(Mbpp):
         return asked
 
 
-def _attempts_file(config: TaskConfig) -> Path:
+def _attempts_file(config: MbppRepairConfig) -> Path:
     given, data = local(config.first_attempts), local(config.path)
     if given is not None:
         return given

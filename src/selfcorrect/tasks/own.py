@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.config import TaskConfig
+from selfcorrect.config.sections import OwnConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.graders import math_grader
@@ -38,7 +38,7 @@ Grader = Callable[[Problem, str, bool], Grade]
 class _Rows:
     """Problems and prompts of a task of one's own; what judges them is the business of the classes below."""
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: OwnConfig) -> None:
         if config.path is None:
             raise ConfigError(
                 "task=own needs task.path: a directory with train.jsonl and test.jsonl, or one JSONL file, rows "
@@ -99,7 +99,7 @@ class Own(_Rows):
         config: ``path``: a directory or a file, see ``Source``; ``verifier``; ``prompt``; ``eval_split``.
     """
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: OwnConfig) -> None:
         super().__init__(config)
         self._numbers = config.verifier == "number"
         self._grade = make_verifier(config.verifier)
@@ -128,7 +128,7 @@ class OwnPrograms(ProgramTask, _Rows):
     ``reference`` is a program that passes, as a model would write it.
     """
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: OwnConfig) -> None:
         _Rows.__init__(self, config)
         ProgramTask.__init__(self, config.accept_risk)
 

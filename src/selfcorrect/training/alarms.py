@@ -92,7 +92,7 @@ def _no_signal(recent: Sequence[StepRecord]) -> Finding:
 def _truncation(recent: Sequence[StepRecord]) -> Finding:
     share = np.mean([max(x for x in r.truncated if x is not None) for r in recent])
     if share > CUT_OFF:
-        return "truncation", f"{share:.0%} of answers hit the token cap before an answer; raise train.max_new_tokens."
+        return "truncation", f"{share:.0%} of answers hit the token cap before an answer; raise play.max_new_tokens."
     return None
 
 

@@ -106,7 +106,7 @@ class Collector:
                 )
             start = time.perf_counter()
             config = self.run.config
-            how = Play(attempts, samples, config.train.max_new_tokens, 1.0, (config.seed, "collect", name, part))
+            how = Play(attempts, samples, config.play.max_new_tokens, 1.0, (config.seed, "collect", name, part))
             groups = self.runner.run(play(self.engine, self.task, batches[part], how))
             rows = keep(part, groups)
             record = self._record(name, part, len(batches), groups, len(rows), time.perf_counter() - start)

@@ -64,7 +64,7 @@ def reinforce(
     how = Play(
         stage.attempts,
         stage.samples_per_problem,
-        config.train.max_new_tokens,
+        config.play.max_new_tokens,
         1.0,
         (config.seed, "train", progress.step),
         stage.branches,

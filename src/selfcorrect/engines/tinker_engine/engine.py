@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from selfcorrect.config import EngineConfig
+from selfcorrect.config import TinkerEngineConfig
 from selfcorrect.engines.base import (
     CURRENT,
     AdamParams,
@@ -65,7 +65,7 @@ class TinkerEngine:
         chat: ChatFormat,
         model: Sequence[str],
         rank: int | None,
-        settings: EngineConfig,
+        settings: TinkerEngineConfig,
         max_length: int,
         vocabulary: int,
     ) -> None:

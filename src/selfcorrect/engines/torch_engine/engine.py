@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 
 from selfcorrect.algorithm.losses import cross_entropy_loss, importance_sampling_loss
-from selfcorrect.config import EngineConfig, ModelConfig
+from selfcorrect.config import ModelConfig, TorchEngineConfig
 from selfcorrect.engines.base import (
     CURRENT,
     AdamParams,
@@ -64,7 +64,7 @@ class TorchEngine:
         self,
         model: Any,
         chat: ChatFormat,
-        settings: EngineConfig,
+        settings: TorchEngineConfig,
         lora: tuple[int, float] | None = None,
         sampler: Sampling | None = None,
     ) -> None:
@@ -109,7 +109,7 @@ class TorchEngine:
         resolved: ResolvedModel,
         chat: ChatFormat,
         model: ModelConfig,
-        settings: EngineConfig,
+        settings: TorchEngineConfig,
         *,
         frozen: bool = False,
     ) -> TorchEngine:

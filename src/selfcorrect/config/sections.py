@@ -1,0 +1,489 @@
+"""The settings of a run as frozen, typed classes. The defaults are the demo: a setting that was tried and measured.
+
+``task``, ``method`` and ``engine`` are unions: their ``name`` picks a class, and what a class has no field for is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+TrackerName = Literal["trackio", "wandb", "tensorboard"]
+
+TINKER_LORA_ALPHA = 32.0
+"""The Tinker API has no setting for it: servers take this."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Named(Section):
+    """A member of one of the unions."""
+
+    name: str
+
+    def refuse_ignored(self, section: str, rules: Iterable[tuple[bool, tuple[str, ...], str]]) -> Self:
+        """Refuse settings that others of this section switch off, where they differ from their defaults.
+
+        Args:
+            section: for the message.
+            rules: whether the rule holds, the settings that are then not read, and the way out.
+
+        Raises:
+            ValueError: one of them would be ignored.
+        """
+        for holds, names, way_out in rules:
+            for name in names if holds else ():
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{section}.{name} = {value!r} would be ignored by {section}={self.name}; drop it, or {way_out}"
+                    )
+        return self
+
+
+class ModelConfig(Section):
+    name: str = "tiny"
+    """``tiny``, ``smollm2``, a local directory, a run directory's export, or a Hugging Face id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute precision. Master weights (or adapters) and optimiser state are float32 either way."""
+    lora_rank: int = Field(0, ge=0, le=1024)
+    """0 trains every weight; otherwise the rank of LoRA adapters on all linear layers but the output head."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id; None takes the newest."""
+    trust_remote_code: bool = False
+    """Run the Python code that a model's repository brings. It runs as you."""
+
+
+class AnyTaskConfig(Named):
+    instruction: str | None = None
+    """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
+
+
+class SumsConfig(AnyTaskConfig):
+    terms_min: int = Field(4, ge=2, le=12)
+    """The fewest numbers in a sum."""
+    terms_max: int = Field(6, ge=2, le=12)
+    """The most numbers in a sum."""
+    asks: Literal["last_digit", "sum"] = "last_digit"
+    """What a question asks for; ``sum`` is the form for language models."""
+    largest: int = Field(9, ge=2, le=9999)
+    """The largest number in a sum."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.terms_min > self.terms_max:
+            raise ValueError(f"task.terms_min ({self.terms_min}) is above task.terms_max ({self.terms_max})")
+        return self
+
+
+class DataConfig(AnyTaskConfig):
+    path: str | None = None
+    """File or directory of the data set (math: a Hub id too); None takes the task's own Hub id."""
+
+
+class ProgramsConfig(DataConfig):
+    accept_risk: str | None = None
+    """Name of the risk (docs/sandbox.md) to run a model's programs on a machine that lacks a sandbox."""
+
+
+class SplitsConfig(ProgramsConfig):
+    eval_split: Literal["test", "validation"] = "test"
+    """The split that evaluations measure."""
+
+
+class StoredAttemptsConfig(SplitsConfig):
+    first_attempts: str | None = None
+    """File of stored first attempts; None takes first_attempts_models.jsonl(.gz) of task.path."""
+
+
+class VerifierConfig(SplitsConfig):
+    verifier: str | None = None
+    """math, number, exact, code, or ``package.module:function``."""
+    prompt: str | None = None
+    """The question of attempt 1, with {question} in it; None asks the question alone."""
+
+
+class ArithmeticConfig(SumsConfig):
+    name: Literal["arithmetic"] = "arithmetic"
+    """A task of this package, ``own``, or ``package.module:make``."""
+
+
+class Gsm8kConfig(DataConfig):
+    name: Literal["gsm8k"] = "gsm8k"
+
+
+class MathConfig(DataConfig):
+    name: Literal["math"] = "math"
+
+
+class HumanEvalConfig(ProgramsConfig):
+    name: Literal["humaneval"] = "humaneval"
+
+
+class MbppConfig(SplitsConfig):
+    name: Literal["mbpp"] = "mbpp"
+
+
+class MbppRepairConfig(StoredAttemptsConfig):
+    name: Literal["mbpp_repair"] = "mbpp_repair"
+
+
+class OwnConfig(VerifierConfig):
+    name: Literal["own"] = "own"
+
+    @model_validator(mode="after")
+    def _runs_programs(self) -> Self:
+        way_out = "set task.verifier=code, which runs programs"
+        return self.refuse_ignored("task", [(self.verifier != "code", ("accept_risk",), way_out)])
+
+
+class ImportedTaskConfig(VerifierConfig, StoredAttemptsConfig, SumsConfig):
+    """A task from ``package.module:make``, which may read any setting of a task."""
+
+
+TASK_NAMES = ("arithmetic", "gsm8k", "math", "mbpp", "mbpp_repair", "humaneval", "own")
+
+
+def _task_tag(task: Any) -> str:
+    name = task.get("name") if isinstance(task, Mapping) else getattr(task, "name", None)
+    return name if name in TASK_NAMES else "imported"
+
+
+TaskConfig = Annotated[
+    Annotated[ArithmeticConfig, Tag("arithmetic")]
+    | Annotated[Gsm8kConfig, Tag("gsm8k")]
+    | Annotated[MathConfig, Tag("math")]
+    | Annotated[MbppConfig, Tag("mbpp")]
+    | Annotated[MbppRepairConfig, Tag("mbpp_repair")]
+    | Annotated[HumanEvalConfig, Tag("humaneval")]
+    | Annotated[OwnConfig, Tag("own")]
+    | Annotated[ImportedTaskConfig, Tag("imported")],
+    Discriminator(_task_tag),
+]
+
+
+class ReinforceConfig(Named):
+    beta1: float = Field(0.01, ge=0)
+    """KL weight on every attempt, both stages (paper: 0.01)."""
+    kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
+    """The part of its attempt's KL that a token is charged with: all, that from the token on, or the token's own (biased)."""
+    standardise: bool = False
+    """Divide the reward part of the advantages by its spread in the group, per attempt. Not in the paper."""
+
+
+class MultiAttemptConfig(ReinforceConfig):
+    gamma: float = Field(0.0, ge=0, le=1)
+    """Discount between attempts. 0 in the paper; other values show the failure."""
+    baseline: Literal["leave_one_out", "given_first"] = "leave_one_out"
+    """given_first: the baseline of later attempts takes mates whose first attempt had the same verdict."""
+    offline_share: float = Field(0.0, ge=0, le=1)
+    """Share of a step's problems whose first attempts are stored answers of the base (Stage II and multi_turn). The
+    paper names the option and no share; 1 is its ablation "only offline first attempts"."""
+    branches: int = Field(1, ge=1, le=16)
+    """Second attempts per first attempt, each with the others as its baseline. Not in the paper."""
+
+    @model_validator(mode="after")
+    def _baseline_of_branches(self) -> Self:
+        way_out = "set method.branches=1 (all mates in a branch have one first attempt)"
+        return self.refuse_ignored("method", [(self.branches > 1, ("baseline",), way_out)])
+
+
+class ImitateConfig(Named):
+    dataset: Literal["D", "D+"] = "D"
+    """D holds corrections of a wrong first attempt; D+ also right first attempts kept right. score: with stage2=star only."""
+    train_attempt1: bool = False
+    """Also imitate the first attempt, which is context otherwise. score: with stage2=star only."""
+
+
+class ScoreConfig(ImitateConfig, MultiAttemptConfig):
+    name: Literal["score"] = "score"
+    """What is done with the episodes; ``self_refine`` is for `selfcorrect eval` only."""
+    alpha: float = Field(10.0, ge=0)
+    """Progress bonus of Stage II (paper: 10). 0 is the ablation without shaping."""
+    shaping: Literal["progress", "scaled"] = "progress"
+    """progress: the bonus alpha (r2 - r1), as in the paper. scaled: (1 + alpha) r2 alone, nothing subtracted."""
+    beta2: float = Field(0.1, ge=0)
+    """Extra KL weight on all but the last attempt in Stage I (paper: 0.1 for MATH, 0.25 for MBPP)."""
+    beta2_target: float | None = Field(None, gt=0)
+    """Stage I: adapt beta2 so that the held attempts' KL stays near this many nats; None keeps it fixed."""
+    stage1: Literal["last", "stepwise"] = "last"
+    """last: Stage I rewards the last attempt. stepwise: attempt 2, then 3, ..., each with the earlier attempts held at
+    the policy before (the paper's recipe for three attempts)."""
+    stage2: Literal["reinforce", "star"] = "reinforce"
+    """star: the ablation with STaR in place of REINFORCE in Stage II."""
+    interleave: int = Field(0, ge=0)
+    """Alternate Stage I and Stage II in turns of this many steps (v1 of the paper names the option); 0 runs one after the other."""
+    stage1_share: float = Field(0.4, ge=0, lt=1)
+    """Share of train.steps spent in Stage I (the paper is silent). 0 is the ablation without Stage I."""
+
+    @model_validator(mode="after")
+    def _stages_read_all(self) -> Self:
+        no_stage1, star = self.stage1_share == 0, self.stage2 == "star"
+        return self.refuse_ignored(
+            "method",
+            [
+                (
+                    no_stage1,
+                    ("beta2", "beta2_target", "stage1", "interleave"),
+                    "set method.stage1_share above 0 (it is Stage I's)",
+                ),
+                (no_stage1, ("stage2",), "use method=star: without Stage I this is STaR"),
+                (self.interleave > 0, ("stage1_share",), "set method.interleave=0"),
+                (self.beta2 == 0, ("beta2_target",), "set method.beta2 above 0, which is what it scales"),
+                (self.alpha == 0, ("shaping",), "set method.alpha above 0"),
+                (star, ("alpha", "shaping", "offline_share"), "set method.stage2=reinforce"),
+                (
+                    not star,
+                    ("dataset", "train_attempt1"),
+                    "use method=star or pair_sft, or method.stage2=star",
+                ),
+            ],
+        )
+
+
+class MultiTurnConfig(MultiAttemptConfig):
+    name: Literal["multi_turn"] = "multi_turn"
+
+
+class SingleTurnConfig(ReinforceConfig):
+    name: Literal["single_turn"] = "single_turn"
+
+
+class StarConfig(ImitateConfig):
+    name: Literal["star"] = "star"
+
+
+class PairSftConfig(ImitateConfig):
+    name: Literal["pair_sft"] = "pair_sft"
+
+
+class SelfRefineConfig(Named):
+    name: Literal["self_refine"] = "self_refine"
+
+
+MethodConfig = Annotated[
+    ScoreConfig | MultiTurnConfig | SingleTurnConfig | StarConfig | PairSftConfig | SelfRefineConfig,
+    Field(discriminator="name"),
+]
+
+
+class PlayConfig(Section):
+    attempts: int = Field(2, ge=1, le=10)
+    """Attempts per episode. single_turn trains on one, and spends the same budget on more samples."""
+    max_new_tokens: int = Field(16, ge=1)
+    """Token cap per attempt."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(200, ge=1)
+    """Optimiser steps in all, over all stages."""
+    problems_per_step: int = Field(64, ge=1)
+    """Problems played in one optimiser step."""
+    samples_per_problem: int = Field(8, ge=2)
+    """Group size of the leave-one-out baseline. 1 is refused: there would be no baseline."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Of Adam, after the warm-up."""
+    warmup_steps: int = Field(10, ge=0)
+    """Linear learning-rate warm-up at the start of each stage; constant afterwards."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Adam's decay of the mean gradient. Not the method's beta1."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Adam's decay of the mean squared gradient. Not the method's beta2."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """Adam's addend to the denominator."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay (AdamW); 0 is Adam, as in the paper."""
+    grad_clip: float | None = Field(None, gt=0)
+    """Gradient norm limit. Off: it would shrink attempt 1's gradient together with attempt 2's larger one."""
+    checkpoint_every: int = Field(20, ge=1)
+    """Steps between checkpoints; the end of a stage always writes one."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Latest checkpoints kept on disk; the best one is kept as well."""
+    best_window: int = Field(10, ge=1)
+    """Steps over which the training reward is averaged to choose the best checkpoint: full windows of the final stage
+    only, or the whole of a shorter stage."""
+    log_problems_per_step: int = Field(2, ge=0)
+    """Problems per step whose episodes go into episodes.jsonl in full."""
+
+
+class SftConfig(Section):
+    steps: int = Field(100, ge=1)
+    """Supervised optimiser steps."""
+    examples_per_step: int = Field(32, ge=1)
+    """Demonstrations in one step."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Of Adam at the first step; it falls linearly to a tenth."""
+
+
+class TorchEngineConfig(Named):
+    name: Literal["torch"] = "torch"
+    """torch: this process, CPU or one GPU. tinker: a server of the Tinker API (docs/engines.md)."""
+    sampler: Literal["native", "vllm"] = "native"
+    """native: samples with the trainer's own weights. vllm: vLLM in this process, on a copy of them that every step
+    updates in place; the extra selfcorrect[vllm] (docs/engines.md)."""
+    sampler_memory_gb: float = Field(4.0, gt=0)
+    """sampler=vllm: GiB for its key-value cache, on a CPU or a GPU; its copy of the weights comes on top."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is a device, else the CPU."""
+    tokens_per_microbatch: int = Field(4_096, ge=1)
+    """Padded tokens per forward-backward pass: bounds training memory whatever the batch."""
+    tokens_per_sampling_batch: int = Field(131_072, ge=1)
+    """sampler=native: key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+
+
+class TinkerEngineConfig(Named):
+    name: Literal["tinker"] = "tinker"
+    base_url: str | None = None
+    """The server's address, http://HOST:PORT; None is Tinker itself, with the key in TINKER_API_KEY."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Longest wait for one request. What may be lost by then is not sent again: the last checkpoint is loaded."""
+    wait_s: float = Field(600.0, ge=0)
+    """Longest wait for a full server, and for a lost one to come back."""
+
+
+EngineConfig = Annotated[TorchEngineConfig | TinkerEngineConfig, Field(discriminator="name")]
+
+
+class EvalConfig(Section):
+    problems: int | None = Field(2000, ge=1)
+    """Held-out problems per evaluation; None takes the whole split."""
+    attempts: int = Field(2, ge=1, le=10)
+    """Attempts per problem, which may be more than were trained; None takes play.attempts."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy (the paper's choice)."""
+    samples: int = Field(1, ge=1)
+    """Samples per problem; more than 1 needs a temperature above 0."""
+    controls: bool = True
+    """Also measure t2 with attempt 1 replaced by another problem's, and by a wrong attempt at the same problem."""
+
+    @model_validator(mode="after")
+    def _samples_need_temperature(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("eval.samples > 1 with eval.temperature = 0 would repeat the same greedy answer")
+        return self
+
+
+class Config(Section):
+    """One run, whole."""
+
+    model: ModelConfig = ModelConfig()
+    """What is trained."""
+    task: TaskConfig = ArithmeticConfig()
+    """Problems, prompts and verdicts. A task refuses settings that it does not read."""
+    method: MethodConfig = ScoreConfig()
+    """What episodes are made into. A method refuses settings that it does not read."""
+    play: PlayConfig = PlayConfig()
+    """How a problem is played, in training, measuring and serving alike."""
+    train: TrainConfig = TrainConfig()
+    """Budget, optimiser, checkpoints."""
+    sft: SftConfig = SftConfig()
+    """`selfcorrect sft`: supervised steps on a task's demonstrations, to teach its answer format."""
+    engine: EngineConfig = TorchEngineConfig()
+    """Where it runs, and in how much memory. An engine refuses settings that it does not read."""
+    eval: EvalConfig = EvalConfig()
+    """Measuring: before and after training, and by `selfcorrect eval`."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Decides the order of problems and the sampling; not the problems held out, nor the initial adapters."""
+    run_dir: str | None = None
+    """Where the run writes; None takes runs/<model>-<task>-<method>-s<seed>."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where else the numbers of the records are shown (docs/sharing.md): ``wandb`` or ``wandb,tensorboard``. Changes no result."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, values: Any) -> Any:
+        """Name the default member of each union, and let eval.attempts follow play.attempts."""
+        if not isinstance(values, Mapping):
+            return values
+        out = {key: {**value} if isinstance(value, Mapping) else value for key, value in values.items()}
+        for section in ("task", "method", "engine"):
+            if isinstance(out.get(section), dict):
+                out[section].setdefault("name", cls.model_fields[section].default.name)
+        measured, played = out.setdefault("eval", {}), out.get("play")
+        if isinstance(measured, dict) and measured.get("attempts") is None:
+            attempts = played.get("attempts") if isinstance(played, dict) else getattr(played, "attempts", None)
+            measured.pop("attempts", None)
+            if attempts in range(1, 11):  # any other is refused as play.attempts
+                measured["attempts"] = attempts
+        return out
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value or ()
+
+    @model_validator(mode="after")
+    def _tinker_trains_adapters(self) -> Self:
+        if self.engine.name != "tinker":
+            return self
+        if not self.model.lora_rank:
+            raise ValueError(
+                "engine=tinker trains LoRA adapters only, and model.lora_rank=0 asks for every weight; set "
+                "model.lora_rank, e.g. to 32"
+            )
+        if self.model.lora_alpha != TINKER_LORA_ALPHA:
+            raise ValueError(
+                f"model.lora_alpha={self.model.lora_alpha:g} would be ignored: the Tinker API has no setting for it and its "
+                f"servers take {TINKER_LORA_ALPHA:g}; set model.lora_alpha={TINKER_LORA_ALPHA:g}"
+            )
+        if self.train.grad_clip is not None:
+            raise ValueError(
+                "train.grad_clip would be ignored: SkyRL's server drops it without an error; set train.grad_clip=none, or use "
+                "engine=torch"
+            )
+        return self
+
+    @property
+    def resolved_run_dir(self) -> Path:
+        if self.run_dir is not None:
+            return Path(self.run_dir)
+        model = Path(self.model.name).name
+        return Path("runs") / f"{model}-{self.task.name}-{self.method.name}-s{self.seed}"
+
+
+def _classes(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [found for part in get_args(annotation) for found in _classes(part)]
+
+
+SECTIONS: dict[str, list[type[Section]]] = {
+    name: found for name, field in Config.model_fields.items() if (found := _classes(field.annotation))
+}
+"""The classes of every section; more than one for a union, its default first."""
+UNIONS = {name: classes for name, classes in SECTIONS.items() if len(classes) > 1}
+
+
+def all_keys() -> list[str]:
+    """Every dotted setting name, each once."""
+    keys: dict[str, None] = {}
+    for name in Config.model_fields:
+        classes = SECTIONS.get(name)
+        keys |= dict.fromkeys([f"{name}.{key}" for c in classes for key in c.model_fields] if classes else [name])
+    return list(keys)
+
+
+def readers(key: str) -> list[str]:
+    """Names of the members of a union that read a setting, e.g. ``method.alpha``; empty elsewhere."""
+    section, _, name = key.partition(".")
+    return [
+        c.model_fields["name"].default
+        for c in UNIONS.get(section, [])
+        if name in c.model_fields and c is not ImportedTaskConfig
+    ]
+
+
+def default_of(key: str) -> Any:
+    """The default of a setting, whichever class reads it."""
+    section, _, name = key.partition(".")
+    classes, name = (SECTIONS[section], name) if name else ([Config], section)
+    return next(c.model_fields[name].default for c in classes if name in c.model_fields)
