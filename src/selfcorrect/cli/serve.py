@@ -183,7 +183,7 @@ def _engine_backend(model: str, config: Config, max_context: int) -> tuple[Backe
 
     engine, instruction, context = _engine(model, config, max_context)
     batcher = Batcher(engine)
-    return EngineBackend(batcher, engine, instruction, context), batcher
+    return EngineBackend(batcher, instruction, context), batcher
 
 
 def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, int]:

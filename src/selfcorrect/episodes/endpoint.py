@@ -1,7 +1,7 @@
 """A chat model behind an OpenAI-compatible endpoint: messages in, text out. No token ids, so nothing here can train.
 
-One ``Endpoint`` is used by many coroutines at once: it bounds the requests in flight, spaces them, and sends again what
-failed in a way that may pass (408, 409, 429, 5xx, no connection, no answer in time).
+Many coroutines share one ``Endpoint``. It bounds the requests in flight, spaces them, and repeats those that failed in
+a way that may pass (408, 409, 429, 5xx, no connection, no answer in time). ``TextSource`` plays attempts with it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx2
 
 from selfcorrect.engines.chat import Messages
+from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import ConfigError, EndpointError
 
 PASSING = frozenset({408, 409, 429})
-"""With 5xx, the statuses after which a request is sent again."""
+"""With 5xx, the statuses after which a request is repeated."""
 REFUSED = frozenset({400, 413, 422})
-"""Statuses about the conversation that was sent: others may be answered."""
+"""Statuses that refuse this conversation; another may be answered."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
-"""A server that asks for more patience than this is given up on."""
+"""A server that asks for a longer wait than this fails the request."""
 NEWER_CAP = "max_completion_tokens"
 """Newer OpenAI models refuse ``max_tokens`` and name this."""
 LARGEST_ANSWER_BYTES = 16 * 2**20
@@ -36,39 +36,27 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How much is asked of an endpoint, and how long it is waited for."""
+    """Limits on the requests to an endpoint, and on the wait for its answers."""
 
     concurrency: int = 8
     """Requests in flight at once."""
     requests_per_minute: float | None = None
-    """Requests are spaced evenly at this rate, those sent again included; None sets no rate."""
+    """Requests are spaced evenly at this rate, repeated ones included; None sets no rate."""
     retries: int = 5
-    """Times that one request is sent again."""
+    """Most times that one request is repeated."""
     timeout_s: float = 120.0
     """For one whole answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer of the endpoint."""
-
-    text: str
-    """Valid Unicode: a lone surrogate in the answer is U+FFFD here."""
-    stop: Literal["end", "length"]
-    prompt_tokens: int | None
-    """As the endpoint counts; None where it does not say."""
-    completion_tokens: int | None
-
-
 @dataclass(slots=True)
 class Counts:
-    """What was sent so far."""
+    """Requests so far."""
 
     sent: int = 0
-    """Requests, those sent again included."""
+    """Repeated ones included."""
     retried: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    """Why requests were sent again, e.g. ``HTTP 429``."""
+    """Why requests were repeated, with how often, e.g. ``HTTP 429``."""
 
 
 class _Again(Exception):
@@ -130,9 +118,7 @@ class Endpoint:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_fault: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -339,10 +325,33 @@ def api_key_from(variable: str | None, environment: Mapping[str, str]) -> str | 
     return key
 
 
-def alternate(messages: Sequence[Mapping[str, object]], answer: str, instruction: str) -> list[dict[str, object]]:
-    """The conversation after an answer and the instruction to correct it: what the next attempt is sampled from."""
-    return [
-        *(dict(m) for m in messages),
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": instruction},
-    ]
+def raise_fault(fault: EndpointError) -> Reply:
+    """A fault of the endpoint ends the play."""
+    raise fault
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """A ``Source`` of text answers: the prompt is the conversation as messages."""
+
+    endpoint: Endpoint
+    max_tokens: int
+    temperature: float
+    seed_of: Callable[[Key], int | None]
+    """The seed that an answer's request carries."""
+    on_fault: Callable[[EndpointError], Reply] = raise_fault
+    """Gives the reply for a request that failed, or raises."""
+
+    async def answer(self, prompts: Sequence[Messages], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
+        return list(await asyncio.gather(*map(self._one, prompts, keys)))
+
+    async def _one(self, messages: Messages, key: Key) -> Reply:
+        try:
+            return await self.endpoint.complete(
+                messages, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed_of(key)
+            )
+        except EndpointError as fault:
+            return self.on_fault(fault)
+
+    def extend(self, messages: Messages, reply: Reply, request: str) -> Messages:
+        return [*messages, {"role": "assistant", "content": reply.text}, {"role": "user", "content": request}]

@@ -106,17 +106,17 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         asked = parse_request(await self._body(request), self._model, self._bounds)
-        conversations = await self._admitted(asked)
+        conversation = await self._admitted(asked)
         if asked.stream:
-            return _Held(self._events(asked, conversations), self._release)
+            return _Held(self._events(asked, conversation), self._release)
         try:
             gone = asyncio.create_task(_disconnected(request.receive))
-            outcome = await self._answer(asked, conversations, lambda _k, _a: None, gone)
+            outcome = await self._answer(asked, conversation, lambda _k, _a: None, gone)
         finally:
             self._release()
         return JSONResponse(response(asked, outcome, _identity(), int(time.time()), self._model))
 
-    async def _admitted(self, asked: ChatRequest) -> list[Conversation]:
+    async def _admitted(self, asked: ChatRequest) -> Conversation:
         """Count the request in, or refuse it. ``_release`` must follow once it is answered."""
         if self._draining:
             raise ApiError(503, "the server is stopping; ask another one, or later", retry_after_s=5)
@@ -157,12 +157,12 @@ class Service:
     async def _answer(
         self,
         asked: ChatRequest,
-        conversations: list[Conversation],
+        conversation: Conversation,
         on_attempt: Callable[[int, ServedAttempt], None],
         gone: asyncio.Task[None] | None,
     ) -> Outcome:
         """Correct, within the limits; whatever ends first ends the others."""
-        work = asyncio.create_task(correct(conversations, asked.attempts, on_attempt))
+        work = asyncio.create_task(correct(conversation, asked, on_attempt))
         closing = asyncio.create_task(self._closing.wait())
         tasks: tuple[asyncio.Task[Any], ...] = (work, closing, *([gone] if gone is not None else []))
         try:
@@ -184,12 +184,12 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _events(self, asked: ChatRequest, conversations: list[Conversation]) -> AsyncIterator[str]:
+    async def _events(self, asked: ChatRequest, conversation: Conversation) -> AsyncIterator[str]:
         """A stream: the role at once, every finished attempt as extra fields, then the final attempt's text."""
         identity, created = _identity(), int(time.time())
         news: asyncio.Queue[tuple[int, ServedAttempt] | None] = asyncio.Queue()
         # nobody watches for a client that is gone: starlette then cancels this generator
-        work = asyncio.create_task(self._answer(asked, conversations, lambda k, a: news.put_nowait((k, a)), None))
+        work = asyncio.create_task(self._answer(asked, conversation, lambda k, a: news.put_nowait((k, a)), None))
         work.add_done_callback(lambda _work: news.put_nowait(None))
         try:
             yield chunk(identity, created, self._model, {"role": "assistant", "content": ""})

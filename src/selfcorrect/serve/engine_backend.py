@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
-from selfcorrect.engines.chat import Messages
-from selfcorrect.episodes.play import next_prompt
+from selfcorrect.episodes.play import TokenSource
 from selfcorrect.errors import EngineError, ModelError
-from selfcorrect.serve.correct import Conversation, Said
+from selfcorrect.serve.correct import Conversation
 from selfcorrect.serve.protocol import ApiError, ChatRequest
 
 
@@ -25,9 +24,7 @@ class _Waiting:
     """One answer that somebody waits for."""
 
     request: SampleRequest
-    max_new_tokens: int
-    temperature: float
-    continued: bool
+    params: SamplingParams
     answer: asyncio.Future[Sampled]
 
     @property
@@ -37,7 +34,7 @@ class _Waiting:
         They are sampled up to the longest cap of the group and cut, which is exact (a row's tokens depend on its own
         stream only); the bound keeps a long answer from holding up short ones.
         """
-        return self.temperature, self.max_new_tokens.bit_length()
+        return self.params.temperature, self.params.max_new_tokens.bit_length()
 
 
 class Batcher:
@@ -54,6 +51,7 @@ class Batcher:
 
     def __init__(self, engine: Engine, *, window_s: float = 0.005, max_rows: int = 64) -> None:
         self._engine = engine
+        self.chat = engine.chat
         self._window_s, self._max_rows = window_s, max_rows
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
@@ -63,10 +61,8 @@ class Batcher:
         self.broken: str | None = None
         """Why the engine cannot go on; None while it can."""
 
-    async def sample(
-        self, request: SampleRequest, max_new_tokens: int, temperature: float, *, continued: bool
-    ) -> Sampled:
-        """One answer.
+    async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+        """As ``Engine.sample``; the stop ids are always those of the engine's chat format.
 
         Raises:
             EngineError: sampling failed.
@@ -74,9 +70,11 @@ class Batcher:
         if self._worker is None:
             self._thread.start()
             self._worker = asyncio.create_task(self._work())
-        answer: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
-        await self._queue.put(_Waiting(request, max_new_tokens, temperature, continued, answer))
-        return await answer
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting(request, params, loop.create_future()) for request in requests]
+        for w in waiting:
+            self._queue.put_nowait(w)
+        return list(await asyncio.gather(*(w.answer for w in waiting)))
 
     async def aclose(self) -> None:
         """Stop; who still waits is cancelled. A running batch ends in its own time, in its thread."""
@@ -113,7 +111,9 @@ class Batcher:
         if not wanted:
             return
         try:
-            answers = [cut(a, w.max_new_tokens) for w, a in zip(wanted, await self._sampled(wanted), strict=True)]
+            answers = [
+                cut(a, w.params.max_new_tokens) for w, a in zip(wanted, await self._sampled(wanted), strict=True)
+            ]
         except EngineError as error:
             self.broken = self.broken if error.usable else str(error)
             _fail(wanted, error)
@@ -132,10 +132,10 @@ class Batcher:
         if self.broken is not None:
             raise EngineError(self.broken, usable=False)
         params = SamplingParams(
-            max(w.max_new_tokens for w in wanted),
-            wanted[0].temperature,
-            self._engine.chat.end_ids,
-            continued=any(w.continued for w in wanted),
+            max(w.params.max_new_tokens for w in wanted),
+            wanted[0].params.temperature,
+            self.chat.end_ids,
+            continued=any(w.params.continued for w in wanted),
         )
         self._call = asyncio.run_coroutine_threadsafe(
             self._engine.sample([w.request for w in wanted], params), self._engine_loop
@@ -179,20 +179,23 @@ class EngineBackend:
 
     Args:
         batcher: of the engine.
-        engine: for its chat format.
         instruction: between attempts.
         context: the longest conversation, in tokens.
     """
 
-    def __init__(self, batcher: Batcher, engine: Engine, instruction: str, context: int) -> None:
-        self._batcher, self._engine = batcher, engine
-        self._instruction, self._context = instruction, context
+    def __init__(self, batcher: Batcher, instruction: str, context: int) -> None:
+        self._batcher, self._instruction, self._context = batcher, instruction, context
         self._encoding = asyncio.Lock()
 
-    async def open(self, asked: ChatRequest) -> list[Conversation]:
+    async def open(self, asked: ChatRequest) -> Conversation:
         """See ``Backend.open``."""
-        async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
-            prompt, bridge = await asyncio.to_thread(self._encode, asked.messages)
+        chat = self._batcher.chat
+        try:
+            async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
+                prompt = await asyncio.to_thread(chat.prompt_ids, asked.messages)
+                bridge = len(await asyncio.to_thread(chat.bridge_ids, asked.messages, self._instruction, False))
+        except ModelError as error:
+            raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
         needed = len(prompt) + asked.attempts * asked.max_tokens + (asked.attempts - 1) * bridge
         if needed > self._context:
             raise ApiError(
@@ -204,7 +207,8 @@ class EngineBackend:
                 param="messages",
             )
         seed = asked.seed if asked.seed is not None else secrets.randbits(62)
-        return [self._conversation(asked, prompt, (seed, "serve", sample)) for sample in range(asked.votes)]
+        source = TokenSource(self._batcher, asked.messages, asked.max_tokens, asked.temperature)
+        return Conversation(source, prompt, self._instruction, (seed, "serve"))
 
     def fault(self) -> str | None:
         """See ``Backend.fault``."""
@@ -212,39 +216,3 @@ class EngineBackend:
 
     async def aclose(self) -> None:
         await self._batcher.aclose()
-
-    def _conversation(self, asked: ChatRequest, prompt: tuple[int, ...], key: tuple[int | str, ...]) -> Conversation:
-        return _EngineConversation(self._batcher, self._engine, self._instruction, asked, prompt, key)
-
-    def _encode(self, messages: Messages) -> tuple[tuple[int, ...], int]:
-        """Prompt ids, and the length of a bridge."""
-        try:
-            prompt = self._engine.chat.prompt_ids(messages)
-            return prompt, len(self._engine.chat.bridge_ids(messages, self._instruction, False))
-        except ModelError as error:
-            raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
-
-
-class _EngineConversation:
-    def __init__(
-        self,
-        batcher: Batcher,
-        engine: Engine,
-        instruction: str,
-        asked: ChatRequest,
-        prompt: tuple[int, ...],
-        key: tuple[int | str, ...],
-    ) -> None:
-        self._batcher, self._engine, self._instruction = batcher, engine, instruction
-        self._asked, self._prompt, self._key = asked, prompt, key
-        self._number = 0
-        self.prompt_tokens = len(prompt)
-
-    async def attempt(self, *, last: bool) -> Said:
-        request = SampleRequest(self._prompt, (*self._key, self._number))
-        asked = self._asked
-        answer = await self._batcher.sample(request, asked.max_tokens, asked.temperature, continued=not last)
-        self._number += 1
-        if not last:
-            self._prompt = next_prompt(self._engine, asked.messages, self._instruction, self._prompt, answer)
-        return Said(self._engine.chat.text(answer.token_ids), answer.stop, len(answer.token_ids))
