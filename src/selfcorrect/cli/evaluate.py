@@ -135,7 +135,8 @@ def _with_engine(options: EvalOptions, model: str) -> None:
 def _print(options: EvalOptions, results: list[Evaluation], title: str, more: Mapping[str, Any]) -> None:
     """The table, or with --json the numbers and ``more``."""
     if options.as_json:
-        print(json.dumps({r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results} | more))
+        shown = {r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}
+        print(json.dumps({**shown, **more}))
         return
     from selfcorrect.cli.tables import show, summary_table
 

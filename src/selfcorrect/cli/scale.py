@@ -15,7 +15,7 @@ import typer
 from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError
-from selfcorrect.measuring.test_time_play import (
+from selfcorrect.measuring.test_time import (
     ATTEMPTS,
     BUDGETS,
     TEMPERATURE,
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from selfcorrect.engines.base import Engine
-    from selfcorrect.measuring.test_time import AttemptCurve, ScalingCurves, VoteCurve
-    from selfcorrect.measuring.test_time_play import Told
+    from selfcorrect.measuring.test_time import AttemptCurve, OnProgress, ScalingCurves, VoteCurve
     from selfcorrect.tasks.base import Task
     from selfcorrect.types import Episode
 
@@ -162,34 +161,36 @@ def _checked(config: Config, plan: _Plan) -> Config:
 
 def _measured(engine: Engine, task: Task, config: Config, plan: _Plan) -> tuple[VoteCurve | None, AttemptCurve | None]:
     from selfcorrect.measuring.evaluate import held_out
-    from selfcorrect.measuring.test_time_play import measure_attempts, measure_votes
+    from selfcorrect.measuring.test_time import measure_attempts, measure_votes
 
     asked = (engine, task, held_out(task, config.eval.problems), config.train.max_new_tokens)
-    seed, told = config.seed, _teller()
+    seed, on_progress = config.seed, _progress_lines()
     votes = row = None
     if plan.budgets:
-        votes = measure_votes(*asked, budgets=plan.budgets, temperature=plan.temperature, seed=seed, told=told)
+        votes = measure_votes(
+            *asked, budgets=plan.budgets, temperature=plan.temperature, seed=seed, on_progress=on_progress
+        )
     if plan.attempts:
-        row = measure_attempts(*asked, attempts=plan.attempts, seed=seed, told=told)
+        row = measure_attempts(*asked, attempts=plan.attempts, seed=seed, on_progress=on_progress)
     return votes, row
 
 
-def _teller() -> Told:
+def _progress_lines() -> OnProgress:
     """Progress on standard error, a line every few seconds."""
     last = start = time.monotonic()
     current = ""
 
-    def told(what: str, done: int, of: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         nonlocal last, start, current
         now = time.monotonic()
         if what != current:
             current, start = what, last
-        if now - last > LINE_EVERY_S or done == of:
+        if now - last > LINE_EVERY_S or done == total:
             last = now
-            left = (now - start) / done * (of - done)
-            typer.echo(f"{what}: {done} of {of} problems, left {left:.0f} s", err=True)
+            left = (now - start) / done * (total - done)
+            typer.echo(f"{what}: {done} of {total} problems, left {left:.0f} s", err=True)
 
-    return told
+    return on_progress
 
 
 def _write_episodes(out: Path, curves: ScalingCurves) -> None:

@@ -263,15 +263,15 @@ def _reply(answer: bytes) -> Reply:
         if not isinstance(text, str):
             raise TypeError("content is not text")
         usage = data.get("usage") or {}
-        counted = [
+        prompt, completion = (
             n if isinstance(n := usage.get(f"{kind}_tokens"), int) else None for kind in ("prompt", "completion")
-        ]
+        )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise EndpointError(
             f"the endpoint's answer is not a chat completion ({type(error).__name__}: {str(error)[:100]}); check that the "
             "address ends in /v1 and belongs to an OpenAI-compatible server"
         ) from None
-    return Reply(valid_text(text), "length" if choice.get("finish_reason") == "length" else "end", *counted)
+    return Reply(valid_text(text), "length" if choice.get("finish_reason") == "length" else "end", prompt, completion)
 
 
 def valid_text(text: str) -> str:

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from selfcorrect.episodes.table import EpisodeTable, edit_distances
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.intervals import RESAMPLES, Estimate, bootstrap_mean, not_measured, paired_difference
+from selfcorrect.measuring.records import loaded_fields, plain_record
 from selfcorrect.types import Attempt, BoolArray, Episode, Verdict
 
 EDIT_BINS = 20
@@ -37,7 +38,6 @@ _DESCRIPTIVE_RESAMPLES = 2_000
 """For means of many distinct values (edit ratio, tokens), which cost 5 times as much at 10,000 and decide nothing."""
 
 Floats = NDArray[np.float64]
-_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class EvalSummary:
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
-        return _plain_record(self)
+        return plain_record(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EvalSummary:
@@ -125,9 +125,9 @@ class EvalSummary:
             DataError: a field is missing or unknown.
         """
         try:
-            attempts = [_load(AttemptSummary, row) for row in data["attempts"]]
-            revisions = [_load(RevisionSummary, row) for row in data["revisions"]]
-            return _load(cls, {**data, "attempts": attempts, "revisions": revisions})
+            attempts = tuple(AttemptSummary(**loaded_fields(row)) for row in data["attempts"])
+            revisions = tuple(RevisionSummary(**loaded_fields(row)) for row in data["revisions"])
+            return cls(**{**loaded_fields(data), "attempts": attempts, "revisions": revisions})
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"This is not a stored evaluation: {error!r}. Its fields are not those that this version writes. "
@@ -148,7 +148,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
-        return _plain_record(self)
+        return plain_record(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,28 +361,3 @@ def _common_ids(a_ids: Sequence[str], b_ids: Sequence[str], intersect: bool) -> 
             f"is in one only), so they cannot be paired. Evaluate both on the same split and limit, or {way_out}."
         )
     return common
-
-
-def _plain_record(record: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return value.to_json()
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return _plain_record(value) if hasattr(value, "__dataclass_fields__") else value
-
-
-def _load(record: Callable[..., _Record], data: Mapping[str, Any]) -> _Record:
-    """A flat record of numbers, lists and estimates; an estimate is what has a ``kind``."""
-    return record(**{name: _loaded(value) for name, value in data.items()})
-
-
-def _loaded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Estimate.from_json(value) if "kind" in value else dict(value)
-    return tuple(value) if isinstance(value, list) else value
