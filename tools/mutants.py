@@ -652,8 +652,8 @@ MUTANTS = [
     Mutant(
         "a rule of the probe speaks at its threshold",
         "measuring/advice.py",
-        "n.changed >= alarms.NEVER_CHANGED or",
-        "n.changed > alarms.NEVER_CHANGED or",
+        "n.changed < alarms.NEVER_CHANGED:",
+        "n.changed <= alarms.NEVER_CHANGED:",
         ("tests/test_probe_command.py",),
     ),
     Mutant(

@@ -18,9 +18,8 @@ Shape suffixes: ``_E`` episodes, sorted by problem id and sample; ``_N`` problem
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,22 +135,6 @@ class EvalSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Run b minus run a, problem by problem. Both must hold the same attempts."""
-
-    n_problems: int
-    accuracy_K: tuple[Estimate, ...]
-    """Difference of each attempt's accuracy."""
-    deltas: tuple[Estimate, ...]
-    """Difference of the deltas between consecutive attempts; ``deltas[0]`` belongs to delta(t1, t2)."""
-    delta_first_last: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict that strict JSON can hold."""
-        return plain_record(self)
-
-
-@dataclass(frozen=True, slots=True)
 class CorrectnessMatrix:
     """Who got what right, with rows that two runs on the same problems share."""
 
@@ -222,54 +205,6 @@ def correctness_matrix(episodes: Sequence[Episode]) -> CorrectnessMatrix:
     last = table.n_attempts - 1
     flips = [table.flips_N(0, last, to_right=to_right) if columns else np.empty(0) for to_right in (True, False)]
     return CorrectnessMatrix(table.problem_ids, correct_NK, *flips)
-
-
-def compare(
-    a_episodes: Sequence[Episode],
-    b_episodes: Sequence[Episode],
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-    intersect: bool = False,
-) -> Comparison:
-    """Run b minus run a with paired intervals over the problems that both answered.
-
-    Right for two checkpoints. For two methods, compare per training seed and combine with `stats.paired_across_seeds`.
-
-    Args:
-        a_episodes: the first run, as for `summarise`.
-        b_episodes: the second run; it may have another number of samples per problem.
-        level: of the intervals.
-        seed: of the bootstrap.
-        intersect: compare on the common problems where the sets differ, instead of refusing.
-
-    Raises:
-        DataError: the problems differ (or, with ``intersect``, none is common), or the numbers of attempts do.
-    """
-    a, b = EpisodeTable.of(a_episodes), EpisodeTable.of(b_episodes)
-    common = _common_ids(a.problem_ids, b.problem_ids, intersect)
-    if common and a.n_attempts != b.n_attempts:
-        raise DataError(
-            f"The runs cannot be compared: one has {a.n_attempts} attempts per problem, the other {b.n_attempts}. "
-            "Evaluate both with the same number of attempts."
-        )
-    take_a, take_b = ([i for i, name in enumerate(run.problem_ids) if name in common] for run in (a, b))
-
-    def difference(of: Callable[[EpisodeTable], Floats], bound: float) -> Estimate:
-        a_N, b_N = of(a)[take_a], of(b)[take_b]
-        both = ~np.isnan(a_N) & ~np.isnan(b_N)
-        return paired_difference(a_N[both], b_N[both], seed=seed, level=level, support=(-bound, bound))
-
-    def gain_difference(first: int, second: int) -> Estimate:
-        return difference(partial(EpisodeTable.gain_N, first=first, second=second), 2)
-
-    last = a.n_attempts - 1
-    return Comparison(
-        n_problems=len(common),
-        accuracy_K=tuple(difference(partial(EpisodeTable.accuracy_N, k=k), 1) for k in range(a.n_attempts)),
-        deltas=tuple(gain_difference(k, k + 1) for k in range(last)),
-        delta_first_last=gain_difference(0, last) if last > 0 else not_measured(level),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,16 +283,3 @@ def _natural(level: str | None) -> tuple[bool, list[int | str]]:
     """Sort key: digits as numbers, None last."""
     parts = re.split(r"(\d+)", level or "")
     return level is None, [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-
-def _common_ids(a_ids: Sequence[str], b_ids: Sequence[str], intersect: bool) -> set[str]:
-    common = set(a_ids) & set(b_ids)
-    same = len(common) == len(a_ids) == len(b_ids)
-    if not same and (not intersect or not common):
-        only = min(set(a_ids) ^ set(b_ids))
-        way_out = "pass intersect=True to compare on the common ones" if common else "give runs on the same task"
-        raise DataError(
-            f"The runs answered different problems ({len(a_ids)} and {len(b_ids)}, {len(common)} in common; {only!r} "
-            f"is in one only), so they cannot be paired. Evaluate both on the same split and limit, or {way_out}."
-        )
-    return common
