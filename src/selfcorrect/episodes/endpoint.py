@@ -148,7 +148,11 @@ class Endpoint:
             except _Again as failure:
                 if retry == self._patience.retries or (failure.retry_after_s or 0) > LONGEST_RETRY_AFTER_S:
                     raise failure.error from None
-                await self._wait_before_retry(failure, retry)
+                self.counts.retried += 1
+                self.counts.reasons[failure.reason] = self.counts.reasons.get(failure.reason, 0) + 1
+                backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry)
+                # jitter: clients that failed together must not come back together
+                await self._sleep(max(backoff_s * random.uniform(0.5, 1.0), failure.retry_after_s or 0.0))
         raise AssertionError("unreachable: the last retry returns or raises")
 
     async def _post_capped(self, request: Mapping[str, Any], max_tokens: int) -> bytes:
@@ -162,15 +166,14 @@ class Endpoint:
         self._cap_field = NEWER_CAP
         return await self._post({**request, NEWER_CAP: max_tokens, **self._body})
 
-    async def _wait_before_retry(self, failure: _Again, retry: int) -> None:
-        self.counts.retried += 1
-        self.counts.reasons[failure.reason] = self.counts.reasons.get(failure.reason, 0) + 1
-        backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry)
-        # jitter: clients that failed together must not come back together
-        await self._sleep(max(backoff_s * random.uniform(0.5, 1.0), failure.retry_after_s or 0.0))
-
     async def _post(self, body: Mapping[str, Any]) -> bytes:
-        await self._turn()
+        if (
+            rate := self._patience.requests_per_minute
+        ) is not None:  # wait for this request's place in the even spacing
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            self._next_start = start + 60.0 / rate
+            await self._sleep(start - now)
         self.counts.sent += 1
         try:
             async with asyncio.timeout(self._patience.timeout_s):
@@ -221,16 +224,6 @@ class Endpoint:
         if status in PASSING or status >= 500:
             return _Again(f"HTTP {status}", error, _retry_after_s(response.headers.get("retry-after")))
         return error
-
-    async def _turn(self) -> None:
-        """Wait for this request's place in the even spacing."""
-        rate = self._patience.requests_per_minute
-        if rate is None:
-            return
-        now = time.monotonic()
-        start = max(now, self._next_start)
-        self._next_start = start + 60.0 / rate
-        await self._sleep(start - now)
 
 
 def checked_url(base_url: str) -> httpx2.URL:

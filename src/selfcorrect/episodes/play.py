@@ -285,23 +285,20 @@ def longest_conversation(
             f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise train.max_new_tokens"
         )
     longest = heapq.nlargest(LONGEST_PROBLEMS, problems, key=lambda p: _characters(task, p))
-    return max(_conversation(chat, task, p, attempts, max_new_tokens, feedback) for p in longest)
+    lengths = []
+    for p in longest:
+        messages = task.first_messages(p)
+        first = max_new_tokens
+        if isinstance(task, GivesFirst):  # no cap holds for these
+            first = max(len(chat.answer_ids(text)) for text in task.first_answers(p))
+        later = max_new_tokens + len(chat.bridge_ids(messages, task.instruction, False))
+        if feedback is not None:
+            later += max_new_tokens + len(chat.bridge_ids(messages, feedback, False))
+        lengths.append(len(chat.prompt_ids(messages)) + first + (attempts - 1) * later)
+    return max(lengths)
 
 
 def _characters(task: Task, problem: Problem) -> int:
     """Of the rendered prompt and of a given first attempt: a question may be the smaller part of what is shown."""
     given = max(map(len, task.first_answers(problem))) if isinstance(task, GivesFirst) else 0
     return given + sum(len(m["content"]) for m in task.first_messages(problem))
-
-
-def _conversation(
-    chat: ChatFormat, task: Task, problem: Problem, attempts: int, max_new_tokens: int, feedback: str | None
-) -> int:
-    messages = task.first_messages(problem)
-    first = max_new_tokens
-    if isinstance(task, GivesFirst):  # no cap holds for these
-        first = max(len(chat.answer_ids(text)) for text in task.first_answers(problem))
-    bridge = len(chat.bridge_ids(messages, task.instruction, False))
-    if feedback is not None:
-        bridge += max_new_tokens + len(chat.bridge_ids(messages, feedback, False))
-    return len(chat.prompt_ids(messages)) + first + (attempts - 1) * (max_new_tokens + bridge)

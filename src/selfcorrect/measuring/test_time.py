@@ -178,7 +178,7 @@ def vote_curve(
         firsts.setdefault(episode.problem.id, []).append(episode.attempts[0])
     for episode in chains:
         lasts.setdefault(episode.problem.id, []).append(episode.attempts[-1])
-    failed = {name for pools in (firsts, lasts) for name, pool in pools.items() if any(map(_is_error, pool))}
+    failed = {e.problem.id for e in (*chains, *alone) if not e.valid_K.all()}
     names = sorted(firsts.keys() - failed)
     first_votes = [[_vote(a, key) for a in firsts[name]] for name in names]
     last_votes = [[_vote(a, key) for a in lasts.get(name, ())] for name in names]
@@ -202,7 +202,7 @@ def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve
         episodes: graded, all with the same number of attempts. May be several per problem.
         seed: of the bootstrap.
     """
-    failed = {e.problem.id for e in episodes if any(map(_is_error, e.attempts))}
+    failed = {e.problem.id for e in episodes if not e.valid_K.all()}
     table = EpisodeTable.of([e for e in episodes if e.problem.id not in failed])
     columns = [table.accuracy_N(k) for k in range(table.n_attempts)]
     gains = [_difference(columns[0], column, seed) for column in columns[1:]]
@@ -212,10 +212,6 @@ def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve
         len(table.problem_ids),
         len(failed),
     )
-
-
-def _is_error(attempt: Attempt) -> bool:
-    return attempt.grade is not None and attempt.grade.verdict is Verdict.ERROR
 
 
 def _vote(attempt: Attempt, key: AnswerKey) -> Vote:

@@ -10,7 +10,7 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,7 +33,6 @@ from selfcorrect.serve.protocol import (
     attempt_fields,
     chunk,
     event,
-    model_list,
     parse_request,
     response,
     streamed,
@@ -42,6 +41,7 @@ from selfcorrect.serve.protocol import (
 KEEP_ALIVE_S = 10.0
 """Seconds between comments on a stream that has nothing to say yet: a client that is gone shows, proxies stay patient."""
 CLOSED_BY_CLIENT = 499
+BUG = "the server failed on this request; its log says where"
 OPEN_TO_ALL = ("/", "/health")
 """Paths that need no key: they say nothing about a model or its answers."""
 
@@ -94,15 +94,8 @@ class Service:
         return JSONResponse(content, 200 if fault is None else 503)
 
     async def models(self, _request: Request) -> Response:
-        bounds = self._bounds
-        limits = {
-            "attempts": bounds.attempts,
-            "max_attempts": bounds.max_attempts,
-            "max_votes": bounds.max_votes,
-            "max_tokens": bounds.max_tokens,
-            "tokens_limit": bounds.tokens_limit,
-        }
-        return JSONResponse({**model_list(self._model, self._created), "selfcorrect": limits})
+        listed = {"id": self._model, "object": "model", "created": self._created, "owned_by": "selfcorrect"}
+        return JSONResponse({"object": "list", "data": [listed], "selfcorrect": asdict(self._bounds)})
 
     async def chat(self, request: Request) -> Response:
         asked = parse_request(await self._body(request), self._model, self._bounds)
@@ -294,12 +287,7 @@ def make_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={
-            ApiError: _on_api_error,
-            HTTPException: _on_http,
-            ClientDisconnect: _on_gone,
-            Exception: _on_bug,
-        },
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _on_error),
     )
     app.add_middleware(Guard, key=key, hosts=hosts)
     app.state.service = service
@@ -315,23 +303,13 @@ def _error(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers=headers)
 
 
-async def _on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _error(error)
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    what = {404: f"{request.url.path} is not served here", 405: f"{request.method} is not for {request.url.path}"}
-    return _error(ApiError(error.status_code, what.get(error.status_code, error.detail)))
-
-
-async def _on_gone(_request: Request, _error_: Exception) -> Response:
-    return Response(status_code=CLOSED_BY_CLIENT)
-
-
-async def _on_bug(_request: Request, _bug: Exception) -> Response:
-    return _error(ApiError(500, "the server failed on this request; its log says where"))
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLOSED_BY_CLIENT)
+    if isinstance(error, HTTPException):
+        what = {404: f"{request.url.path} is not served here", 405: f"{request.method} is not for {request.url.path}"}
+        error = ApiError(error.status_code, what.get(error.status_code, error.detail))
+    return _error(error if isinstance(error, ApiError) else ApiError(500, BUG))
 
 
 def _result(work: asyncio.Task[Outcome]) -> Outcome:
@@ -344,7 +322,7 @@ def _result(work: asyncio.Task[Outcome]) -> Outcome:
         raise ApiError(503 if not error.usable else 500, f"the model failed: {error}") from None
     except Exception as error:  # noqa: BLE001  # the server's edge: one request may fail, with its trace in the log only
         traceback.print_exception(error, file=sys.stderr)
-        raise ApiError(500, "the server failed on this request; its log says where") from None
+        raise ApiError(500, BUG) from None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -153,27 +153,29 @@ def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
         )
     cap = _integer(fields, "max_tokens", bounds.max_tokens, 1, bounds.tokens_limit)
     stream = _boolean(fields, "stream")
+    options = fields.pop("stream_options", {})
+    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
+        raise ApiError(400, "stream_options may hold include_usage only", param="stream_options")
+    if options and not stream:
+        raise ApiError(400, "stream_options would be ignored without stream", param="stream_options")
+    given = fields.pop("messages", None)
+    if not isinstance(given, list) or not given:
+        raise ApiError(400, "messages must be a list with at least one message", param="messages")
+    messages = tuple(_message(m, i) for i, m in enumerate(given))
+    if messages[-1]["role"] != "user":
+        raise ApiError(400, "the last message must be the user's: it is what is answered", param="messages")
     request = ChatRequest(
-        messages=_messages(fields.pop("messages", None)),
+        messages=messages,
         attempts=_integer(fields, "attempts", bounds.attempts, 1, bounds.max_attempts),
         votes=votes,
         temperature=temperature,
         max_tokens=_integer(fields, "max_completion_tokens", cap, 1, bounds.tokens_limit),
         seed=_integer(fields, "seed", None, -(2**63), 2**63 - 1),
         stream=stream,
-        include_usage=_include_usage(fields, stream),
+        include_usage=_boolean(dict(options), "include_usage"),
     )
     _refuse_rest(fields)
     return request
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise ApiError(400, "messages must be a list with at least one message", param="messages")
-    messages = tuple(_message(m, i) for i, m in enumerate(value))
-    if messages[-1]["role"] != "user":
-        raise ApiError(400, "the last message must be the user's: it is what is answered", param="messages")
-    return messages
 
 
 def _message(value: object, i: int) -> Message:
@@ -218,15 +220,6 @@ def _boolean(fields: dict[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise ApiError(400, f"{key} must be true or false, not {_shown(value)}", param=key)
     return value
-
-
-def _include_usage(fields: dict[str, Any], stream: bool) -> bool:
-    options = fields.pop("stream_options", {})
-    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
-        raise ApiError(400, "stream_options may hold include_usage only", param="stream_options")
-    if options and not stream:
-        raise ApiError(400, "stream_options would be ignored without stream", param="stream_options")
-    return _boolean(dict(options), "include_usage")
 
 
 def _refuse_rest(fields: Mapping[str, object]) -> None:
@@ -312,10 +305,6 @@ def streamed(asked: ChatRequest, outcome: Outcome, identity: str, created: int, 
 def event(data: Mapping[str, Any]) -> str:
     # ASCII JSON: no line break, NUL or lone surrogate of a model's text can break the framing
     return f"data: {json.dumps(data)}\n\n"
-
-
-def model_list(model: str, created: int) -> dict[str, Any]:
-    return {"object": "list", "data": [{"id": model, "object": "model", "created": created, "owned_by": "selfcorrect"}]}
 
 
 def _usage(outcome: Outcome) -> dict[str, int]:
