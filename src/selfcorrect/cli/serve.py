@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("starlette", "uvicorn")
 LONGEST_CONTEXT = 8192
-"""Tokens of the longest conversation, unless told otherwise."""
+"""Tokens of the longest conversation, unless --max-context says otherwise."""
 USED = ("model", "engine", "task", "train.max_new_tokens")
 """Settings, or whole sections, that serving a model reads."""
 USED_BEFORE_A_BACKEND = ("task", "train.max_new_tokens")

@@ -103,7 +103,7 @@ async def play_turns(
     given: Sequence[Reply] | None = None,
     on_turn: Callable[[Reply], None] = lambda _reply: None,
 ) -> list[list[Reply]]:
-    """Play every turn of some samples of one problem; the samples of one turn are asked for together.
+    """Play every turn of some samples of one problem; the samples of one turn are requested together.
 
     Args:
         source: gives the answers.
@@ -269,7 +269,7 @@ def longest_conversation(
 ) -> int:
     """Tokens of the longest episode that these problems can give: prompt, all attempts at the cap, all bridges.
 
-    With ``feedback`` a turn that is asked for with that text lies between two attempts.
+    ``feedback`` is the request for a turn between two attempts, where there is one.
 
     Raises:
         ConfigError: the cap is shorter than a correct answer in the asked-for form.

@@ -2,7 +2,7 @@
 
 Every finished episode is one line of a journal, written at once. The summary is made from the journal, so a measurement
 in two parts equals one in a single part. A conversation that the endpoint refuses is an episode with the verdict
-``error``; it is asked for again when a measurement continues.
+``error``; a measurement that continues tries it again.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Journal:
             was = ", ".join(f"{k} was {json.dumps(found.get(k))[:80]}" for k in changed)
             raise RunError(
                 f"{self._path} was begun with other settings ({was}), and one table must not mix them; give the same settings "
-                "to go on, or name another file with --out"
+                "to continue, or name another file with --out"
             )
         # a killed process leaves at most one unfinished line
         self._file.truncate(len((whole + newline).encode("utf-8")))
@@ -109,7 +109,7 @@ class Journal:
             self._file.flush()
         except OSError as error:
             raise RunError(
-                f"{self._path} cannot be written: {disk_reason(error)}; free room and give the same command again to go on"
+                f"{self._path} cannot be written: {disk_reason(error)}; free room and give the same command again to continue"
             ) from None
 
     def append(self, name: str, episode: Episode) -> None:
@@ -261,7 +261,7 @@ class EndpointPlayer:
 
 
 def was_refused(episode: Episode) -> bool:
-    """Whether the endpoint refused one of its turns; those after it were not asked for."""
+    """Whether the endpoint refused one of its turns; it requests none of those after it."""
     return any(a.stop == "refused" for a in episode.attempts)
 
 

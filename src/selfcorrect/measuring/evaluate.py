@@ -27,7 +27,7 @@ FEEDBACK = (
     "a new answer yet."
 )
 """Self-Refine's feedback request (Madaan et al. 2023, in our words). Fixed, and blind to whether the answer is right; the
-refinement is then asked for with the task's own instruction."""
+refinement then follows the task's own instruction."""
 
 TRIES_FOR_A_WRONG_ANSWER = 8
 """First answers sampled per problem when looking for a wrong one to give."""
@@ -69,7 +69,7 @@ class Player(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """What is measured, whoever plays it."""
+    """What is measured, with any player."""
 
     player: Player
     task: Task

@@ -63,7 +63,7 @@ class Probe:
     """Those at temperature 1."""
 
     def sampling_seconds(self, episodes: int) -> float:
-        """Estimated seconds to sample and grade a step of so many episodes, at the speed measured here."""
+        """Estimated seconds to sample and grade a step of this many episodes, at the speed measured here."""
         return episodes * self.tokens_per_episode / self.tokens_per_s
 
     def to_json(self) -> dict[str, Any]:

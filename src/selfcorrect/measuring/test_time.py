@@ -133,7 +133,7 @@ class ScalingCurves:
     """Of a run: the checkpoint that was measured."""
     command: str
     votes: VoteCurve | None = None
-    """None where it was not asked for, as below."""
+    """None where it was not measured, as below."""
     attempts: AttemptCurve | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -384,7 +384,7 @@ def _played(
 ) -> list[list[Episode]]:
     """The episodes of each way to play, over all problems, a chunk at a time.
 
-    They come without prompts and log-probs, which nobody reads again and which would fill the memory.
+    They come without prompts and log-probs, which nothing reads again and which would fill the memory.
     """
     out: list[list[Episode]] = [[] for _ in ways]
     size = max(1, ROWS_AT_ONCE // sum(way.samples for way in ways))

@@ -42,7 +42,7 @@ class Conversation:
 class Backend(Protocol):
     """Where single answers come from."""
 
-    async def open(self, asked: ChatRequest) -> Conversation:
+    async def open(self, request: ChatRequest) -> Conversation:
         """Check a request; nothing is sampled yet.
 
         Raises:
@@ -58,13 +58,13 @@ class Backend(Protocol):
 
 
 async def correct(
-    conversation: Conversation, asked: ChatRequest, on_attempt: Callable[[int, ServedAttempt], None]
+    conversation: Conversation, request: ChatRequest, on_attempt: Callable[[int, ServedAttempt], None]
 ) -> Outcome:
     """Play all attempts of all votes at once and choose the answer.
 
     Args:
         conversation: as the backend opened it for this request.
-        asked: attempts and votes.
+        request: attempts and votes.
         on_attempt: called with the number (from 1) and content of every attempt as it comes, where there is one vote.
             The order of the attempts of several votes would mean nothing.
 
@@ -73,7 +73,7 @@ async def correct(
         EngineError: the engine failed.
     """
     start = time.perf_counter()
-    how = Play(asked.attempts, 1, asked.max_tokens, asked.temperature, conversation.key)
+    how = Play(request.attempts, 1, request.max_tokens, request.temperature, conversation.key)
     prompt_tokens: list[int | None] = []
 
     async def vote(sample: int) -> tuple[ServedAttempt, ...]:
@@ -86,7 +86,7 @@ async def correct(
             stop: Literal["end", "length"] = "length" if reply.stop == "length" else "end"
             attempts.append(ServedAttempt(valid_text(reply.text), stop, reply.completion_tokens, now - last))
             last = now
-            if asked.votes == 1:
+            if request.votes == 1:
                 on_attempt(len(attempts), attempts[-1])
 
         c = conversation
@@ -97,7 +97,7 @@ async def correct(
             prompt_tokens.append(first.prompt_tokens)
         return tuple(attempts)
 
-    played = await asyncio.gather(*map(vote, range(asked.votes)))
+    played = await asyncio.gather(*map(vote, range(request.votes)))
     chosen, votes = 0, None
     if len(played) > 1:  # in a thread, as below: long texts must not hold up the other requests
         chosen, votes = await asyncio.to_thread(majority, [chain[-1] for chain in played])

@@ -20,15 +20,15 @@ class EndpointBackend:
     def __init__(self, endpoint: Endpoint, instruction: str) -> None:
         self._endpoint, self._instruction = endpoint, instruction
 
-    async def open(self, asked: ChatRequest) -> Conversation:
+    async def open(self, request: ChatRequest) -> Conversation:
         """See ``Backend.open``. The upstream server checks the length."""
 
         def seed_of(key: Key) -> int | None:
             sample, number = map(int, key)
-            return None if asked.seed is None else (asked.seed + 1_000 * sample) % 2**31 + number
+            return None if request.seed is None else (request.seed + 1_000 * sample) % 2**31 + number
 
-        source = TextSource(self._endpoint, asked.max_tokens, asked.temperature, seed_of, self._raise_api_error)
-        return Conversation(source, asked.messages, self._instruction)
+        source = TextSource(self._endpoint, request.max_tokens, request.temperature, seed_of, self._raise_api_error)
+        return Conversation(source, request.messages, self._instruction)
 
     def fault(self) -> str | None:
         """See ``Backend.fault``: an upstream server that is down now may be up for the next request."""

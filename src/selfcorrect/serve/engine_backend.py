@@ -21,7 +21,7 @@ from selfcorrect.serve.protocol import ApiError, ChatRequest
 
 @dataclass(frozen=True)
 class _Waiting:
-    """One answer that somebody waits for."""
+    """One answer that is waited for."""
 
     request: SampleRequest
     params: SamplingParams
@@ -41,10 +41,10 @@ class Batcher:
     """Collects answers for a few milliseconds, or while the engine is busy, and has them sampled together.
 
     The engine runs on the event loop of a daemon thread, so that the server stays responsive. A batch that runs cannot
-    be stopped; an answer that nobody waits for any more is dropped before it starts.
+    be stopped; an answer whose client is gone is dropped before it starts.
 
     Args:
-        engine: nobody else may use it meanwhile.
+        engine: for this batcher alone.
         window_s: how long the first of a batch waits for others.
         max_rows: answers in one batch; those after it wait for the next.
     """
@@ -59,7 +59,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._call: concurrent.futures.Future[list[Sampled]] | None = None
         self.broken: str | None = None
-        """Why the engine cannot go on; None while it can."""
+        """Why the engine can sample no more; None while it can."""
 
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         """As ``Engine.sample``; the stop ids are always those of the engine's chat format.
@@ -144,7 +144,7 @@ class Batcher:
         return await asyncio.wrap_future(self._call)
 
     def _run_engine(self) -> None:
-        """The engine's thread. What ends it early (``SystemExit`` and its like) is told to who waits for the engine."""
+        """The engine's thread. What ends it early (``SystemExit``, for instance) becomes the error of the running call."""
         try:
             self._engine_loop.run_forever()
         except BaseException as error:  # noqa: BLE001  # the thread's own end
@@ -155,7 +155,7 @@ class Batcher:
             self._give_up_call()
 
     def _give_up_call(self) -> None:
-        """Answer the running call in the place of a thread that has ended; called from either thread."""
+        """Fail the running call if the engine's thread has ended; called from either thread."""
         if self.broken is not None and self._call is not None:
             with contextlib.suppress(concurrent.futures.InvalidStateError):  # answered already
                 self._call.set_exception(EngineError(self.broken, usable=False))
@@ -168,7 +168,7 @@ def _fail(wanted: Sequence[_Waiting], error: EngineError) -> None:
 
 
 def cut(answer: Sampled, cap: int) -> Sampled:
-    """What the answer had been under a lower cap."""
+    """The answer as it would be under a lower cap."""
     if len(answer.token_ids) <= cap:
         return answer
     return Sampled(answer.token_ids[:cap], answer.logprobs[:cap], "length")
@@ -187,27 +187,27 @@ class EngineBackend:
         self._batcher, self._instruction, self._context = batcher, instruction, context
         self._encoding = asyncio.Lock()
 
-    async def open(self, asked: ChatRequest) -> Conversation:
+    async def open(self, request: ChatRequest) -> Conversation:
         """See ``Backend.open``."""
         chat = self._batcher.chat
         try:
             async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
-                prompt = await asyncio.to_thread(chat.prompt_ids, asked.messages)
-                bridge = len(await asyncio.to_thread(chat.bridge_ids, asked.messages, self._instruction, False))
+                prompt = await asyncio.to_thread(chat.prompt_ids, request.messages)
+                bridge = len(await asyncio.to_thread(chat.bridge_ids, request.messages, self._instruction, False))
         except ModelError as error:
             raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
-        needed = len(prompt) + asked.attempts * asked.max_tokens + (asked.attempts - 1) * bridge
+        needed = len(prompt) + request.attempts * request.max_tokens + (request.attempts - 1) * bridge
         if needed > self._context:
             raise ApiError(
                 400,
-                f"this conversation may take {needed} tokens (messages {len(prompt)}, {asked.attempts} attempts of up to "
-                f"{asked.max_tokens}, instructions), but the limit is {self._context}; shorten the messages, or ask for fewer "
+                f"this conversation may take {needed} tokens (messages {len(prompt)}, {request.attempts} attempts of up to "
+                f"{request.max_tokens}, instructions), but the limit is {self._context}; shorten the messages, or ask for fewer "
                 "attempts or a lower max_tokens",
                 code="context_length_exceeded",
                 param="messages",
             )
-        seed = asked.seed if asked.seed is not None else secrets.randbits(62)
-        source = TokenSource(self._batcher, asked.messages, asked.max_tokens, asked.temperature)
+        seed = request.seed if request.seed is not None else secrets.randbits(62)
+        source = TokenSource(self._batcher, request.messages, request.max_tokens, request.temperature)
         return Conversation(source, prompt, self._instruction, (seed, "serve"))
 
     def fault(self) -> str | None:

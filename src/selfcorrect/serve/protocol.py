@@ -110,7 +110,7 @@ class Outcome:
     edit_ratios: tuple[float | None, ...]
     """From each of these to the next: Levenshtein distance in characters over the summed lengths; None: not measured."""
     votes: tuple[tuple[str | None, int], ...] | None
-    """Each final answer with its votes, most first; None (as an answer) had none to count. None without a vote."""
+    """Each final answer with its votes, most first; the answer None stands for texts without one. None: there was no vote."""
     prompt_tokens: int
     completion_tokens: int
     """Of all attempts of all conversations."""
@@ -118,7 +118,7 @@ class Outcome:
 
 
 def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
-    """Read a request body. Nothing in it is ignored: a field that would be is refused by name.
+    """Read a request body. A field that would be ignored is refused by name.
 
     Args:
         raw: the body.
@@ -238,7 +238,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def response(asked: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> dict[str, Any]:
+def response(request: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> dict[str, Any]:
     """The body of a plain answer."""
     last = outcome.attempts[-1]
     message = {"role": "assistant", "content": last.text, "refusal": None}
@@ -249,11 +249,11 @@ def response(asked: ChatRequest, outcome: Outcome, identity: str, created: int, 
         "model": model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(last)}],
         "usage": _usage(outcome),
-        "selfcorrect": extra(asked, outcome),
+        "selfcorrect": extra(request, outcome),
     }
 
 
-def extra(asked: ChatRequest, outcome: Outcome) -> dict[str, Any]:
+def extra(request: ChatRequest, outcome: Outcome) -> dict[str, Any]:
     """The fields beyond OpenAI's: every attempt, how much each changed, the votes, the time."""
     texts = [a.text for a in outcome.attempts]
     return {
@@ -264,10 +264,10 @@ def extra(asked: ChatRequest, outcome: Outcome) -> dict[str, Any]:
         ],
         "votes": None if outcome.votes is None else [{"answer": a, "count": n} for a, n in outcome.votes],
         "settings": {
-            "attempts": asked.attempts,
-            "votes": asked.votes,
-            "temperature": asked.temperature,
-            "max_tokens": asked.max_tokens,
+            "attempts": request.attempts,
+            "votes": request.votes,
+            "temperature": request.temperature,
+            "max_tokens": request.max_tokens,
         },
         "seconds": round(outcome.seconds, 6),
     }
@@ -284,19 +284,19 @@ def attempt_fields(number: int, attempt: ServedAttempt) -> dict[str, Any]:
 
 
 def chunk(identity: str, created: int, model: str, delta: Mapping[str, str], **more: Any) -> str:
-    """One server-sent event of a streamed answer; ``finish_reason`` goes into its choice, other fields beside it."""
+    """One server-sent event of a streamed answer; ``finish_reason`` goes into its choice, other fields next to it."""
     choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": more.pop("finish_reason", None)}
     head = {"id": identity, "object": "chat.completion.chunk", "created": created, "model": model}
     return event({**head, "choices": [choice], **more})
 
 
-def streamed(asked: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> Iterator[str]:
-    """The events of the final attempt: its text word by word, then the end with the extra fields, then usage if asked."""
+def streamed(request: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> Iterator[str]:
+    """The events of the final attempt: its text word by word, then the end with the extra fields, then the usage on request."""
     last = outcome.attempts[-1]
     for piece in re.findall(r"\s*\S+\s*|\s+", last.text):
         yield chunk(identity, created, model, {"content": piece})
-    yield chunk(identity, created, model, {}, finish_reason=_finish(last), selfcorrect=extra(asked, outcome))
-    if asked.include_usage:
+    yield chunk(identity, created, model, {}, finish_reason=_finish(last), selfcorrect=extra(request, outcome))
+    if request.include_usage:
         head = {"id": identity, "object": "chat.completion.chunk", "created": created, "model": model}
         yield event({**head, "choices": [], "usage": _usage(outcome)})
     yield DONE
@@ -308,8 +308,8 @@ def event(data: Mapping[str, Any]) -> str:
 
 
 def _usage(outcome: Outcome) -> dict[str, int]:
-    asked, made = outcome.prompt_tokens, outcome.completion_tokens
-    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+    prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _finish(attempt: ServedAttempt) -> str:

@@ -29,7 +29,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Take the address, before anything expensive; nobody can connect yet.
+    """Bind the address, before anything expensive; no client can connect yet.
 
     Raises:
         ConfigError: the host has no address here, or the port is taken.
