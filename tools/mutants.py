@@ -624,8 +624,8 @@ MUTANTS = [
     Mutant(
         "a batch's longest cap for all of it",
         "serve/engine_backend.py",
-        "[cut(a, w.params.max_new_tokens) for w, a",
-        "[a for w, a",
+        "cut(a, w.params.max_new_tokens) for w, a",
+        "a for w, a",
         serving("unequal_caps_and_temperatures_give_what_each_would_get_alone"),
     ),
     Mutant(

@@ -47,7 +47,7 @@ class EpisodeTable:
             if (before.problem.id, before.sample) == (e.problem.id, e.sample):
                 raise DataError(
                     f"Problem {e.problem.id!r}, sample {e.sample}, appears more than once: rows of several runs or seeds "
-                    "would be pooled as if independent. Summarise each run alone (stats.across_seeds combines their "
+                    "would be pooled as if independent. Summarise each run alone (across_seeds combines their "
                     "means), and give every problem its own id."
                 )
         attempts = tuple(tuple(a for a in e.attempts if a.grade is not None) for e in ordered)

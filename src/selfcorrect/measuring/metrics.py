@@ -157,7 +157,7 @@ def summarise(episodes: Sequence[Episode], *, level: float = 0.95, seed: int = 0
 
     Raises:
         DataError: attempts differ in number or have no grades, or an episode appears twice, as it does when runs or
-            training seeds are thrown together (combine their means with `stats.across_seeds`).
+            training seeds are thrown together (combine their means with `across_seeds`).
     """
     table = EpisodeTable.of(episodes)
     mean = _Mean(table, level, seed)
