@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from selfcorrect.episodes.play import Reply
 from selfcorrect.serve.app import Limits, make_app
-from selfcorrect.serve.correct import Said
+from selfcorrect.serve.correct import Conversation
 from selfcorrect.serve.protocol import Bounds
 from selfcorrect.serve.run import Server, listening_socket, url_of
 
@@ -52,7 +53,7 @@ class Scripted:
 
     async def open(self, asked):
         self.asked.append(asked)
-        return [_Conversation(self, sample) for sample in range(asked.votes)]
+        return Conversation(self, (), "Again.")
 
     def fault(self):
         return None
@@ -60,19 +61,14 @@ class Scripted:
     async def aclose(self):
         pass
 
-
-class _Conversation:
-    prompt_tokens = 7
-
-    def __init__(self, script, sample):
-        self._script, self._next = script, sample
-
-    async def attempt(self, *, last):
-        while self._script.hold is not None and not self._script.hold.is_set():
+    async def answer(self, prompts, keys, *, continued):
+        """Conversation k says answers[k], answers[k + 1], and so on."""
+        while self.hold is not None and not self.hold.is_set():
             await asyncio.sleep(0.01)
-        text = self._script.answers[self._next % len(self._script.answers)]
-        self._next += 1
-        return Said(text, self._script.stop, 3)
+        return [Reply(self.answers[sum(key) % len(self.answers)], self.stop, 7, 3) for key in keys]
+
+    def extend(self, prompt, reply, request):
+        return prompt
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from selfcorrect.algorithm.sequences import sequences
 from selfcorrect.config import EvalConfig, load_config
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.episodes.play import Play, given_answers, play
+from selfcorrect.episodes.play import Play, Reply, given_answers, play
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.experiment import prepare
 from selfcorrect.measuring.evaluate import controls, evaluate, held_out
-from selfcorrect.serve.correct import Said
+from selfcorrect.serve.correct import Conversation
 from selfcorrect.serve.protocol import ApiError, Bounds
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import Answer, GivesFirst, grade_answers
@@ -311,7 +311,7 @@ class Repairer:
         question = asked.messages[-3]["content"]
         if question == self._refused:
             raise ApiError(400, "that program again")
-        return [Once(self._references[question])]
+        return Conversation(Once(self._references[question]), (), "Again.")
 
     def fault(self):
         return None
@@ -321,13 +321,11 @@ class Repairer:
 
 
 class Once:
-    prompt_tokens = 0
-
     def __init__(self, text):
         self._text = text
 
-    async def attempt(self, *, last):
-        return Said(self._text, "end", None)
+    async def answer(self, prompts, keys, *, continued):
+        return [Reply(self._text, "end") for _ in keys]
 
 
 def test_repair_behind_an_endpoint(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Measuring behind an endpoint: the same verdicts as locally, patience with failures, going on after a stop."""
+"""Measuring behind an endpoint: the same verdicts as locally, patience with failures, continuing after a stop."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from selfcorrect.cli.serve import _engine
 from selfcorrect.config import load_config
 from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from, checked_url
 from selfcorrect.errors import ConfigError, EndpointError, RunError
-from selfcorrect.measuring.endpoint import Journal, Measurement, settings_of, was_refused
-from selfcorrect.measuring.evaluate import held_out
+from selfcorrect.measuring.endpoint import EndpointPlayer, Journal, settings_of, was_refused
+from selfcorrect.measuring.evaluate import FEEDBACK, Evaluator, held_out
 from selfcorrect.measuring.metrics import summarise
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend
 from selfcorrect.serve.protocol import Bounds
@@ -216,7 +216,8 @@ def measure(path, answer, *more, stop_after=None, **patience):
 
     server = Server(counted, **patience)
     with Journal.opened(path, settings_of(server.endpoint, task, problems, config, {})) as journal:
-        results = asyncio.run(Measurement(server.endpoint, task, problems, config, journal).run())
+        player = EndpointPlayer(server.endpoint, task, journal)
+        results = asyncio.run(Evaluator.of(player, task, config).run(problems))
     return results, done
 
 
@@ -337,7 +338,7 @@ def test_a_refused_problem_is_an_error_and_the_others_are_measured(tmp_path, att
 
 def test_a_measurement_of_which_much_is_refused_stops(tmp_path):
     only = ("eval.controls=false",)
-    with pytest.raises(EndpointError, match=r"refused 10 episodes without answering any.*mend the request"):
+    with pytest.raises(EndpointError, match=r"refused 10 episodes without answering any.*correct the request"):
         measure(tmp_path / "all.jsonl", refusing(*range(1, 99)), *only, "eval.problems=300")
     with pytest.raises(EndpointError, match=r"too long.*refused 2 episodes of 12"):
         measure(tmp_path / "two.jsonl", refusing(5, 7), *only, concurrency=1)
@@ -387,6 +388,74 @@ def test_sampled_attempts_carry_seeds_of_their_own(tmp_path):
     assert all("seed" not in body for body in greedy)
 
 
+def reviewer(body):
+    """Reviews an answer where that is asked for; corrects it where it has read its own review."""
+    asked = body["messages"]
+    if asked[-1]["content"] == FEEDBACK:
+        return says("The sum is wrong.")
+    digits = [int(d) for d in asked[0]["content"].split(" of ")[1].rstrip("?").split("+")]
+    reviewed = any(m["content"] == "The sum is wrong." for m in asked)
+    return says(solution(digits, 0 if reviewed else 1))
+
+
+def test_self_refine_asks_for_feedback_and_shows_it_to_the_next_attempt(tmp_path):
+    path, only = tmp_path / "e.jsonl", ("method=self_refine", "eval.attempts=3", "eval.controls=false")
+    (plain,), sent = measure(path, reviewer, *only)
+    assert len(sent) == 12 * 5  # three attempts and the two feedback turns between them
+    longest = max(sent, key=lambda body: len(body["messages"]))["messages"]
+    assert [m["role"] for m in longest] == ["user", "assistant"] * 4 + ["user"]
+    assert [m["content"] for m in longest[2::4]] == [FEEDBACK] * 2
+    assert [plain.summary.accuracy(k).value for k in (1, 2, 3)] == [0, 1, 1]
+    assert all([a.grade is None for a in e.attempts] == [False, True, False, True, False] for e in plain.episodes)
+    assert plain.settings["feedback"] == FEEDBACK
+    again, none = measure(path, reviewer, *only)
+    assert summaries(again) == summaries([plain]) and none == []
+    with pytest.raises(RunError, match="feedback was"):
+        measure(path, reviewer, *only[1:])
+
+
+def test_self_refine_has_its_controls_behind_an_endpoint(tmp_path):
+    results, sent = measure(tmp_path / "e.jsonl", reviewer, "method=self_refine")
+    assert [r.name for r in results] == ["plain", "plain-swapped", "plain-given-wrong"]
+    # plain: 3 turns; the search for a wrong answer: 1; each control: the feedback and the second attempt
+    assert len(sent) == 12 * (3 + 1 + 2 + 2)
+    for control in results[1:]:
+        assert [(a.source, a.grade is None) for a in control.episodes[0].attempts] == [
+            ("given", False),
+            ("sampled", True),
+            ("sampled", False),
+        ]
+        assert control.summary.accuracy(2).value == 1
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_refused_turn_of_self_refine_ends_its_episode(tmp_path, turn):
+    def answer(body):
+        refused = len(body["messages"]) == 2 * turn + 1 and len(refusals) < 1
+        if refused:
+            refusals.append(body)
+        return says("too long", status=400) if refused else reviewer(body)
+
+    refusals = []
+    only = ("method=self_refine", "eval.controls=false")
+    (plain,), sent = measure(tmp_path / "e.jsonl", answer, *only, concurrency=1)
+    (episode,) = filter(was_refused, plain.episodes)
+    assert len(sent) == 12 * 3 - (2 - turn)
+    assert [a.stop for a in episode.attempts] == ["end"] * turn + ["refused"] * (3 - turn)
+    assert episode.attempts[1].grade is None and episode.attempts[2].grade.verdict is Verdict.ERROR
+    assert (plain.summary.n_problems, plain.summary.n_verifier_errors) == (12, 1)
+
+
+def test_controls_give_another_problems_attempt_and_a_wrong_one_of_its_own(tmp_path):
+    plain, swapped, given = measure(tmp_path / "e.jsonl", pupil)[0]
+    own = {e.problem.id: e.attempts[0].text for e in plain.episodes}
+    for episode in swapped.episodes:
+        first = episode.attempts[0]
+        assert first.source == "given" and first.text in {t for i, t in own.items() if i != episode.problem.id}
+    assert given.episodes and all(e.attempts[0].wrong and e.attempts[0].source == "given" for e in given.episodes)
+    assert {e.problem.id for e in given.episodes} <= own.keys()
+
+
 # --- the command -------------------------------------------------------------------------------------------------
 
 
@@ -408,14 +477,16 @@ def cli(monkeypatch, capsys, tmp_path):
 @contextmanager
 def tiny_server():
     engine, instruction, context = _engine("tiny", load_config(None, ["engine.device=cpu"]), 512)
-    with serving(
-        EngineBackend(Batcher(engine), engine, instruction, context), model="tiny", bounds=Bounds(max_tokens=16)
-    ) as (url, _):
+    with serving(EngineBackend(Batcher(engine), instruction, context), model="tiny", bounds=Bounds(max_tokens=16)) as (
+        url,
+        _,
+    ):
         yield f"{url}/v1"
 
 
-def test_our_own_server_gives_the_verdicts_of_the_local_measurement(cli):
-    settings = ["task=arithmetic", "limit=24", "engine.device=cpu"]
+@pytest.mark.parametrize("method", [(), ("method=self_refine",)], ids=["plain", "self_refine"])
+def test_our_own_server_gives_the_verdicts_of_the_local_measurement(cli, method):
+    settings = ["task=arithmetic", "limit=24", *method, "engine.device=cpu"]
     code, out, _ = cli("eval", "tiny", *settings, "--json", "--out", "local.jsonl")
     assert code == 0
     local = json.loads(out)
@@ -426,7 +497,7 @@ def test_our_own_server_gives_the_verdicts_of_the_local_measurement(cli):
             url,
             "--model",
             "tiny",
-            *settings[:2],
+            *settings[:-1],
             "--body",
             '{"attempts": 1}',
             "--json",
@@ -455,6 +526,8 @@ BAD = {
     "no model": (["--base-url", URL, "task=arithmetic"], "needs --model NAME"),
     "a local model too": (["tiny", "--base-url", URL, "--model", "m"], "'tiny' would be ignored"),
     "an engine setting": (["--base-url", URL, "--model", "m", "engine.device=cpu"], "engine.device"),
+    "a method that trains": (["--base-url", URL, "--model", "m", "method=star"], "method=star would be ignored"),
+    "a setting of a method": (["--base-url", URL, "--model", "m", "method.alpha=3"], "method.alpha"),
     "a training setting": (["--base-url", URL, "--model", "m", "train.steps=3"], "train.steps"),
     "a body that is none": (["--base-url", URL, "--model", "m", "--body", "x"], "not a JSON object"),
     "a body of ours": (["--base-url", URL, "--model", "m", "--body", '{"seed": 1}'], "sets seed"),

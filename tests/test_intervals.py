@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from selfcorrect.measuring.intervals import (
     not_measured,
     paired_across_seeds,
     paired_difference,
-    t_quantile,
 )
 
 values = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40)
@@ -144,8 +144,8 @@ def test_equal_rows_get_the_rule_of_three_and_never_a_width_of_zero() -> None:
         lambda: paired_difference([0.0, 1.0], [0.0]),
         lambda: across_seeds([0.0, math.inf]),
         lambda: paired_across_seeds([0.0, 1.0], [0.0]),
-        lambda: t_quantile(1.0, 3),
-        lambda: t_quantile(0.9, 0),
+        lambda: across_seeds([0.0, 1.0], level=1.0),
+        lambda: across_seeds([0.0, 1.0], level=0.0),
     ],
 )
 def test_misuse_is_refused(call) -> None:  # type: ignore[no-untyped-def]
@@ -196,18 +196,22 @@ def test_equal_seeds_are_pointed_out() -> None:
     assert (e.value, e.low, e.high) == (pytest.approx(0.1),) * 3 and e.kind == "t over seeds, all of them equal"
 
 
-def test_t_quantile_equals_the_printed_table() -> None:
+def t_of(df: int, level: float) -> float:
+    """The quantile behind an interval over df + 1 seeds: its half width, in standard errors."""
+    x_S = np.arange(df + 1.0)
+    return (across_seeds(x_S, level).high - x_S.mean()) / (x_S.std(ddof=1) / math.sqrt(df + 1))
+
+
+def test_the_half_width_is_the_printed_quantile_of_t() -> None:
     # Abramowitz & Stegun table 26.10, two-sided 95 %.
     table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042, 120: 1.980}
-    assert {df: round(t_quantile(0.975, df), 3) for df in table} == table
-    assert t_quantile(0.5, 7) == pytest.approx(0, abs=1e-12) and t_quantile(0.025, 4) == -t_quantile(0.975, 4)
+    assert {df: round(t_of(df, 0.95), 3) for df in table} == table
 
 
-def test_t_quantile_equals_scipy() -> None:
-    scipy_t = pytest.importorskip("scipy.stats").t
+def test_the_half_width_is_the_quantile_of_scipys_t() -> None:
     for df in (1, 2, 3, 4, 5, 8, 15, 30, 101, 1000):
-        for p in (0.001, 0.025, 0.3, 0.6, 0.9, 0.975, 0.999):
-            assert t_quantile(p, df) == pytest.approx(scipy_t.ppf(p, df), rel=1e-9)
+        for level in (0.2, 0.8, 0.95, 0.998):
+            assert t_of(df, level) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, df), rel=1e-9)
 
 
 # ---------------------------------------------------------------- coverage, by simulation

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from selfcorrect.episodes.table import edit_distances, judged_means
 from selfcorrect.errors import DataError
-from selfcorrect.measuring.metrics import EDIT_BINS, EvalSummary, by_level, compare, correctness_matrix, summarise
+from selfcorrect.measuring.compare import MeasuredRun, compare_measured, paired_estimate
+from selfcorrect.measuring.intervals import Estimate
+from selfcorrect.measuring.metrics import EDIT_BINS, EvalSummary, by_level, correctness_matrix, summarise
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 C, W, N, T, E = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER, Verdict.TRUNCATED, Verdict.ERROR
@@ -95,8 +97,8 @@ def test_a_perfect_run_still_has_bounds() -> None:
 
 def test_the_level_reaches_every_estimate() -> None:
     three = [replace(e, attempts=(*e.attempts, e.attempts[0])) for e in TEN]
-    for data in (summarise(three, level=0.8).to_json(), compare(three, three, level=0.8).to_json()):
-        assert '"level": 0.95' not in json.dumps(data) and '"level": 0.8' in json.dumps(data)
+    data = json.dumps(summarise(three, level=0.8).to_json())
+    assert '"level": 0.95' not in data and '"level": 0.8' in data
     assert all(e.level == 0.8 for row in by_level(three, level=0.8).values() for e in row)
 
 
@@ -231,8 +233,8 @@ def test_empty_input_prints_na_and_never_zero() -> None:
     for e in (s.accuracy(1), s.accuracy(2), s.delta, s.i_to_c, s.c_to_i, s.delta_first_last):
         assert str(e) == "n/a" and math.isnan(e.value)
     assert by_level([]) == {} and correctness_matrix([]).correct_NK.shape == (0, 0)
-    nothing = compare([], [])
-    assert nothing.n_problems == 0 and nothing.accuracy_K == () and str(nothing.delta_first_last) == "n/a"
+    nothing = paired_estimate([np.empty(0)], [np.empty(0)], (-1, 1))
+    assert nothing.n == 0 and str(nothing) == "n/a"
 
 
 verdicts = st.sampled_from(list(Verdict))
@@ -313,56 +315,60 @@ def test_correctness_matrix_rows_are_problems_sorted_by_id() -> None:
     np.testing.assert_array_equal(m.correct_NK, [[0.5, 1], [0, 1], [math.nan, 1]])
 
 
+def difference(a: Sequence[Episode], b: Sequence[Episode], *attempts: int) -> Estimate:
+    """Run b minus run a, as rows of a table are made: of one attempt's accuracy, or of the gain from one to another."""
+    columns = [correctness_matrix(run).correct_NK.T for run in (a, b)]
+    values = [x[attempts[-1] - 1] - (x[attempts[0] - 1] if len(attempts) > 1 else 0) for x in columns]
+    return paired_estimate([values[0]], [values[1]], (-len(attempts), len(attempts)))
+
+
 def test_compare_by_hand() -> None:
     a = [episode("p1", W, W), episode("p2", W, C), episode("p3", C, C), episode("p4", C, W)]
     b = [episode("p4", C, C), episode("p3", C, C), episode("p2", C, C), episode("p1", W, C)]
-    c = compare(a, b)
-    assert c.n_problems == 4
-    assert [e.value for e in c.accuracy_K] == [0.25, 0.5]  # t1: 3/4 - 2/4; t2: 4/4 - 2/4
-    assert [e.value for e in c.deltas] == [0.25]  # (4 - 3)/4 - (2 - 2)/4
-    assert c.delta_first_last == c.deltas[0] and c.deltas[0].kind == "paired bootstrap over problems"
-    back = compare(b, a)
-    assert [e.value for e in back.accuracy_K] == [-0.25, -0.5]
-    json.dumps(c.to_json(), allow_nan=False)
+    assert [difference(a, b, k).value for k in (1, 2)] == [0.25, 0.5]  # t1: 3/4 - 2/4; t2: 4/4 - 2/4
+    assert difference(a, b, 1).n == 4
+    assert difference(a, b, 1, 2).value == 0.25  # (4 - 3)/4 - (2 - 2)/4
+    assert [difference(b, a, k).value for k in (1, 2)] == [-0.25, -0.5]
+    json.dumps(difference(a, b, 1, 2).to_json(), allow_nan=False)
 
 
 def test_compare_three_attempts_by_hand() -> None:
     a = [episode("p1", W, C, W), episode("p2", W, W, W)]
     b = [episode("p1", W, C, C), episode("p2", C, W, C)]
-    c = compare(a, b)
-    assert [e.value for e in c.accuracy_K] == [0.5, 0.0, 1.0]
-    assert [e.value for e in c.deltas] == [-0.5, 1.0]  # t1 to t2: 0 - 1/2; t2 to t3: 1/2 + 1/2
-    assert c.delta_first_last.value == 0.5  # (2 - 1)/2 - 0
+    assert [difference(a, b, k).value for k in (1, 2, 3)] == [0.5, 0.0, 1.0]
+    assert difference(a, b, 1, 2).value == -0.5  # 0 - 1/2
+    assert difference(a, b, 2, 3).value == 1.0  # 1/2 + 1/2
+    assert difference(a, b, 1, 3).value == 0.5  # (2 - 1)/2 - 0
 
 
 def test_compare_of_a_run_with_itself_is_nothing_with_a_bound() -> None:
-    c = compare(TEN, TEN)
     # No difference in 10 pairs: others are rarer than 1 - 0.05^(1/10) = 0.2589, each at most 1 (2 for delta).
-    assert [(e.value, round(e.low, 4), round(e.high, 4)) for e in c.accuracy_K] == [(0.0, -0.2589, 0.2589)] * 2
-    assert (c.deltas[0].value, round(c.deltas[0].high, 4)) == (0.0, 0.5177)
+    same = [difference(TEN, TEN, k) for k in (1, 2)]
+    assert [(e.value, round(e.low, 4), round(e.high, 4)) for e in same] == [(0.0, -0.2589, 0.2589)] * 2
+    delta = difference(TEN, TEN, 1, 2)
+    assert (delta.value, round(delta.high, 4)) == (0.0, 0.5177)
 
 
 def test_compare_pairs_within_problems_and_leaves_errors_out() -> None:
     a = [episode("p1", W, E), episode("p2", W, C), episode("p3", C, C)]
     b = [episode("p1", C, C), episode("p2", C, C), episode("p3", E, C)]
-    c = compare(a, b)
-    assert [(e.value, e.n) for e in c.accuracy_K] == [(1.0, 2), (0.0, 2)]  # t1: p1, p2; t2: p2, p3
-    assert (c.deltas[0].value, c.deltas[0].n) == (-1.0, 1)  # p2 alone: (1 - 1) - (1 - 0)
+    found = [difference(a, b, k) for k in (1, 2)]
+    assert [(e.value, e.n) for e in found] == [(1.0, 2), (0.0, 2)]  # t1: p1, p2; t2: p2, p3
+    delta = difference(a, b, 1, 2)
+    assert (delta.value, delta.n) == (-1.0, 1)  # p2 alone: (1 - 1) - (1 - 0)
 
 
 def test_compare_refuses_what_cannot_be_paired() -> None:
+    def run(seed: int, episodes: Sequence[Episode]) -> MeasuredRun:
+        matrix = correctness_matrix(episodes)
+        return MeasuredRun("score", seed, "m", {}, matrix, matrix)
+
     a, b = [episode("p1", W, C), episode("p2", W, C)], [episode("p2", C, C), episode("p3", C, C)]
-    with pytest.raises(DataError, match=r"2 and 2, 1 in common; 'p1'.*intersect=True"):
-        compare(a, b)
-    c = compare(a, b, intersect=True)
-    assert c.n_problems == 1 and c.accuracy_K[0].value == 1.0 and c.accuracy_K[0].n == 1
-    with pytest.raises(DataError, match="different problems"):
-        compare(a[:1], b[1:], intersect=True)
-    for one, two in ((a, []), ([], a), (a, a[:1]), (a[:1], a)):
-        with pytest.raises(DataError, match="different problems"):
-            compare(one, two)
-    with pytest.raises(DataError, match="2 attempts per problem, the other 1"):
-        compare(a, [episode("p1", W), episode("p2", W)])
+    for one, two in ((a, b), (a[:1], b[1:]), (a, []), ([], a), (a, a[:1]), (a[:1], a)):
+        with pytest.raises(DataError, match="different held-out problems"):
+            compare_measured([run(0, one), run(1, two)])
+    with pytest.raises(DataError, match="did not start from the same base model"):
+        compare_measured([run(0, a), run(1, [episode("p1", W), episode("p2", W)])])
 
 
 def test_what_cannot_be_summarised_is_named() -> None:
@@ -384,5 +390,5 @@ def test_a_hundred_thousand_episodes_take_under_ten_seconds() -> None:
     episodes = [episode(f"p{i}", kinds[a], kinds[b]) for i, (a, b) in enumerate(picks)]
     start = time.perf_counter()
     summarise(episodes)
-    compare(episodes, episodes)
+    difference(episodes, episodes, 1)
     assert time.perf_counter() - start < 10

@@ -19,8 +19,15 @@ import toy
 from selfcorrect.errors import ConfigError, DataError, Interrupted, RunError
 from selfcorrect.measuring.evaluate import held_out
 from selfcorrect.measuring.intervals import Estimate, bootstrap_mean, not_measured
-from selfcorrect.measuring.test_time import AttemptCurve, BudgetRow, ScalingCurves, VoteCurve
-from selfcorrect.measuring.test_time_play import ATTEMPTS, BUDGETS, measure_attempts
+from selfcorrect.measuring.test_time import (
+    ATTEMPTS,
+    BUDGETS,
+    AttemptCurve,
+    BudgetRow,
+    ScalingCurves,
+    VoteCurve,
+    measure_attempts,
+)
 from selfcorrect.records.lines import EndRecord, episode_row
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.reproduce import make, more_samples

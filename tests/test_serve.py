@@ -91,7 +91,7 @@ def real():
     """(url, engine): a random model of a few thousand parameters behind the server."""
     engine = Counting()
     batcher = Batcher(engine, window_s=0.05)
-    with serving(EngineBackend(batcher, engine, INSTRUCTION, 512), model="tiny", bounds=SMALL) as (url, _):
+    with serving(EngineBackend(batcher, INSTRUCTION, 512), model="tiny", bounds=SMALL) as (url, _):
         yield url, engine
 
 
@@ -263,7 +263,7 @@ def test_a_request_that_comes_while_a_batch_runs_is_in_the_next_one():
         return await sample(requests, params)
 
     engine.sample = held
-    backend = EngineBackend(Batcher(engine), engine, INSTRUCTION, 512)
+    backend = EngineBackend(Batcher(engine), INSTRUCTION, 512)
     with serving(backend, bounds=SMALL) as (url, _), ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, url)
         assert begun.wait(20)
@@ -283,8 +283,8 @@ def test_unequal_caps_and_temperatures_give_what_each_would_get_alone():
 
     async def together():
         batcher = Batcher(engine, window_s=0.05)
-        calls = (batcher.sample(r, cap, t, continued=False) for r, (cap, t) in zip(requests, wanted, strict=True))
-        answers = await asyncio.gather(*calls)
+        calls = (batcher.sample([r], SamplingParams(*w)) for r, w in zip(requests, wanted, strict=True))
+        answers = [answer for (answer,) in await asyncio.gather(*calls)]
         await batcher.aclose()
         assert not batcher.is_running
         return answers
@@ -310,7 +310,7 @@ def test_a_failing_engine_fails_its_requests_only():
             return await self._engine.sample(requests, params)
 
     engine = Failing()
-    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+    with serving(EngineBackend(Batcher(engine), INSTRUCTION, 512), bounds=SMALL) as (url, _):
         assert (post(url).status_code, post(url).status_code, post(url).status_code) == (500, 200, 503)
         later = post(url)
         assert later.status_code == 503 and "gone for good" in later.json()["error"]["message"]
@@ -333,7 +333,7 @@ def raising(error, n=1):
 @pytest.mark.parametrize("error", [ValueError("a bug"), MemoryError(), KeyError("x")], ids=lambda e: type(e).__name__)
 def test_a_bug_in_the_engine_fails_its_requests_only(error, capfd):
     engine = raising(error)
-    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+    with serving(EngineBackend(Batcher(engine), INSTRUCTION, 512), bounds=SMALL) as (url, _):
         got = post(url)
         assert got.status_code == 500 and type(error).__name__ in got.json()["error"]["message"]
         assert "a bug" not in got.text  # what it says is for the log
@@ -348,13 +348,13 @@ def test_an_answer_too_few_is_a_bug_of_the_engine():
             return [] if len(self.calls) == 1 else await self._engine.sample(requests, params)
 
     engine = Forgetful()
-    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+    with serving(EngineBackend(Batcher(engine), INSTRUCTION, 512), bounds=SMALL) as (url, _):
         assert (post(url).status_code, post(url).status_code) == (500, 200)
 
 
 def test_the_end_of_the_engines_thread_is_told_once(caplog):
     engine = raising(SystemExit(1))
-    with serving(EngineBackend(Batcher(engine), engine, INSTRUCTION, 512), bounds=SMALL) as (url, _):
+    with serving(EngineBackend(Batcher(engine), INSTRUCTION, 512), bounds=SMALL) as (url, _):
         assert post(url).status_code == 503
         assert health(url).status_code == 503 and "thread has ended" in health(url).json()["status"]
         later = post(url)

@@ -16,7 +16,7 @@ from selfcorrect import experiment
 from selfcorrect.config import EvalConfig, load_config
 from selfcorrect.engines import models
 from selfcorrect.errors import ConfigError, DataError
-from selfcorrect.measuring import test_time_play as scale
+from selfcorrect.measuring import test_time as scale
 from selfcorrect.measuring.evaluate import evaluate, held_out
 from selfcorrect.measuring.intervals import paired_difference
 from selfcorrect.measuring.test_time import AttemptCurve, ScalingCurves, VoteCurve, attempt_curve, vote_curve
@@ -302,7 +302,7 @@ def test_the_largest_budget_is_sampled_once(embedded):
     engine, task, problems = embedded
     heard = []
     curve = scale.measure_votes(
-        engine, task, problems, 16, budgets=(1, 2, 4), seed=2, told=lambda *progress: heard.append(progress)
+        engine, task, problems, 16, budgets=(1, 2, 4), seed=2, on_progress=lambda *progress: heard.append(progress)
     )
     per_problem = [[len(e.attempts) for e in curve.episodes if e.problem.id == p.id] for p in problems]
     assert per_problem == [[2, 2, 1, 1]] * 5  # 4 first attempts, 2 second ones

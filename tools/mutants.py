@@ -420,6 +420,20 @@ MUTANTS = [
         ROLLOUT,
     ),
     Mutant(
+        "a feedback turn is asked for with the instruction",
+        "episodes/play.py",
+        "then = how.feedback if how.feedback is not None and how.is_feedback(k + 1) else instruction",
+        "then = instruction",
+        (*ROLLOUT, "tests/test_endpoint.py::test_self_refine_asks_for_feedback_and_shows_it_to_the_next_attempt"),
+    ),
+    Mutant(
+        "a refused conversation is continued",
+        "episodes/play.py",
+        "asked = [(i, b) for i, b in rows if i not in refused]",
+        "asked = rows",
+        ("tests/test_endpoint.py::test_a_refused_turn_of_self_refine_ends_its_episode",),
+    ),
+    Mutant(
         "attempt 1 decoded and encoded again",
         "episodes/play.py",
         "return (*prompt, *answer.token_ids, *engine",
@@ -614,8 +628,8 @@ MUTANTS = [
     Mutant(
         "a batch's longest cap for all of it",
         "serve/engine_backend.py",
-        "[cut(a, w.max_new_tokens) for w, a",
-        "[a for w, a",
+        "cut(a, w.params.max_new_tokens) for w, a",
+        "a for w, a",
         serving("unequal_caps_and_temperatures_give_what_each_would_get_alone"),
     ),
     Mutant(
@@ -628,8 +642,8 @@ MUTANTS = [
     Mutant(
         "finished episodes are asked for again",
         "measuring/endpoint.py",
-        "for key, first in firsts.items() if key not in done)",
-        "for key, first in firsts.items())",
+        "for p, g in keys if (p.id, g) not in done)",
+        "for p, g in keys)",
         ("tests/test_endpoint.py::test_stopped_and_continued_is_the_same_as_uninterrupted",),
     ),
     Mutant(
@@ -642,8 +656,8 @@ MUTANTS = [
     Mutant(
         "a rule of the probe speaks at its threshold",
         "measuring/advice.py",
-        "n.changed >= alarms.NEVER_CHANGED or",
-        "n.changed > alarms.NEVER_CHANGED or",
+        "n.changed < alarms.NEVER_CHANGED:",
+        "n.changed <= alarms.NEVER_CHANGED:",
         ("tests/test_probe_command.py",),
     ),
     Mutant(
@@ -677,8 +691,8 @@ MUTANTS = [
     Mutant(
         "repair samples its first attempts",
         "measuring/evaluate.py",
-        "if given_first is None and isinstance(task, GivesFirst):",
-        "if False and isinstance(task, GivesFirst):",
+        "return given_answers(self.engine.chat, task, problems, samples) if isinstance(task, GivesFirst) else None",
+        "return None",
         code_tasks("repair_starts_from_the_stored_program_and_measures_attempt_2"),
     ),
     Mutant(

@@ -1,53 +1,83 @@
-"""``selfcorrect eval``."""
+"""``selfcorrect eval``: measuring a model with an engine, or one that an endpoint serves."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfcorrect.cli.evaluate_endpoint import Asked, evaluate_endpoint
-from selfcorrect.cli.settings import long_form, model_and_settings
-from selfcorrect.errors import ConfigError
+from selfcorrect.cli.options import takes
+from selfcorrect.cli.settings import long_form, model_and_settings, read_settings, refuse_ignored
+from selfcorrect.config import Config
+from selfcorrect.errors import ConfigError, DataError, EndpointError, Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from selfcorrect.episodes.endpoint import Counts
+    from selfcorrect.measuring.endpoint import Journal
+    from selfcorrect.measuring.evaluate import Evaluation
+
+USED = ("task", "eval", "seed", "play")
+"""Settings, or whole sections, that a measurement behind an endpoint reads; ``method=self_refine`` is one more."""
+DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
+"""Fields of a request that the settings decide."""
+LINE_EVERY_S = 5.0
 
 
-def evaluate(
+@dataclass(frozen=True)
+class EvalOptions:
+    """The command line of ``selfcorrect eval``."""
+
     model: Annotated[
         str | None,
         typer.Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory; none with --base-url."),
-    ] = None,
+    ] = None
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    ] = None
+    out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False
     base_url: Annotated[
         str | None, typer.Option(help="Measure a model behind this OpenAI-compatible endpoint (up to /v1).")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--model", help="With --base-url: the endpoint's name of the model.")
-    ] = None,
+    ] = None
+    name: Annotated[str | None, typer.Option("--model", help="With --base-url: the endpoint's name of the model.")] = (
+        None
+    )
     api_key_env: Annotated[
         str | None, typer.Option(help="With --base-url: the environment variable that holds the key.")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="With --base-url: requests in flight at once (8).")
-    ] = None,
+    ] = None
+    concurrency: Annotated[int | None, typer.Option(min=1, help="With --base-url: requests in flight at once (8).")] = (
+        None
+    )
     rate: Annotated[
         float | None, typer.Option(min=0.01, help="With --base-url: requests per minute; no limit if not given.")
-    ] = None,
+    ] = None
     retries: Annotated[
         int | None, typer.Option(min=0, help="With --base-url: times a failing request is sent again (5).")
-    ] = None,
+    ] = None
     timeout: Annotated[
         float | None, typer.Option(min=0.1, help="With --base-url: seconds to wait for one answer (120).")
-    ] = None,
+    ] = None
     body: Annotated[
         str | None, typer.Option(help="With --base-url: further fields of every request, a JSON object.")
-    ] = None,
-) -> None:
+    ] = None
+
+    @property
+    def given(self) -> list[str]:
+        """The settings in their long form."""
+        return [long_form(s) for s in self.settings or []]
+
+
+@takes(EvalOptions)
+def evaluate(options: EvalOptions) -> None:
     """Measure a model on held-out problems: accuracy of every attempt, with intervals and controls.
 
     Example: `selfcorrect eval tiny task=arithmetic attempts=3 limit=500`
@@ -56,37 +86,37 @@ def evaluate(
 
     Behind an endpoint: `selfcorrect eval --base-url http://localhost:8000/v1 --model NAME task=gsm8k`
     """
-    options = {
-        "model": name,
-        "api_key_env": api_key_env,
-        "concurrency": concurrency,
-        "requests_per_minute": rate,
-        "retries": retries,
-        "timeout_s": timeout,
-        "body": body,
-    }
-    options = {key: value for key, value in options.items() if value is not None}
-    if base_url is not None:
-        asked = Asked(base_url, out=out, as_json=as_json, **options)  # type: ignore[arg-type]
-        evaluate_endpoint(asked, [long_form(s) for s in ([model] if model else []) + (settings or [])])
+    if options.base_url is not None:
+        _with_endpoint(options, options.base_url)
         return
-    if options:
+    of_endpoint = {
+        "model": options.name,
+        "api_key_env": options.api_key_env,
+        "concurrency": options.concurrency,
+        "requests_per_minute": options.rate,
+        "retries": options.retries,
+        "timeout_s": options.timeout,
+        "body": options.body,
+    }
+    if ignored := [key for key, value in of_endpoint.items() if value is not None]:
         raise ConfigError(
-            f"options of an endpoint are given ({', '.join(options)}) and would be ignored; add --base-url URL, or drop them"
+            f"options of an endpoint are given ({', '.join(ignored)}) and would be ignored; add --base-url URL, or drop them"
         )
-    if model is None:
+    if options.model is None:
         raise ConfigError(
             "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --base-url URL --model NAME"
         )
-    from selfcorrect.cli.tables import show, summary_table
+    _with_engine(options, options.model)
+
+
+def _with_engine(options: EvalOptions, model: str) -> None:
     from selfcorrect.experiment import claim, load_kept, make_engine, prepare
-    from selfcorrect.measuring.evaluate import FEEDBACK, controls, held_out
-    from selfcorrect.measuring.evaluate import evaluate as measure
+    from selfcorrect.measuring.evaluate import EnginePlayer, Evaluator, held_out
     from selfcorrect.records.lines import episode_row
 
-    run, config = model_and_settings(model, [long_form(s) for s in settings or []])
-    if out is not None:
-        claim(out)
+    run, config = model_and_settings(model, options.given)
+    if options.out is not None:
+        claim(options.out)
     job = prepare(config, training=False)
     if job.note:
         typer.echo(job.note, err=True)
@@ -95,16 +125,141 @@ def evaluate(
         load_kept(run, engine)
     engine.publish()
     problems = held_out(job.task, config.eval.problems)
-    cap = config.play.max_new_tokens
-    feedback = FEEDBACK if config.method.name == "self_refine" else None
-    results = [measure(engine, job.task, problems, config.eval, cap, name="plain", seed=config.seed, feedback=feedback)]
-    if config.eval.controls and config.eval.attempts > 1:
-        results += controls(engine, job.task, results[0], config.eval, cap, seed=config.seed, feedback=feedback)
-    if out is not None:
-        out.write_text(
-            "".join(json.dumps({"evaluation": r.name, **episode_row(e)}) + "\n" for r in results for e in r.episodes)
+    results = asyncio.run(Evaluator.of(EnginePlayer(engine, job.task), job.task, config).run(problems))
+    if options.out is not None:
+        rows = ({"evaluation": r.name, **episode_row(e)} for r in results for e in r.episodes)
+        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _print(options, results, f"{model} on {job.task.name}", {})
+
+
+def _print(options: EvalOptions, results: list[Evaluation], title: str, more: Mapping[str, Any]) -> None:
+    """The table, or with --json the numbers and ``more``."""
+    if options.as_json:
+        shown = {r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}
+        print(json.dumps({**shown, **more}))
+        return
+    from selfcorrect.cli.tables import show, summary_table
+
+    show(summary_table({r.name: r.summary for r in results}, title))
+
+
+def _with_endpoint(options: EvalOptions, base_url: str) -> None:
+    from rich.console import Console
+
+    config, body = _endpoint_config(options), _body(options.body or "{}")
+    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
+    from selfcorrect.measuring.endpoint import EndpointPlayer, Journal, journal_path, settings_of, was_refused
+    from selfcorrect.measuring.evaluate import Evaluator, check_attempts, held_out
+    from selfcorrect.tasks import make_task
+    from selfcorrect.tasks.base import GetsReady
+
+    key = api_key_from(options.api_key_env, os.environ)
+    limits = {"concurrency": options.concurrency, "retries": options.retries, "timeout_s": options.timeout}
+    patience = Patience(
+        requests_per_minute=options.rate,
+        **{k: v for k, v in limits.items() if v is not None},  # type: ignore[arg-type]
+    )
+    model = config.model.name
+    endpoint = Endpoint(base_url, model, api_key=key, patience=patience, body=body)
+    task = make_task(config.task)
+    check_attempts(task, config.eval)
+    problems = held_out(task, config.eval.problems)
+    if not problems:
+        raise DataError(f"task {task.name} has no held-out problems; check task.path and the task's settings")
+    if isinstance(task, GetsReady):
+        task.get_ready(training=False)  # before any request is paid for
+    console = Console(stderr=True)
+    if key and endpoint.base_url.startswith("http://") and not endpoint.is_local:
+        console.print("the key travels unencrypted over http; use https where others can listen", style="yellow")
+    path = options.out or journal_path(model, task.name, config.seed)
+    with Journal.opened(path, settings_of(endpoint, task, problems, config, body)) as journal:
+        if journal.n_episodes:
+            console.print(f"{path} holds {journal.n_episodes} episodes; continuing", highlight=False, soft_wrap=True)
+        player = EndpointPlayer(endpoint, task, journal, _progress(console, journal, endpoint.counts))
+        evaluator = Evaluator.of(player, task, config)
+
+        async def measured() -> list[Evaluation]:
+            async with endpoint:
+                return await evaluator.run(problems)
+
+        try:
+            results = asyncio.run(measured())
+        except KeyboardInterrupt:
+            raise Interrupted(_how_to_continue("stopped", journal, path)) from None
+        except EndpointError as error:
+            raise EndpointError(
+                f"{error}. {_how_to_continue('So far', journal, path)}", status=error.status, timed_out=error.timed_out
+            ) from None
+    refused = {r.name: [e.problem.id for e in r.episodes if was_refused(e)] for r in results}
+    counts = endpoint.counts
+    requests = {"sent": counts.sent, "retried": counts.retried, "reasons": counts.reasons}
+    title = f"{model} at {endpoint.base_url} on {task.name}"
+    _print(options, results, title, {"refused": refused, "requests": requests, "episodes": str(path)})
+    if options.as_json:
+        return
+    for evaluation, ids in refused.items():
+        if ids:
+            print(f"refused by the endpoint, so in no number of {evaluation}: {len(ids)} episodes ({', '.join(ids)})")
+    print(f"episodes {path}\nrequests {counts.sent} sent, {counts.retried} of them again {_reasons(counts)}".rstrip())
+
+
+def _endpoint_config(options: EvalOptions) -> Config:
+    """The settings of a measurement behind an endpoint, none of which would be ignored."""
+    if not options.name:
+        raise ConfigError("--base-url needs --model NAME, the name by which the endpoint knows the model")
+    settings = [*([long_form(options.model)] if options.model else []), *options.given]
+    for setting in settings:
+        if "=" not in setting:
+            raise ConfigError(
+                f"{setting!r} would be ignored: with --base-url the model is the endpoint's; give its name with --model"
+            )
+    method = [s for s in settings if s.partition("=")[0].strip() in ("method", "method.name")]
+    refuse_ignored(
+        [s for s in settings if s not in method],
+        USED,
+        "the endpoint decides it; with --base-url only task.*, eval.*, play.*, seed and method=self_refine count",
+    )
+    config = read_settings([f"model={json.dumps(options.name)}", *settings])
+    if method and config.method.name != "self_refine":
+        raise ConfigError(
+            f"{method[-1]} would be ignored: behind an endpoint nothing is trained, and only method=self_refine plays "
+            "differently; drop it"
         )
-    if as_json:
-        print(json.dumps({r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}))
-    else:
-        show(summary_table({r.name: r.summary for r in results}, f"{model} on {job.task.name}"))
+    return config
+
+
+def _body(text: str) -> dict[str, Any]:
+    """The further fields of every request."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ConfigError(f"--body {text[:80]!r} is not a JSON object; write for example --body '{{\"top_p\": 0.9}}'")
+    if decided := sorted(DECIDED & body.keys()):
+        raise ConfigError(f"--body sets {', '.join(decided)}, which the measurement itself decides; drop it")
+    return body
+
+
+def _progress(console: Console, journal: Journal, counts: Counts) -> Any:
+    """To be called after every episode: prints a line every few seconds."""
+    last = time.monotonic()
+
+    def on_episode() -> None:
+        nonlocal last
+        if time.monotonic() - last > LINE_EVERY_S:
+            last = time.monotonic()
+            line = (
+                f"{journal.n_episodes} episodes, {counts.sent} requests, {counts.retried} sent again {_reasons(counts)}"
+            )
+            console.print(line.rstrip(), highlight=False, markup=False)
+
+    return on_episode
+
+
+def _how_to_continue(what: str, journal: Journal, path: Path) -> str:
+    return f"{what}: {journal.n_episodes} finished episodes are in {path}; the same command continues from there"
+
+
+def _reasons(counts: Counts) -> str:
+    return f"({', '.join(f'{name}: {n}' for name, n in sorted(counts.reasons.items()))})" if counts.reasons else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,15 +71,18 @@ def probe(
         out.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in found.episodes))
     episodes = config.train.problems_per_step * first.samples_per_problem
     if as_json:
-        said = {"outlook": advice.outlook, "findings": advice.findings}
         estimate = {"step_episodes": episodes, "step_sampling_seconds": found.sampling_seconds(episodes)}
-        print(json.dumps({"problems": len(sample), **found.to_json(), "estimate": estimate, **said}))
+        print(json.dumps({"problems": len(sample), **found.to_json(), "estimate": estimate, **asdict(advice)}))
         return
     title = f"{config.model.name} on {len(sample)} training problems of {job.task.name}"
     show(summary_table({f"T = 1, cap {sampled_cap}": found.sampled, f"greedy, cap {cap}": found.greedy}, title))
     show(_lengths(found))
     show(_groups(found))
-    print(_time(found, episodes, engine.info.device))
+    print(
+        f"estimate: a training step plays {episodes} episodes, {found.sampling_seconds(episodes):.1f} s for sampling and "
+        f"grading at the {found.tokens_per_s:.0f} tokens/s measured here with {len(found.episodes)} episodes at once on "
+        f"{engine.info.device}; the reference and update passes come on top and were not measured"
+    )
     print(f"\n{config.model.name}, {job.task.name}, {cap} tokens: {advice.outlook}")
     for finding in advice.findings or ("nothing that was measured stands against it",):
         print(f"- {finding}")
@@ -117,11 +121,3 @@ def _groups(found: Probe) -> Table:
         table.add_row(f"{size} samples{mark}", *("n/a" if s is None else f"{s:.0%}" for s in shares))
     table.caption = "expected share of problems; such a group teaches nothing"
     return table
-
-
-def _time(found: Probe, episodes: int, device: str) -> str:
-    return (
-        f"estimate: a training step plays {episodes} episodes, {found.sampling_seconds(episodes):.1f} s for sampling and "
-        f"grading at the {found.tokens_per_s:.0f} tokens/s measured here with {len(found.episodes)} episodes at once on "
-        f"{device}; the reference and update passes come on top and were not measured"
-    )

@@ -15,7 +15,7 @@ import typer
 from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError
-from selfcorrect.measuring.test_time_play import (
+from selfcorrect.measuring.test_time import (
     ATTEMPTS,
     BUDGETS,
     TEMPERATURE,
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from selfcorrect.engines.base import Engine
-    from selfcorrect.measuring.test_time import AttemptCurve, ScalingCurves, VoteCurve
-    from selfcorrect.measuring.test_time_play import Told
+    from selfcorrect.measuring.test_time import AttemptCurve, OnProgress, ScalingCurves, VoteCurve
     from selfcorrect.tasks.base import Task
     from selfcorrect.types import Episode
 
@@ -70,14 +69,25 @@ def scale(
 
     Example: `selfcorrect scale tiny task=arithmetic limit=200 --budget 1,2,4,8`
     """
+    from selfcorrect.cli.tables import show
     from selfcorrect.experiment import claim, command_line, load_kept, make_engine, prepare
     from selfcorrect.measuring.test_time import ScalingCurves
 
     given = [long_form(s) for s in settings or []]
-    _refuse_ignored(given)
+    for setting in given:
+        key = setting.partition("=")[0].strip()
+        if "=" in setting and key not in READ and key.partition(".")[0] not in READ:
+            way_out = f"give {OPTIONS[key]}" if key in OPTIONS else "drop it"
+            raise ConfigError(f"setting {key!r} would be ignored by `selfcorrect scale`; {way_out}")
     run, config = model_and_settings(model, given)
+    try:
+        budgets = tuple(int(part) for part in budget.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--budget {budget!r} is not a list of whole numbers; write for example --budget 1,2,4,8"
+        ) from None
     plan = _Plan(
-        budgets=_budgets(budget) if only is not Only.ATTEMPTS else (),
+        budgets=budgets if only is not Only.ATTEMPTS else (),
         temperature=temperature,
         attempts=attempts if only is not Only.VOTES else 0,
     )
@@ -103,14 +113,18 @@ def scale(
     if as_json:
         print(json.dumps(curves.to_json()))
         return
-    _show(curves, f"{model} on {job.task.name}")
+    title = f"{model} on {job.task.name}"
+    if curves.votes is not None:
+        show(_vote_table(curves.votes, title))
+    if curves.attempts is not None:
+        show(_attempt_table(curves.attempts, title))
     if run is not None:
         print(f"{run.scaling_file} holds the numbers; `selfcorrect report {run.path}` draws them")
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What was asked for."""
+    """What to measure."""
 
     budgets: tuple[int, ...]
     """Empty: no votes."""
@@ -118,24 +132,6 @@ class _Plan:
     """Of the votes."""
     attempts: int
     """In a row; 0: none."""
-
-
-def _budgets(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"--budget {text!r} is not a list of whole numbers; write for example --budget 1,2,4,8"
-        ) from None
-
-
-def _refuse_ignored(given: Sequence[str]) -> None:
-    for setting in given:
-        key = setting.partition("=")[0].strip()
-        if "=" not in setting or key in READ or key.partition(".")[0] in READ:
-            continue
-        way_out = f"give {OPTIONS[key]}" if key in OPTIONS else "drop it"
-        raise ConfigError(f"setting {key!r} would be ignored by `selfcorrect scale`; {way_out}")
 
 
 def _checked(config: Config, plan: _Plan) -> Config:
@@ -162,34 +158,36 @@ def _checked(config: Config, plan: _Plan) -> Config:
 
 def _measured(engine: Engine, task: Task, config: Config, plan: _Plan) -> tuple[VoteCurve | None, AttemptCurve | None]:
     from selfcorrect.measuring.evaluate import held_out
-    from selfcorrect.measuring.test_time_play import measure_attempts, measure_votes
+    from selfcorrect.measuring.test_time import measure_attempts, measure_votes
 
     asked = (engine, task, held_out(task, config.eval.problems), config.play.max_new_tokens)
-    seed, told = config.seed, _teller()
+    seed, on_progress = config.seed, _progress_lines()
     votes = row = None
     if plan.budgets:
-        votes = measure_votes(*asked, budgets=plan.budgets, temperature=plan.temperature, seed=seed, told=told)
+        votes = measure_votes(
+            *asked, budgets=plan.budgets, temperature=plan.temperature, seed=seed, on_progress=on_progress
+        )
     if plan.attempts:
-        row = measure_attempts(*asked, attempts=plan.attempts, seed=seed, told=told)
+        row = measure_attempts(*asked, attempts=plan.attempts, seed=seed, on_progress=on_progress)
     return votes, row
 
 
-def _teller() -> Told:
+def _progress_lines() -> OnProgress:
     """Progress on standard error, a line every few seconds."""
     last = start = time.monotonic()
     current = ""
 
-    def told(what: str, done: int, of: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         nonlocal last, start, current
         now = time.monotonic()
         if what != current:
             current, start = what, last
-        if now - last > LINE_EVERY_S or done == of:
+        if now - last > LINE_EVERY_S or done == total:
             last = now
-            left = (now - start) / done * (of - done)
-            typer.echo(f"{what}: {done} of {of} problems, left {left:.0f} s", err=True)
+            left = (now - start) / done * (total - done)
+            typer.echo(f"{what}: {done} of {total} problems, left {left:.0f} s", err=True)
 
-    return told
+    return on_progress
 
 
 def _write_episodes(out: Path, curves: ScalingCurves) -> None:
@@ -202,15 +200,6 @@ def _write_episodes(out: Path, curves: ScalingCurves) -> None:
         measured.append(("attempts", curves.attempts.episodes))
     rows = ({"measurement": name, **episode_row(e)} for name, episodes in measured for e in episodes)
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _show(curves: ScalingCurves, title: str) -> None:
-    from selfcorrect.cli.tables import show
-
-    if curves.votes is not None:
-        show(_vote_table(curves.votes, title))
-    if curves.attempts is not None:
-        show(_attempt_table(curves.attempts, title))
 
 
 def _vote_table(curve: VoteCurve, title: str) -> Table:

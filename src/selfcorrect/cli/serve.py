@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfcorrect.cli.options import takes
 from selfcorrect.cli.settings import find_run, read_settings, refuse_ignored
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError
@@ -22,52 +23,58 @@ if TYPE_CHECKING:
 
 NEEDED = ("starlette", "uvicorn")
 LONGEST_CONTEXT = 8192
-"""Tokens of the longest conversation, unless told otherwise."""
+"""Tokens of the longest conversation, unless --max-context says otherwise."""
 USED = ("model", "engine", "task", "play.max_new_tokens")
 """Settings, or whole sections, that serving a model reads."""
 USED_BEFORE_A_BACKEND = ("task", "play.max_new_tokens")
 """The same where the model is served elsewhere."""
 
 
-def serve(
+@dataclass(frozen=True)
+class ServeOptions:
+    """The command line of ``selfcorrect serve``."""
+
     model: Annotated[
         str | None, typer.Argument(help="Model or run directory, as for `eval`; none with --backend-url.")
-    ] = None,
+    ] = None
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. engine.device=cpu.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine a key is needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="Name of the model for clients; else its own.")] = None,
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts unless a request says otherwise.")] = 2,
-    max_attempts: Annotated[int, typer.Option(min=1, help="The most attempts a request may ask for.")] = 4,
-    max_votes: Annotated[int, typer.Option(min=1, help="The most votes a request may ask for.")] = 16,
+    ] = None
+    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine a key is needed.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000
+    name: Annotated[str | None, typer.Option(help="Name of the model for clients; else its own.")] = None
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts unless a request says otherwise.")] = 2
+    max_attempts: Annotated[int, typer.Option(min=1, help="The most attempts a request may ask for.")] = 4
+    max_votes: Annotated[int, typer.Option(min=1, help="The most votes a request may ask for.")] = 16
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="The highest token cap of an attempt (at least 1024, or the model's own).")
-    ] = None,
+    ] = None
     max_context: Annotated[
         int | None, typer.Option(min=16, help="Tokens of the longest conversation (8192, or the model's positions).")
-    ] = None,
-    max_body_kib: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 256,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 128,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole answer.")] = 120.0,
-    grace: Annotated[float, typer.Option(min=0.0, help="Seconds for unfinished answers when stopping.")] = 20.0,
+    ] = None
+    max_body_kib: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 256
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 128
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole answer.")] = 120.0
+    grace: Annotated[float, typer.Option(min=0.0, help="Seconds for unfinished answers when stopping.")] = 20.0
     instruction: Annotated[
         str | None, typer.Option(help="Correction instruction between attempts; else the task's.")
-    ] = None,
+    ] = None
     api_key_env: Annotated[
         str | None,
         typer.Option(help="Environment variable with the key that clients must send (SELFCORRECT_API_KEY, if set)."),
-    ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File with that key, instead of the variable.")] = None,
+    ] = None
+    api_key_file: Annotated[Path | None, typer.Option(help="File with that key, instead of the variable.")] = None
     backend_url: Annotated[
         str | None, typer.Option(help="Serve from this OpenAI-compatible endpoint (up to /v1) instead of a model.")
-    ] = None,
-    backend_model: Annotated[str | None, typer.Option(help="With --backend-url: its name of the model.")] = None,
+    ] = None
+    backend_model: Annotated[str | None, typer.Option(help="With --backend-url: its name of the model.")] = None
     backend_key_env: Annotated[
         str | None, typer.Option(help="With --backend-url: the environment variable with its key.")
-    ] = None,
-) -> None:
+    ] = None
+
+
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
     """Serve a model that corrects itself to OpenAI clients and, at /, to people.
 
     Example: `selfcorrect serve tiny`
@@ -92,34 +99,38 @@ def serve(
         url_of,
     )
 
-    if backend_url is not None and max_context is not None:
-        raise ConfigError(
-            "--max-context would be ignored with --backend-url: that server counts the tokens and has its own limit; drop it"
-        )
-    config = _config(model, settings or [], instruction, backend_url, backend_model, backend_key_env)
-    key = server_key(api_key_env, api_key_file, os.environ)
+    o = options
+    config = _config(o)
+    key = server_key(o.api_key_env, o.api_key_file, os.environ)
     cap = config.play.max_new_tokens
     bounds = Bounds(
-        attempts, max(attempts, max_attempts), max_votes, min(cap, max_tokens or cap), max_tokens or max(1024, cap)
+        o.attempts,
+        max(o.attempts, o.max_attempts),
+        o.max_votes,
+        min(cap, o.max_tokens or cap),
+        o.max_tokens or max(1024, cap),
     )
-    limits = Limits(1024 * max_body_kib, max_requests, timeout_s=timeout, grace_s=grace)
-    sock = listening_socket(host, port)
+    limits = Limits(1024 * o.max_body_kib, o.max_requests, timeout_s=o.timeout, grace_s=o.grace)
+    sock = listening_socket(o.host, o.port)
     with sock:
         if key is None and not is_loopback(sock):
             raise ConfigError(
-                f"--host {host} can be reached from other machines, and then clients must send a key; put one into the "
-                f"environment variable {api_key_env or KEY_VARIABLE} (make one with `openssl rand -hex 24`), or listen at 127.0.0.1"
+                f"--host {o.host} can be reached from other machines, and then clients must send a key; put one into the "
+                f"environment variable {o.api_key_env or KEY_VARIABLE} (make one with `openssl rand -hex 24`), or listen at "
+                "127.0.0.1"
             )
         batcher: Batcher | None = None
         backend: Backend
-        if backend_url is not None:
-            backend = _endpoint_backend(
-                backend_url, backend_model or "", backend_key_env, config, limits.timeout_s, max_requests
-            )
+        if o.backend_url is not None:
+            backend = _endpoint_backend(o, o.backend_url, config)
         else:
-            backend, batcher = _engine_backend(model or "", config, max_context or LONGEST_CONTEXT)
-        served = name or backend_model or Path(model or "").resolve().name
-        hosts = frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
+            from selfcorrect.serve.engine_backend import Batcher, EngineBackend
+
+            engine, instruction, context = _engine(o.model or "", config, o.max_context or LONGEST_CONTEXT)
+            batcher = Batcher(engine)
+            backend = EngineBackend(batcher, instruction, context)
+        served = o.name or o.backend_model or Path(o.model or "").resolve().name
+        hosts = frozenset({"localhost", "127.0.0.1", "[::1]", o.host.lower()})
         app = make_app(backend, served, bounds=bounds, limits=limits, key=key, hosts=hosts)
 
         def ready() -> None:
@@ -134,16 +145,11 @@ def serve(
         leave_at_once()
 
 
-def _config(
-    model: str | None,
-    settings: Sequence[str],
-    instruction: str | None,
-    backend_url: str | None,
-    backend_model: str | None,
-    backend_key_env: str | None,
-) -> Config:
-    if backend_url is None:
-        if backend_model is not None or backend_key_env is not None:
+def _config(options: ServeOptions) -> Config:
+    """The settings of what is served, none of which would be ignored."""
+    model, settings = options.model, options.settings or []
+    if options.backend_url is None:
+        if options.backend_model is not None or options.backend_key_env is not None:
             raise ConfigError(
                 "--backend-model and --backend-key-env would be ignored without --backend-url; drop them, or add it"
             )
@@ -154,21 +160,25 @@ def _config(
         counts = "to serve a model only model.*, engine.*, task.* and play.max_new_tokens count"
         refuse_ignored(settings, USED, counts)
     else:
-        if not backend_model:
+        if options.max_context is not None:
+            raise ConfigError(
+                "--max-context would be ignored with --backend-url: that server counts the tokens and has its own limit; "
+                "drop it"
+            )
+        if not options.backend_model:
             raise ConfigError("--backend-url needs --backend-model NAME, the name by which that server knows the model")
         if model is not None and "=" not in model:
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
         counts = "the model runs elsewhere; with --backend-url only task.* and play.max_new_tokens count"
         refuse_ignored(settings, USED_BEFORE_A_BACKEND, counts)
-        model = backend_model
-    if instruction is not None and any(s.partition("=")[0].strip() == "task.instruction" for s in settings):
-        raise ConfigError("task.instruction would be ignored beside --instruction; drop one of them")
-    changed = [
-        *settings,
-        *([f"task.instruction={json.dumps(instruction, ensure_ascii=False)}"] if instruction is not None else []),
-    ]
-    run = find_run(model) if model is not None and backend_url is None else None
+        model = options.backend_model
+    changed = list(settings)
+    if options.instruction is not None:
+        if any(s.partition("=")[0].strip() == "task.instruction" for s in settings):
+            raise ConfigError("task.instruction would be ignored: --instruction is given too; drop one of them")
+        changed.append(f"task.instruction={json.dumps(options.instruction, ensure_ascii=False)}")
+    run = find_run(model) if options.backend_url is None else None
     if run is not None:
         refused = [s for s in settings if s.partition("=")[0].partition(".")[0] == "model"]
         if refused:
@@ -177,16 +187,8 @@ def _config(
     return read_settings([f"model={json.dumps(model)}", *changed])
 
 
-def _engine_backend(model: str, config: Config, max_context: int) -> tuple[Backend, Batcher]:
-    """Check everything, then load the weights."""
-    from selfcorrect.serve.engine_backend import Batcher, EngineBackend
-
-    engine, instruction, context = _engine(model, config, max_context)
-    batcher = Batcher(engine)
-    return EngineBackend(batcher, engine, instruction, context), batcher
-
-
 def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, int]:
+    """The engine with its weights, the instruction, and the longest conversation; all checks come before the weights."""
     from selfcorrect.engines import models
     from selfcorrect.engines.chat import ChatFormat
     from selfcorrect.experiment import Job, load_kept, make_engine
@@ -209,14 +211,13 @@ def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, 
     return engine, task.instruction, context
 
 
-def _endpoint_backend(
-    url: str, model: str, key_variable: str | None, config: Config, timeout_s: float, max_requests: int
-) -> Backend:
+def _endpoint_backend(options: ServeOptions, url: str, config: Config) -> Backend:
     from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.serve.endpoint_backend import EndpointBackend
     from selfcorrect.tasks import make_task
 
-    # a little less than the server's own limit, so that a slow server behind is named as the reason
-    patience = Patience(concurrency=max_requests, retries=2, timeout_s=0.95 * timeout_s)
-    endpoint = Endpoint(url, model, api_key=api_key_from(key_variable, os.environ), patience=patience)
+    # a little less than this server's own limit, so that the error names a slow upstream server
+    patience = Patience(concurrency=options.max_requests, retries=2, timeout_s=0.95 * options.timeout)
+    key = api_key_from(options.backend_key_env, os.environ)
+    endpoint = Endpoint(url, options.backend_model or "", api_key=key, patience=patience)
     return EndpointBackend(endpoint, make_task(config.task).instruction)

@@ -135,7 +135,7 @@ def _evaluations(run: Any) -> list[Any]:
 
 def _row_name(name: str, method: str) -> str:
     """``final-swapped`` -> ``score, attempt 1 swapped``."""
-    first, _, control = name.partition("-")
-    who = method if first == "final" else first
-    words = {"": "", "swapped": ", attempt 1 of another problem", "given-wrong": ", wrong attempt 1 given"}
-    return who + words.get(control, f", {control}")
+    from selfcorrect.measuring.labels import model_and_control
+
+    who, control = model_and_control(name)
+    return (method if who == "final" else who) + (f", {control}" if control else "")

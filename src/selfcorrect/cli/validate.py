@@ -10,7 +10,7 @@ import typer
 from selfcorrect.cli.settings import read_settings
 
 if TYPE_CHECKING:
-    from selfcorrect.measuring.validate import Rejected, SplitReport
+    from selfcorrect.measuring.validate import Rejected
 
 
 def validate(
@@ -44,23 +44,15 @@ def validate(
 
     reports = run(task, splits, tell)
     if as_json:
-        print(json.dumps({"task": task.name, "splits": [r.to_json() for r in reports], "rejected": _rows(rejected)}))
+        rows = [
+            {"split": r.split, "id": r.problem_id, "verdict": r.grade.verdict.value, "detail": r.grade.detail}
+            for r in rejected
+        ]
+        print(json.dumps({"task": task.name, "splits": [r.to_json() for r in reports], "rejected": rows}))
     else:
-        for report in reports:
-            print(f"{task.name} {_summary(report)}")
+        for r in reports:
+            counts = ", ".join(f"{verdict.value} {n}" for verdict, n in sorted(r.verdicts.items())) or "no problems"
+            result = f"{r.problems} references, {r.rejected} fail ({counts})"
+            print(f"{task.name} {r.split}: {f'cannot be read: {r.unreadable}' if r.unreadable else result}")
     if not all(report.passed for report in reports):
         raise typer.Exit(1)
-
-
-def _rows(rejected: list[Rejected]) -> list[dict[str, str]]:
-    return [
-        {"split": r.split, "id": r.problem_id, "verdict": r.grade.verdict.value, "detail": r.grade.detail}
-        for r in rejected
-    ]
-
-
-def _summary(report: SplitReport) -> str:
-    if report.unreadable:
-        return f"{report.split}: cannot be read: {report.unreadable}"
-    counts = ", ".join(f"{verdict.value} {n}" for verdict, n in sorted(report.verdicts.items()))
-    return f"{report.split}: {report.problems} references, {report.rejected} fail ({counts or 'no problems'})"

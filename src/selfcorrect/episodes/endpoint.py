@@ -1,7 +1,7 @@
 """A chat model behind an OpenAI-compatible endpoint: messages in, text out. No token ids, so nothing here can train.
 
-One ``Endpoint`` is used by many coroutines at once: it bounds the requests in flight, spaces them, and sends again what
-failed in a way that may pass (408, 409, 429, 5xx, no connection, no answer in time).
+Many coroutines share one ``Endpoint``. It bounds the requests in flight, spaces them, and repeats those that failed in
+a way that may pass (408, 409, 429, 5xx, no connection, no answer in time). ``TextSource`` plays attempts with it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx2
 
 from selfcorrect.engines.chat import Messages
+from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import ConfigError, EndpointError
 
 PASSING = frozenset({408, 409, 429})
-"""With 5xx, the statuses after which a request is sent again."""
+"""With 5xx, the statuses after which a request is repeated."""
 REFUSED = frozenset({400, 413, 422})
-"""Statuses about the conversation that was sent: others may be answered."""
+"""Statuses that refuse this conversation; another may be answered."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
-"""A server that asks for more patience than this is given up on."""
+"""A server that asks for a longer wait than this fails the request."""
 NEWER_CAP = "max_completion_tokens"
 """Newer OpenAI models refuse ``max_tokens`` and name this."""
 LARGEST_ANSWER_BYTES = 16 * 2**20
@@ -36,39 +36,27 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How much is asked of an endpoint, and how long it is waited for."""
+    """Limits on the requests to an endpoint, and on the wait for its answers."""
 
     concurrency: int = 8
     """Requests in flight at once."""
     requests_per_minute: float | None = None
-    """Requests are spaced evenly at this rate, those sent again included; None sets no rate."""
+    """Requests are spaced evenly at this rate, repeated ones included; None sets no rate."""
     retries: int = 5
-    """Times that one request is sent again."""
+    """Most times that one request is repeated."""
     timeout_s: float = 120.0
     """For one whole answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer of the endpoint."""
-
-    text: str
-    """Valid Unicode: a lone surrogate in the answer is U+FFFD here."""
-    stop: Literal["end", "length"]
-    prompt_tokens: int | None
-    """As the endpoint counts; None where it does not say."""
-    completion_tokens: int | None
-
-
 @dataclass(slots=True)
 class Counts:
-    """What was sent so far."""
+    """Requests so far."""
 
     sent: int = 0
-    """Requests, those sent again included."""
+    """Repeated ones included."""
     retried: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    """Why requests were sent again, e.g. ``HTTP 429``."""
+    """Why requests were repeated, with how often, e.g. ``HTTP 429``."""
 
 
 class _Again(Exception):
@@ -130,9 +118,7 @@ class Endpoint:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_fault: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -162,7 +148,11 @@ class Endpoint:
             except _Again as failure:
                 if retry == self._patience.retries or (failure.retry_after_s or 0) > LONGEST_RETRY_AFTER_S:
                     raise failure.error from None
-                await self._wait_before_retry(failure, retry)
+                self.counts.retried += 1
+                self.counts.reasons[failure.reason] = self.counts.reasons.get(failure.reason, 0) + 1
+                backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry)
+                # jitter: clients that failed together must not come back together
+                await self._sleep(max(backoff_s * random.uniform(0.5, 1.0), failure.retry_after_s or 0.0))
         raise AssertionError("unreachable: the last retry returns or raises")
 
     async def _post_capped(self, request: Mapping[str, Any], max_tokens: int) -> bytes:
@@ -176,15 +166,14 @@ class Endpoint:
         self._cap_field = NEWER_CAP
         return await self._post({**request, NEWER_CAP: max_tokens, **self._body})
 
-    async def _wait_before_retry(self, failure: _Again, retry: int) -> None:
-        self.counts.retried += 1
-        self.counts.reasons[failure.reason] = self.counts.reasons.get(failure.reason, 0) + 1
-        backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**retry)
-        # jitter: clients that failed together must not come back together
-        await self._sleep(max(backoff_s * random.uniform(0.5, 1.0), failure.retry_after_s or 0.0))
-
     async def _post(self, body: Mapping[str, Any]) -> bytes:
-        await self._turn()
+        if (
+            rate := self._patience.requests_per_minute
+        ) is not None:  # wait for this request's place in the even spacing
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            self._next_start = start + 60.0 / rate
+            await self._sleep(start - now)
         self.counts.sent += 1
         try:
             async with asyncio.timeout(self._patience.timeout_s):
@@ -236,16 +225,6 @@ class Endpoint:
             return _Again(f"HTTP {status}", error, _retry_after_s(response.headers.get("retry-after")))
         return error
 
-    async def _turn(self) -> None:
-        """Wait for this request's place in the even spacing."""
-        rate = self._patience.requests_per_minute
-        if rate is None:
-            return
-        now = time.monotonic()
-        start = max(now, self._next_start)
-        self._next_start = start + 60.0 / rate
-        await self._sleep(start - now)
-
 
 def checked_url(base_url: str) -> httpx2.URL:
     """The address of an endpoint.
@@ -277,15 +256,15 @@ def _reply(answer: bytes) -> Reply:
         if not isinstance(text, str):
             raise TypeError("content is not text")
         usage = data.get("usage") or {}
-        counted = [
+        prompt, completion = (
             n if isinstance(n := usage.get(f"{kind}_tokens"), int) else None for kind in ("prompt", "completion")
-        ]
+        )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise EndpointError(
             f"the endpoint's answer is not a chat completion ({type(error).__name__}: {str(error)[:100]}); check that the "
             "address ends in /v1 and belongs to an OpenAI-compatible server"
         ) from None
-    return Reply(valid_text(text), "length" if choice.get("finish_reason") == "length" else "end", *counted)
+    return Reply(valid_text(text), "length" if choice.get("finish_reason") == "length" else "end", prompt, completion)
 
 
 def valid_text(text: str) -> str:
@@ -339,10 +318,33 @@ def api_key_from(variable: str | None, environment: Mapping[str, str]) -> str | 
     return key
 
 
-def alternate(messages: Sequence[Mapping[str, object]], answer: str, instruction: str) -> list[dict[str, object]]:
-    """The conversation after an answer and the instruction to correct it: what the next attempt is sampled from."""
-    return [
-        *(dict(m) for m in messages),
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": instruction},
-    ]
+def raise_fault(fault: EndpointError) -> Reply:
+    """A fault of the endpoint ends the play."""
+    raise fault
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """A ``Source`` of text answers: the prompt is the conversation as messages."""
+
+    endpoint: Endpoint
+    max_tokens: int
+    temperature: float
+    seed_of: Callable[[Key], int | None]
+    """The seed that an answer's request carries."""
+    on_fault: Callable[[EndpointError], Reply] = raise_fault
+    """Gives the reply for a request that failed, or raises."""
+
+    async def answer(self, prompts: Sequence[Messages], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
+        return list(await asyncio.gather(*map(self._one, prompts, keys)))
+
+    async def _one(self, messages: Messages, key: Key) -> Reply:
+        try:
+            return await self.endpoint.complete(
+                messages, max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed_of(key)
+            )
+        except EndpointError as fault:
+            return self.on_fault(fault)
+
+    def extend(self, messages: Messages, reply: Reply, request: str) -> Messages:
+        return [*messages, {"role": "assistant", "content": reply.text}, {"role": "user", "content": request}]

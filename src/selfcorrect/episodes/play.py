@@ -1,24 +1,30 @@
-"""Playing episodes: N attempts per sample, token ids in and token ids out, every attempt graded.
+"""Playing episodes: N attempts per sample, and every attempt graded.
 
-Nothing about correctness reaches the model: the instruction between attempts is the task's fixed text, and no verdict
-is ever part of a prompt.
+One player, ``play_turns``, knows the order of turns. It takes its answers from a ``Source``: an engine (token ids in and
+out), or a chat endpoint (messages in, text out). Nothing about correctness reaches the model: the instruction between
+attempts is the task's fixed text, and no verdict is ever part of a prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
-from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.chat import ChatFormat, Messages
 from selfcorrect.errors import ConfigError
-from selfcorrect.tasks.base import Answer, GivesFirst, Message, Task, grade_answers
-from selfcorrect.types import Attempt, Episode, Problem
+from selfcorrect.tasks.base import Answer, GivesFirst, Task, grade_answers
+from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 GivenFirst = Mapping[str, Sequence[tuple[int, ...]]]
 """Per problem id, one stored first answer (token ids) for every sample."""
+Key = tuple[int | str, ...]
+"""Names the random stream of one answer."""
+Prompt = TypeVar("Prompt")
+"""A conversation so far, in the form of its source: token ids, or messages."""
 
 LONGEST_PROBLEMS = 20
 """Problems of the most characters, among which the one of the most tokens is looked for."""
@@ -37,12 +43,12 @@ class Play:
     max_new_tokens: int
     """Per attempt."""
     temperature: float
-    stream: tuple[int | str, ...]
+    stream: Key
     """Start of every row's random-stream key, e.g. (seed, "train", step)."""
     branches: int = 1
     """Second attempts per first attempt; more than 1 makes every episode a tree of two attempts' depth."""
     feedback: str | None = None
-    """Asked for between two attempts, in a turn of its own that is not graded (Self-Refine)."""
+    """Request for a turn between two attempts that is not graded (Self-Refine)."""
 
     def __post_init__(self) -> None:
         assert self.branches == 1 or (self.attempts == 2 and self.feedback is None), "a tree has two attempts' depth"
@@ -56,19 +62,159 @@ class Play:
         return self.feedback is not None and turn % 2 == 1
 
 
-def given_answers(chat: ChatFormat, task: GivesFirst, problems: Sequence[Problem], samples: int) -> GivenFirst:
-    """A task's stored first answers as token ids, one for each sample of each problem."""
-    given: dict[str, list[tuple[int, ...]]] = {}
-    for p in problems:
-        stored = [chat.answer_ids(text) for text in task.first_answers(p)]
-        given[p.id] = [stored[g % len(stored)] for g in range(samples)]
-    return given
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of a source."""
+
+    text: str
+    stop: Literal["end", "length", "refused"]
+    """``length`` for a given answer too, where it does not end as the model would end it."""
+    prompt_tokens: int | None = None
+    """As the source counts; None where it does not say."""
+    completion_tokens: int | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    """Everything before the answer; None from a text source."""
+    sampled: Sampled | None = None
+    """The answer as token ids; None from a text source."""
+    fault: str = ""
+    """Why the source refused this conversation."""
+
+
+class Source(Protocol[Prompt]):
+    """Where answers come from."""
+
+    async def answer(self, prompts: Sequence[Prompt], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
+        """One answer per prompt, in order; ``continued`` says that a later prompt extends them."""
+        ...
+
+    def extend(self, prompt: Prompt, reply: Reply, request: str) -> Prompt:
+        """The conversation after an answer and the next request of the user."""
+        ...
+
+
+async def play_turns(
+    source: Source[Prompt],
+    start: Prompt,
+    how: Play,
+    instruction: str,
+    key: Key,
+    *,
+    samples: Sequence[int] | None = None,
+    given: Sequence[Reply] | None = None,
+    on_turn: Callable[[Reply], None] = lambda _reply: None,
+) -> list[list[Reply]]:
+    """Play every turn of some samples of one problem; the samples of one turn are requested together.
+
+    Args:
+        source: gives the answers.
+        start: the first prompt.
+        how: attempts, branches, feedback. ``samples``, ``max_new_tokens``, ``temperature`` and ``stream`` are not read:
+            the source knows them.
+        instruction: the request before each attempt but the first.
+        key: start of every answer's random-stream key.
+        samples: numbers of the samples, which go into the keys; None: the first ``how.samples``.
+        given: a stored first answer for each sample, instead of a sampled one.
+        on_turn: called with every answer as it comes.
+
+    Returns:
+        For every sample its answers, in order. After a refused answer nothing more is asked; the refusal stands for the
+        remaining turns.
+    """
+    numbers = range(how.samples) if samples is None else samples
+    prompts = [start] * len(numbers)
+    turns: list[list[Reply]] = [[] for _ in numbers]
+    for k in range(how.turns):
+        last = k + 1 == how.turns
+        rows = [(i, b) for i in range(len(numbers)) for b in range(how.branches if k else 1)]
+        refused = {i: replies[-1] for i, replies in enumerate(turns) if replies and replies[-1].stop == "refused"}
+        if k == 0 and given is not None:
+            answers = list(given)
+        else:
+            asked = [(i, b) for i, b in rows if i not in refused]
+            keys = [(*key, numbers[i], k, *((b,) if k and how.branches > 1 else ())) for i, b in asked]
+            got = iter(await source.answer([prompts[i] for i, _ in asked], keys, continued=not last) if asked else [])
+            answers = [refused[i] if i in refused else next(got) for i, _ in rows]
+        for (i, _), reply in zip(rows, answers, strict=True):
+            turns[i].append(reply)
+            on_turn(reply)
+            if not last and reply.stop != "refused":
+                then = how.feedback if how.feedback is not None and how.is_feedback(k + 1) else instruction
+                prompts[i] = source.extend(prompts[i], reply, then)
+    return turns
+
+
+async def graded(
+    task: Task, problem: Problem, turns: Mapping[int, Sequence[Reply]], how: Play, *, given: bool
+) -> list[Episode]:
+    """Episodes from the answers of each sample.
+
+    Verdicts come last: no prompt needs them, and waiting for one between attempts would split sampling batches. A
+    feedback turn has no grade. A refused attempt has the verdict ``error``.
+    """
+    texts = [
+        Answer(r.text, truncated=r.stop == "length")
+        for replies in turns.values()
+        for k, r in enumerate(replies)
+        if not how.is_feedback(k) and r.stop != "refused"
+    ]
+    grades = iter(await grade_answers(task, problem, texts) if texts else [])
+
+    def attempt(k: int, reply: Reply) -> Attempt:
+        is_given = given and k == 0
+        if how.is_feedback(k):
+            grade = None
+        else:
+            grade = Grade(Verdict.ERROR, None, reply.fault) if reply.stop == "refused" else next(grades)
+        return Attempt(
+            text=reply.text,
+            prompt_ids=reply.prompt_ids,
+            token_ids=reply.sampled.token_ids if reply.sampled else None,
+            logprobs=reply.sampled.logprobs if reply.sampled and not is_given else None,
+            stop="given" if is_given else reply.stop,
+            grade=grade,
+            source="given" if is_given else "sampled",
+            parent=None if k == 0 else 0 if how.branches > 1 else k - 1,
+        )
+
+    return [Episode(problem, g, tuple(attempt(k, r) for k, r in enumerate(replies))) for g, replies in turns.items()]
+
+
+class SamplesTokens(Protocol):
+    """The part of an ``Engine`` that answers."""
+
+    chat: ChatFormat
+
+    async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """Answers of an engine to one problem. A prompt is the ids so far: nothing sampled is ever encoded again."""
+
+    engine: SamplesTokens
+    messages: Messages
+    max_new_tokens: int
+    temperature: float
+
+    async def answer(self, prompts: Sequence[tuple[int, ...]], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
+        params = SamplingParams(self.max_new_tokens, self.temperature, self.engine.chat.end_ids, continued=continued)
+        requests = [SampleRequest(prompt, key) for prompt, key in zip(prompts, keys, strict=True)]
+        answers = await self.engine.sample(requests, params)
+        return [self.reply(prompt, sampled) for prompt, sampled in zip(prompts, answers, strict=True)]
+
+    def reply(self, prompt: tuple[int, ...], sampled: Sampled) -> Reply:
+        ids = sampled.token_ids
+        return Reply(self.engine.chat.text(ids), sampled.stop, len(prompt), len(ids), prompt, sampled)
+
+    def extend(self, prompt: tuple[int, ...], reply: Reply, request: str) -> tuple[int, ...]:
+        assert reply.sampled is not None, "an engine's answers have token ids"
+        return next_prompt(self.engine, self.messages, request, prompt, reply.sampled)
 
 
 async def play(
     engine: Engine, task: Task, problems: Sequence[Problem], how: Play, given_first: GivenFirst | None = None
 ) -> list[list[Episode]]:
-    """Play all problems at once, one coroutine per problem.
+    """Play all problems with an engine at once, one coroutine per problem.
 
     Args:
         engine: samples from its published weights.
@@ -81,87 +227,36 @@ async def play(
     Returns:
         ``groups[b][g]``: the g-th episode of problem b.
     """
-    groups = (_play_group(engine, task, p, how, (given_first or {}).get(p.id)) for p in problems)
+
+    async def group(problem: Problem) -> list[Episode]:
+        source = TokenSource(engine, task.first_messages(problem), how.max_new_tokens, how.temperature)
+        prompt = engine.chat.prompt_ids(source.messages)
+        given = None
+        if given_first is not None and problem.id in given_first:
+            stored = given_first[problem.id]
+            given = [source.reply(prompt, Sampled(i, (), "end" if engine.chat.ended(i) else "length")) for i in stored]
+        turns = await play_turns(source, prompt, how, task.instruction, (*how.stream, problem.id), given=given)
+        return await graded(task, problem, dict(enumerate(turns)), how, given=given is not None)
+
+    groups = (group(p) for p in problems)
     return list(await asyncio.gather(*groups))
 
 
-async def _play_group(
-    engine: Engine, task: Task, problem: Problem, how: Play, given: Sequence[tuple[int, ...]] | None
-) -> list[Episode]:
-    messages = task.first_messages(problem)
-    prompts = [engine.chat.prompt_ids(messages)] * how.samples
-    attempts: list[list[Attempt]] = [[] for _ in range(how.samples)]
-    for k in range(how.turns):
-        is_given = k == 0 and given is not None
-        rows = [(g, b) for g in range(how.samples) for b in range(how.branches if k else 1)]
-        if k == 0 and given is not None:
-            answers = [Sampled(ids, (), "end") for ids in given]
-        else:
-            params = SamplingParams(
-                how.max_new_tokens, how.temperature, engine.chat.end_ids, continued=k + 1 < how.turns
-            )
-            keys = [(*how.stream, problem.id, g, k, *((b,) if k and how.branches > 1 else ())) for g, b in rows]
-            requests = [SampleRequest(prompts[g], key) for (g, _), key in zip(rows, keys, strict=True)]
-            answers = await engine.sample(requests, params)
-        for (g, _), answer in zip(rows, answers, strict=True):
-            attempts[g].append(_attempt(engine, problem, prompts[g], answer, k, is_given))
-            if k + 1 < how.turns:
-                then = how.feedback if how.feedback is not None and how.is_feedback(k + 1) else task.instruction
-                prompts[g] = next_prompt(engine, messages, then, prompts[g], answer)
-    return await _graded(engine.chat, task, problem, attempts, how)
-
-
-async def _graded(
-    chat: ChatFormat, task: Task, problem: Problem, attempts: Sequence[Sequence[Attempt]], how: Play
-) -> list[Episode]:
-    """Verdicts come last: no prompt needs them, and waiting for one between attempts would split sampling batches.
-
-    Feedback turns are left without a grade.
-    """
-    answers = [
-        Answer(a.text, truncated=_was_cut(chat, a))
-        for sample in attempts
-        for k, a in enumerate(sample)
-        if not how.is_feedback(k)
-    ]
-    grades = iter(await grade_answers(task, problem, answers))
-    return [
-        Episode(
-            problem,
-            g,
-            tuple(a if how.is_feedback(k) else replace(a, grade=next(grades)) for k, a in enumerate(sample)),
-        )
-        for g, sample in enumerate(attempts)
-    ]
-
-
-def _was_cut(chat: ChatFormat, attempt: Attempt) -> bool:
-    """Also of a given attempt: the same ids get the same verdict as when they were sampled."""
-    if attempt.stop == "given":
-        return not chat.ended(attempt.token_ids or ())
-    return attempt.stop == "length"
+def given_answers(chat: ChatFormat, task: GivesFirst, problems: Sequence[Problem], samples: int) -> GivenFirst:
+    """A task's stored first answers as token ids, one for each sample of each problem."""
+    given: dict[str, list[tuple[int, ...]]] = {}
+    for p in problems:
+        stored = [chat.answer_ids(text) for text in task.first_answers(p)]
+        given[p.id] = [stored[g % len(stored)] for g in range(samples)]
+    return given
 
 
 def next_prompt(
-    engine: Engine, messages: Sequence[Message], instruction: str, prompt: tuple[int, ...], answer: Sampled
+    engine: SamplesTokens, messages: Messages, instruction: str, prompt: tuple[int, ...], answer: Sampled
 ) -> tuple[int, ...]:
     """The conversation so far as it was sampled, then the bridge: nothing is decoded and tokenised again."""
     ended = engine.chat.ended(answer.token_ids)
     return (*prompt, *answer.token_ids, *engine.chat.bridge_ids(messages, instruction, ended))
-
-
-def _attempt(
-    engine: Engine, problem: Problem, prompt: tuple[int, ...], answer: Sampled, k: int, given: bool
-) -> Attempt:
-    return Attempt(
-        text=engine.chat.text(answer.token_ids),
-        prompt_ids=prompt,
-        token_ids=answer.token_ids,
-        logprobs=None if given else answer.logprobs,
-        stop="given" if given else answer.stop,
-        source="given" if given else "sampled",
-        parent=k - 1 if k else None,
-    )
 
 
 def longest_conversation(
@@ -174,7 +269,7 @@ def longest_conversation(
 ) -> int:
     """Tokens of the longest episode that these problems can give: prompt, all attempts at the cap, all bridges.
 
-    With ``feedback`` a turn that is asked for with that text lies between two attempts.
+    ``feedback`` is the request for a turn between two attempts, where there is one.
 
     Raises:
         ConfigError: the cap is shorter than a correct answer in the asked-for form.
@@ -190,23 +285,20 @@ def longest_conversation(
             f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise play.max_new_tokens"
         )
     longest = heapq.nlargest(LONGEST_PROBLEMS, problems, key=lambda p: _characters(task, p))
-    return max(_conversation(chat, task, p, attempts, max_new_tokens, feedback) for p in longest)
+    lengths = []
+    for p in longest:
+        messages = task.first_messages(p)
+        first = max_new_tokens
+        if isinstance(task, GivesFirst):  # no cap holds for these
+            first = max(len(chat.answer_ids(text)) for text in task.first_answers(p))
+        later = max_new_tokens + len(chat.bridge_ids(messages, task.instruction, False))
+        if feedback is not None:
+            later += max_new_tokens + len(chat.bridge_ids(messages, feedback, False))
+        lengths.append(len(chat.prompt_ids(messages)) + first + (attempts - 1) * later)
+    return max(lengths)
 
 
 def _characters(task: Task, problem: Problem) -> int:
     """Of the rendered prompt and of a given first attempt: a question may be the smaller part of what is shown."""
     given = max(map(len, task.first_answers(problem))) if isinstance(task, GivesFirst) else 0
     return given + sum(len(m["content"]) for m in task.first_messages(problem))
-
-
-def _conversation(
-    chat: ChatFormat, task: Task, problem: Problem, attempts: int, max_new_tokens: int, feedback: str | None
-) -> int:
-    messages = task.first_messages(problem)
-    first = max_new_tokens
-    if isinstance(task, GivesFirst):  # no cap holds for these
-        first = max(len(chat.answer_ids(text)) for text in task.first_answers(problem))
-    bridge = len(chat.bridge_ids(messages, task.instruction, False))
-    if feedback is not None:
-        bridge += max_new_tokens + len(chat.bridge_ids(messages, feedback, False))
-    return len(chat.prompt_ids(messages)) + first + (attempts - 1) * (max_new_tokens + bridge)

@@ -43,9 +43,20 @@ class EpisodeTable:
             DataError: (problem id, sample) appears twice, or graded attempts differ in number or are none.
         """
         ordered = sorted(episodes, key=lambda e: (e.problem.id, e.sample))
-        _refuse_doubles([(e.problem.id, e.sample) for e in ordered])
+        for before, e in pairwise(ordered):
+            if (before.problem.id, before.sample) == (e.problem.id, e.sample):
+                raise DataError(
+                    f"Problem {e.problem.id!r}, sample {e.sample}, appears more than once: rows of several runs or seeds "
+                    "would be pooled as if independent. Summarise each run alone (across_seeds combines their "
+                    "means), and give every problem its own id."
+                )
         attempts = tuple(tuple(a for a in e.attempts if a.grade is not None) for e in ordered)
-        n_attempts = _common_length(attempts)
+        counts = sorted({len(row) for row in attempts})
+        if len(counts) > 1 or counts == [0]:
+            raise DataError(
+                f"Episodes have {' or '.join(map(str, counts))} graded attempts: every metric needs the same number in "
+                "each, at least one. Grade all attempts of an episode, and evaluate each number of attempts by itself."
+            )
         problem_ids = tuple(dict.fromkeys(e.problem.id for e in ordered))
         index = {name: i for i, name in enumerate(problem_ids)}
         codes = [[_CODES[a.grade.verdict] for a in row if a.grade] for row in attempts]
@@ -53,7 +64,7 @@ class EpisodeTable:
             problem_ids,
             np.array([index[e.problem.id] for e in ordered], dtype=np.int64),
             attempts,
-            np.array(codes, dtype=np.int64).reshape(len(ordered), n_attempts),
+            np.array(codes, dtype=np.int64).reshape(len(ordered), counts[0] if counts else 0),
         )
 
     @property
@@ -106,26 +117,6 @@ def edit_distances(pairs: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
         return length_E, length_E
     first, second = zip(*pairs, strict=True)
     return cpdist(first, second, scorer=Levenshtein.distance, dtype=np.int64), length_E
-
-
-def _refuse_doubles(keys: Sequence[tuple[str, int]]) -> None:
-    for before, (problem_id, sample) in pairwise(keys):
-        if before == (problem_id, sample):
-            raise DataError(
-                f"Problem {problem_id!r}, sample {sample}, appears more than once: rows of several runs or seeds would "
-                "be pooled as if independent. Summarise each run alone (stats.across_seeds combines their means), and "
-                "give every problem its own id."
-            )
-
-
-def _common_length(attempts: Sequence[Sequence[Attempt]]) -> int:
-    counts = sorted({len(row) for row in attempts})
-    if len(counts) > 1 or counts == [0]:
-        raise DataError(
-            f"Episodes have {' or '.join(map(str, counts))} graded attempts: every metric needs the same number in "
-            "each, at least one. Grade all attempts of an episode, and evaluate each number of attempts by itself."
-        )
-    return counts[0] if counts else 0
 
 
 def judged_mean(values_N: NDArray[Any], judged_N: BoolArray) -> float:

@@ -1,12 +1,12 @@
 """Whether a model, a task and a token cap can learn, in words: numbers in, sentences out.
 
-The thresholds are ours. Where training has an alarm for the same thing, its threshold is used (``alarms``), so that a
-probe foretells what a run would ring for.
+The thresholds are this project's. Where training has an alarm for the same thing, its threshold is used (``alarms``), so
+that a probe predicts the alarms of a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,101 +65,87 @@ class Advice:
     findings: tuple[str, ...]
 
 
-_Finding = tuple[Outlook, str] | None
-
-
 def advise(n: Numbers) -> Advice:
     """Say whether training can work, and what to change. Most fundamental finding first."""
-    rules = (_verifier(n), _cut_off(n), _form(n), _accuracy(n), _groups(n), _copies(n), _corrections(n))
-    found = [finding for finding in rules if finding is not None]
+    found = list(_findings(n))
     worst = max((_ORDER.index(outlook) for outlook, _ in found), default=0)
     return Advice(_ORDER[worst], tuple(text for _, text in found))
 
 
-def _verifier(n: Numbers) -> _Finding:
-    if n.verifier_errors <= alarms.VERIFIER_ERRORS:
-        return None
-    return _ORDER[1], (
-        f"the verifier itself failed on {n.verifier_errors:.1%} of answers, which teach nothing; see which problems with "
-        "`selfcorrect validate` and mend or drop them"
-    )
+def _findings(n: Numbers) -> Iterator[tuple[Outlook, str]]:
+    _, change, cannot = _ORDER
+    warm_up = "take a model that was taught this form (the task has no demonstrations for `selfcorrect sft`)"
+    if n.can_warm_up:
+        warm_up = "warm up with `selfcorrect sft`"
+    much_is_wrong = n.accuracy_last is not None and 1 - n.accuracy_last > alarms.STILL_WRONG
 
-
-def _cut_off(n: Numbers) -> _Finding:
+    if n.verifier_errors > alarms.VERIFIER_ERRORS:
+        yield (
+            change,
+            (
+                f"the verifier itself failed on {n.verifier_errors:.1%} of answers, which teach nothing; see which problems "
+                "with `selfcorrect validate` and correct or drop them"
+            ),
+        )
     share = n.cap_hits[n.cap]
-    if share <= alarms.CUT_OFF:
-        return None
-    enough = [cap for cap in sorted(n.cap_hits) if cap > n.cap and n.cap_hits[cap] <= alarms.CUT_OFF]
-    if enough:
-        way_out = f"raise play.max_new_tokens to {enough[0]}, which would cut {n.cap_hits[enough[0]]:.0%}"
-    else:
+    if share > alarms.CUT_OFF:
+        enough = [cap for cap in sorted(n.cap_hits) if cap > n.cap and n.cap_hits[cap] <= alarms.CUT_OFF]
         largest = max(n.cap_hits)
         way_out = (
-            f"even {largest} would cut {n.cap_hits[largest]:.0%}: probe again with --largest-cap {2 * largest}, or "
-            "teach the model to stop"
+            f"even {largest} would cut {n.cap_hits[largest]:.0%}: probe again with --largest-cap {2 * largest}, or teach "
+            "the model to stop"
         )
-    return _ORDER[1], f"the cap of {n.cap} tokens cuts {share:.0%} of answers; {way_out}"
-
-
-def _form(n: Numbers) -> _Finding:
-    if n.no_answer is None or n.no_answer <= NO_FORMAT:
-        return None
-    return _ORDER[1], (
-        f"{n.no_answer:.0%} of first attempts hold no answer in the asked-for form, and reward would teach the form "
-        f"first; {_warm_up(n)}"
-    )
-
-
-def _accuracy(n: Numbers) -> _Finding:
+        if enough:
+            way_out = f"raise play.max_new_tokens to {enough[0]}, which would cut {n.cap_hits[enough[0]]:.0%}"
+        yield change, f"the cap of {n.cap} tokens cuts {share:.0%} of answers; {way_out}"
+    if n.no_answer is not None and n.no_answer > NO_FORMAT:
+        yield (
+            change,
+            (
+                f"{n.no_answer:.0%} of first attempts hold no answer in the asked-for form, and reward would teach the form "
+                f"first; {warm_up}"
+            ),
+        )
     if n.accuracy_first is None or n.accuracy_last is None:
-        return _ORDER[2], "no answer got a verdict, so there is no reward; see `selfcorrect validate`"
-    if max(n.accuracy_first, n.accuracy_last) < RARELY_RIGHT:
-        return _ORDER[2], (
-            f"hardly any answer is right (t1 {n.accuracy_first:.1%}), so there is no reward to learn from; take easier "
-            f"problems or a stronger model, or {_warm_up(n)}"
+        yield cannot, "no answer got a verdict, so there is no reward; see `selfcorrect validate`"
+    elif max(n.accuracy_first, n.accuracy_last) < RARELY_RIGHT:
+        yield (
+            cannot,
+            (
+                f"hardly any answer is right (t1 {n.accuracy_first:.1%}), so there is no reward to learn from; take easier "
+                f"problems or a stronger model, or {warm_up}"
+            ),
         )
-    if min(n.accuracy_first, n.accuracy_last) > ALWAYS_RIGHT:
-        return _ORDER[2], (
-            f"nearly every answer is right (t1 {n.accuracy_first:.1%}), so nothing is left to correct; take harder problems"
+    elif min(n.accuracy_first, n.accuracy_last) > ALWAYS_RIGHT:
+        yield (
+            cannot,
+            (
+                f"nearly every answer is right (t1 {n.accuracy_first:.1%}), so nothing is left to correct; take harder problems"
+            ),
         )
-    return None
-
-
-def _groups(n: Numbers) -> _Finding:
-    if n.one_verdict is None or n.one_verdict <= FEW_GROUPS:
-        return None
-    outlook = _ORDER[2] if n.one_verdict > alarms.ONE_VERDICT else _ORDER[1]
-    other = "harder" if (n.accuracy_last or 0) > 0.5 else "easier"
-    return outlook, (
-        f"in {n.one_verdict:.0%} of groups of {n.samples} all last attempts get one verdict and teach nothing; raise "
-        f"train.samples_per_problem, or take {other} problems"
-    )
-
-
-def _copies(n: Numbers) -> _Finding:
-    if n.changed is None or n.changed >= alarms.NEVER_CHANGED or not _much_is_wrong(n):
-        return None
-    return _ORDER[2], (
-        f"the last attempt changes {n.changed:.1%} of answers, so Stage I has no corrections to reinforce; try another "
-        f"task.instruction or another model, or {_warm_up(n)}"
-    )
-
-
-def _corrections(n: Numbers) -> _Finding:
-    copies = n.changed is not None and n.changed < alarms.NEVER_CHANGED
-    if n.fixed is None or n.fixed >= RARELY_FIXED or copies or not _much_is_wrong(n):
-        return None
-    return _ORDER[1], (
-        f"answers change but only {n.fixed:.1%} of episodes go from wrong to right, so Stage I will be slow; play more "
-        "episodes per step (train.problems_per_step, train.samples_per_problem) or take easier problems"
-    )
-
-
-def _much_is_wrong(n: Numbers) -> bool:
-    return n.accuracy_last is not None and 1 - n.accuracy_last > alarms.STILL_WRONG
-
-
-def _warm_up(n: Numbers) -> str:
-    if n.can_warm_up:
-        return "warm up with `selfcorrect sft`"
-    return "take a model that was taught this form (the task has no demonstrations for `selfcorrect sft`)"
+    if n.one_verdict is not None and n.one_verdict > FEW_GROUPS:
+        other = "harder" if (n.accuracy_last or 0) > 0.5 else "easier"
+        yield (
+            cannot if n.one_verdict > alarms.ONE_VERDICT else change,
+            (
+                f"in {n.one_verdict:.0%} of groups of {n.samples} all last attempts get one verdict and teach nothing; raise "
+                f"train.samples_per_problem, or take {other} problems"
+            ),
+        )
+    if n.changed is not None and n.changed < alarms.NEVER_CHANGED:
+        if much_is_wrong:
+            yield (
+                cannot,
+                (
+                    f"the last attempt changes {n.changed:.1%} of answers, so Stage I has no corrections to reinforce; try "
+                    f"another task.instruction or another model, or {warm_up}"
+                ),
+            )
+    elif n.fixed is not None and n.fixed < RARELY_FIXED and much_is_wrong:
+        yield (
+            change,
+            (
+                f"answers change but only {n.fixed:.1%} of episodes go from wrong to right, so Stage I will be slow; play "
+                "more episodes per step (train.problems_per_step, train.samples_per_problem) or take easier problems"
+            ),
+        )

@@ -14,6 +14,7 @@ from selfcorrect.config import Config, default_of, load_config
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
 from selfcorrect.measuring.metrics import CorrectnessMatrix, correctness_matrix
+from selfcorrect.measuring.records import plain_record
 from selfcorrect.records.lines import episode_from_row
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Episode, FloatArray
@@ -37,9 +38,7 @@ class Row:
     problems: int
 
     def to_json(self) -> dict[str, Any]:
-        names = ("t1", "t2", "delta", "i_to_c", "c_to_i", "t2_over_base")
-        estimates = {k: getattr(self, k).to_json() for k in names}
-        return {"name": self.name, "seeds": self.seeds, "problems": self.problems, **estimates}
+        return plain_record(self)
 
 
 @dataclass(frozen=True, slots=True)

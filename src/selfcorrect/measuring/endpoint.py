@@ -1,8 +1,8 @@
-"""Measuring a model behind an endpoint, with the table of ``selfcorrect.measuring.evaluate``; a stopped measurement goes on.
+"""Measuring a model behind an endpoint, as ``selfcorrect.measuring.evaluate`` says; a stopped measurement can continue.
 
-Every finished episode is one line of a journal, written at once. What is summed up is read back from that journal, so
-a measurement in two parts is the same as one in a single part. A conversation that the endpoint refuses is an episode
-with the verdict ``error``; it is asked for again when a measurement goes on.
+Every finished episode is one line of a journal, written at once. The summary is made from the journal, so a measurement
+in two parts equals one in a single part. A conversation that the endpoint refuses is an episode with the verdict
+``error``; a measurement that continues tries it again.
 """
 
 from __future__ import annotations
@@ -12,30 +12,27 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from selfcorrect.config import Config
-from selfcorrect.episodes.endpoint import REFUSED, Endpoint, Reply, alternate
+from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
+from selfcorrect.episodes.play import Key, Play, Reply, graded, play_turns
 from selfcorrect.errors import EndpointError, RunError, disk_reason
-from selfcorrect.measuring.evaluate import TRIES_FOR_A_WRONG_ANSWER, Evaluation, partners
-from selfcorrect.measuring.metrics import summarise
+from selfcorrect.measuring.evaluate import FEEDBACK, Firsts, usable_wrong
 from selfcorrect.records.lines import episode_from_row, episode_row
-from selfcorrect.tasks.base import Answer, GivesFirst, Task, grade_answers
-from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
+from selfcorrect.tasks.base import GivesFirst, Task
+from selfcorrect.types import Attempt, Episode, Problem
 
 WRONG_FIRSTS = "wrong-firsts"
-"""Name in the journal of single attempts, sampled in search of wrong ones to give back."""
+"""Name in the journal of single attempts, sampled in search of wrong ones to give."""
 FIRST_REFUSED = 10
-"""So many refusals (or all episodes, if fewer) without any answer end a measurement: the request itself is at fault."""
+"""This many refusals (or all episodes, if fewer) and no answer end a measurement: the request itself is at fault."""
 MOST_REFUSED = 0.1
-"""More than this share of an evaluation's episodes refused, and more than one, end it: the rest would be a selection."""
-Key = tuple[str, int]
-"""Problem id and sample."""
+"""A measurement ends where a larger share of its episodes, and more than one, is refused: the rest would be a selection."""
 
 
 class Journal:
@@ -44,7 +41,7 @@ class Journal:
     def __init__(self, file: IO[str], path: Path) -> None:
         self._file = file
         self._path = path
-        self._rows: dict[str, dict[Key, Episode]] = {}
+        self._rows: dict[str, dict[tuple[str, int], Episode]] = {}
 
     @classmethod
     @contextlib.contextmanager
@@ -98,7 +95,7 @@ class Journal:
             was = ", ".join(f"{k} was {json.dumps(found.get(k))[:80]}" for k in changed)
             raise RunError(
                 f"{self._path} was begun with other settings ({was}), and one table must not mix them; give the same settings "
-                "to go on, or name another file with --out"
+                "to continue, or name another file with --out"
             )
         # a killed process leaves at most one unfinished line
         self._file.truncate(len((whole + newline).encode("utf-8")))
@@ -112,7 +109,7 @@ class Journal:
             self._file.flush()
         except OSError as error:
             raise RunError(
-                f"{self._path} cannot be written: {disk_reason(error)}; free room and give the same command again to go on"
+                f"{self._path} cannot be written: {disk_reason(error)}; free room and give the same command again to continue"
             ) from None
 
     def append(self, name: str, episode: Episode) -> None:
@@ -120,8 +117,8 @@ class Journal:
         self._write({"evaluation": name, **row})
         self._keep(name, episode_from_row(row))
 
-    def episodes(self, name: str) -> dict[Key, Episode]:
-        """The finished episodes of one evaluation."""
+    def episodes(self, name: str) -> dict[tuple[str, int], Episode]:
+        """The finished episodes of one evaluation, by problem id and sample."""
         return dict(self._rows.get(name, {}))
 
     @property
@@ -151,207 +148,127 @@ def settings_of(
         "max_new_tokens": config.play.max_new_tokens,
         "seed": config.seed,
         "task_settings": config.task.model_dump(exclude={"name", "path"}),
+        **({"feedback": FEEDBACK} if config.method.name == "self_refine" else {}),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Play:
-    """How the episodes of one evaluation are played."""
-
-    name: str
-    attempts: int
-    temperature: float
-    episodes: int = 0
-    """In all, those that the journal holds already too."""
-
-
-class Measurement:
-    """Plays against an endpoint, through a journal.
+class EndpointPlayer:
+    """A ``Player`` against an endpoint, through a journal; ``selfcorrect.measuring.evaluate`` says what it plays.
 
     Args:
         endpoint: as many episodes are under way as it takes requests at once.
         task: prompts, instruction, verdicts.
-        problems: held-out problems.
-        config: its ``eval``, ``seed`` and ``play.max_new_tokens`` count.
-        journal: what is in it is not asked for again.
-        said: called after every new episode.
+        journal: an episode that it holds is not played again, unless the endpoint refused it.
+        on_episode: called after every new episode.
+
+    Raises:
+        EndpointError: from every method, where the endpoint kept failing or refused too many episodes (``MOST_REFUSED``,
+            ``FIRST_REFUSED``). Finished episodes are in the journal.
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        task: Task,
-        problems: Sequence[Problem],
-        config: Config,
-        journal: Journal,
-        said: Callable[[], None] = lambda: None,
+        self, endpoint: Endpoint, task: Task, journal: Journal, on_episode: Callable[[], None] = lambda: None
     ) -> None:
-        self._endpoint, self._task, self._problems = endpoint, task, problems
-        self._config, self._journal, self._said = config, journal, said
+        self._endpoint, self._task, self._journal, self._on_episode = endpoint, task, journal, on_episode
         self._refused: Counter[str] = Counter()
 
-    async def run(self) -> list[Evaluation]:
-        """The plain evaluation and, where the settings ask for them, its controls.
+    async def play(self, name: str, problems: Sequence[Problem], how: Play, firsts: Firsts | None) -> list[Episode]:
+        keys = [(p, g) for p in problems for g in range(how.samples)]
+        done = {key for key, e in self._journal.episodes(name).items() if not was_refused(e)}
+        missing = ((p, g) for p, g in keys if (p.id, g) not in done)
+        await _all(
+            (self._episode(name, p, g, how, firsts[p.id][g] if firsts else None, len(keys)) for p, g in missing),
+            self._endpoint.concurrency,
+        )
+        finished = self._journal.episodes(name)
+        return [replace(finished[p.id, g], problem=p) for p, g in keys]
 
-        Raises:
-            EndpointError: the endpoint kept failing, or refused too many (``MOST_REFUSED``, ``FIRST_REFUSED``); what was
-                finished is in the journal.
-        """
-        wanted = self._config.eval
-        out = [await self._plain(_Play("plain", wanted.attempts, wanted.temperature), wanted.samples)]
-        if wanted.controls and wanted.attempts > 1:
-            out += await self._controls(_Play("plain-swapped", 2, wanted.temperature), out[0].episodes)
-        return out
+    async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
+        """See ``Player``. One sample after the other until one is wrong: every request may cost money."""
+        found: dict[str, tuple[str]] = {}
 
-    async def _plain(self, how: _Play, samples: int) -> Evaluation:
-        firsts: dict[Key, str | None] = {}
-        for p in self._problems:
-            stored = self._task.first_answers(p) if isinstance(self._task, GivesFirst) else [None]
-            firsts |= {(p.id, g): stored[g % len(stored)] for g in range(samples)}
-        return await self._evaluation(how, firsts)
+        async def seek(problem: Problem) -> None:
+            rows = self._journal.episodes(WRONG_FIRSTS)
+            for g in range(how.samples):
+                episode = rows.get((problem.id, g))
+                if episode is None or was_refused(episode):
+                    episode = await self._episode(WRONG_FIRSTS, problem, g, how, None, len(problems))
+                if usable_wrong(episode):
+                    found[problem.id] = (episode.attempts[0].text,)
+                if usable_wrong(episode) or was_refused(episode):
+                    return
 
-    async def _controls(self, how: _Play, plain: Sequence[Episode]) -> list[Evaluation]:
-        """As ``selfcorrect.measuring.evaluate.controls``, with texts for token ids."""
-        firsts = {e.problem.id: e.attempts[0].text for e in plain if e.sample == 0 and not _is_refused(e.attempts[0])}
-        partner = partners([p for p in self._problems if p.id in firsts])
-        swapped = {(i, 0): firsts[partner[i]] for i in firsts}
-        out = [await self._evaluation(how, swapped)]
-        wrong = {} if isinstance(self._task, GivesFirst) else await self._wrong_firsts()
-        if wrong:
-            out.append(await self._evaluation(replace(how, name="plain-given-wrong"), wrong))
-        return out
+        await _all((seek(p) for p in problems), self._endpoint.concurrency)
+        return found
 
-    async def _evaluation(self, how: _Play, firsts: Mapping[Key, str | None]) -> Evaluation:
-        start = time.perf_counter()
-        by_id = {p.id: p for p in self._problems}
-        how = replace(how, episodes=len(firsts))
-        done = {key: e for key, e in self._journal.episodes(how.name).items() if not was_refused(e)}
-        missing = ((key, first) for key, first in firsts.items() if key not in done)
-        await self._all(self._play(how, by_id[i], g, first) for (i, g), first in missing)
-        finished = self._journal.episodes(how.name)
-        episodes = [replace(finished[key], problem=by_id[key[0]]) for key in firsts]
-        seed = self._config.seed
-        settings = {
-            "task": self._task.name,
-            "problems": len({i for i, _ in firsts}),
-            "attempts": how.attempts,
-            "samples": len({g for _, g in firsts}),
-            "temperature": how.temperature,
-            "max_new_tokens": self._config.play.max_new_tokens,
-            "seed": seed,
-        }
-        return Evaluation(how.name, episodes, summarise(episodes, seed=seed), settings, time.perf_counter() - start)
+    def stored(self, problems: Sequence[Problem], samples: int) -> Firsts | None:
+        task = self._task
+        if not isinstance(task, GivesFirst):
+            return None
+        texts = {p.id: task.first_answers(p) for p in problems}
+        return {i: [stored[g % len(stored)] for g in range(samples)] for i, stored in texts.items()}
 
-    async def _play(self, how: _Play, problem: Problem, sample: int, first: str | None) -> Episode:
-        messages: list[dict[str, object]] = [dict(m) for m in self._task.first_messages(problem)]
-        attempts: list[Attempt] = []
-        for k in range(how.attempts):
-            if k > 0:
-                messages = alternate(messages, attempts[-1].text, self._task.instruction)
-            if k == 0 and first is not None:
-                attempts.append(_given(first))
-                continue
-            try:
-                reply = await self._endpoint.complete(
-                    messages,
-                    max_tokens=self._config.play.max_new_tokens,
-                    temperature=how.temperature,
-                    seed=_seed(self._config.seed, how.name, problem.id, sample, k) if how.temperature > 0 else None,
-                )
-            except EndpointError as error:
-                if error.status not in REFUSED:
-                    raise
-                attempts += [_refused(error, j) for j in range(k, how.attempts)]
-                episode = await self._record(how.name, problem, sample, attempts)
-                self._stop_if_many_are_refused(how, error)
-                return episode
-            attempts.append(_sampled(reply, k))
-        return await self._record(how.name, problem, sample, attempts)
+    def first_of(self, attempt: Attempt) -> str | None:
+        return None if attempt.stop == "refused" else attempt.text
 
-    async def _record(self, name: str, problem: Problem, sample: int, attempts: Sequence[Attempt]) -> Episode:
-        answers = [Answer(a.text, truncated=a.stop == "length") for a in attempts if a.grade is None]
-        grades = iter(await grade_answers(self._task, problem, answers) if answers else [])
-        graded = tuple(a if a.grade else replace(a, grade=next(grades)) for a in attempts)
-        episode = Episode(problem, sample, graded)
+    async def _episode(
+        self, name: str, problem: Problem, sample: int, how: Play, first: str | None, episodes: int
+    ) -> Episode:
+        """Play one episode of ``episodes`` in all, grade it, and write it into the journal."""
+
+        def seed_of(key: Key) -> int | None:
+            """The same in every run; 31 bits, which every server takes."""
+            digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
+            return int.from_bytes(digest) >> 1 if how.temperature > 0 else None
+
+        refusals: list[EndpointError] = []
+
+        def on_fault(fault: EndpointError) -> Reply:
+            if fault.status not in REFUSED:
+                raise fault
+            refusals.append(fault)
+            return Reply("", "refused", fault=str(fault))
+
+        source = TextSource(self._endpoint, how.max_new_tokens, how.temperature, seed_of, on_fault)
+        (replies,) = await play_turns(
+            source,
+            self._task.first_messages(problem),
+            how,
+            self._task.instruction,
+            (*how.stream, name, problem.id),
+            samples=(sample,),
+            given=None if first is None else [Reply(first, "end")],
+        )
+        (episode,) = await graded(self._task, problem, {sample: replies}, how, given=first is not None)
         self._journal.append(name, episode)
-        self._said()
+        self._on_episode()
+        if refusals:
+            self._stop_if_many_are_refused(name, refusals[0], episodes)
         return episode
 
-    def _stop_if_many_are_refused(self, how: _Play, error: EndpointError) -> None:
-        self._refused[how.name] += 1
-        n = self._refused[how.name]
-        none_answered = all(was_refused(e) for e in self._journal.episodes(how.name).values())
-        if n <= max(1, MOST_REFUSED * how.episodes) and not (none_answered and n >= min(FIRST_REFUSED, how.episodes)):
+    def _stop_if_many_are_refused(self, name: str, error: EndpointError, episodes: int) -> None:
+        self._refused[name] += 1
+        n = self._refused[name]
+        none_answered = all(was_refused(e) for e in self._journal.episodes(name).values())
+        if n <= max(1, MOST_REFUSED * episodes) and not (none_answered and n >= min(FIRST_REFUSED, episodes)):
             return
-        what = "without answering any" if none_answered else f"of {how.episodes}"
+        what = "without answering any" if none_answered else f"of {episodes}"
         raise EndpointError(
-            f"{error}. It has refused {n} episodes {what}, too many to leave out; mend the request (--body, "
+            f"{error}. It has refused {n} episodes {what}, too many to leave out; correct the request (--body, "
             "play.max_new_tokens, task.*) or the server",
             status=error.status,
         )
 
-    async def _wrong_firsts(self) -> dict[Key, str]:
-        """A wrong answer of the model's own per problem, where a few samples hold one."""
-        how = _Play(WRONG_FIRSTS, 1, 1.0, len(self._problems))
-        await self._all(self._seek_wrong(how, p) for p in self._problems)
-        found: dict[Key, str] = {}
-        rows = self._journal.episodes(WRONG_FIRSTS)
-        for p in self._problems:
-            tries = [e for g in range(TRIES_FOR_A_WRONG_ANSWER) if (e := rows.get((p.id, g))) is not None]
-            wrong = next((e for e in tries if _usable_wrong(e)), None)
-            if wrong is not None:
-                found[p.id, 0] = wrong.attempts[0].text
-        return found
-
-    async def _all(self, work: Iterator[Coroutine[Any, Any, object]]) -> None:
-        await _all(work, self._endpoint.concurrency)
-
-    async def _seek_wrong(self, how: _Play, problem: Problem) -> None:
-        """One sample after the other until one is wrong: every request may cost money."""
-        rows = self._journal.episodes(how.name)
-        for g in range(TRIES_FOR_A_WRONG_ANSWER):
-            episode = rows.get((problem.id, g))
-            if episode is None or was_refused(episode):
-                episode = await self._play(how, problem, g, None)
-            if _usable_wrong(episode) or was_refused(episode):
-                return
-
-
-def _usable_wrong(episode: Episode) -> bool:
-    return episode.attempts[0].wrong and episode.attempts[0].stop == "end"
-
-
-def _is_refused(attempt: Attempt) -> bool:
-    return attempt.stop == "refused"
-
 
 def was_refused(episode: Episode) -> bool:
-    """Whether the endpoint refused one of its attempts; those after it were not asked for."""
-    return any(map(_is_refused, episode.attempts))
-
-
-def _refused(error: EndpointError, k: int) -> Attempt:
-    grade = Grade(Verdict.ERROR, None, str(error))
-    return Attempt("", None, None, None, "refused", grade, parent=k - 1 if k else None)
-
-
-def _sampled(reply: Reply, k: int) -> Attempt:
-    return Attempt(reply.text, None, None, None, reply.stop, parent=k - 1 if k else None)
-
-
-def _given(text: str) -> Attempt:
-    return Attempt(text, None, None, None, "given", source="given")
-
-
-def _seed(*key: int | str) -> int:
-    """A seed per answer, the same in every run; 31 bits, which every server takes."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=4).digest()) >> 1
+    """Whether the endpoint refused one of its turns; it requests none of those after it."""
+    return any(a.stop == "refused" for a in episode.attempts)
 
 
 async def _all(work: Iterator[Coroutine[Any, Any, object]], at_once: int) -> None:
-    """Run everything, so many at once; the first fault stops the rest.
+    """Run everything, ``at_once`` at a time; the first fault stops the rest.
 
-    Bounded here and not only at the requests: otherwise every episode would have its first attempt before any has its
+    The requests alone are not enough of a bound: every episode would then have its first attempt before any has its
     second, and a stop in the first half would lose them all.
     """
 

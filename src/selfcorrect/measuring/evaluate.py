@@ -1,32 +1,39 @@
-"""Measuring a model on held-out problems: t1..tN with intervals, and whether attempt 2 reads attempt 1 at all."""
+"""Measuring a model on held-out problems: t1..tN with intervals, and whether attempt 2 reads attempt 1 at all.
+
+An ``Evaluator`` says what is measured; a ``Player`` plays it, with an engine here or with an endpoint
+(``selfcorrect.measuring.endpoint``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
-from selfcorrect.config import EvalConfig
+from selfcorrect.config import Config, EvalConfig
 from selfcorrect.engines.base import Engine
 from selfcorrect.episodes.play import GivenFirst, Play, given_answers, play
 from selfcorrect.errors import ConfigError
 from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.tasks.base import GivesFirst, Task
-from selfcorrect.types import Episode, Problem
+from selfcorrect.types import Attempt, Episode, Problem
 
 FEEDBACK = (
     "Read your answer again, step by step. Say which steps are right, and if one is wrong, which one and why. Do not write "
     "a new answer yet."
 )
 """Self-Refine's feedback request (Madaan et al. 2023, in our words). Fixed, and blind to whether the answer is right; the
-refinement is then asked for with the task's own instruction."""
+refinement then follows the task's own instruction."""
 
 TRIES_FOR_A_WRONG_ANSWER = 8
 """First answers sampled per problem when looking for a wrong one to give."""
+
+Firsts = Mapping[str, Sequence[Any]]
+"""Per problem id, a first answer for every sample, in the form that the player gives: token ids, or text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,159 @@ class Evaluation:
     summary: EvalSummary
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+class Player(Protocol):
+    """Plays episodes with one model."""
+
+    async def play(self, name: str, problems: Sequence[Problem], how: Play, firsts: Firsts | None) -> list[Episode]:
+        """``how.samples`` episodes of each problem; ``how.stream`` holds the seed, and the player adds to it."""
+        ...
+
+    async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
+        """One wrong answer of the model's own per problem, where one of ``how.samples`` is (see ``usable_wrong``)."""
+        ...
+
+    def stored(self, problems: Sequence[Problem], samples: int) -> Firsts | None:
+        """The first answers that the task gives; None where it gives none."""
+        ...
+
+    def first_of(self, attempt: Attempt) -> Any:
+        """A first attempt as a first answer to give; None where it has no text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """What is measured, with any player."""
+
+    player: Player
+    task: Task
+    settings: EvalConfig
+    max_new_tokens: int
+    """Cap per attempt."""
+    seed: int = 0
+    """Of the random streams (unused when greedy) and of the bootstrap."""
+    feedback: str | None = None
+    """Request for an ungraded turn between two attempts (``FEEDBACK``: Self-Refine)."""
+
+    @classmethod
+    def of(cls, player: Player, task: Task, config: Config) -> Evaluator:
+        """As the settings say; ``method=self_refine`` adds the feedback turn."""
+        feedback = FEEDBACK if config.method.name == "self_refine" else None
+        return cls(player, task, config.eval, config.play.max_new_tokens, config.seed, feedback)
+
+    async def run(self, problems: Sequence[Problem], name: str = "plain") -> list[Evaluation]:
+        """The plain evaluation and, where the settings ask for them, its controls."""
+        plain = await self.evaluate(problems, name)
+        wanted = self.settings.controls and self.settings.attempts > 1
+        return [plain, *(await self.controls(plain) if wanted else [])]
+
+    async def evaluate(self, problems: Sequence[Problem], name: str, firsts: Firsts | None = None) -> Evaluation:
+        """Play every problem and summarise; ``firsts`` None takes the first answers that the task itself stores."""
+        start = time.perf_counter()
+        wanted = self.settings
+        if firsts is None:
+            firsts = self.player.stored(problems, wanted.samples)
+        how = Play(
+            wanted.attempts,
+            wanted.samples,
+            self.max_new_tokens,
+            wanted.temperature,
+            (self.seed,),
+            feedback=self.feedback,
+        )
+        episodes = await self.player.play(name, problems, how, firsts)
+        described = {
+            "task": self.task.name,
+            "problems": len(problems),
+            "attempts": wanted.attempts,
+            "samples": wanted.samples,
+            "temperature": wanted.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+            **({"feedback": self.feedback} if self.feedback is not None else {}),
+        }
+        summary = summarise(episodes, seed=self.seed)
+        return Evaluation(name, episodes, summary, described, time.perf_counter() - start)
+
+    async def controls(self, measured: Evaluation) -> list[Evaluation]:
+        """Measure the second attempt again after first attempts that it did not write.
+
+        ``swapped``: another problem's first attempt (of the same level where there is one). A model that uses attempt 1
+        loses most of its gain. ``given-wrong``: a wrong first attempt of its own at the same problem, sampled at
+        temperature 1; problems at which none of a few samples is wrong are left out. A task that gives first attempts
+        is itself that kind of measurement and has no ``given-wrong``.
+
+        Args:
+            measured: a plain evaluation of the same weights; its first attempts are those that are swapped.
+        """
+        once = replace(self, settings=self.settings.model_copy(update={"samples": 1, "attempts": 2}))
+        own = {e.problem.id: self.player.first_of(e.attempts[0]) for e in measured.episodes if e.sample == 0}
+        problems = list({e.problem.id: e.problem for e in measured.episodes}.values())
+        partner = partners([p for p in problems if own[p.id] is not None])
+        given: dict[str, Firsts] = {"swapped": {i: (own[other],) for i, other in partner.items()}}
+        if not isinstance(self.task, GivesFirst):
+            how = Play(1, TRIES_FOR_A_WRONG_ANSWER, self.max_new_tokens, 1.0, (self.seed,))
+            given["given-wrong"] = await self.player.wrong_firsts(problems, how)
+        out = []
+        for control, firsts in given.items():
+            usable = [p for p in problems if p.id in firsts]
+            if usable:
+                out.append(await once.evaluate(usable, f"{measured.name}-{control}", firsts))
+        return out
+
+
+def usable_wrong(episode: Episode) -> bool:
+    """Whether its first attempt can be given as a wrong one: judged wrong, and not cut."""
+    return episode.attempts[0].wrong and episode.attempts[0].stop == "end"
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlayer:
+    """A ``Player`` that samples from an engine's published weights."""
+
+    engine: Engine
+    task: Task
+
+    async def play(self, name: str, problems: Sequence[Problem], how: Play, firsts: Firsts | None) -> list[Episode]:
+        how = replace(how, stream=(*how.stream, "eval"))
+        return [e for group in await play(self.engine, self.task, problems, how, firsts) for e in group]
+
+    async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
+        groups = await play(self.engine, self.task, problems, replace(how, stream=(*how.stream, "wrong firsts")))
+        wrong = [next(filter(usable_wrong, group), None) for group in groups]
+        return {e.problem.id: (e.attempts[0].token_ids,) for e in wrong if e is not None}
+
+    def stored(self, problems: Sequence[Problem], samples: int) -> Firsts | None:
+        task = self.task
+        return given_answers(self.engine.chat, task, problems, samples) if isinstance(task, GivesFirst) else None
+
+    def first_of(self, attempt: Attempt) -> tuple[int, ...]:
+        return attempt.token_ids or ()
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    settings: EvalConfig,
+    max_new_tokens: int,
+    *,
+    name: str = "eval",
+    seed: int = 0,
+    given_first: GivenFirst | None = None,
+) -> Evaluation:
+    """``Evaluator.evaluate`` with an engine."""
+    evaluator = Evaluator(EnginePlayer(engine, task), task, settings, max_new_tokens, seed)
+    return asyncio.run(evaluator.evaluate(problems, name, given_first))
+
+
+def controls(
+    engine: Engine, task: Task, measured: Evaluation, settings: EvalConfig, max_new_tokens: int, *, seed: int = 0
+) -> list[Evaluation]:
+    """``Evaluator.controls`` with an engine."""
+    return asyncio.run(Evaluator(EnginePlayer(engine, task), task, settings, max_new_tokens, seed).controls(measured))
 
 
 def held_out(task: Task, limit: int | None) -> list[Problem]:
@@ -59,95 +219,6 @@ def check_attempts(task: Task, settings: EvalConfig) -> None:
         )
 
 
-def evaluate(
-    engine: Engine,
-    task: Task,
-    problems: Sequence[Problem],
-    settings: EvalConfig,
-    max_new_tokens: int,
-    *,
-    name: str = "eval",
-    seed: int = 0,
-    given_first: GivenFirst | None = None,
-    feedback: str | None = None,
-) -> Evaluation:
-    """Play every problem and summarise.
-
-    Args:
-        engine: its published weights are measured.
-        task: prompts and verdicts.
-        problems: held-out problems.
-        settings: attempts, temperature, samples.
-        max_new_tokens: cap per attempt.
-        name: goes into the records.
-        seed: of the random streams (unused when greedy) and of the bootstrap.
-        given_first: first answers to start from instead of sampled ones; None takes those that the task itself stores.
-        feedback: request for an ungraded turn between two attempts (``FEEDBACK``: Self-Refine).
-    """
-    start = time.perf_counter()
-    if given_first is None and isinstance(task, GivesFirst):
-        given_first = given_answers(engine.chat, task, problems, settings.samples)
-    how = Play(
-        settings.attempts, settings.samples, max_new_tokens, settings.temperature, (seed, "eval"), feedback=feedback
-    )
-    groups = asyncio.run(play(engine, task, problems, how, given_first))
-    episodes = [e for group in groups for e in group]
-    described = {
-        "task": task.name,
-        "problems": len(problems),
-        "attempts": settings.attempts,
-        "samples": settings.samples,
-        "temperature": settings.temperature,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        **({"feedback": feedback} if feedback is not None else {}),
-    }
-    return Evaluation(name, episodes, summarise(episodes, seed=seed), described, time.perf_counter() - start)
-
-
-def controls(
-    engine: Engine,
-    task: Task,
-    measured: Evaluation,
-    settings: EvalConfig,
-    max_new_tokens: int,
-    *,
-    seed: int = 0,
-    feedback: str | None = None,
-) -> list[Evaluation]:
-    """Measure the second attempt again after first attempts it did not write.
-
-    ``swapped``: another problem's first attempt (of the same level where there is one). A model that uses attempt 1
-    loses most of its gain. ``given_wrong``: a wrong first attempt of its own at the same problem, sampled at
-    temperature 1; problems at which none of a few samples is wrong are left out. A task that gives first attempts is
-    itself that kind of measurement and has no ``given_wrong``.
-
-    Args:
-        engine: its published weights are measured.
-        task: prompts and verdicts.
-        measured: a plain evaluation of the same weights; its first attempts are those that are swapped.
-        settings: temperature of the second attempt.
-        max_new_tokens: cap per attempt.
-        seed: of the random streams.
-        feedback: as in ``evaluate``.
-    """
-    once = settings.model_copy(update={"samples": 1, "attempts": 2})
-    firsts = {e.problem.id: (e.attempts[0].token_ids or (),) for e in measured.episodes if e.sample == 0}
-    problems = list({e.problem.id: e.problem for e in measured.episodes}.values())
-    partner = partners(problems)
-    swapped = {p.id: firsts[partner[p.id]] for p in problems}
-    wrong = {} if isinstance(task, GivesFirst) else _wrong_firsts(engine, task, problems, max_new_tokens, seed)
-    out = []
-    for name, given in ((f"{measured.name}-swapped", swapped), (f"{measured.name}-given-wrong", wrong)):
-        usable = [p for p in problems if p.id in given]
-        if usable:
-            made = evaluate(
-                engine, task, usable, once, max_new_tokens, name=name, seed=seed, given_first=given, feedback=feedback
-            )
-            out.append(made)
-    return out
-
-
 def answers_per_problem(settings: EvalConfig, with_controls: bool) -> int:
     """The most answers that an evaluation, and its controls, sample for a problem."""
     plain = settings.samples * settings.attempts
@@ -166,17 +237,3 @@ def partners(problems: Sequence[Problem]) -> dict[str, str]:
     for p in alone:
         partner[p.id] = next((q.id for q in problems if q.id != p.id), p.id)
     return partner
-
-
-def _wrong_firsts(
-    engine: Engine, task: Task, problems: Sequence[Problem], max_new_tokens: int, seed: int
-) -> dict[str, tuple[tuple[int, ...]]]:
-    how = Play(1, TRIES_FOR_A_WRONG_ANSWER, max_new_tokens, 1.0, (seed, "wrong firsts"))
-    found: dict[str, tuple[tuple[int, ...]]] = {}
-    for group in asyncio.run(play(engine, task, problems, how)):
-        for episode in group:
-            first = episode.attempts[0]
-            if first.wrong and first.stop == "end" and first.token_ids is not None:
-                found[episode.problem.id] = (first.token_ids,)
-                break
-    return found

@@ -18,10 +18,9 @@ Shape suffixes: ``_E`` episodes, sorted by problem id and sample; ``_N`` problem
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from selfcorrect.episodes.table import EpisodeTable, edit_distances
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.intervals import RESAMPLES, Estimate, bootstrap_mean, not_measured, paired_difference
+from selfcorrect.measuring.records import loaded_fields, plain_record
 from selfcorrect.types import Attempt, BoolArray, Episode, Verdict
 
 EDIT_BINS = 20
@@ -37,7 +37,6 @@ _DESCRIPTIVE_RESAMPLES = 2_000
 """For means of many distinct values (edit ratio, tokens), which cost 5 times as much at 10,000 and decide nothing."""
 
 Floats = NDArray[np.float64]
-_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ class EvalSummary:
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
-        return _plain_record(self)
+        return plain_record(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EvalSummary:
@@ -125,30 +124,14 @@ class EvalSummary:
             DataError: a field is missing or unknown.
         """
         try:
-            attempts = [_load(AttemptSummary, row) for row in data["attempts"]]
-            revisions = [_load(RevisionSummary, row) for row in data["revisions"]]
-            return _load(cls, {**data, "attempts": attempts, "revisions": revisions})
+            attempts = tuple(AttemptSummary(**loaded_fields(row)) for row in data["attempts"])
+            revisions = tuple(RevisionSummary(**loaded_fields(row)) for row in data["revisions"])
+            return cls(**{**loaded_fields(data), "attempts": attempts, "revisions": revisions})
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"This is not a stored evaluation: {error!r}. Its fields are not those that this version writes. "
                 "Evaluate the run again, or read the file with the version that wrote it."
             ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Run b minus run a, problem by problem. Both must hold the same attempts."""
-
-    n_problems: int
-    accuracy_K: tuple[Estimate, ...]
-    """Difference of each attempt's accuracy."""
-    deltas: tuple[Estimate, ...]
-    """Difference of the deltas between consecutive attempts; ``deltas[0]`` belongs to delta(t1, t2)."""
-    delta_first_last: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict that strict JSON can hold."""
-        return _plain_record(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +157,7 @@ def summarise(episodes: Sequence[Episode], *, level: float = 0.95, seed: int = 0
 
     Raises:
         DataError: attempts differ in number or have no grades, or an episode appears twice, as it does when runs or
-            training seeds are thrown together (combine their means with `stats.across_seeds`).
+            training seeds are thrown together (combine their means with `across_seeds`).
     """
     table = EpisodeTable.of(episodes)
     mean = _Mean(table, level, seed)
@@ -222,54 +205,6 @@ def correctness_matrix(episodes: Sequence[Episode]) -> CorrectnessMatrix:
     last = table.n_attempts - 1
     flips = [table.flips_N(0, last, to_right=to_right) if columns else np.empty(0) for to_right in (True, False)]
     return CorrectnessMatrix(table.problem_ids, correct_NK, *flips)
-
-
-def compare(
-    a_episodes: Sequence[Episode],
-    b_episodes: Sequence[Episode],
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-    intersect: bool = False,
-) -> Comparison:
-    """Run b minus run a with paired intervals over the problems that both answered.
-
-    Right for two checkpoints. For two methods, compare per training seed and combine with `stats.paired_across_seeds`.
-
-    Args:
-        a_episodes: the first run, as for `summarise`.
-        b_episodes: the second run; it may have another number of samples per problem.
-        level: of the intervals.
-        seed: of the bootstrap.
-        intersect: compare on the common problems where the sets differ, instead of refusing.
-
-    Raises:
-        DataError: the problems differ (or, with ``intersect``, none is common), or the numbers of attempts do.
-    """
-    a, b = EpisodeTable.of(a_episodes), EpisodeTable.of(b_episodes)
-    common = _common_ids(a.problem_ids, b.problem_ids, intersect)
-    if common and a.n_attempts != b.n_attempts:
-        raise DataError(
-            f"The runs cannot be compared: one has {a.n_attempts} attempts per problem, the other {b.n_attempts}. "
-            "Evaluate both with the same number of attempts."
-        )
-    take_a, take_b = ([i for i, name in enumerate(run.problem_ids) if name in common] for run in (a, b))
-
-    def difference(of: Callable[[EpisodeTable], Floats], bound: float) -> Estimate:
-        a_N, b_N = of(a)[take_a], of(b)[take_b]
-        both = ~np.isnan(a_N) & ~np.isnan(b_N)
-        return paired_difference(a_N[both], b_N[both], seed=seed, level=level, support=(-bound, bound))
-
-    def gain_difference(first: int, second: int) -> Estimate:
-        return difference(partial(EpisodeTable.gain_N, first=first, second=second), 2)
-
-    last = a.n_attempts - 1
-    return Comparison(
-        n_problems=len(common),
-        accuracy_K=tuple(difference(partial(EpisodeTable.accuracy_N, k=k), 1) for k in range(a.n_attempts)),
-        deltas=tuple(gain_difference(k, k + 1) for k in range(last)),
-        delta_first_last=gain_difference(0, last) if last > 0 else not_measured(level),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,41 +283,3 @@ def _natural(level: str | None) -> tuple[bool, list[int | str]]:
     """Sort key: digits as numbers, None last."""
     parts = re.split(r"(\d+)", level or "")
     return level is None, [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-
-def _common_ids(a_ids: Sequence[str], b_ids: Sequence[str], intersect: bool) -> set[str]:
-    common = set(a_ids) & set(b_ids)
-    same = len(common) == len(a_ids) == len(b_ids)
-    if not same and (not intersect or not common):
-        only = min(set(a_ids) ^ set(b_ids))
-        way_out = "pass intersect=True to compare on the common ones" if common else "give runs on the same task"
-        raise DataError(
-            f"The runs answered different problems ({len(a_ids)} and {len(b_ids)}, {len(common)} in common; {only!r} "
-            f"is in one only), so they cannot be paired. Evaluate both on the same split and limit, or {way_out}."
-        )
-    return common
-
-
-def _plain_record(record: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return value.to_json()
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return _plain_record(value) if hasattr(value, "__dataclass_fields__") else value
-
-
-def _load(record: Callable[..., _Record], data: Mapping[str, Any]) -> _Record:
-    """A flat record of numbers, lists and estimates; an estimate is what has a ``kind``."""
-    return record(**{name: _loaded(value) for name, value in data.items()})
-
-
-def _loaded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Estimate.from_json(value) if "kind" in value else dict(value)
-    return tuple(value) if isinstance(value, list) else value

@@ -63,7 +63,7 @@ class Probe:
     """Those at temperature 1."""
 
     def sampling_seconds(self, episodes: int) -> float:
-        """Estimated seconds to sample and grade a step of so many episodes, at the speed measured here."""
+        """Estimated seconds to sample and grade a step of this many episodes, at the speed measured here."""
         return episodes * self.tokens_per_episode / self.tokens_per_s
 
     def to_json(self) -> dict[str, Any]:
@@ -98,9 +98,12 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
         problems: of the training split.
         plan: attempts, samples, caps.
     """
-    greedy, _ = _played(engine, task, problems, Play(plan.attempts, 1, plan.cap, 0.0, (plan.seed, "probe greedy")))
+    once = Play(plan.attempts, 1, plan.cap, 0.0, (plan.seed, "probe greedy"))
+    greedy = asyncio.run(play(engine, task, problems, once))
     how = Play(plan.attempts, plan.samples, plan.largest_cap, 1.0, (plan.seed, "probe"))
-    groups, seconds = _played(engine, task, problems, how)  # second: what a first call costs once is not in its speed
+    start = time.perf_counter()  # of the second call: what a first call costs once is not in the speed
+    groups = asyncio.run(play(engine, task, problems, how))
+    seconds = time.perf_counter() - start
     episodes = [e for group in groups for e in group]
     columns_K = [[e.attempts[k] for e in episodes] for k in range(plan.attempts)]
     lengths_KE = [np.array([len(a.token_ids or ()) for a in column]) for column in columns_K]
@@ -112,7 +115,10 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
         tokens_K=tuple(
             tuple(int(t) for t in np.quantile(lengths_E, QUANTILES, method="higher")) for lengths_E in lengths_KE
         ),
-        cap_hits={cap: tuple(_cut_share(c, cap) for c in columns_K) for cap in caps(plan.cap, plan.largest_cap)},
+        cap_hits={
+            cap: tuple(sum(is_cut(a, cap) for a in column) / len(column) for column in columns_K)
+            for cap in caps(plan.cap, plan.largest_cap)
+        },
         one_verdict={
             k: tuple(_mean_one_verdict(groups, attempt, k) for attempt in range(plan.attempts))
             for k in group_sizes(plan.samples)
@@ -169,15 +175,6 @@ def expected_one_verdict(right: int, samples: int, k: int) -> float | None:
     if samples < k:
         return None
     return (math.comb(right, k) + math.comb(samples - right, k)) / math.comb(samples, k)
-
-
-def _played(engine: Engine, task: Task, problems: Sequence[Problem], how: Play) -> tuple[list[list[Episode]], float]:
-    start = time.perf_counter()
-    return asyncio.run(play(engine, task, problems, how)), time.perf_counter() - start
-
-
-def _cut_share(column: Sequence[Attempt], cap: int) -> float:
-    return sum(is_cut(a, cap) for a in column) / len(column)
 
 
 def _mean_one_verdict(groups: Sequence[Sequence[Episode]], attempt: int, k: int) -> float | None:

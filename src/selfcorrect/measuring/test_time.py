@@ -1,29 +1,51 @@
-"""What more sampling buys, from graded episodes: accuracy by number of responses, and by number of attempts in a row.
+"""What more sampling buys: accuracy by number of responses, and by number of attempts in a row.
 
 Source: Kumar et al. 2024 (arXiv:2409.12917v2), the figures on inference-time scaling and on ten attempts in a row.
 As in `selfcorrect.measuring.metrics`, the unit is the problem, and every mean has an interval over problems.
+
+The curves come first (episodes in, numbers out), then ``measure_votes`` and ``measure_attempts``, which play.
 
 Shape suffixes: ``_N`` problems, ``_K`` attempts.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcorrect.engines.base import Engine
+from selfcorrect.episodes.play import Play, given_answers, play
 from selfcorrect.episodes.table import EpisodeTable
-from selfcorrect.errors import DataError
+from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.measuring.intervals import Estimate, bootstrap_mean, not_measured, paired_difference
+from selfcorrect.measuring.records import loaded, loaded_fields, plain_record
 from selfcorrect.measuring.votes import Vote, expected_majority
-from selfcorrect.types import Attempt, Episode, Verdict
+from selfcorrect.tasks.base import CountsAnswers, GivesFirst, Task
+from selfcorrect.types import Attempt, Episode, Problem, Verdict
 
 Floats = NDArray[np.float64]
 AnswerKey = Callable[[str], str]
+BUDGETS = (1, 2, 4, 8, 16, 32)
+"""The paper's."""
+MOST_RESPONSES = 256
+"""Largest budget: the sums over all subsets of the samples grow with it."""
+TEMPERATURE = 0.7
+"""Of the votes (the paper's)."""
+ATTEMPTS = 10
+"""In a row (the paper's)."""
+ROWS_AT_ONCE = 512
+"""Conversations played together: enough to fill the engine's batches, few enough to show progress."""
+
+OnProgress = Callable[[str, int, int], None]
+"""``on_progress(what, done, total)``: problems played so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +81,7 @@ class VoteCurve:
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
-        rows = [{f.name: _plain(getattr(row, f.name)) for f in fields(row)} for row in self.rows]
-        return {**_facts(self), "rows": rows}
+        return plain_record(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -70,8 +91,7 @@ class VoteCurve:
             DataError: a field is missing or unknown.
         """
         with _reading("a stored vote curve"):
-            rows = [BudgetRow(**{name: _loaded(v) for name, v in row.items()}) for row in data["rows"]]
-            return cls(**{**data, "rows": tuple(rows)})
+            return cls(**{**data, "rows": tuple(BudgetRow(**loaded_fields(row)) for row in data["rows"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +111,7 @@ class AttemptCurve:
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
-        return {**_facts(self), **{n: [e.to_json() for e in getattr(self, n)] for n in ("accuracy_K", "gain_K")}}
+        return plain_record(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -101,8 +121,7 @@ class AttemptCurve:
             DataError: a field is missing or unknown.
         """
         with _reading("a stored curve of attempts"):
-            lists = {n: tuple(Estimate.from_json(e) for e in data[n]) for n in ("accuracy_K", "gain_K")}
-            return cls(**{**data, **lists})
+            return cls(**{**data, **{name: loaded(data[name]) for name in ("accuracy_K", "gain_K")}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +133,12 @@ class ScalingCurves:
     """Of a run: the checkpoint that was measured."""
     command: str
     votes: VoteCurve | None = None
-    """None where it was not asked for, as below."""
+    """None where it was not measured, as below."""
     attempts: AttemptCurve | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
-        return {
-            "model": self.model,
-            "step": self.step,
-            "command": self.command,
-            "votes": None if self.votes is None else self.votes.to_json(),
-            "attempts": None if self.attempts is None else self.attempts.to_json(),
-        }
+        return plain_record(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -165,7 +178,7 @@ def vote_curve(
         firsts.setdefault(episode.problem.id, []).append(episode.attempts[0])
     for episode in chains:
         lasts.setdefault(episode.problem.id, []).append(episode.attempts[-1])
-    failed = {name for pools in (firsts, lasts) for name, pool in pools.items() if any(map(_is_error, pool))}
+    failed = {e.problem.id for e in (*chains, *alone) if not e.valid_K.all()}
     names = sorted(firsts.keys() - failed)
     first_votes = [[_vote(a, key) for a in firsts[name]] for name in names]
     last_votes = [[_vote(a, key) for a in lasts.get(name, ())] for name in names]
@@ -189,7 +202,7 @@ def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve
         episodes: graded, all with the same number of attempts. May be several per problem.
         seed: of the bootstrap.
     """
-    failed = {e.problem.id for e in episodes if any(map(_is_error, e.attempts))}
+    failed = {e.problem.id for e in episodes if not e.valid_K.all()}
     table = EpisodeTable.of([e for e in episodes if e.problem.id not in failed])
     columns = [table.accuracy_N(k) for k in range(table.n_attempts)]
     gains = [_difference(columns[0], column, seed) for column in columns[1:]]
@@ -199,10 +212,6 @@ def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve
         len(table.problem_ids),
         len(failed),
     )
-
-
-def _is_error(attempt: Attempt) -> bool:
-    return attempt.grade is not None and attempt.grade.verdict is Verdict.ERROR
 
 
 def _vote(attempt: Attempt, key: AnswerKey) -> Vote:
@@ -225,23 +234,6 @@ def _difference(a_N: Floats, b_N: Floats, seed: int) -> Estimate:
     return paired_difference(a_N, b_N, seed=seed, support=(-1.0, 1.0))
 
 
-def _facts(curve: VoteCurve | AttemptCurve) -> dict[str, Any]:
-    return {
-        "n_problems": curve.n_problems,
-        "n_left_out": curve.n_left_out,
-        "settings": dict(curve.settings),
-        "seconds": curve.seconds,
-    }
-
-
-def _plain(value: Any) -> Any:
-    return value.to_json() if isinstance(value, Estimate) else value
-
-
-def _loaded(value: Any) -> Any:
-    return Estimate.from_json(value) if isinstance(value, Mapping) else value
-
-
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     """Turns what a value of another form raises into a ``DataError``."""
@@ -249,6 +241,172 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"This is not {what}: {error!r}. Its fields are not those that this version writes. Measure again, or read the file "
-            "with the version that wrote it."
+            f"This is not {what}: {error!r}. Its fields are not those that this version writes. Measure again, or read the "
+            "file with the version that wrote it."
         ) from error
+
+
+def check_budgets(budgets: Sequence[int]) -> None:
+    """Refuse budgets that cannot be spent in both ways.
+
+    Raises:
+        ConfigError: none, not rising, an odd one above 1, or one out of range.
+    """
+    shown = ",".join(map(str, budgets)) or "(none)"
+    if not budgets or min(budgets) < 1 or max(budgets) > MOST_RESPONSES:
+        raise ConfigError(f"--budget {shown}: a budget is a number of responses from 1 to {MOST_RESPONSES}")
+    odd = next((k for k in budgets if k > 1 and k % 2), None)
+    if odd is not None:
+        raise ConfigError(
+            f"--budget {shown}: {odd} responses cannot be spent on answers that are each corrected once; take even numbers, or 1"
+        )
+    if list(budgets) != sorted(set(budgets)):
+        raise ConfigError(f"--budget {shown}: the numbers must rise, none of them twice")
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse votes of a greedy model.
+
+    Raises:
+        ConfigError: the temperature is not above 0.
+    """
+    if temperature <= 0:
+        raise ConfigError(
+            "--temperature 0 would repeat one greedy answer, so nothing could be outvoted; raise it (the paper: 0.7)"
+        )
+
+
+def check_votes(task: Task) -> CountsAnswers:
+    """The task as one whose answers can be counted.
+
+    Raises:
+        ConfigError: they cannot, or the first ones are not sampled.
+    """
+    if isinstance(task, GivesFirst):
+        raise ConfigError(
+            f"task={task.name} starts from stored first attempts, so there are no parallel samples to vote; leave the votes out "
+            "(--only attempts)"
+        )
+    if not isinstance(task, CountsAnswers):
+        raise ConfigError(
+            f"task={task.name} has no majority vote: its answers (programs, say) are not texts of which equal ones could be "
+            "counted; leave the votes out (--only attempts), or give a task of your own the method answer_key(answer)"
+        )
+    return task
+
+
+def measure_votes(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+    *,
+    budgets: Sequence[int] = BUDGETS,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+    on_progress: OnProgress = lambda *_: None,
+) -> VoteCurve:
+    """Majority vote over K first attempts, against one over K/2 samples that were each corrected once.
+
+    For the largest K every problem gets K/2 episodes of two attempts and K/2 first attempts besides, 3K/2 responses in
+    all: the first attempts of the former are among the K parallel ones.
+
+    Args:
+        engine: its published weights are measured.
+        task: prompts, verdicts, and which answers are the same.
+        problems: held-out problems.
+        max_new_tokens: cap per attempt.
+        budgets: numbers of responses, see ``check_budgets``.
+        temperature: above 0; samples of a greedy model do not differ.
+        seed: of the random streams and of the bootstrap.
+        on_progress: called after every chunk of problems.
+
+    Raises:
+        ConfigError: a budget, the temperature or the task does not fit.
+    """
+    start = time.perf_counter()
+    check_budgets(budgets)
+    check_temperature(temperature)
+    key = check_votes(task).answer_key
+    largest = budgets[-1]
+    pairs = largest // 2
+
+    ways = [Play(1, largest - pairs, max_new_tokens, temperature, (seed, "scale alone"))]
+    if pairs:
+        ways.append(Play(2, pairs, max_new_tokens, temperature, (seed, "scale corrected")))
+    alone, *chains = _played(engine, task, problems, ways, lambda done: on_progress("votes", done, len(problems)))
+    corrected = [e for episodes in chains for e in episodes]
+    renumbered = [replace(e, sample=e.sample + pairs) for e in alone]
+    return replace(
+        vote_curve(corrected, alone, budgets, key, seed=seed),
+        settings=_settings(task, problems, max_new_tokens, temperature, seed, responses_per_problem=largest + pairs),
+        seconds=time.perf_counter() - start,
+        episodes=corrected + renumbered,
+    )
+
+
+def measure_attempts(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+    *,
+    attempts: int = ATTEMPTS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_progress: OnProgress = lambda *_: None,
+) -> AttemptCurve:
+    """Accuracy after 1, 2, ... attempts in a row, each reading all before it.
+
+    Args:
+        engine: its published weights are measured; every conversation must fit its length.
+        task: prompts and verdicts.
+        problems: held-out problems.
+        max_new_tokens: cap per attempt.
+        attempts: at least 2.
+        temperature: 0 is greedy (the paper's choice).
+        seed: of the random streams (unused when greedy) and of the bootstrap.
+        on_progress: called after every chunk of problems.
+    """
+    start = time.perf_counter()
+    how = Play(attempts, 1, max_new_tokens, temperature, (seed, "scale attempts"))
+    (episodes,) = _played(engine, task, problems, [how], lambda done: on_progress("attempts", done, len(problems)))
+    return replace(
+        attempt_curve(episodes, seed=seed),
+        settings=_settings(task, problems, max_new_tokens, temperature, seed, attempts=attempts),
+        seconds=time.perf_counter() - start,
+        episodes=episodes,
+    )
+
+
+def _played(
+    engine: Engine, task: Task, problems: Sequence[Problem], ways: Sequence[Play], on_done: Callable[[int], None]
+) -> list[list[Episode]]:
+    """The episodes of each way to play, over all problems, a chunk at a time.
+
+    They come without prompts and log-probs, which nothing reads again and which would fill the memory.
+    """
+    out: list[list[Episode]] = [[] for _ in ways]
+    size = max(1, ROWS_AT_ONCE // sum(way.samples for way in ways))
+    for start in range(0, len(problems), size):
+        chunk = problems[start : start + size]
+        for way, episodes in zip(ways, out, strict=True):
+            given = given_answers(engine.chat, task, chunk, way.samples) if isinstance(task, GivesFirst) else None
+            for e in chain.from_iterable(asyncio.run(play(engine, task, chunk, way, given))):
+                attempts = tuple(replace(a, prompt_ids=None, logprobs=None) for a in e.attempts)
+                episodes.append(replace(e, attempts=attempts))
+        on_done(start + len(chunk))
+    return out
+
+
+def _settings(
+    task: Task, problems: Sequence[Problem], max_new_tokens: int, temperature: float, seed: int, **more: int
+) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "problems": len(problems),
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        **more,
+    }

@@ -28,12 +28,12 @@ class Rejected:
 
 @dataclass(slots=True)
 class SplitReport:
-    """What came of one split."""
+    """The verdicts on one split."""
 
     split: str
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     unreadable: str = ""
-    """Why the split's problems cannot be had; empty where they can."""
+    """Why the problems of the split cannot be read; empty where they can."""
     seconds: float = 0.0
 
     @property
@@ -72,7 +72,7 @@ def validate(
     Args:
         task: gives the problems, the references and the verdicts.
         wanted: splits; none means all that the task has.
-        on_rejected: told of every reference that fails, in the order of the problems.
+        on_rejected: called with every reference that fails, in the order of the problems.
 
     Raises:
         ConfigError: a wanted split is none of the task's.

@@ -12,6 +12,7 @@ from pathlib import Path
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.compare import Row, compare_runs
 from selfcorrect.measuring.intervals import Estimate, not_measured
+from selfcorrect.measuring.labels import CONTROLS, METHODS, model_and_control
 from selfcorrect.measuring.metrics import by_level
 from selfcorrect.measuring.test_time import ScalingCurves
 from selfcorrect.records.lines import StepRecord
@@ -23,9 +24,6 @@ NAMES = {
     "base": "base",
     "final": "trained",
 }
-CONTROLS = {"-swapped": "attempt 1 swapped", "-given-wrong": "wrong attempt 1 given"}
-"""What a control's name ends in. Explained below the table."""
-METHODS = {"score": "SCoRe", "multi_turn": "multi-turn RL", "single_turn": "single-turn RL"}
 STAGES = {"stage1": "Stage I", "stage2": "Stage II"}
 MOST_LEVELS = 30
 
@@ -169,7 +167,7 @@ def _ago(seconds: float) -> str:
 
 
 def _results(run: RunData) -> Results:
-    order = [f"{main}{control}" for main in MAIN for control in ("", *CONTROLS)]
+    order = [f"{main}{control}" for main in MAIN for control in ("", *(f"-{c}" for c in CONTROLS))]
     names = [n for n in order if n in MAIN or n in run.summaries] + sorted(run.summaries.keys() - set(order))
     attempts = max((len(s.attempts) for s in run.summaries.values()), default=0) or run.config.eval.attempts
     return Results(attempts, tuple(_result(name, run, attempts) for name in names))
@@ -177,9 +175,8 @@ def _results(run: RunData) -> Results:
 
 def _result(name: str, run: RunData, attempts: int) -> Result:
     summary = run.summaries.get(name)
-    control = next((c for c in CONTROLS if name.endswith(c)), "")
-    main = name.removesuffix(control)
-    words = NAMES.get(main, main) + (f": {CONTROLS[control]}" if control else "")
+    main, control = model_and_control(name)
+    words = NAMES.get(main, main) + (f": {control}" if control else "")
     if summary is None:
         return Result(words, False, ("n/a",) * attempts, "n/a", "n/a", "n/a", "n/a", "n/a", "n/a")
     if name == "final":

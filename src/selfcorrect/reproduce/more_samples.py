@@ -13,8 +13,7 @@ from pathlib import Path
 from selfcorrect.engines.base import Engine
 from selfcorrect.experiment import Job, command_line, load_kept, make_engine, prepare
 from selfcorrect.measuring.evaluate import held_out
-from selfcorrect.measuring.test_time import ScalingCurves
-from selfcorrect.measuring.test_time_play import ATTEMPTS, BUDGETS, measure_attempts, measure_votes
+from selfcorrect.measuring.test_time import ATTEMPTS, BUDGETS, ScalingCurves, measure_attempts, measure_votes
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import BASE
 

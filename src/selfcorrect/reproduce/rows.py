@@ -11,6 +11,8 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
+from selfcorrect.measuring.labels import METHODS
+
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
@@ -31,17 +33,17 @@ class TableRow:
 
 _ROWS = (
     TableRow("base", "base", kind="base"),
-    TableRow("score", "SCoRe", ("method=score",)),
-    TableRow("multi_turn", "multi-turn RL", ("method=multi_turn",)),
-    TableRow("single_turn", "single-turn RL", ("method=single_turn",)),
+    TableRow("score", METHODS["score"], ("method=score",)),
+    TableRow("multi_turn", METHODS["multi_turn"], ("method=multi_turn",)),
+    TableRow("single_turn", METHODS["single_turn"], ("method=single_turn",)),
     TableRow("no_stage1", "without Stage I", ("method=score", "method.stage1_share=0")),
     TableRow("no_shaping", "without shaping", ("method=score", "method.alpha=0")),
-    TableRow("self_refine", "Self-Refine", ("method=self_refine",), kind="prompted"),
-    TableRow("star_d", "STaR, D", ("method=star", "method.dataset=D")),
-    TableRow("star_d_plus", "STaR, D+", ("method=star", "method.dataset=D+")),
-    TableRow("pair_sft_d", "Pair-SFT, D", ("method=pair_sft", "method.dataset=D")),
-    TableRow("pair_sft_d_plus", "Pair-SFT, D+", ("method=pair_sft", "method.dataset=D+")),
-    TableRow("stage2_star", "STaR in Stage II", ("method=score", "method.stage2=star")),
+    TableRow("self_refine", METHODS["self_refine"], ("method=self_refine",), kind="prompted"),
+    TableRow("star_d", f"{METHODS['star']}, D", ("method=star", "method.dataset=D")),
+    TableRow("star_d_plus", f"{METHODS['star']}, D+", ("method=star", "method.dataset=D+")),
+    TableRow("pair_sft_d", f"{METHODS['pair_sft']}, D", ("method=pair_sft", "method.dataset=D")),
+    TableRow("pair_sft_d_plus", f"{METHODS['pair_sft']}, D+", ("method=pair_sft", "method.dataset=D+")),
+    TableRow("stage2_star", f"{METHODS['star']} in Stage II", ("method=score", "method.stage2=star")),
     TableRow(
         "offline",
         "offline first attempts",

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 
 from selfcorrect.measuring.intervals import Estimate, across_seeds
-from selfcorrect.measuring.test_time import ScalingCurves
-from selfcorrect.measuring.test_time_play import ATTEMPTS, BUDGETS, TEMPERATURE
+from selfcorrect.measuring.test_time import ATTEMPTS, BUDGETS, TEMPERATURE, ScalingCurves
 from selfcorrect.report.charts import Levels, draw_curves, draw_levels
 from selfcorrect.report.page import scaling_charts
 from selfcorrect.reproduce.diagnostics import BySeed, judged_by_seed

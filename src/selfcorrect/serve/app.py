@@ -10,7 +10,7 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,22 +33,22 @@ from selfcorrect.serve.protocol import (
     attempt_fields,
     chunk,
     event,
-    model_list,
     parse_request,
     response,
     streamed,
 )
 
 KEEP_ALIVE_S = 10.0
-"""Seconds between comments on a stream that has nothing to say yet: a client that is gone shows, proxies stay patient."""
+"""Seconds between comments on a stream without news: they show whether the client is gone, and keep proxies patient."""
 CLOSED_BY_CLIENT = 499
+BUG = "the server failed on this request; its log says where"
 OPEN_TO_ALL = ("/", "/health")
 """Paths that need no key: they say nothing about a model or its answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client can take from the others."""
+    """Bounds on what one client can take from the others."""
 
     body_bytes: int = 2**18
     concurrent: int = 128
@@ -62,7 +62,7 @@ class Limits:
     write_timeout_s: float = 30.0
     """For the client to take what was sent."""
     grace_s: float = 20.0
-    """From the wish to stop until unfinished requests are told that the server stops."""
+    """From the signal to stop until unfinished requests end with an error."""
 
 
 class Service:
@@ -94,29 +94,22 @@ class Service:
         return JSONResponse(content, 200 if fault is None else 503)
 
     async def models(self, _request: Request) -> Response:
-        bounds = self._bounds
-        limits = {
-            "attempts": bounds.attempts,
-            "max_attempts": bounds.max_attempts,
-            "max_votes": bounds.max_votes,
-            "max_tokens": bounds.max_tokens,
-            "tokens_limit": bounds.tokens_limit,
-        }
-        return JSONResponse({**model_list(self._model, self._created), "selfcorrect": limits})
+        listed = {"id": self._model, "object": "model", "created": self._created, "owned_by": "selfcorrect"}
+        return JSONResponse({"object": "list", "data": [listed], "selfcorrect": asdict(self._bounds)})
 
     async def chat(self, request: Request) -> Response:
-        asked = parse_request(await self._body(request), self._model, self._bounds)
-        conversations = await self._admitted(asked)
-        if asked.stream:
-            return _Held(self._events(asked, conversations), self._release)
+        chat_request = parse_request(await self._body(request), self._model, self._bounds)
+        conversation = await self._admitted(chat_request)
+        if chat_request.stream:
+            return _Held(self._events(chat_request, conversation), self._release)
         try:
             gone = asyncio.create_task(_disconnected(request.receive))
-            outcome = await self._answer(asked, conversations, lambda _k, _a: None, gone)
+            outcome = await self._answer(chat_request, conversation, lambda _k, _a: None, gone)
         finally:
             self._release()
-        return JSONResponse(response(asked, outcome, _identity(), int(time.time()), self._model))
+        return JSONResponse(response(chat_request, outcome, _identity(), int(time.time()), self._model))
 
-    async def _admitted(self, asked: ChatRequest) -> list[Conversation]:
+    async def _admitted(self, chat_request: ChatRequest) -> Conversation:
         """Count the request in, or refuse it. ``_release`` must follow once it is answered."""
         if self._draining:
             raise ApiError(503, "the server is stopping; ask another one, or later", retry_after_s=5)
@@ -127,7 +120,7 @@ class Service:
             raise ApiError(429, message, retry_after_s=1)
         self._in_flight += 1
         try:
-            return await self._backend.open(asked)
+            return await self._backend.open(chat_request)
         except BaseException:
             self._release()
             raise
@@ -156,13 +149,13 @@ class Service:
 
     async def _answer(
         self,
-        asked: ChatRequest,
-        conversations: list[Conversation],
+        chat_request: ChatRequest,
+        conversation: Conversation,
         on_attempt: Callable[[int, ServedAttempt], None],
         gone: asyncio.Task[None] | None,
     ) -> Outcome:
         """Correct, within the limits; whatever ends first ends the others."""
-        work = asyncio.create_task(correct(conversations, asked.attempts, on_attempt))
+        work = asyncio.create_task(correct(conversation, chat_request, on_attempt))
         closing = asyncio.create_task(self._closing.wait())
         tasks: tuple[asyncio.Task[Any], ...] = (work, closing, *([gone] if gone is not None else []))
         try:
@@ -184,12 +177,12 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _events(self, asked: ChatRequest, conversations: list[Conversation]) -> AsyncIterator[str]:
+    async def _events(self, chat_request: ChatRequest, conversation: Conversation) -> AsyncIterator[str]:
         """A stream: the role at once, every finished attempt as extra fields, then the final attempt's text."""
         identity, created = _identity(), int(time.time())
         news: asyncio.Queue[tuple[int, ServedAttempt] | None] = asyncio.Queue()
-        # nobody watches for a client that is gone: starlette then cancels this generator
-        work = asyncio.create_task(self._answer(asked, conversations, lambda k, a: news.put_nowait((k, a)), None))
+        # no watch for a client that is gone: starlette then cancels this generator
+        work = asyncio.create_task(self._answer(chat_request, conversation, lambda k, a: news.put_nowait((k, a)), None))
         work.add_done_callback(lambda _work: news.put_nowait(None))
         try:
             yield chunk(identity, created, self._model, {"role": "assistant", "content": ""})
@@ -204,7 +197,7 @@ class Service:
                     break
                 more = {"attempt": attempt_fields(*found)}
                 yield chunk(identity, created, self._model, {}, selfcorrect=more)
-            for text in streamed(asked, _result(work), identity, created, self._model):
+            for text in streamed(chat_request, _result(work), identity, created, self._model):
                 yield text
         except ApiError as error:
             yield event(error.body())
@@ -215,7 +208,7 @@ class Service:
 
 
 class _Held(StreamingResponse):
-    """A stream that says when it is over, however it ends: its generator may never have been started."""
+    """A stream that calls ``release`` when it is over, however it ends: its generator may never have been started."""
 
     def __init__(self, events: AsyncIterator[str], release: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
@@ -232,8 +225,8 @@ class _Held(StreamingResponse):
 class Guard:
     """Before every handler: the key where one is needed, and the host name where none is.
 
-    Without a key the server listens on this machine only, and is then also protected from web pages that point a host
-    name of theirs at it (DNS rebinding).
+    Without a key the server listens on this machine only, and is then also protected from web pages that point their own
+    host name at it (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, key: str | None, hosts: frozenset[str]) -> None:
@@ -294,12 +287,7 @@ def make_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={
-            ApiError: _on_api_error,
-            HTTPException: _on_http,
-            ClientDisconnect: _on_gone,
-            Exception: _on_bug,
-        },
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _on_error),
     )
     app.add_middleware(Guard, key=key, hosts=hosts)
     app.state.service = service
@@ -310,28 +298,18 @@ def _error(error: ApiError) -> JSONResponse:
     headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.status == 408:  # its client is too slow to be waited for
+    if error.status == 408:  # its client is too slow
         headers["connection"] = "close"
     return JSONResponse(error.body(), error.status, headers=headers)
 
 
-async def _on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _error(error)
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    what = {404: f"{request.url.path} is not served here", 405: f"{request.method} is not for {request.url.path}"}
-    return _error(ApiError(error.status_code, what.get(error.status_code, error.detail)))
-
-
-async def _on_gone(_request: Request, _error_: Exception) -> Response:
-    return Response(status_code=CLOSED_BY_CLIENT)
-
-
-async def _on_bug(_request: Request, _bug: Exception) -> Response:
-    return _error(ApiError(500, "the server failed on this request; its log says where"))
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLOSED_BY_CLIENT)
+    if isinstance(error, HTTPException):
+        what = {404: f"{request.url.path} is not served here", 405: f"{request.method} is not for {request.url.path}"}
+        error = ApiError(error.status_code, what.get(error.status_code, error.detail))
+    return _error(error if isinstance(error, ApiError) else ApiError(500, BUG))
 
 
 def _result(work: asyncio.Task[Outcome]) -> Outcome:
@@ -344,7 +322,7 @@ def _result(work: asyncio.Task[Outcome]) -> Outcome:
         raise ApiError(503 if not error.usable else 500, f"the model failed: {error}") from None
     except Exception as error:  # noqa: BLE001  # the server's edge: one request may fail, with its trace in the log only
         traceback.print_exception(error, file=sys.stderr)
-        raise ApiError(500, "the server failed on this request; its log says where") from None
+        raise ApiError(500, BUG) from None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,4 +1,4 @@
-"""One connection: how long its client may take, and who has to go when too many are open."""
+"""One connection: how long its client may take, and which one closes when too many are open."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ connection, and many clients would then never see the answer."""
 class Connection(H11Protocol):
     """uvicorn's HTTP/1.1 connection with the bounds that it lacks.
 
-    A client has ``head_timeout_s`` for a whole request head, however many bytes of it come meanwhile, and
-    ``write_timeout_s`` to take what was written. Of a body that nobody reads, ``body_bytes`` are thrown away, for
+    A client has ``head_timeout_s`` for a whole request head, even if bytes of it keep coming, and
+    ``write_timeout_s`` to take what was written. Of an unread body, ``body_bytes`` are discarded, for
     ``LINGER_S`` at most. A connection beyond ``limit_concurrency`` takes the place of the one that was idle for longest, so
-    that idle ones lock nobody out; where all are busy, uvicorn answers 503.
+    that idle ones cannot lock others out; where all are busy, uvicorn answers 503.
 
     Args:
         limits: of the server.

@@ -1,4 +1,4 @@
-"""Attempts and votes over any backend: what turns single answers into a corrected one."""
+"""Attempts and votes over any backend: how single answers become a corrected one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from selfcorrect.episodes.endpoint import valid_text
+from selfcorrect.episodes.play import Key, Play, Reply, Source, play_turns
 from selfcorrect.episodes.table import edit_distances
 from selfcorrect.measuring.votes import leaders, tally
 from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
@@ -26,37 +27,23 @@ LONGEST_MEASURED = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One answer of a backend."""
+class Conversation:
+    """A request that a backend has accepted, ready to be played."""
 
-    text: str
-    stop: Literal["end", "length"]
-    tokens: int | None
-
-
-class Conversation(Protocol):
-    """One conversation with a model. Each call is the next attempt, with the instruction to correct before it."""
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of the client's messages; 0 where a backend does not count."""
-        ...
-
-    async def attempt(self, *, last: bool) -> Said:
-        """The next attempt; ``last`` says that none follows.
-
-        Raises:
-            ApiError: 502 or 504 from an upstream server.
-            EngineError: the engine failed.
-        """
-        ...
+    source: Source[Any]
+    start: Any
+    """The first prompt, in the form of the source."""
+    instruction: str
+    """Between attempts."""
+    key: Key = ()
+    """Start of every answer's random-stream key."""
 
 
 class Backend(Protocol):
     """Where single answers come from."""
 
-    async def open(self, asked: ChatRequest) -> list[Conversation]:
-        """One conversation per vote, checked, with nothing sampled yet.
+    async def open(self, request: ChatRequest) -> Conversation:
+        """Check a request; nothing is sampled yet.
 
         Raises:
             ApiError: 400, the model cannot take these messages.
@@ -64,25 +51,53 @@ class Backend(Protocol):
         ...
 
     def fault(self) -> str | None:
-        """Why nothing can be answered any more; None while all is well."""
+        """Why the backend can answer no request any more; None while it can."""
         ...
 
     async def aclose(self) -> None: ...
 
 
 async def correct(
-    conversations: Sequence[Conversation], attempts: int, on_attempt: Callable[[int, ServedAttempt], None]
+    conversation: Conversation, request: ChatRequest, on_attempt: Callable[[int, ServedAttempt], None]
 ) -> Outcome:
-    """Play all attempts of all conversations at once and choose the answer.
+    """Play all attempts of all votes at once and choose the answer.
 
     Args:
-        conversations: one, or several that vote.
-        attempts: of each.
-        on_attempt: told the number (from 1) and content of every attempt of a single conversation as it comes.
+        conversation: as the backend opened it for this request.
+        request: attempts and votes.
+        on_attempt: called with the number (from 1) and content of every attempt as it comes, where there is one vote.
+            The order of the attempts of several votes would mean nothing.
+
+    Raises:
+        ApiError: 502 or 504 from an upstream server.
+        EngineError: the engine failed.
     """
     start = time.perf_counter()
-    watch = on_attempt if len(conversations) == 1 else _nobody
-    played = await asyncio.gather(*(_played(c, attempts, watch) for c in conversations))
+    how = Play(request.attempts, 1, request.max_tokens, request.temperature, conversation.key)
+    prompt_tokens: list[int | None] = []
+
+    async def vote(sample: int) -> tuple[ServedAttempt, ...]:
+        attempts: list[ServedAttempt] = []
+        last = time.perf_counter()
+
+        def on_turn(reply: Reply) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            stop: Literal["end", "length"] = "length" if reply.stop == "length" else "end"
+            attempts.append(ServedAttempt(valid_text(reply.text), stop, reply.completion_tokens, now - last))
+            last = now
+            if request.votes == 1:
+                on_attempt(len(attempts), attempts[-1])
+
+        c = conversation
+        ((first, *_),) = await play_turns(
+            c.source, c.start, how, c.instruction, c.key, samples=(sample,), on_turn=on_turn
+        )
+        if sample == 0:
+            prompt_tokens.append(first.prompt_tokens)
+        return tuple(attempts)
+
+    played = await asyncio.gather(*map(vote, range(request.votes)))
     chosen, votes = 0, None
     if len(played) > 1:  # in a thread, as below: long texts must not hold up the other requests
         chosen, votes = await asyncio.to_thread(majority, [chain[-1] for chain in played])
@@ -90,26 +105,10 @@ async def correct(
         attempts=played[chosen],
         edit_ratios=await asyncio.to_thread(edit_ratios, [a.text for a in played[chosen]]),
         votes=votes,
-        prompt_tokens=conversations[0].prompt_tokens,
+        prompt_tokens=prompt_tokens[0] or 0,
         completion_tokens=sum(a.tokens or 0 for chain in played for a in chain),
         seconds=time.perf_counter() - start,
     )
-
-
-async def _played(
-    conversation: Conversation, attempts: int, on_attempt: Callable[[int, ServedAttempt], None]
-) -> tuple[ServedAttempt, ...]:
-    out: list[ServedAttempt] = []
-    for k in range(1, attempts + 1):
-        start = time.perf_counter()
-        said = await conversation.attempt(last=k == attempts)
-        out.append(ServedAttempt(valid_text(said.text), said.stop, said.tokens, time.perf_counter() - start))
-        on_attempt(k, out[-1])
-    return tuple(out)
-
-
-def _nobody(_number: int, _attempt: ServedAttempt) -> None:
-    """Attempts of several conversations at once are not reported one by one: their order would mean nothing."""
 
 
 def majority(finals: Sequence[ServedAttempt]) -> tuple[int, tuple[tuple[str | None, int], ...]]:

@@ -13,21 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
-from selfcorrect.engines.chat import Messages
-from selfcorrect.episodes.play import next_prompt
+from selfcorrect.episodes.play import TokenSource
 from selfcorrect.errors import EngineError, ModelError
-from selfcorrect.serve.correct import Conversation, Said
+from selfcorrect.serve.correct import Conversation
 from selfcorrect.serve.protocol import ApiError, ChatRequest
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """One answer that somebody waits for."""
+    """One answer that is waited for."""
 
     request: SampleRequest
-    max_new_tokens: int
-    temperature: float
-    continued: bool
+    params: SamplingParams
     answer: asyncio.Future[Sampled]
 
     @property
@@ -37,23 +34,24 @@ class _Waiting:
         They are sampled up to the longest cap of the group and cut, which is exact (a row's tokens depend on its own
         stream only); the bound keeps a long answer from holding up short ones.
         """
-        return self.temperature, self.max_new_tokens.bit_length()
+        return self.params.temperature, self.params.max_new_tokens.bit_length()
 
 
 class Batcher:
     """Collects answers for a few milliseconds, or while the engine is busy, and has them sampled together.
 
     The engine runs on the event loop of a daemon thread, so that the server stays responsive. A batch that runs cannot
-    be stopped; an answer that nobody waits for any more is dropped before it starts.
+    be stopped; an answer whose client is gone is dropped before it starts.
 
     Args:
-        engine: nobody else may use it meanwhile.
+        engine: for this batcher alone.
         window_s: how long the first of a batch waits for others.
         max_rows: answers in one batch; those after it wait for the next.
     """
 
     def __init__(self, engine: Engine, *, window_s: float = 0.005, max_rows: int = 64) -> None:
         self._engine = engine
+        self.chat = engine.chat
         self._window_s, self._max_rows = window_s, max_rows
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
@@ -61,12 +59,10 @@ class Batcher:
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._call: concurrent.futures.Future[list[Sampled]] | None = None
         self.broken: str | None = None
-        """Why the engine cannot go on; None while it can."""
+        """Why the engine can sample no more; None while it can."""
 
-    async def sample(
-        self, request: SampleRequest, max_new_tokens: int, temperature: float, *, continued: bool
-    ) -> Sampled:
-        """One answer.
+    async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
+        """As ``Engine.sample``; the stop ids are always those of the engine's chat format.
 
         Raises:
             EngineError: sampling failed.
@@ -74,9 +70,11 @@ class Batcher:
         if self._worker is None:
             self._thread.start()
             self._worker = asyncio.create_task(self._work())
-        answer: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
-        await self._queue.put(_Waiting(request, max_new_tokens, temperature, continued, answer))
-        return await answer
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting(request, params, loop.create_future()) for request in requests]
+        for w in waiting:
+            self._queue.put_nowait(w)
+        return list(await asyncio.gather(*(w.answer for w in waiting)))
 
     async def aclose(self) -> None:
         """Stop; who still waits is cancelled. A running batch ends in its own time, in its thread."""
@@ -113,7 +111,9 @@ class Batcher:
         if not wanted:
             return
         try:
-            answers = [cut(a, w.max_new_tokens) for w, a in zip(wanted, await self._sampled(wanted), strict=True)]
+            answers = [
+                cut(a, w.params.max_new_tokens) for w, a in zip(wanted, await self._sampled(wanted), strict=True)
+            ]
         except EngineError as error:
             self.broken = self.broken if error.usable else str(error)
             _fail(wanted, error)
@@ -132,10 +132,10 @@ class Batcher:
         if self.broken is not None:
             raise EngineError(self.broken, usable=False)
         params = SamplingParams(
-            max(w.max_new_tokens for w in wanted),
-            wanted[0].temperature,
-            self._engine.chat.end_ids,
-            continued=any(w.continued for w in wanted),
+            max(w.params.max_new_tokens for w in wanted),
+            wanted[0].params.temperature,
+            self.chat.end_ids,
+            continued=any(w.params.continued for w in wanted),
         )
         self._call = asyncio.run_coroutine_threadsafe(
             self._engine.sample([w.request for w in wanted], params), self._engine_loop
@@ -144,7 +144,7 @@ class Batcher:
         return await asyncio.wrap_future(self._call)
 
     def _run_engine(self) -> None:
-        """The engine's thread. What ends it early (``SystemExit`` and its like) is told to who waits for the engine."""
+        """The engine's thread. What ends it early (``SystemExit``, for instance) becomes the error of the running call."""
         try:
             self._engine_loop.run_forever()
         except BaseException as error:  # noqa: BLE001  # the thread's own end
@@ -155,7 +155,7 @@ class Batcher:
             self._give_up_call()
 
     def _give_up_call(self) -> None:
-        """Answer the running call in the place of a thread that has ended; called from either thread."""
+        """Fail the running call if the engine's thread has ended; called from either thread."""
         if self.broken is not None and self._call is not None:
             with contextlib.suppress(concurrent.futures.InvalidStateError):  # answered already
                 self._call.set_exception(EngineError(self.broken, usable=False))
@@ -168,7 +168,7 @@ def _fail(wanted: Sequence[_Waiting], error: EngineError) -> None:
 
 
 def cut(answer: Sampled, cap: int) -> Sampled:
-    """What the answer had been under a lower cap."""
+    """The answer as it would be under a lower cap."""
     if len(answer.token_ids) <= cap:
         return answer
     return Sampled(answer.token_ids[:cap], answer.logprobs[:cap], "length")
@@ -179,32 +179,36 @@ class EngineBackend:
 
     Args:
         batcher: of the engine.
-        engine: for its chat format.
         instruction: between attempts.
         context: the longest conversation, in tokens.
     """
 
-    def __init__(self, batcher: Batcher, engine: Engine, instruction: str, context: int) -> None:
-        self._batcher, self._engine = batcher, engine
-        self._instruction, self._context = instruction, context
+    def __init__(self, batcher: Batcher, instruction: str, context: int) -> None:
+        self._batcher, self._instruction, self._context = batcher, instruction, context
         self._encoding = asyncio.Lock()
 
-    async def open(self, asked: ChatRequest) -> list[Conversation]:
+    async def open(self, request: ChatRequest) -> Conversation:
         """See ``Backend.open``."""
-        async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
-            prompt, bridge = await asyncio.to_thread(self._encode, asked.messages)
-        needed = len(prompt) + asked.attempts * asked.max_tokens + (asked.attempts - 1) * bridge
+        chat = self._batcher.chat
+        try:
+            async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
+                prompt = await asyncio.to_thread(chat.prompt_ids, request.messages)
+                bridge = len(await asyncio.to_thread(chat.bridge_ids, request.messages, self._instruction, False))
+        except ModelError as error:
+            raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
+        needed = len(prompt) + request.attempts * request.max_tokens + (request.attempts - 1) * bridge
         if needed > self._context:
             raise ApiError(
                 400,
-                f"this conversation may take {needed} tokens (messages {len(prompt)}, {asked.attempts} attempts of up to "
-                f"{asked.max_tokens}, instructions), but the limit is {self._context}; shorten the messages, or ask for fewer "
+                f"this conversation may take {needed} tokens (messages {len(prompt)}, {request.attempts} attempts of up to "
+                f"{request.max_tokens}, instructions), but the limit is {self._context}; shorten the messages, or ask for fewer "
                 "attempts or a lower max_tokens",
                 code="context_length_exceeded",
                 param="messages",
             )
-        seed = asked.seed if asked.seed is not None else secrets.randbits(62)
-        return [self._conversation(asked, prompt, (seed, "serve", sample)) for sample in range(asked.votes)]
+        seed = request.seed if request.seed is not None else secrets.randbits(62)
+        source = TokenSource(self._batcher, request.messages, request.max_tokens, request.temperature)
+        return Conversation(source, prompt, self._instruction, (seed, "serve"))
 
     def fault(self) -> str | None:
         """See ``Backend.fault``."""
@@ -212,39 +216,3 @@ class EngineBackend:
 
     async def aclose(self) -> None:
         await self._batcher.aclose()
-
-    def _conversation(self, asked: ChatRequest, prompt: tuple[int, ...], key: tuple[int | str, ...]) -> Conversation:
-        return _EngineConversation(self._batcher, self._engine, self._instruction, asked, prompt, key)
-
-    def _encode(self, messages: Messages) -> tuple[tuple[int, ...], int]:
-        """Prompt ids, and the length of a bridge."""
-        try:
-            prompt = self._engine.chat.prompt_ids(messages)
-            return prompt, len(self._engine.chat.bridge_ids(messages, self._instruction, False))
-        except ModelError as error:
-            raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
-
-
-class _EngineConversation:
-    def __init__(
-        self,
-        batcher: Batcher,
-        engine: Engine,
-        instruction: str,
-        asked: ChatRequest,
-        prompt: tuple[int, ...],
-        key: tuple[int | str, ...],
-    ) -> None:
-        self._batcher, self._engine, self._instruction = batcher, engine, instruction
-        self._asked, self._prompt, self._key = asked, prompt, key
-        self._number = 0
-        self.prompt_tokens = len(prompt)
-
-    async def attempt(self, *, last: bool) -> Said:
-        request = SampleRequest(self._prompt, (*self._key, self._number))
-        asked = self._asked
-        answer = await self._batcher.sample(request, asked.max_tokens, asked.temperature, continued=not last)
-        self._number += 1
-        if not last:
-            self._prompt = next_prompt(self._engine, asked.messages, self._instruction, self._prompt, answer)
-        return Said(self._engine.chat.text(answer.token_ids), answer.stop, len(answer.token_ids))

@@ -110,7 +110,7 @@ class Outcome:
     edit_ratios: tuple[float | None, ...]
     """From each of these to the next: Levenshtein distance in characters over the summed lengths; None: not measured."""
     votes: tuple[tuple[str | None, int], ...] | None
-    """Each final answer with its votes, most first; None (as an answer) had none to count. None without a vote."""
+    """Each final answer with its votes, most first; the answer None stands for texts without one. None: there was no vote."""
     prompt_tokens: int
     completion_tokens: int
     """Of all attempts of all conversations."""
@@ -118,7 +118,7 @@ class Outcome:
 
 
 def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
-    """Read a request body. Nothing in it is ignored: a field that would be is refused by name.
+    """Read a request body. A field that would be ignored is refused by name.
 
     Args:
         raw: the body.
@@ -153,27 +153,29 @@ def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
         )
     cap = _integer(fields, "max_tokens", bounds.max_tokens, 1, bounds.tokens_limit)
     stream = _boolean(fields, "stream")
+    options = fields.pop("stream_options", {})
+    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
+        raise ApiError(400, "stream_options may hold include_usage only", param="stream_options")
+    if options and not stream:
+        raise ApiError(400, "stream_options would be ignored without stream", param="stream_options")
+    given = fields.pop("messages", None)
+    if not isinstance(given, list) or not given:
+        raise ApiError(400, "messages must be a list with at least one message", param="messages")
+    messages = tuple(_message(m, i) for i, m in enumerate(given))
+    if messages[-1]["role"] != "user":
+        raise ApiError(400, "the last message must be the user's: it is what is answered", param="messages")
     request = ChatRequest(
-        messages=_messages(fields.pop("messages", None)),
+        messages=messages,
         attempts=_integer(fields, "attempts", bounds.attempts, 1, bounds.max_attempts),
         votes=votes,
         temperature=temperature,
         max_tokens=_integer(fields, "max_completion_tokens", cap, 1, bounds.tokens_limit),
         seed=_integer(fields, "seed", None, -(2**63), 2**63 - 1),
         stream=stream,
-        include_usage=_include_usage(fields, stream),
+        include_usage=_boolean(dict(options), "include_usage"),
     )
     _refuse_rest(fields)
     return request
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise ApiError(400, "messages must be a list with at least one message", param="messages")
-    messages = tuple(_message(m, i) for i, m in enumerate(value))
-    if messages[-1]["role"] != "user":
-        raise ApiError(400, "the last message must be the user's: it is what is answered", param="messages")
-    return messages
 
 
 def _message(value: object, i: int) -> Message:
@@ -220,15 +222,6 @@ def _boolean(fields: dict[str, Any], key: str) -> bool:
     return value
 
 
-def _include_usage(fields: dict[str, Any], stream: bool) -> bool:
-    options = fields.pop("stream_options", {})
-    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
-        raise ApiError(400, "stream_options may hold include_usage only", param="stream_options")
-    if options and not stream:
-        raise ApiError(400, "stream_options would be ignored without stream", param="stream_options")
-    return _boolean(dict(options), "include_usage")
-
-
 def _refuse_rest(fields: Mapping[str, object]) -> None:
     for key, value in fields.items():
         if key in WITHOUT_EFFECT or (key in NEUTRAL and value in NEUTRAL[key]):
@@ -245,7 +238,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def response(asked: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> dict[str, Any]:
+def response(request: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> dict[str, Any]:
     """The body of a plain answer."""
     last = outcome.attempts[-1]
     message = {"role": "assistant", "content": last.text, "refusal": None}
@@ -256,11 +249,11 @@ def response(asked: ChatRequest, outcome: Outcome, identity: str, created: int, 
         "model": model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(last)}],
         "usage": _usage(outcome),
-        "selfcorrect": extra(asked, outcome),
+        "selfcorrect": extra(request, outcome),
     }
 
 
-def extra(asked: ChatRequest, outcome: Outcome) -> dict[str, Any]:
+def extra(request: ChatRequest, outcome: Outcome) -> dict[str, Any]:
     """The fields beyond OpenAI's: every attempt, how much each changed, the votes, the time."""
     texts = [a.text for a in outcome.attempts]
     return {
@@ -271,10 +264,10 @@ def extra(asked: ChatRequest, outcome: Outcome) -> dict[str, Any]:
         ],
         "votes": None if outcome.votes is None else [{"answer": a, "count": n} for a, n in outcome.votes],
         "settings": {
-            "attempts": asked.attempts,
-            "votes": asked.votes,
-            "temperature": asked.temperature,
-            "max_tokens": asked.max_tokens,
+            "attempts": request.attempts,
+            "votes": request.votes,
+            "temperature": request.temperature,
+            "max_tokens": request.max_tokens,
         },
         "seconds": round(outcome.seconds, 6),
     }
@@ -291,19 +284,19 @@ def attempt_fields(number: int, attempt: ServedAttempt) -> dict[str, Any]:
 
 
 def chunk(identity: str, created: int, model: str, delta: Mapping[str, str], **more: Any) -> str:
-    """One server-sent event of a streamed answer; ``finish_reason`` goes into its choice, other fields beside it."""
+    """One server-sent event of a streamed answer; ``finish_reason`` goes into its choice, other fields next to it."""
     choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": more.pop("finish_reason", None)}
     head = {"id": identity, "object": "chat.completion.chunk", "created": created, "model": model}
     return event({**head, "choices": [choice], **more})
 
 
-def streamed(asked: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> Iterator[str]:
-    """The events of the final attempt: its text word by word, then the end with the extra fields, then usage if asked."""
+def streamed(request: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> Iterator[str]:
+    """The events of the final attempt: its text word by word, then the end with the extra fields, then the usage on request."""
     last = outcome.attempts[-1]
     for piece in re.findall(r"\s*\S+\s*|\s+", last.text):
         yield chunk(identity, created, model, {"content": piece})
-    yield chunk(identity, created, model, {}, finish_reason=_finish(last), selfcorrect=extra(asked, outcome))
-    if asked.include_usage:
+    yield chunk(identity, created, model, {}, finish_reason=_finish(last), selfcorrect=extra(request, outcome))
+    if request.include_usage:
         head = {"id": identity, "object": "chat.completion.chunk", "created": created, "model": model}
         yield event({**head, "choices": [], "usage": _usage(outcome)})
     yield DONE
@@ -314,13 +307,9 @@ def event(data: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def model_list(model: str, created: int) -> dict[str, Any]:
-    return {"object": "list", "data": [{"id": model, "object": "model", "created": created, "owned_by": "selfcorrect"}]}
-
-
 def _usage(outcome: Outcome) -> dict[str, int]:
-    asked, made = outcome.prompt_tokens, outcome.completion_tokens
-    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+    prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _finish(attempt: ServedAttempt) -> str:

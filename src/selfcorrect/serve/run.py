@@ -29,7 +29,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Take the address, before anything expensive; nobody can connect yet.
+    """Bind the address, before anything expensive; no client can connect yet.
 
     Raises:
         ConfigError: the host has no address here, or the port is taken.
@@ -125,19 +125,20 @@ class Server(uvicorn.Server):
             sock: bound.
             ready: called once requests are taken.
         """
-        asyncio.run(self._serve_and_announce(sock, ready))
 
-    async def _serve_and_announce(self, sock: socket.socket, ready: Callable[[], None]) -> None:
         async def announce() -> None:
             while not self.started:
                 await asyncio.sleep(0.02)
             ready()
 
-        announcing = asyncio.create_task(announce())
-        try:
-            await self.serve(sockets=[sock])
-        finally:
-            announcing.cancel()
+        async def serve_and_announce() -> None:
+            announcing = asyncio.create_task(announce())
+            try:
+                await self.serve(sockets=[sock])
+            finally:
+                announcing.cancel()
+
+        asyncio.run(serve_and_announce())
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

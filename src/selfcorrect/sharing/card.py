@@ -14,6 +14,7 @@ from selfcorrect.engines.models import EMBEDDED, resolve_model
 from selfcorrect.errors import ModelError
 from selfcorrect.measuring.compare import compare_runs
 from selfcorrect.measuring.intervals import Estimate
+from selfcorrect.measuring.labels import model_and_control
 from selfcorrect.measuring.metrics import EvalSummary
 from selfcorrect.records.lines import EvalRecord
 from selfcorrect.report.reading import RunData
@@ -35,7 +36,6 @@ PROBLEM = "{problem}"
 """Stands for the question in the form of a prompt."""
 HUB_DATA = {"gsm8k": GSM8K, "mbpp": MBPP}
 """Data sets of tasks that are read from the Hub unless ``task.path`` names another place."""
-CONTROLS = {"": "", "swapped": ", attempt 1 swapped", "given-wrong": ", wrong attempt 1 given"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +193,9 @@ def _results(data: RunData) -> str:
     head = ["", *(f"t{k + 1}" for k in range(attempts)), *(["delta", "i→c", "c→i"] if several else []), "n", "seeds"]
     rows = []
     for name, s in sorted(data.summaries.items(), key=lambda item: not item[0].startswith("base")):
-        who, _, control = name.partition("-")
-        label = ("base" if who == "base" else f"trained ({data.config.method.name})") + CONTROLS.get(
-            control, f", {control}"
-        )
+        who, control = model_and_control(name)
+        label = "base" if who == "base" else f"trained ({data.config.method.name})"
+        label += f", {control}" if control else ""
         cells = [a.accuracy.text() for a in s.attempts] + ["n/a"] * (attempts - len(s.attempts))
         if several and s.revisions:
             last = s.revisions[-1]
