@@ -715,7 +715,7 @@ MUTANTS = [
     Mutant(
         "words of the same letters vote together",
         "verify/math/decide.py",
-        "words)) or _is_word(text):",
+        "words)) or _LETTERS_ONLY.fullmatch(text):",
         "words)):",
         SCALE,
     ),

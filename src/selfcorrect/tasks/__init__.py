@@ -28,7 +28,17 @@ def make_task(config: TaskConfig) -> Task:
         raise ConfigError(
             "task.instruction is empty, so attempt 2 would not be asked for; drop the setting or write one"
         )
-    _refuse_ignored(config)
+    read = {"name", "instruction", *READ.get(config.name, TaskConfig.model_fields)}
+    if config.name == "own" and config.verifier != "code":
+        read.discard("accept_risk")
+    for name, field in TaskConfig.model_fields.items():
+        value = getattr(config, name)
+        if name not in read and value != field.default:
+            users = ", ".join(task for task, names in READ.items() if name in names)
+            raise ConfigError(
+                f"task.{name} = {value!r} would be ignored by task={config.name}, since only {users} read it; drop the "
+                "setting"
+            )
     task = TASKS.get(config.name, _imported)(config)
     if config.instruction is not None:
         task.instruction = config.instruction
@@ -44,34 +54,15 @@ READ = {
     "mbpp_repair": ("path", "eval_split", "accept_risk", "first_attempts"),
     "own": ("path", "eval_split", "accept_risk", "verifier", "prompt"),
 }
-"""Settings that a task reads, beside its name and the instruction."""
-
-
-def _refuse_ignored(config: TaskConfig) -> None:
-    if config.name not in READ:
-        return
-    read = {"name", "instruction", *READ[config.name]}
-    if config.name == "own" and config.verifier != "code":
-        read.discard("accept_risk")
-    for name, field in TaskConfig.model_fields.items():
-        value = getattr(config, name)
-        if name not in read and value != field.default:
-            users = ", ".join(task for task, names in READ.items() if name in names)
-            raise ConfigError(
-                f"task.{name} = {value!r} would be ignored by task={config.name}, it is read by {users}; drop the setting"
-            )
+"""Settings that each task reads, apart from its name and the instruction."""
 
 
 def _imported(config: TaskConfig) -> Task:
     from selfcorrect.tasks.own import import_callable
 
     task: Task = import_callable("task.name", config.name, "make(config) that returns a Task", 1)(config)
-    missing = [
-        n
-        for n in ("name", "instruction", "problems", "first_messages", "reference_answer", "grade")
-        if not hasattr(task, n)
-    ]
-    if missing:
+    names = ("name", "instruction", "problems", "first_messages", "reference_answer", "grade")
+    if missing := [n for n in names if not hasattr(task, n)]:
         raise ConfigError(
             f"task.name = {config.name!r} made a {type(task).__name__} without {', '.join(missing)}; a task needs what "
             "selfcorrect.tasks.base.Task lists"
@@ -79,54 +70,36 @@ def _imported(config: TaskConfig) -> Task:
     return task
 
 
-def _arithmetic(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.arithmetic import Arithmetic
+def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per task
+    """One of the package's own tasks. Imports only the module of that task."""
+    match config.name:
+        case "arithmetic":
+            from selfcorrect.tasks.arithmetic import Arithmetic
 
-    return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
+            return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
+        case "gsm8k":
+            from selfcorrect.tasks.gsm8k import Gsm8k
 
+            return Gsm8k(config.path)
+        case "math":
+            from selfcorrect.tasks.math import Math
 
-def _gsm8k(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.gsm8k import Gsm8k
+            return Math(config.path)
+        case "mbpp":
+            from selfcorrect.tasks.mbpp import Mbpp
 
-    return Gsm8k(config.path)
+            return Mbpp(config)
+        case "mbpp_repair":
+            from selfcorrect.tasks.mbpp_repair import MbppRepair
 
+            return MbppRepair(config)
+        case "humaneval":
+            from selfcorrect.tasks.humaneval import HumanEval
 
-def _math(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.math import Math
-
-    return Math(config.path)
-
-
-def _mbpp(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.mbpp import Mbpp
-
-    return Mbpp(config)
-
-
-def _mbpp_repair(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.mbpp_repair import MbppRepair
-
-    return MbppRepair(config)
-
-
-def _humaneval(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.humaneval import HumanEval
-
-    return HumanEval(config)
-
-
-def _own(config: TaskConfig) -> Task:
+            return HumanEval(config)
     from selfcorrect.tasks.own import Own, OwnPrograms
 
     return OwnPrograms(config) if config.verifier == "code" else Own(config)
 
 
-TASKS: dict[str, Callable[[TaskConfig], Task]] = {
-    "arithmetic": _arithmetic,
-    "gsm8k": _gsm8k,
-    "math": _math,
-    "mbpp": _mbpp,
-    "humaneval": _humaneval,
-    "mbpp_repair": _mbpp_repair,
-    "own": _own,
-}
+TASKS: dict[str, Callable[[TaskConfig], Task]] = dict.fromkeys(READ, _built_in)

@@ -50,7 +50,6 @@ class Mbpp(ProgramTask):
         self.name = type(self).name if config.eval_split == "test" else f"{type(self).name}-{config.eval_split}"
         self._eval_split = config.eval_split
         self._source = Source("mbpp", local(config.path), HUB, SPLITS, "text, code, task_id, test_list")
-        self._splits: dict[str, tuple[Problem, ...]] = {}
         self._examples: tuple[Message, ...] = ()
 
     def problems(self, split: Split) -> Sequence[Problem]:
@@ -60,8 +59,8 @@ class Mbpp(ProgramTask):
             DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
         """
         if not self._examples:
-            self._examples = _as_turns(self._read("prompt", _beside(self._source)))
-        return self._read(self._eval_split if split == "test" else split)
+            self._examples = _as_turns(_load(_beside(self._source), "prompt"))
+        return _load(self._source, self._eval_split if split == "test" else split)
 
     def first_messages(self, problem: Problem) -> list[Message]:
         """The worked examples as earlier turns, then the task with its tests. ``problems`` must have been called."""
@@ -76,12 +75,9 @@ class Mbpp(ProgramTask):
         """The program in the text, against set-up code and all tests."""
         return CodeRequest("mbpp", problem.meta["tests"], answer.text, "text", truncated=answer.truncated)
 
-    def _read(self, split: str, source: Source | None = None) -> tuple[Problem, ...]:
-        if split not in self._splits:
-            self._splits[split] = (source or self._source).load(
-                split, lambda _, row, where: _problem(row, where, split)
-            )
-        return self._splits[split]
+
+def _load(source: Source, split: str) -> tuple[Problem, ...]:
+    return source.load(split, lambda _, row, where: _problem(row, where, split))
 
 
 def _problem(row: Row, where: str, split: str) -> Problem:
@@ -91,10 +87,9 @@ def _problem(row: Row, where: str, split: str) -> Problem:
     task_id = row.get("task_id")
     if not isinstance(task_id, int) or not shown:
         fault = "a test_list without tests" if shown == () else "a task_id that is not a number"
-        raise DataError(f"{where} has {fault}; mend or drop that row")
-    setup = row.get("test_setup_code") or ""
-    before = (*_texts(row, "test_imports", where), *([str(setup)] if setup else []))
-    tests = (*before, *shown)
+        raise DataError(f"{where} has {fault}; correct or drop that row")
+    setup = row.get("test_setup_code")
+    tests = (*_texts(row, "test_imports", where), *([str(setup)] if setup else []), *shown)
     meta = {"code": code, "split": split, "task_id": task_id, "shown": shown, "tests": tests}
     return Problem(f"mbpp-{task_id}", text, "\n".join(tests), meta=meta)
 

@@ -26,7 +26,7 @@ class MbppRepair(Mbpp):
 
     Args:
         config: as for ``Mbpp``; and ``first_attempts``: a JSONL file of rows {task_id, attempt}, with ``passed`` (true:
-            nothing to repair, left aside), and ``model`` or ``operator``, which becomes the problem's level. None takes
+            nothing to repair, left out), and ``model`` or ``operator``, which becomes the problem's level. None takes
             ``first_attempts_models.jsonl`` (or ``.gz``) in the directory of the data.
     """
 
@@ -92,7 +92,7 @@ def _repairs(file: Path, tasks: dict[int, Problem]) -> list[Problem]:
         attempt, task_id, passed = text_field(row, "attempt", where), row.get("task_id"), row.get("passed", False)
         if not isinstance(task_id, int) or not isinstance(passed, bool):
             fault = "a task_id that is not a number" if isinstance(passed, bool) else "a field 'passed' that is no bool"
-            raise DataError(f"{where} has {fault}; mend or drop that row")
+            raise DataError(f"{where} has {fault}; correct or drop that row")
         program = attempt.replace("\r\n", "\n").strip("\n")
         if passed or task_id not in tasks or (task_id, program) in found:
             continue

@@ -15,7 +15,6 @@ import numpy as np
 from selfcorrect.config import TaskConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Message, Split
-from selfcorrect.tasks.graders import math_grader
 from selfcorrect.tasks.gsm8k import final_line, grade_number, number_key, parse_number
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.programs import ProgramTask
@@ -23,6 +22,7 @@ from selfcorrect.tasks.source import Row, Source, local
 from selfcorrect.types import Grade, Problem, Verdict
 from selfcorrect.verify.code import CodeRequest, plan_tests
 from selfcorrect.verify.math import answer_key
+from selfcorrect.verify.math.grader import shared_grader
 
 INSTRUCTION = (
     "There might be an error in your answer above, caused by a lack of understanding of the question. Go through it, "
@@ -36,7 +36,7 @@ Grader = Callable[[Problem, str, bool], Grade]
 
 
 class _Rows:
-    """Problems and prompts of a task of one's own; what judges them is the business of the classes below."""
+    """Problems and prompts of a user's own task. The classes below add the verdict."""
 
     def __init__(self, config: TaskConfig) -> None:
         if config.path is None:
@@ -51,7 +51,6 @@ class _Rows:
         self._prompt = config.prompt or SLOT
         self._eval_split = config.eval_split
         self._source = Source("own", local(config.path), None, ("train", "validation", "test"))
-        self._splits: dict[str, tuple[Problem, ...]] = {}
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split, in the order of the data; read once.
@@ -60,9 +59,7 @@ class _Rows:
             DataError: the data is missing, empty or malformed (with file and line).
         """
         name = "train" if split == "train" else self._eval_split
-        if name not in self._splits:
-            self._splits[name] = self._source.load(name, partial(self._problem, name))
-        return self._splits[name]
+        return self._source.load(name, partial(self._problem, name))
 
     def first_messages(self, problem: Problem) -> list[Message]:
         """One user message: the question in the prompt."""
@@ -117,7 +114,7 @@ class Own(_Rows):
         answer = super()._answer(row, where)
         if self._numbers and parse_number(answer) is None:
             raise DataError(
-                f"{where} has the answer {answer!r}, which is not one number; mend that row or take another task.verifier"
+                f"{where} has the answer {answer!r}, which is not one number; correct that row or take another task.verifier"
             )
         return answer
 
@@ -181,7 +178,7 @@ def _exact(problem: Problem, text: str, truncated: bool) -> Grade:
 BUILT_IN: dict[str, Grader] = {
     "exact": _exact,
     "number": lambda problem, text, truncated: grade_number(problem.answer, text, truncated=truncated),
-    "math": lambda problem, text, truncated: math_grader().grade(problem.answer, text, truncated=truncated),
+    "math": lambda problem, text, truncated: shared_grader().grade(problem.answer, text, truncated=truncated),
 }
 
 KEYS: dict[str, Callable[[str], str]] = {"number": number_key, "math": answer_key}

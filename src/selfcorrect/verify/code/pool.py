@@ -14,11 +14,11 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...errors import SelfCorrectError
-from .bwrap import zygote_command
-from .inside.codec import CodecError, dumps, loads
-from .inside.limits import Limits
-from .inside.wire import FrameTooLarge, recv_frame, send_frame
+from selfcorrect.errors import SelfCorrectError
+from selfcorrect.verify.code.bwrap import zygote_command
+from selfcorrect.verify.code.inside.codec import CodecError, dumps, loads
+from selfcorrect.verify.code.inside.limits import ProgramLimits
+from selfcorrect.verify.code.inside.wire import FrameTooLarge, recv_frame, send_frame
 
 _START_S = 60.0
 _GRACE_S = 30.0
@@ -26,7 +26,7 @@ _REPORT_LIMIT = 1 << 20
 
 
 class SandboxError(SelfCorrectError):
-    """The sandbox did not start, or stopped working. Says nothing of the program that was to run."""
+    """The sandbox did not start, or stopped working. This says nothing about the program that was to run."""
 
     exit_code = 3
 
@@ -48,7 +48,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """What came of one job."""
+    """How one job ended."""
 
     outcome: dict[str, Any] | None
     """The judge's report; None where the judge was killed before it made one."""
@@ -115,7 +115,7 @@ class Zygote:
             self.close()
             raise SandboxError(f"The code sandbox did not start. It said: {text or 'nothing'}")
 
-    def run(self, job: dict[str, Any], limits: Limits) -> JobReport:
+    def run(self, job: dict[str, Any], limits: ProgramLimits) -> JobReport:
         """Run one job to its end.
 
         Raises:
@@ -168,7 +168,7 @@ class ZygotePool:
         for _ in range(size):
             self._idle.put(None)
 
-    def run(self, job: dict[str, Any], limits: Limits) -> JobReport:
+    def run(self, job: dict[str, Any], limits: ProgramLimits) -> JobReport:
         """Run one job on any free supervisor; waits for one.
 
         Raises:
@@ -204,9 +204,7 @@ class ZygotePool:
     def close(self) -> None:
         """End all supervisors; waits for running jobs."""
         self._closed.set()
-        for _ in range(self.size):
-            zygote = self._idle.get()
+        for zygote in [self._idle.get() for _ in range(self.size)]:
             if zygote is not None:
                 zygote.close()
-        for _ in range(self.size):
-            self._idle.put(None)  # a late caller gets the error above, and does not wait for ever
+            self._idle.put(None)  # a late caller gets the error above, and does not wait forever

@@ -70,10 +70,6 @@ def _quotient(a: Fraction, b: Fraction) -> Fraction:
     return a / b
 
 
-def _binomial(n: Fraction, k: Fraction) -> Fraction:
-    return Fraction(math.comb(_integer(n, _MAX_BINOMIAL), _integer(k, _MAX_BINOMIAL)))
-
-
 _UNARY: dict[str, Callable[[Fraction], Fraction]] = {
     "abs": abs,
     "sqrt": lambda x: _root(x, Fraction(2)),
@@ -86,7 +82,7 @@ _BINARY: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "frac": _quotient,
     "pow": _power,
     "root": _root,
-    "binom": _binomial,
+    "binom": lambda n, k: Fraction(math.comb(_integer(n, _MAX_BINOMIAL), _integer(k, _MAX_BINOMIAL))),
 }
 
 

@@ -15,12 +15,11 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]  # it carries no types
 
 from selfcorrect.verify.math.exact import try_rational
-from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity, Sym, TooHard
-from selfcorrect.verify.math.structures import children
+from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity, Sym, TooHard, children
 
 _COARSE_DIGITS, _FINE_DIGITS, _GUARD = 60, 250, 20
 _NOISE = 1e-20
-"""Larger differences at the coarse precision are taken for real."""
+"""At the coarse precision, a larger difference counts as real."""
 _MAX_LOG2 = 40_000
 _POINTS = 10
 _SEED = 20240912
@@ -77,7 +76,7 @@ class Evaluator:
                 return self._power(self(node.args[0]), self(node.args[1]), try_rational(node.args[1]))
             case Apply(fn="root"):
                 index = try_rational(node.args[1])
-                if index is None or index == 0:
+                if not index:
                     raise Unevaluable("index of a root")
                 return self._power(self(node.args[0]), 1 / self(node.args[1]), 1 / index)
             case Apply(fn="frac" | "div"):
@@ -97,8 +96,6 @@ class Evaluator:
                 return mpmath.e()
             case "i":
                 return mpmath.mpc(0, 1)
-            case "oo":
-                raise Unevaluable("infinity")
         if name not in self.point:
             raise Unevaluable(name)
         return self.point[name]
@@ -134,7 +131,11 @@ class Evaluator:
         if fn in ("floor", "ceil"):
             return mpmath.floor(x) if fn == "floor" else mpmath.ceil(x)
         if fn == "fact":
-            return self._factorial(x)
+            if mpmath.re(x) < 0:
+                raise OutOfDomain("factorial of a negative number")
+            if abs(x) > 10_000:
+                raise TooHard("a large factorial")
+            return mpmath.factorial(x)
         if fn == "binom":
             return mpmath.binomial(x, args[1])
         function = getattr(mpmath, _FUNCTIONS.get(fn, ""), None)
@@ -152,14 +153,6 @@ class Evaluator:
         if bottom == 0:
             raise OutOfDomain("logarithm to base one")
         return mpmath.log(args[0]) / bottom
-
-    @staticmethod
-    def _factorial(x: Number) -> Number:
-        if mpmath.re(x) < 0:
-            raise OutOfDomain("factorial of a negative number")
-        if abs(x) > 10_000:
-            raise TooHard("a large factorial")
-        return mpmath.factorial(x)
 
 
 _FUNCTIONS = {
