@@ -229,8 +229,8 @@ MUTANTS = [
     Mutant(
         "a fence that closes a program is read as one that opens the words after it",
         "verify/code/extract.py",
-        "_opened(_paper_markers(completion))",
-        "_paper_markers(completion)",
+        "_opened(_between_markers(completion))",
+        "_between_markers(completion)",
         ("tests/verify/test_code_extract.py",),
     ),
     Mutant(

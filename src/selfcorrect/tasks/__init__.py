@@ -26,7 +26,7 @@ def make_task(config: TaskConfig) -> Task:
         )
     if config.instruction is not None and not config.instruction.strip():
         raise ConfigError(
-            "task.instruction is empty, so attempt 2 would not be asked for; drop the setting or write one"
+            "task.instruction is empty, so nothing would request attempt 2; drop the setting or write one"
         )
     read = {"name", "instruction", *READ.get(config.name, TaskConfig.model_fields)}
     if config.name == "own" and config.verifier != "code":

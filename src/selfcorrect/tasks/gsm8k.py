@@ -51,11 +51,7 @@ class Gsm8k:
         self._source = Source("gsm8k", local(path), HUB)
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data set; read once.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
-        """
+        """See ``Task``; read once."""
         return self._source.load(split, _problem)
 
     def first_messages(self, problem: Problem) -> list[Message]:

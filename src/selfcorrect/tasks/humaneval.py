@@ -1,6 +1,6 @@
 """HumanEval (Chen et al. 2021): functions to complete from signature and docstring. For measuring only.
 
-Asked for without examples, and without the tests, which only the verifier reads.
+The prompt has no examples and no tests; only the verifier reads the tests.
 """
 
 from __future__ import annotations

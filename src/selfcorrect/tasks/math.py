@@ -58,11 +58,7 @@ class Math:
         self._splits: dict[Split, tuple[Problem, ...]] = {}
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data set; read once.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
-        """
+        """See ``Task``; read once."""
         if split not in self._splits:
             source = self._source(split)
             held_out: frozenset[str] = frozenset()

@@ -1,6 +1,6 @@
-"""MBPP (Austin et al. 2021): short Python programs, asked for in words and by the tests that they must pass.
+"""MBPP (Austin et al. 2021): short Python programs, described in words and by the tests that they must pass.
 
-Attempt 1 is asked for as in the paper's appendix and in MBPP's own evaluation: three solved examples (task ids 2, 3, 4),
+The prompt of attempt 1 is that of the paper's appendix and of MBPP's own evaluation: three solved examples (task ids 2, 3, 4),
 then the task, each with its tests. A chat model is shown each example as a turn of its own.
 """
 
@@ -37,7 +37,7 @@ class Mbpp(ProgramTask):
 
     Args:
         config: ``path``: a directory with a file per split (``prompt`` holds the worked examples); or one file, with
-            rows that name their split, or named after a split and beside a file ``prompt.jsonl``; None takes the Hub.
+            rows that name their split, or named after a split and next to a file ``prompt.jsonl``; None takes the Hub.
             ``eval_split``: what evaluations measure.
     """
 
@@ -53,11 +53,7 @@ class Mbpp(ProgramTask):
         self._examples: tuple[Message, ...] = ()
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data set; read once, the worked examples with them.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
-        """
+        """See ``Task``; read once, together with the worked examples."""
         if not self._examples:
             self._examples = _as_turns(_load(_beside(self._source), "prompt"))
         return _load(self._source, self._eval_split if split == "test" else split)
@@ -68,7 +64,7 @@ class Mbpp(ProgramTask):
         return [*self._examples, {"role": "user", "content": _asked(problem)}]
 
     def reference_answer(self, problem: Problem) -> str:
-        """The data set's program, in the asked-for form."""
+        """The data set's program, in the requested form."""
         return ANSWER.format(program=problem.meta["code"])
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
@@ -120,7 +116,7 @@ def _as_turns(problems: Sequence[Problem]) -> tuple[Message, ...]:
 
 
 def _beside(source: Source) -> Source:
-    """Where the worked examples are: with the problems, or beside a file that is named after another split."""
+    """Where the worked examples are: with the problems, or next to a file that is named after another split."""
     path = source.path
     if path is None or not path.is_file() or source.has("prompt"):
         return source

@@ -49,21 +49,21 @@ class MbppRepair(Mbpp):
             self._repairs[split] = tuple(_repairs(self._attempts, tasks))
             if not self._repairs[split]:
                 raise DataError(
-                    f"{self._attempts} holds no wrong program for a task of this split of mbpp ({split} as asked for); take "
+                    f"{self._attempts} holds no wrong program for a task of this split of mbpp ({split}); take "
                     "another file with task.first_attempts, or another task.eval_split"
                 )
         return self._repairs[split]
 
     def first_answers(self, problem: Problem) -> Sequence[str]:
-        """The wrong program, in the form in which the policy is asked for one."""
+        """The wrong program, in the form that the prompt requests."""
         return [ANSWER.format(program=problem.meta["given"])]
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
-        """A given program is run as it was stored; nothing is searched for in it, as there is in a model's text."""
-        asked = super().request(problem, answer)
+        """A given program runs as it was stored. It is not searched for code as a model's text is."""
+        request = super().request(problem, answer)
         if answer.text == self.first_answers(problem)[0]:
-            return replace(asked, completion=problem.meta["given"], completion_form="code")
-        return asked
+            return replace(request, completion=problem.meta["given"], completion_form="code")
+        return request
 
 
 def _attempts_file(config: TaskConfig) -> Path:

@@ -53,11 +53,7 @@ class _Rows:
         self._source = Source("own", local(config.path), None, ("train", "validation", "test"))
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data; read once.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line).
-        """
+        """See ``Task``; read once."""
         name = "train" if split == "train" else self._eval_split
         return self._source.load(name, partial(self._problem, name))
 
@@ -103,7 +99,6 @@ class Own(_Rows):
         self._key = KEYS.get(config.verifier or "", _words)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """The verifier's verdict."""
         return self._grade(problem, text, truncated)
 
     def answer_key(self, answer: str) -> str:
@@ -182,7 +177,7 @@ BUILT_IN: dict[str, Grader] = {
 }
 
 KEYS: dict[str, Callable[[str], str]] = {"number": number_key, "math": answer_key}
-"""Where equal answers may differ in their words."""
+"""Verifiers for which equal answers may differ in their words."""
 
 
 def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
@@ -195,7 +190,7 @@ def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
         arguments: how many it will be given.
 
     Raises:
-        ConfigError: it cannot be imported, or not be called with so many arguments.
+        ConfigError: it cannot be imported, or does not take that many arguments.
     """
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -216,21 +211,17 @@ def _guarded(name: str, verify: Verify) -> Grader:
 
     def grade(problem: Problem, text: str, truncated: bool) -> Grade:
         try:
-            said = verify(problem.question, problem.answer, text, dict(problem.meta["row"]))
+            verdict = verify(problem.question, problem.answer, text, dict(problem.meta["row"]))
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
             return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
-        if isinstance(said, Grade):
-            return said
-        if isinstance(said, bool | np.bool_):  # what a comparison of arrays gives
-            said = Verdict.CORRECT if said else Verdict.TRUNCATED if truncated else Verdict.WRONG
-        if isinstance(said, Verdict):
-            return Grade(said, _compared(text), f"by {name}")
-        return Grade(Verdict.ERROR, None, f"{name} returned {type(said).__name__}, not bool, Verdict or Grade")
+        if isinstance(verdict, Grade):
+            return verdict
+        if isinstance(verdict, bool | np.bool_):  # what a comparison of arrays gives
+            verdict = Verdict.CORRECT if verdict else Verdict.TRUNCATED if truncated else Verdict.WRONG
+        if isinstance(verdict, Verdict):
+            # The verifier does not say what it read: the final line, else the whole text, tells two answers apart.
+            shown = final_line(text, truncated=False)
+            return Grade(verdict, text.strip() if isinstance(shown, Grade) else shown, f"by {name}")
+        return Grade(Verdict.ERROR, None, f"{name} returned {type(verdict).__name__}, not bool, Verdict or Grade")
 
     return grade
-
-
-def _compared(text: str) -> str:
-    """What tells two answers apart where the verifier does not say what it read: the final line, else the whole text."""
-    shown = final_line(text, truncated=False)
-    return text.strip() if isinstance(shown, Grade) else shown

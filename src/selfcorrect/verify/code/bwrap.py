@@ -21,7 +21,7 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space that a program may have
 }
 
-# Prints every shared object that the interpreter and its own extension modules map, by the name they were asked for.
+# Prints every shared object that the interpreter and its own extension modules map, by the name it was requested with.
 _LIST_LIBRARIES = """
 import ctypes, glob, importlib.machinery, importlib.util, sys, sysconfig
 for path in glob.glob(sysconfig.get_path("platstdlib") + "/lib-dynload/*.so"):

@@ -58,7 +58,7 @@ def _fences(text: str) -> list[tuple[str, str]]:
 
 
 def _pick_fence(text: str, names: tuple[str, ...]) -> list[str]:
-    """Fenced blocks in order of preference: the last that defines what is asked for, else the last."""
+    """Fenced blocks in order of preference: the last that defines all names, else the last that defines one, else the last."""
     fences = _fences(text)
     python = [content for tag, content in fences if tag in _PYTHON_TAGS]
     blocks = list(reversed(python or [content for _, content in fences]))
@@ -68,7 +68,7 @@ def _pick_fence(text: str, names: tuple[str, ...]) -> list[str]:
     return (complete or some or blocks)[:1]
 
 
-def _paper_markers(text: str) -> str:
+def _between_markers(text: str) -> str:
     """Cut to what stands between the MBPP prompt's [BEGIN] and [DONE], where the text has them.
 
     After [BEGIN], a line that is nothing but [END] or [/BEGIN] ends the program as well: models close the bracket with
@@ -142,7 +142,7 @@ def extract(form: Form, completion: str, prompt: str, entry_point: str | None, n
     if form in ("code", "body"):
         before = prompt.replace("\r\n", "\n") if form == "body" else ""
         return Extracted(((before + completion,),), (completion,))
-    text = _opened(_paper_markers(completion))
+    text = _opened(_between_markers(completion))
     if entry_point and defines(prompt, entry_point):
         return _humaneval_text(text, prompt, entry_point)
     found = _pick_fence(text, names) or _from_prose(text)

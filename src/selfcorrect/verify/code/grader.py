@@ -178,7 +178,7 @@ class CodeGrader:
             verdict = Verdict.TRUNCATED
         forgeable = bool(job.plan.fallback)
         if forgeable:
-            detail = f"{detail} [forgeable: ran beside the program, since {job.plan.fallback}]"
+            detail = f"{detail} [forgeable: ran in the program's process, since {job.plan.fallback}]"
             if verdict is Verdict.CORRECT and not self.trust_forgeable:
                 verdict, detail = Verdict.ERROR, f"not counted without trust_forgeable: {detail}"
         shown = job.found.shown[outcome.get("alternative", 0)]

@@ -75,10 +75,10 @@ class Zygote:
         """
         self._inner_pid = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process that writes to it
-        self._control, theirs = socket.socketpair()
+        self._control, far = socket.socketpair()
         info_read, info_write = os.pipe()
         try:
-            command, environment = zygote_command(protection.bwrap, theirs.fileno(), protection.seccomp)
+            command, environment = zygote_command(protection.bwrap, far.fileno(), protection.seccomp)
             if protection.bwrap is not None:
                 command[1:1] = ["--info-fd", str(info_write)]
             self._process = subprocess.Popen(
@@ -87,7 +87,7 @@ class Zygote:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                pass_fds=(theirs.fileno(), info_write),
+                pass_fds=(far.fileno(), info_write),
                 start_new_session=True,  # a Ctrl-C for the trainer must not reach it
             )
         except (OSError, subprocess.SubprocessError) as error:
@@ -96,7 +96,7 @@ class Zygote:
             self._errors.close()
             raise SandboxError(f"The code sandbox did not start: {error}.") from error
         finally:
-            theirs.close()
+            far.close()
             os.close(info_write)
         self._wait_until_ready(info_read, protection.bwrap is not None)
 
@@ -113,7 +113,7 @@ class Zygote:
             self._errors.seek(0)
             text = self._errors.read(2000).decode(errors="replace").strip()
             self.close()
-            raise SandboxError(f"The code sandbox did not start. It said: {text or 'nothing'}")
+            raise SandboxError(f"The code sandbox did not start. Its output: {text or 'none'}")
 
     def run(self, job: dict[str, Any], limits: ProgramLimits) -> JobReport:
         """Run one job to its end.

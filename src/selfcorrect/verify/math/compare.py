@@ -131,8 +131,10 @@ class Comparer:
             return True
         if isinstance(gold, Text) and gold.words.casefold() in _NUMBER_WORDS:
             gold = Num(Fraction(_NUMBER_WORDS.index(gold.words.casefold())))
+        if isinstance(gold, Text) or isinstance(given, Text):
+            a, b = _spelled(gold), _spelled(given)
+            return a is not None and b is not None and same_words(a, b, isinstance(gold, Text))
         rules: tuple[tuple[type, Callable[[Node, Node], Ternary]], ...] = (
-            (Text, self._words),
             (Quantity, self._quantities),
             (Rel, self._relations),
             (SetOp, self._pieces),
@@ -144,11 +146,6 @@ class Comparer:
             if isinstance(gold, kind) or isinstance(given, kind):
                 return rule(gold, given)
         return self._scalars(gold, given)
-
-    @staticmethod
-    def _words(gold: Node, given: Node) -> Ternary:
-        a, b = _spelled(gold), _spelled(given)
-        return a is not None and b is not None and same_words(a, b, isinstance(gold, Text))
 
     def _quantities(self, gold: Node, given: Node) -> Ternary:
         gold_value, gold_unit = _unpack(gold)

@@ -155,3 +155,9 @@ def children(node: Node) -> tuple[Node, ...]:
             return tuple(entry for row in rows for entry in row)
         case _:
             return ()
+
+
+def symbols(node: Node) -> frozenset[str]:
+    """The names of all variables and constants in a tree."""
+    own = frozenset({node.name}) if isinstance(node, Sym) else frozenset[str]()
+    return own.union(*(symbols(child) for child in children(node)))

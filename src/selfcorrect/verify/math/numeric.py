@@ -15,7 +15,7 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]  # it carries no types
 
 from selfcorrect.verify.math.exact import try_rational
-from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity, Sym, TooHard, children
+from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity, Sym, TooHard, symbols
 
 _COARSE_DIGITS, _FINE_DIGITS, _GUARD = 60, 250, 20
 _NOISE = 1e-20
@@ -34,15 +34,6 @@ class OutOfDomain(ValueError):
 
 class Unevaluable(ValueError):
     """The expression holds something without a value: words, a figure, a set."""
-
-
-def symbols(node: Node) -> frozenset[str]:
-    own = frozenset({node.name}) - CONSTANTS if isinstance(node, Sym) else frozenset[str]()
-    return own.union(*(symbols(child) for child in children(node)))
-
-
-def mentions(node: Node, name: str) -> bool:
-    return node == Sym(name) or any(mentions(child, name) for child in children(node))
 
 
 class Evaluator:
@@ -199,11 +190,11 @@ def _settled(node: Node, point: Mapping[str, Fraction], *, real: bool) -> Number
 def _pairs(a: Node, b: Node, digits: int) -> list[tuple[dict[str, Fraction], bool, Number, Number]]:
     """(point, real mode, value of a, value of b) wherever both are defined; complex only where real mode finds none."""
     names = symbols(a) | symbols(b)
-    modes = (False,) if mentions(a, "i") or mentions(b, "i") else (True, False)
+    modes = (False,) if "i" in names else (True, False)
     with mpmath.workdps(digits):
         for real in modes:
             found = []
-            for point in _points(names):
+            for point in _points(names - CONSTANTS):
                 x, y = _evaluate(a, point, real=real), _evaluate(b, point, real=real)
                 if x is not None and y is not None:
                     found.append((point, real, x, y))
@@ -253,7 +244,7 @@ def factor_between(a: Node, b: Node) -> int:
 
 def within(a: Node, b: Node, tolerance: Fraction) -> bool:
     """Whether two constants differ by less than ``tolerance``; False for expressions with variables."""
-    if symbols(a) or symbols(b):
+    if (symbols(a) | symbols(b)) - CONSTANTS:
         return False
     with mpmath.workdps(_COARSE_DIGITS):
         x, y = _evaluate(a, {}, real=True), _evaluate(b, {}, real=True)

@@ -18,7 +18,7 @@ from selfcorrect.verify.math.nodes import (
     SetOp,
     Sym,
     Text,
-    children,
+    symbols,
 )
 
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
@@ -28,10 +28,6 @@ Bounds = Literal["()", "[]", "[)", "(]"]
 def flip(op: str) -> str:
     """The operator of the mirrored relation."""
     return _FLIPPED.get(op, op)
-
-
-def _has_symbols(node: Node) -> bool:
-    return (isinstance(node, Sym) and node.name not in CONSTANTS) or any(_has_symbols(c) for c in children(node))
 
 
 def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of node
@@ -68,7 +64,7 @@ def split_label(relation: Rel) -> tuple[Node, Node] | None:
         return first, last
     if len(relation.parts) == 2 and is_label(last):
         return last, first
-    if not any(_has_symbols(part) for part in relation.parts):
+    if all(symbols(part) <= CONSTANTS for part in relation.parts):
         return Text(""), last
     return None
 

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -28,22 +29,19 @@ class ManyDigits(Scalars):
     """Decides scalars by evaluating them to many digits."""
 
     def identical(self, a: Node, b: Node) -> Ternary:
-        try:
+        with suppress(numeric.Unevaluable, TooHard):
             return numeric.identical(a, b)
-        except (numeric.Unevaluable, TooHard):
-            return False
+        return False
 
     def factor_between(self, a: Node, b: Node) -> int | None:
-        try:
+        with suppress(numeric.Unevaluable, TooHard):
             return numeric.factor_between(a, b)
-        except (numeric.Unevaluable, TooHard):
-            return 0
+        return 0
 
     def within(self, a: Node, b: Node, tolerance: Fraction) -> Ternary:
-        try:
+        with suppress(numeric.Unevaluable, TooHard):
             return numeric.within(a, b, tolerance)
-        except (numeric.Unevaluable, TooHard):
-            return False
+        return False
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any] | None:

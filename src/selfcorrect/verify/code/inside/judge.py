@@ -189,7 +189,7 @@ def _execute(source: str, namespace: dict[str, Any], name: str = "<tests>") -> N
 def _run_check(channel: _Channel, job: dict[str, Any], kinds: Any) -> None:
     entry = job["names"][0]
     namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
-    # Tests may use what the prompt defines beside the stub (HumanEval 32, 38, 50): from the prompt, not the program.
+    # Tests may use what the prompt defines next to the stub (HumanEval 32, 38, 50). It comes from the prompt, not the program.
     try:
         ast.parse(job["prompt"])
     except SyntaxError:

@@ -159,15 +159,15 @@ class Supervisor:
         }
 
     def _start(self, job_channel: socket.socket, limits: ProgramLimits, scratch: str) -> tuple[Child, Child]:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        judge_end, program_end = socket.socketpair()
+        with judge_end, program_end:
             if self.mode.isolated:
                 confine.unshare(confine.CLONE_NEWPID)
-            program = _fork(lambda: _become_program(theirs, limits, self.mode, scratch))
+            program = _fork(lambda: _become_program(program_end, limits, self.mode, scratch))
             if self.mode.isolated:
                 confine.setns(self.own_pids, confine.CLONE_NEWPID)
-            theirs.close()
-            tests = _fork(lambda: _become_judge(job_channel, ours, limits))
+            program_end.close()
+            tests = _fork(lambda: _become_judge(job_channel, judge_end, limits))
         return program, tests
 
     def _watch(self, program: Child, tests: Child, limits: ProgramLimits) -> None:
