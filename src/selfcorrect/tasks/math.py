@@ -61,6 +61,7 @@ class Math:
         """See ``Task``; read once."""
         if split not in self._splits:
             source = self._source(split)
+            # Training must not see test problems. Where the data has no test split, a run reports that itself.
             held_out: frozenset[str] = frozenset()
             separate = source.path is None or source.path.is_dir()
             if split == "train" and separate and source.has("test"):

@@ -143,7 +143,7 @@ class OwnPrograms(ProgramTask, _Rows):
 
 
 def make_verifier(name: str | None) -> Grader:
-    """The verifier that ``task.verifier`` names; ``code`` is not among them, see ``OwnPrograms``.
+    """The verifier that ``task.verifier`` names, except ``code``: ``OwnPrograms`` does that.
 
     Raises:
         ConfigError: none is named, or it cannot be imported or called.

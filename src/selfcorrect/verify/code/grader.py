@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +97,8 @@ class CodeGrader:
         self.workers = workers or 2 * len(os.sched_getaffinity(0))
         self.trust_forgeable = trust_forgeable
         self._pool = ZygotePool(self.workers, protection)
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="code-grader")
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +116,10 @@ class CodeGrader:
 
     def close(self) -> None:
         """Wait for running programs and end all sandboxes."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=True, cancel_futures=True)
         self._pool.close()
 
     def grade(self, request: CodeRequest) -> CodeGrade:
@@ -137,11 +142,17 @@ class CodeGrader:
 
     def grade_many(self, requests: Iterable[CodeRequest]) -> list[CodeGrade]:
         """Grade programs in parallel; verdicts come in the order of the requests."""
-        return list(self._threads.map(self.grade, requests))
+        return list(self._executor().map(self.grade, requests))
 
     async def grade_async(self, request: CodeRequest) -> CodeGrade:
         """Grade one program without blocking the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.grade, request)
+        return await asyncio.get_running_loop().run_in_executor(self._executor(), self.grade, request)
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:  # after a close a late caller gets a new one, and then the verdict ``error``
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="code-grader")
+            return self._threads
 
     def _prepare(self, request: CodeRequest) -> _Prepared | CodeGrade:
         """Read the tests and find the program. A grade where one of the two decides already."""
@@ -176,13 +187,13 @@ class CodeGrader:
         outcome = report.outcome or {}
         if job.truncated and outcome.get("outcome") == "compile":
             verdict = Verdict.TRUNCATED
-        forgeable = bool(job.plan.fallback)
-        if forgeable:
+        if job.plan.fallback:
             detail = f"{detail} [forgeable: ran in the program's process, since {job.plan.fallback}]"
             if verdict is Verdict.CORRECT and not self.trust_forgeable:
                 verdict, detail = Verdict.ERROR, f"not counted without trust_forgeable: {detail}"
         shown = job.found.shown[outcome.get("alternative", 0)]
-        return CodeGrade(verdict, shown, detail, forgeable, seconds, report.program.cpu_s, report.program.memory_mb)
+        cost = seconds, report.program.cpu_s, report.program.memory_mb
+        return CodeGrade(verdict, shown, detail, bool(job.plan.fallback), *cost)
 
 
 _OUTCOMES = {
