@@ -1,7 +1,7 @@
 """Adding numbers, answer first, then the check. Two forms, ``task.asks``:
 
-``last_digit`` is the task of the demo. A solution writes the answer at once and then walks back from it (mod 10), taking
-one number off at a time from the right. ``sum`` is ordinary arithmetic for language models, which know sums already:
+``last_digit`` is the task of the demo. A solution writes the answer at once and then walks back from it (mod 10),
+subtracting one number at a time from the right. ``sum`` is ordinary arithmetic for language models, which can add already:
 
     What is the last digit of 4+7+2?      Answer: 3           What is 40+17+25?     Answer: 82
                                           Check: 140                                Check: 82-25=57, 57-17=40
@@ -43,7 +43,7 @@ SLIPS_OF_A_SUM = (-10, -2, -1, 1, 2, 10)
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How a demonstrated pupil answers. Probabilities; ``short`` and ``long`` are lengths of problems."""
+    """How the demonstrated pupil answers, as probabilities. ``short`` and ``long`` refer to the length of a problem."""
 
     slip_short: float
     """Attempt 1 is off by a random amount."""

@@ -91,7 +91,11 @@ def _repairs(file: Path, tasks: dict[int, Problem]) -> list[Problem]:
     for where, row in read_jsonl(file):
         attempt, task_id, passed = text_field(row, "attempt", where), row.get("task_id"), row.get("passed", False)
         if not isinstance(task_id, int) or not isinstance(passed, bool):
-            fault = "a task_id that is not a number" if isinstance(passed, bool) else "a field 'passed' that is no bool"
+            fault = (
+                "a task_id that is not a number"
+                if isinstance(passed, bool)
+                else "a field 'passed' that is not a boolean"
+            )
             raise DataError(f"{where} has {fault}; correct or drop that row")
         program = attempt.replace("\r\n", "\n").strip("\n")
         if passed or task_id not in tasks or (task_id, program) in found:

@@ -63,7 +63,7 @@ def _pick_fence(text: str, names: tuple[str, ...]) -> list[str]:
     python = [content for tag, content in fences if tag in _PYTHON_TAGS]
     blocks = list(reversed(python or [content for _, content in fences]))
     complete = [b for b in blocks if all(defines(b, n) for n in names)]
-    # Only blocks of the best class stand for the answer: an earlier draft is no fallback for a broken last version.
+    # Only blocks of the best class stand for the answer: an earlier draft does not replace a broken last version.
     some = [b for b in blocks if any(defines(b, n) for n in names)]
     return (complete or some or blocks)[:1]
 

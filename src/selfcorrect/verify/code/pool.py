@@ -98,11 +98,8 @@ class Zygote:
         finally:
             far.close()
             os.close(info_write)
-        self._wait_until_ready(info_read, protection.bwrap is not None)
-
-    def _wait_until_ready(self, info_read: int, isolated: bool) -> None:
         with os.fdopen(info_read, "rb") as info:
-            if isolated and (described := info.read()):
+            if protection.bwrap is not None and (described := info.read()):
                 self._inner_pid = json.loads(described)["child-pid"]
         self._control.settimeout(_START_S)
         try:

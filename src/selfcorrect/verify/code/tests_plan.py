@@ -83,7 +83,7 @@ def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
     """Why the tests need objects of the program's own classes; empty where they do not.
 
     A class is recognised by its capital letter and by what happens to the result of calling it: it is passed to another
-    function of the program, or its attributes are read. A lone call of a capitalised function compared with data is no class.
+    function of the program, or its attributes are read. A lone call of a capitalised function whose result is compared with data is not one.
     """
     classes = {name for name in names if name[:1].isupper()}
     held: dict[str, str] = {}

@@ -49,8 +49,6 @@ class ExpressionParser(ABC):
         self.in_angle = False
         self.bars = 0
 
-    # -- token access ---------------------------------------------------------------------------------------------
-
     @property
     def token(self) -> Token:
         return self.tokens[self.position]
@@ -83,8 +81,6 @@ class ExpressionParser(ABC):
             raise TooHard(f"nested deeper than {MAX_DEPTH}")
         yield
         self.depth -= 1
-
-    # -- grammar --------------------------------------------------------------------------------------------------
 
     def expression(self) -> Node:
         """Terms joined by + - and plus-minus."""
@@ -260,7 +256,7 @@ class ExpressionParser(ABC):
         digits, _, subscript = literal.partition("_")
         base = int(subscript)
         if not digits.strip(".") or not 2 <= base <= 36 or any(int(d, 36) >= base for d in digits.replace(".", "")):
-            raise CannotParse(f"{digits} is no numeral of base {base}")
+            raise CannotParse(f"{digits} is not a numeral in base {base}")
         if base == 10:
             return Num(Fraction(digits))
         return Based(digits.lstrip("0") or "0", base)
@@ -365,4 +361,4 @@ class ExpressionParser(ABC):
 
     @abstractmethod
     def structure(self, value: str) -> Node:
-        """What opens with a bracket or a command that is no scalar."""
+        """What opens with a bracket or with a command outside the scalar part."""

@@ -51,12 +51,18 @@ class Evaluator:
             raise TooHard("a value of too many digits")
         return value
 
-    def _value(self, node: Node) -> Number:  # noqa: PLR0911  # one return per kind of node
+    def _value(self, node: Node) -> Number:  # noqa: PLR0911, PLR0912  # one case per kind of node
         match node:
             case Num():
                 return mpmath.mpf(node.value.numerator) / node.value.denominator
-            case Sym():
-                return self._symbol(node.name)
+            case Sym("pi"):
+                return mpmath.pi()
+            case Sym("e"):
+                return mpmath.e()
+            case Sym("i"):
+                return mpmath.mpc(0, 1)
+            case Sym() if node.name in self.point:
+                return self.point[node.name]
             case Quantity():
                 return self(node.value) / (100 if node.unit == "%" else 1)
             case Apply(fn="add"):
@@ -78,18 +84,6 @@ class Evaluator:
             case Apply():
                 return self._function(node.fn, [self(a) for a in node.args])
         raise Unevaluable(type(node).__name__)
-
-    def _symbol(self, name: str) -> Number:
-        match name:
-            case "pi":
-                return mpmath.pi()
-            case "e":
-                return mpmath.e()
-            case "i":
-                return mpmath.mpc(0, 1)
-        if name not in self.point:
-            raise Unevaluable(name)
-        return self.point[name]
 
     def _power(self, base: Number, exponent: Number, rational: Fraction | None) -> Number:
         if base == 0:

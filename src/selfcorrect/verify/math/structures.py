@@ -219,7 +219,7 @@ def choose_sign(node: Node, *, upper: bool) -> Node:
 
 
 def reject_odd_arithmetic(node: Node) -> Node:
-    """Sets, relations and words are no operands: ``2*(1,2)`` or ``E = 5`` inside a sum is not in the grammar."""
+    """Sets, relations and words cannot be operands: ``2*(1,2)`` or ``E = 5`` inside a sum is not in the grammar."""
     if isinstance(node, Apply):
         vector = node.fn.startswith("user:")
         for argument in node.args:

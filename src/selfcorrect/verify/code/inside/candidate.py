@@ -1,7 +1,7 @@
 """The untrusted process: loads one program, then answers calls with plain data until the trusted side hangs up.
 
-The program shares this process, so it can change or forge anything here. What it gains is to choose its own answers,
-which is what calling it means: expected values, assertions and the verdict never come here. The one exception is
+The program shares this process, so it can change or forge anything here. That only lets it
+choose its own answers, as any program does: expected values, assertions and the verdict never come here. The one exception is
 ``run_tests``, the fallback for tests that need the program's own classes; its verdicts are marked as forgeable.
 """
 

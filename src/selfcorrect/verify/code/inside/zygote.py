@@ -201,7 +201,7 @@ class Supervisor:
 class _Clock:
     """CPU time, the wall-clock backstop, and the time in which a job neither ran nor waited for a core.
 
-    RLIMIT_CPU alone would not do: the kernel checks it by sampled ticks, which are off by a tenth on a busy machine.
+    RLIMIT_CPU alone is not enough: the kernel checks it by sampled ticks, which are off by a tenth on a busy machine.
     """
 
     def __init__(self, limits: ProgramLimits, pids: list[int]) -> None:
@@ -264,7 +264,7 @@ def main(arguments: list[str]) -> NoReturn:
     if mode.isolated and mode.seccomp:
         seccomp.program(platform.machine(), 1)  # built once: in its own PID namespace every program is process 1
     gc.collect()
-    gc.freeze()  # shared pages stay shared: the collector would write to every object
+    gc.freeze()  # pages stay shared, because the collector no longer writes to every object
     send_frame(control, dumps({"ready": True}))
     supervisor.run_forever()
     sys.exit(0)
