@@ -104,7 +104,9 @@ def _claim(out: Path, resume: bool) -> None:
     claim(out)
 
 
-def _run(rows: Iterator[CaseRow[Case]], out: Path, grade_one: Callable[[Case], Grade], workers: int, resume: bool) -> None:
+def _run(
+    rows: Iterator[CaseRow[Case]], out: Path, grade_one: Callable[[Case], Grade], workers: int, resume: bool
+) -> None:
     from selfcorrect.training.loop import stop_on_signal
     from selfcorrect.verify.batch import grade_rows
 
