@@ -219,7 +219,7 @@ def test_first_attempts_that_cannot_be_used(tmp_path):
     for line, reason in [
         ('{"task_id": 11}', r"f.jsonl line 1 has no field 'attempt'"),
         ('{"task_id": "11", "attempt": "x"}', "line 1 has a task_id that is not a number"),
-        ('{"task_id": 11, "attempt": "x", "passed": 1}', "line 1 has a field 'passed' that is no bool"),
+        ('{"task_id": 11, "attempt": "x", "passed": 1}', "line 1 has a field 'passed' that is not a boolean"),
         ('{"task_id": 601, "attempt": "x"}', r"holds no wrong program for a task of this split"),
         ('{"task_id": 11, "attempt": "x", "passed": true}', r"holds no wrong program"),
         ("{", "line 1 is not valid JSON"),

@@ -20,7 +20,7 @@ from selfcorrect.errors import DataError
 from selfcorrect.types import Grade, Verdict
 from selfcorrect.verify import batch, cases
 from selfcorrect.verify.batch import grade_rows, in_order
-from selfcorrect.verify.cases import Broken, Row
+from selfcorrect.verify.cases import Broken, CaseRow
 from selfcorrect.verify.code import RISK_NAME, bwrap, report
 
 sys.path.append(str(Path(__file__).parent / "verify"))
@@ -359,7 +359,7 @@ def test_a_full_disk_says_so_and_how_to_go_on(tmp_path, monkeypatch):
 
     opened = batch._opened
     monkeypatch.setattr(batch, "_opened", lambda *given: Full(opened(*given)))
-    given = iter([Row(str(i), None, 1) for i in range(50)])
+    given = iter([CaseRow(str(i), None, 1) for i in range(50)])
     with pytest.raises(batch.RunError, match=r"No space left on device; .* --resume"):
         grade_rows(given, tmp_path / "out", lambda _case: Grade(Verdict.CORRECT, None, "x"), 2)
     assert 1 <= len(verdicts(tmp_path / "out")) <= 3
@@ -429,7 +429,7 @@ def test_a_grader_that_raises_costs_its_own_row_only(tmp_path):
             raise MemoryError("a bomb \ud800")
         return Grade(Verdict.CORRECT, None, "fine")
 
-    tally = grade_rows(iter([Row(str(i), i, 1) for i in range(3)]), tmp_path / "out", grade, 2)
+    tally = grade_rows(iter([CaseRow(str(i), i, 1) for i in range(3)]), tmp_path / "out", grade, 2)
     assert brief(tmp_path / "out") == [(0, "correct"), (1, "error"), (2, "correct")]
     assert "MemoryError: a bomb ?" in verdicts(tmp_path / "out")[1]["detail"]
     assert tally.verdicts == {"correct": 2, "error": 1}

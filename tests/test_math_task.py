@@ -106,7 +106,7 @@ def test_the_hub(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(
-        DataError, match=r"data set dat/math is no file or directory here, and could not be had .*offline"
+        DataError, match=r"data set dat/math is no file or directory here, and could not be loaded .*offline"
     ):
         Math("dat/math").problems("test")
     with pytest.raises(DataError, match=r"data file no/such/file does not exist"):

@@ -229,8 +229,8 @@ MUTANTS = [
     Mutant(
         "a fence that closes a program is read as one that opens the words after it",
         "verify/code/extract.py",
-        "_opened(_paper_markers(completion))",
-        "_paper_markers(completion)",
+        "_opened(_between_markers(completion))",
+        "_between_markers(completion)",
         ("tests/verify/test_code_extract.py",),
     ),
     Mutant(
@@ -663,8 +663,8 @@ MUTANTS = [
     Mutant(
         "a torn verdict line is kept",
         "verify/batch.py",
-        'if not line.endswith(b"\\n"):',
-        "if False:",
+        'torn = not line.endswith(b"\\n")',
+        "torn = False",
         ("tests/test_grade_command.py::test_resume_goes_on_behind_the_whole_lines",),
     ),
     Mutant(
@@ -733,7 +733,7 @@ MUTANTS = [
     Mutant(
         "words of the same letters vote together",
         "verify/math/decide.py",
-        "words)) or _is_word(text):",
+        "words)) or _LETTERS_ONLY.fullmatch(text):",
         "words)):",
         SCALE,
     ),

@@ -19,10 +19,10 @@ import pytest
 from code_tools import mbpp, needs_sandbox
 
 from selfcorrect.types import Verdict
-from selfcorrect.verify.code import CodeGrader, CodeRequest, Limits
+from selfcorrect.verify.code import CodeGrader, CodeRequest, ProgramLimits
 
 MARKER = f"selfcorrect-attack-{os.getpid()}"
-LIMITS = Limits(cpu_s=2, idle_s=1.5, wall_s=60, memory_mb=256)
+LIMITS = ProgramLimits(cpu_s=2, idle_s=1.5, wall_s=60, memory_mb=256)
 ELAPSED_S = 30  # bound per attack on a machine that gives a process most of a core; more where it gives less
 CANARY = Path.home() / f"{MARKER}-canary"
 
@@ -480,7 +480,7 @@ def test_a_loaded_machine_does_not_change_a_verdict():
     program = "import time\ndef f(x):\n    while time.process_time() < 1.0: pass\n    return 41\n"
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(12)]
     try:
-        with CodeGrader(limits=Limits(cpu_s=2, idle_s=1.0, wall_s=120), workers=1) as grader:
+        with CodeGrader(limits=ProgramLimits(cpu_s=2, idle_s=1.0, wall_s=120), workers=1) as grader:
             grade = grader.grade(mbpp(program))
             assert grade.verdict is Verdict.CORRECT, grade
     finally:

@@ -5,7 +5,7 @@ import re
 
 from code_tools import ROOT, needs_sandbox
 
-from selfcorrect.verify.code import RISK_NAME, Limits
+from selfcorrect.verify.code import RISK_NAME, ProgramLimits
 
 PAGE = (ROOT / "docs" / "sandbox.md").read_text()
 
@@ -18,5 +18,5 @@ def test_the_example_runs(capsys):
 
 
 def test_every_limit_and_the_risk_are_named():
-    missing = [field.name for field in dataclasses.fields(Limits) if f"`{field.name}`" not in PAGE]
+    missing = [field.name for field in dataclasses.fields(ProgramLimits) if f"`{field.name}`" not in PAGE]
     assert missing == [] and RISK_NAME in PAGE

@@ -9,7 +9,7 @@ from code_tools import mbpp, needs_sandbox
 
 from selfcorrect.errors import ConfigError
 from selfcorrect.types import Grade, Verdict
-from selfcorrect.verify.code import RISK_NAME, CodeGrader, CodeRequest, Limits, report, sandbox_report
+from selfcorrect.verify.code import RISK_NAME, CodeGrader, CodeRequest, ProgramLimits, report, sandbox_report
 
 PROMPT = 'from typing import List\n\ndef total(xs: List[int]) -> int:\n    """Sum them."""\n'
 CHECK = "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n"
@@ -18,7 +18,7 @@ CHECK = "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert ca
 @pytest.fixture(scope="module")
 def grader():
     needs_sandbox()
-    with CodeGrader(limits=Limits(cpu_s=2, idle_s=2), workers=2) as made:
+    with CodeGrader(limits=ProgramLimits(cpu_s=2, idle_s=2), workers=2) as made:
         yield made
 
 
@@ -182,19 +182,19 @@ def test_a_closed_grader_says_so(grader):
 )  # fmt: skip
 def test_limits_that_make_no_sense_are_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        CodeGrader(limits=Limits(**settings))
+        CodeGrader(limits=ProgramLimits(**settings))
 
 
 @pytest.mark.parametrize(
     ("limit", "program", "fits"),
     [
-        (Limits(cpu_s=0.5), "import time\ndef f(x):\n  while time.process_time() < 1: pass\n  return 41", Limits(cpu_s=3)),
-        (Limits(idle_s=0.5), "import time\ndef f(x): time.sleep(2); return 41", Limits(idle_s=5)),
-        (Limits(wall_s=1, cpu_s=1, idle_s=9), "import time\ndef f(x): time.sleep(3); return 41", Limits(wall_s=60, idle_s=9)),
-        (Limits(memory_mb=128), "def f(x): return len(bytearray(200 << 20)) and 41", Limits(memory_mb=512)),
-        (Limits(scratch_mb=1), "def f(x): open('a', 'wb').write(bytes(3 << 20)); return 41", Limits(scratch_mb=8)),
-        (Limits(files=16), "def f(x): a = [open('/dev/null') for _ in range(40)]; return 41", Limits(files=64)),
-        (Limits(message_mb=1), "def f(x): return 41 if x else 0\nbig = lambda: 0\ndef f(x): return 'x' * (2 << 20)", None),
+        (ProgramLimits(cpu_s=0.5), "import time\ndef f(x):\n  while time.process_time() < 1: pass\n  return 41", ProgramLimits(cpu_s=3)),
+        (ProgramLimits(idle_s=0.5), "import time\ndef f(x): time.sleep(2); return 41", ProgramLimits(idle_s=5)),
+        (ProgramLimits(wall_s=1, cpu_s=1, idle_s=9), "import time\ndef f(x): time.sleep(3); return 41", ProgramLimits(wall_s=60, idle_s=9)),
+        (ProgramLimits(memory_mb=128), "def f(x): return len(bytearray(200 << 20)) and 41", ProgramLimits(memory_mb=512)),
+        (ProgramLimits(scratch_mb=1), "def f(x): open('a', 'wb').write(bytes(3 << 20)); return 41", ProgramLimits(scratch_mb=8)),
+        (ProgramLimits(files=16), "def f(x): a = [open('/dev/null') for _ in range(40)]; return 41", ProgramLimits(files=64)),
+        (ProgramLimits(message_mb=1), "def f(x): return 41 if x else 0\nbig = lambda: 0\ndef f(x): return 'x' * (2 << 20)", None),
     ],
 )  # fmt: skip
 def test_each_limit_changes_something(limit, program, fits):
@@ -231,7 +231,7 @@ def test_the_risk_is_accepted_by_its_name_only(unsafe_machine, consent):
 def test_with_the_risk_accepted_verdicts_are_as_unforgeable_and_the_rest_still_holds(unsafe_machine, tmp_path):
     canary = tmp_path / "canary"
     canary.write_text("untouched")
-    with CodeGrader(limits=Limits(cpu_s=1, idle_s=1), workers=1, accept_risk=RISK_NAME) as plain:
+    with CodeGrader(limits=ProgramLimits(cpu_s=1, idle_s=1), workers=1, accept_risk=RISK_NAME) as plain:
         assert plain.grade(mbpp("def f(x): return 41")).verdict is Verdict.CORRECT
         equal = "class E:\n  def __eq__(s, o): return True\ndef f(x): return E()"
         assert plain.grade(mbpp(equal)).verdict is Verdict.WRONG

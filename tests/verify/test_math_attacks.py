@@ -14,7 +14,7 @@ import pytest
 
 import selfcorrect
 from selfcorrect.types import Verdict
-from selfcorrect.verify.math import Limits, MathCase, MathGrader, worker
+from selfcorrect.verify.math import MathCase, MathGrader, PairLimits, worker
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 1 << 30
@@ -150,7 +150,7 @@ def test_a_bomb_in_a_batch_costs_no_other_verdict() -> None:
 
 
 def test_cpu_limit_gives_timeout_and_a_fresh_worker() -> None:
-    with MathGrader(workers=1, limits=Limits(cpu_s=0.002, wall_s=4.0)) as grader:
+    with MathGrader(workers=1, limits=PairLimits(cpu_s=0.002, wall_s=4.0)) as grader:
         hard = "+".join(rf"\sqrt{{{n}}}" for n in range(2, 150))
         assert grader.grade(hard, hard + "+x-x+1", bare=True).verdict is Verdict.TIMEOUT
         assert grader.grade("x", "2x", bare=True).verdict in (Verdict.WRONG, Verdict.TIMEOUT)

@@ -55,7 +55,7 @@ def doctor(
     sandbox = sandbox_report()
     if as_json:
         # not needed: all but the grading of programs works without, and that refuses with this reason
-        protections = [Finding(i.name, i.present, False, i.detail, i.mend) for i in sandbox.items]
+        protections = [Finding(i.name, i.present, False, i.detail, i.fix) for i in sandbox.items]
         print(json.dumps([asdict(f) for f in [*findings, *protections]]))
     else:
         for f in findings:
@@ -68,7 +68,7 @@ def doctor(
 
 def _sandbox(report: SandboxReport) -> str:
     lines = ["", "sandbox for programs that a model wrote (code tasks, `selfcorrect grade code`):", report.describe()]
-    mends = dict.fromkeys(item.mend for item in report.missing if item.mend)
+    mends = dict.fromkeys(item.fix for item in report.missing if item.fix)
     lines += [f"        mend with: {mend}" for mend in mends]
     lines += [] if report.complete else ["        without what is MISSING, programs are refused; all else works"]
     return "\n".join(lines)

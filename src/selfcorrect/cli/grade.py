@@ -15,7 +15,7 @@ from selfcorrect.errors import Interrupted, RunError
 
 if TYPE_CHECKING:
     from selfcorrect.types import Grade
-    from selfcorrect.verify.cases import Row
+    from selfcorrect.verify.cases import CaseRow
 
 Case = TypeVar("Case")
 
@@ -104,7 +104,9 @@ def _claim(out: Path, resume: bool) -> None:
     claim(out)
 
 
-def _run(rows: Iterator[Row[Case]], out: Path, grade_one: Callable[[Case], Grade], workers: int, resume: bool) -> None:
+def _run(
+    rows: Iterator[CaseRow[Case]], out: Path, grade_one: Callable[[Case], Grade], workers: int, resume: bool
+) -> None:
     from selfcorrect.training.loop import stop_on_signal
     from selfcorrect.verify.batch import grade_rows
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from selfcorrect.config.sections import (
     ArithmeticConfig,
@@ -36,7 +35,7 @@ def make_task(config: TaskConfig) -> Task:
         )
     if config.instruction is not None and not config.instruction.strip():
         raise ConfigError(
-            "task.instruction is empty, so attempt 2 would not be asked for; drop the setting or write one"
+            "task.instruction is empty, so nothing would request attempt 2; drop the setting or write one"
         )
     task = TASKS.get(config.name, _imported)(config)
     if config.instruction is not None:
@@ -61,54 +60,41 @@ def _imported(config: TaskConfig) -> Task:
     return task
 
 
-def _arithmetic(config: ArithmeticConfig) -> Task:
-    from selfcorrect.tasks.arithmetic import Arithmetic
+def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per task
+    """One of the package's own tasks. Imports only the module of that task."""
+    match config:
+        case ArithmeticConfig():
+            from selfcorrect.tasks.arithmetic import Arithmetic
 
-    return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
+            return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
+        case Gsm8kConfig():
+            from selfcorrect.tasks.gsm8k import Gsm8k
 
+            return Gsm8k(config.path)
+        case MathConfig():
+            from selfcorrect.tasks.math import Math
 
-def _gsm8k(config: Gsm8kConfig) -> Task:
-    from selfcorrect.tasks.gsm8k import Gsm8k
+            return Math(config.path)
+        case MbppConfig():
+            from selfcorrect.tasks.mbpp import Mbpp
 
-    return Gsm8k(config.path)
+            return Mbpp(config)
+        case MbppRepairConfig():
+            from selfcorrect.tasks.mbpp_repair import MbppRepair
 
+            return MbppRepair(config)
+        case HumanEvalConfig():
+            from selfcorrect.tasks.humaneval import HumanEval
 
-def _math(config: MathConfig) -> Task:
-    from selfcorrect.tasks.math import Math
+            return HumanEval(config)
+        case OwnConfig():
+            from selfcorrect.tasks.own import Own, OwnPrograms
 
-    return Math(config.path)
-
-
-def _mbpp(config: MbppConfig) -> Task:
-    from selfcorrect.tasks.mbpp import Mbpp
-
-    return Mbpp(config)
-
-
-def _mbpp_repair(config: MbppRepairConfig) -> Task:
-    from selfcorrect.tasks.mbpp_repair import MbppRepair
-
-    return MbppRepair(config)
-
-
-def _humaneval(config: HumanEvalConfig) -> Task:
-    from selfcorrect.tasks.humaneval import HumanEval
-
-    return HumanEval(config)
-
-
-def _own(config: OwnConfig) -> Task:
-    from selfcorrect.tasks.own import Own, OwnPrograms
-
-    return OwnPrograms(config) if config.verifier == "code" else Own(config)
+            return OwnPrograms(config) if config.verifier == "code" else Own(config)
+        case _:
+            raise AssertionError(f"{config.name} is no task of this package")
 
 
-TASKS: dict[str, Callable[[Any], Task]] = {
-    "arithmetic": _arithmetic,
-    "gsm8k": _gsm8k,
-    "math": _math,
-    "mbpp": _mbpp,
-    "humaneval": _humaneval,
-    "mbpp_repair": _mbpp_repair,
-    "own": _own,
-}
+TASKS: dict[str, Callable[[TaskConfig], Task]] = dict.fromkeys(
+    ("arithmetic", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own"), _built_in
+)

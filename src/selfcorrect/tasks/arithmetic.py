@@ -1,7 +1,7 @@
 """Adding numbers, answer first, then the check. Two forms, ``task.asks``:
 
-``last_digit`` is the task of the demo. A solution writes the answer at once and then walks back from it (mod 10), taking
-one number off at a time from the right. ``sum`` is ordinary arithmetic for language models, which know sums already:
+``last_digit`` is the task of the demo. A solution writes the answer at once and then walks back from it (mod 10),
+subtracting one number at a time from the right. ``sum`` is ordinary arithmetic for language models, which can add already:
 
     What is the last digit of 4+7+2?      Answer: 3           What is 40+17+25?     Answer: 82
                                           Check: 140                                Check: 82-25=57, 57-17=40
@@ -43,7 +43,7 @@ SLIPS_OF_A_SUM = (-10, -2, -1, 1, 2, 10)
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How a demonstrated pupil answers. Probabilities; ``short`` and ``long`` are lengths of problems."""
+    """How the demonstrated pupil answers, as probabilities. ``short`` and ``long`` refer to the length of a problem."""
 
     slip_short: float
     """Attempt 1 is off by a random amount."""
@@ -93,7 +93,7 @@ class Arithmetic:
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, match.group(1), f"expected {problem.answer}")
 
     def answer_key(self, answer: str) -> str:
-        """See ``CountsAnswers``: the digits as they stand, which is what the verdict compares."""
+        """See ``CountsAnswers``: the digits as written, which the verdict compares."""
         return answer
 
     def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
@@ -130,22 +130,18 @@ def question(numbers: Sequence[int], asks: Asks = "last_digit") -> str:
 
 def solution(numbers: Sequence[int], off_by: int = 0, asks: Asks = "last_digit") -> str:
     """The worked answer, its total wrong by ``off_by``; the check that follows it is sound either way."""
+    steps = []
     if asks == "sum":
-        return _solution_of_a_sum(numbers, max(sum(numbers) + off_by, 0))
-    value = (sum(numbers) + off_by) % 10
-    answer, walk = value, ""
+        answer = value = max(sum(numbers) + off_by, 0)
+        for number in reversed(numbers[1:]):
+            steps.append(f"{value}-{number}={value - number}")
+            value -= number
+        return f"Answer: {answer}\nCheck: {', '.join(steps)}"
+    answer = value = (sum(numbers) + off_by) % 10
     for digit in reversed(numbers):
         value = (value - digit) % 10
-        walk += str(value)
-    return f"Answer: {answer}\nCheck: {walk}"
-
-
-def _solution_of_a_sum(numbers: Sequence[int], answer: int) -> str:
-    value, steps = answer, []
-    for digit in reversed(numbers[1:]):
-        steps.append(f"{value}-{digit}={value - digit}")
-        value -= digit
-    return f"Answer: {answer}\nCheck: {', '.join(steps)}"
+        steps.append(str(value))
+    return f"Answer: {answer}\nCheck: {''.join(steps)}"
 
 
 def split_of(text: str) -> AnySplit:
@@ -158,27 +154,20 @@ def split_of(text: str) -> AnySplit:
 def draw_problems(
     split: AnySplit, terms: tuple[int, int], asks: Asks = "last_digit", largest: int = 9
 ) -> tuple[Problem, ...]:
-    """Distinct problems of a split, equally many of each length (all there are, where a length has fewer)."""
-    found = [d for n in range(terms[0], terms[1] + 1) for d in _distinct(split, n, asks, largest)]
-    return tuple(
-        Problem(
-            f"{split}-{'+'.join(map(str, d))}",
-            question(d, asks),
-            str(sum(d) % 10 if asks == "last_digit" else sum(d)),
-            f"{len(d)} terms",
-            {"numbers": d},
-        )
-        for d in found
-    )
-
-
-def _distinct(split: AnySplit, n: int, asks: Asks, largest: int) -> list[tuple[int, ...]]:
-    rng = random.Random(f"arithmetic {split} {n}")
-    found: dict[tuple[int, ...], None] = {}
-    for _ in range(20 * PER_LENGTH[split]):
-        numbers = tuple(rng.randint(1, largest) for _ in range(n))
-        if split_of(question(numbers, asks)) == split:
-            found[numbers] = None
+    """Distinct problems of a split, the same number of each length, or all of a length that has fewer."""
+    problems: list[Problem] = []
+    for n in range(terms[0], terms[1] + 1):
+        rng = random.Random(f"arithmetic {split} {n}")
+        found: dict[tuple[int, ...], Problem] = {}
+        for _ in range(20 * PER_LENGTH[split]):
+            numbers = tuple(rng.randint(1, largest) for _ in range(n))
+            text = question(numbers, asks)
+            if numbers in found or split_of(text) != split:
+                continue
+            answer = sum(numbers) % 10 if asks == "last_digit" else sum(numbers)
+            identity = f"{split}-{'+'.join(map(str, numbers))}"
+            found[numbers] = Problem(identity, text, str(answer), f"{n} terms", {"numbers": numbers})
             if len(found) == PER_LENGTH[split]:
                 break
-    return list(found)
+        problems += found.values()
+    return tuple(problems)

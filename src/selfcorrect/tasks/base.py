@@ -10,7 +10,7 @@ from selfcorrect.types import Grade, Problem
 
 Split = Literal["train", "test"]
 """What the rest of the package asks for: problems to train on, and problems to measure on (``test``, whichever split of
-the data set the task was told to take for that)."""
+the data set the task uses for that)."""
 
 
 class Message(TypedDict):
@@ -26,10 +26,10 @@ class Task(Protocol):
     """Correction instruction between attempts (p1 of the paper). Fixed; never says whether the answer was right."""
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in a fixed order.
+        """All problems of a split, in a fixed order: that of the data set.
 
         Raises:
-            DataError: the data is missing, empty or malformed.
+            DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
         """
         ...
 
@@ -38,7 +38,7 @@ class Task(Protocol):
         ...
 
     def reference_answer(self, problem: Problem) -> str:
-        """A correct answer in the asked-for form; the token cap is checked against its length before a run."""
+        """A correct answer in the form that the prompt requests; the token cap is checked against its length before a run."""
         ...
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
@@ -73,7 +73,7 @@ async def grade_answers(task: Task, problem: Problem, answers: Sequence[Answer])
 
 @runtime_checkable
 class GetsReady(Protocol):
-    """A task that checks its machine, or has to know what its verdicts are for, before anything expensive."""
+    """A task that checks its machine, or has to know what its verdicts are used for, before anything expensive."""
 
     def get_ready(self, *, training: bool) -> None:
         """Called once before a model loads.
@@ -97,7 +97,7 @@ class GivesFirst(Protocol):
     def first_answers(self, problem: Problem) -> Sequence[str]:
         """Stored first answers to a problem, as the policy would have written them; at least one.
 
-        Sample g of a problem starts from number g, counted round.
+        Sample g of a problem starts from number g modulo how many there are.
         """
         ...
 
@@ -107,13 +107,13 @@ class CountsAnswers(Protocol):
     """A task that can say which answers are the same, so that a majority vote can count them."""
 
     def answer_key(self, answer: str) -> str:
-        """Equal for answers that the verifier takes as the same one; ``answer`` is a verdict's ``extracted``."""
+        """Equal for answers that the verifier treats as the same; ``answer`` is a verdict's ``extracted``."""
         ...
 
 
 @runtime_checkable
 class LeavesOut(Protocol):
-    """A task that has to leave rows of its data out, and says which."""
+    """A task that has to leave rows of its data out, and lists them."""
 
     left_out: list[str]
     """One line per row (which one, why) of the splits read so far."""

@@ -1,4 +1,4 @@
-"""The graders that tasks share: one of each kind per process, started when first used, closed at its end."""
+"""The graders of programs that tasks share. Each starts when first used and ends with the process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ import functools
 
 from selfcorrect.errors import ConfigError
 from selfcorrect.verify.code import CodeGrader
-from selfcorrect.verify.math import MathGrader
-
-
-@functools.cache
-def math_grader() -> MathGrader:
-    """The grader of math answers; its workers start with the first answer that needs one."""
-    grader = MathGrader()
-    atexit.register(grader.close)
-    return grader
 
 
 @functools.cache
@@ -23,7 +14,7 @@ def code_grader(trust_forgeable: bool, accept_risk: str | None) -> CodeGrader:
     """The grader of programs; its sandboxes start with the first program.
 
     Args:
-        trust_forgeable: whether tests that had to run beside the program count, see ``CodeGrader``.
+        trust_forgeable: whether tests that had to run in the program's process count, see ``CodeGrader``.
         accept_risk: the setting ``task.accept_risk``.
 
     Raises:

@@ -8,11 +8,11 @@ from fractions import Fraction
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Message, Split
-from selfcorrect.tasks.graders import math_grader
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.source import Hub, Row, Source, local
 from selfcorrect.types import Grade, Problem, Verdict
 from selfcorrect.verify.math.extract import last_box, own_text
+from selfcorrect.verify.math.grader import shared_grader
 
 HUB = Hub("openai/gsm8k", "main")
 
@@ -49,17 +49,10 @@ class Gsm8k:
     def __init__(self, path: str | None = None) -> None:
         self.instruction = INSTRUCTION
         self._source = Source("gsm8k", local(path), HUB)
-        self._splits: dict[Split, tuple[Problem, ...]] = {}
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data set; read once.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
-        """
-        if split not in self._splits:
-            self._splits[split] = self._source.load(split, _problem)
-        return self._splits[split]
+        """See ``Task``; read once."""
+        return self._source.load(split, _problem)
 
     def first_messages(self, problem: Problem) -> list[Message]:
         """One user message; no system message, which some chat templates refuse."""
@@ -77,7 +70,7 @@ class Gsm8k:
         """
         grade = grade_number(problem.answer, text, truncated=truncated)
         if grade.verdict is Verdict.NO_ANSWER and grade.extracted is None and last_box(own_text(text)) is not None:
-            return math_grader().grade(problem.answer, text, truncated=truncated)
+            return shared_grader().grade(problem.answer, text, truncated=truncated)
         return grade
 
     def answer_key(self, answer: str) -> str:
@@ -138,5 +131,5 @@ def _problem(identity: str, row: Row, where: str) -> Problem:
     if not marker:
         raise DataError(f"{where} has no '####' in its answer; a GSM8K answer ends in a line '#### <number>'")
     if parse_number(gold) is None:
-        raise DataError(f"{where} has {gold.strip()!r} after '####', which is not one number; mend or drop that row")
+        raise DataError(f"{where} has {gold.strip()!r} after '####', which is not one number; correct or drop that row")
     return Problem(identity, question.strip(), gold.strip(), meta={"solution": steps.strip()})

@@ -1,6 +1,6 @@
 """HumanEval (Chen et al. 2021): functions to complete from signature and docstring. For measuring only.
 
-Asked for without examples, and without the tests: those are read by the verifier alone.
+The prompt has no examples and no tests; only the verifier reads the tests.
 """
 
 from __future__ import annotations
@@ -39,13 +39,12 @@ class HumanEval(ProgramTask):
         self.instruction = INSTRUCTION
         fields = "task_id, prompt, entry_point, canonical_solution, test"
         self._source = Source("humaneval", local(config.path), HUB, ("test",), fields)
-        self._problems: tuple[Problem, ...] = ()
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems, in the order of the data set; read once.
 
         Raises:
-            ConfigError: the training split, which there is none of.
+            ConfigError: there is no training split.
             DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
         """
         if split == "train":
@@ -53,8 +52,7 @@ class HumanEval(ProgramTask):
                 "humaneval has no training split: its 164 problems are for measuring only, and training on them would "
                 "make every later figure worthless; train on mbpp, then measure with `selfcorrect eval MODEL task=humaneval`"
             )
-        self._problems = self._problems or self._source.load("test", _problem)
-        return self._problems
+        return self._source.load("test", _problem)
 
     def first_messages(self, problem: Problem) -> list[Message]:
         """One user message with the stub; no tests."""
@@ -66,15 +64,8 @@ class HumanEval(ProgramTask):
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
         """The function in the text; what the stub imports and defines before it stays in force."""
-        return CodeRequest(
-            "humaneval",
-            problem.answer,
-            answer.text,
-            "text",
-            problem.question,
-            problem.meta["entry_point"],
-            truncated=answer.truncated,
-        )
+        stub, entry = problem.question, problem.meta["entry_point"]
+        return CodeRequest("humaneval", problem.answer, answer.text, "text", stub, entry, truncated=answer.truncated)
 
 
 def _problem(_identity: str, row: Row, where: str) -> Problem:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Answer, Message, Split
-from selfcorrect.tasks.graders import math_grader
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.source import Hub, Row, Source, local
 from selfcorrect.types import Grade, Problem
 from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.extract import last_box
+from selfcorrect.verify.math.grader import shared_grader
 
 MATH_500 = Hub("HuggingFaceH4/MATH-500")
 """The default for measuring. For training there is none: docs/tasks.md says why."""
@@ -42,11 +42,11 @@ class Math:
     and ``LeavesOut``.
 
     Left out are rows whose gold answer is empty (two of the 12,000), and training problems that are also in the test
-    split: a training file with all 12,500 problems gives 12,000 beside MATH-500.
+    split: a training file with all 12,500 problems gives the 12,000 that are not in MATH-500.
 
     Args:
         path: a directory or a file, see ``Source``, or the Hub id of a data set with both splits; None takes MATH-500
-            from the Hub, and has no training split.
+            from the Hub, which has no training split.
     """
 
     name = "math"
@@ -58,14 +58,14 @@ class Math:
         self._splits: dict[Split, tuple[Problem, ...]] = {}
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data set; read once.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
-        """
+        """See ``Task``; read once."""
         if split not in self._splits:
             source = self._source(split)
-            held_out = self._test_questions(source) if split == "train" else frozenset()
+            # Training must not see test problems. Where the data has no test split, a run reports that itself.
+            held_out: frozenset[str] = frozenset()
+            separate = source.path is None or source.path.is_dir()
+            if split == "train" and separate and source.has("test"):
+                held_out = frozenset(p.question for p in self.problems("test"))
 
             def parse(identity: str, row: Row, where: str) -> Problem | None:
                 problem = _problem(identity, row, where)
@@ -88,11 +88,11 @@ class Math:
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
         """By value, see docs/verify-math.md."""
-        return math_grader().grade(problem.answer, text, truncated=truncated)
+        return shared_grader().grade(problem.answer, text, truncated=truncated)
 
     async def grade_together(self, problem: Problem, answers: Sequence[Answer]) -> list[Grade]:
         """See ``GradesTogether``: comparisons that need a worker share the workers."""
-        gold, grader = problem.answer, math_grader()
+        gold, grader = problem.answer, shared_grader()
         return list(await asyncio.gather(*(grader.grade_async(gold, a.text, truncated=a.truncated) for a in answers)))
 
     def answer_key(self, answer: str) -> str:
@@ -100,20 +100,10 @@ class Math:
         return answer_key(answer)
 
     def _source(self, split: Split) -> Source:
-        if self._path is None:
-            return Source("math", None, MATH_500 if split == "test" else None, fields="problem, solution, answer")
-        path = local(self._path)
-        hub = (
-            Hub(self._path, named_by_user=True)
-            if path is not None and not path.exists() and _HUB_ID.fullmatch(self._path)
-            else None
-        )
-        return Source("math", path if hub is None else None, hub, fields="problem, solution, answer")
-
-    def _test_questions(self, source: Source) -> frozenset[str]:
-        """What training must not see; nothing where the data has no test split (a run asks for that one itself)."""
-        separate = source.path is None or source.path.is_dir()
-        return frozenset(p.question for p in self.problems("test")) if separate and source.has("test") else frozenset()
+        path, hub = local(self._path), MATH_500 if self._path is None and split == "test" else None
+        if self._path is not None and path is not None and not path.exists() and _HUB_ID.fullmatch(self._path):
+            path, hub = None, Hub(self._path, named_by_user=True)
+        return Source("math", path, hub, fields="problem, solution, answer")
 
 
 def _problem(identity: str, row: Row, where: str) -> Problem | None:
@@ -131,10 +121,10 @@ def _problem(identity: str, row: Row, where: str) -> Problem | None:
         )
     if not isinstance(answer, str):
         raise DataError(f"{where} has a field 'answer' that is not a text; write it as a string, in LaTeX")
-    level = re.search(r"\d+", str(row.get("level")))
-    meta = {"solution": solution, "unique_id": row.get("unique_id"), "subject": row.get("subject") or row.get("type")}
     if not answer.strip():
         return None
+    level = re.search(r"\d+", str(row.get("level")))
+    meta = {"solution": solution, "unique_id": row.get("unique_id"), "subject": row.get("subject") or row.get("type")}
     return Problem(identity, question, answer.strip(), f"level {level[0]}" if level else None, meta)
 
 

@@ -1,6 +1,6 @@
-"""MBPP (Austin et al. 2021): short Python programs, asked for in words and by the tests that they must pass.
+"""MBPP (Austin et al. 2021): short Python programs, described in words and by the tests that they must pass.
 
-Attempt 1 is asked for as in the paper's appendix and in MBPP's own evaluation: three solved examples (task ids 2, 3, 4),
+The prompt of attempt 1 is that of the paper's appendix and of MBPP's own evaluation: three solved examples (task ids 2, 3, 4),
 then the task, each with its tests. A chat model is shown each example as a turn of its own.
 """
 
@@ -37,7 +37,7 @@ class Mbpp(ProgramTask):
 
     Args:
         config: ``path``: a directory with a file per split (``prompt`` holds the worked examples); or one file, with
-            rows that name their split, or named after a split and beside a file ``prompt.jsonl``; None takes the Hub.
+            rows that name their split, or named after a split and next to a file ``prompt.jsonl``; None takes the Hub.
             ``eval_split``: what evaluations measure.
     """
 
@@ -50,18 +50,13 @@ class Mbpp(ProgramTask):
         self.name = type(self).name if config.eval_split == "test" else f"{type(self).name}-{config.eval_split}"
         self._eval_split = config.eval_split
         self._source = Source("mbpp", local(config.path), HUB, SPLITS, "text, code, task_id, test_list")
-        self._splits: dict[str, tuple[Problem, ...]] = {}
         self._examples: tuple[Message, ...] = ()
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data set; read once, the worked examples with them.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
-        """
+        """See ``Task``; read once, together with the worked examples."""
         if not self._examples:
-            self._examples = _as_turns(self._read("prompt", _beside(self._source)))
-        return self._read(self._eval_split if split == "test" else split)
+            self._examples = _as_turns(_load(_beside(self._source), "prompt"))
+        return _load(self._source, self._eval_split if split == "test" else split)
 
     def first_messages(self, problem: Problem) -> list[Message]:
         """The worked examples as earlier turns, then the task with its tests. ``problems`` must have been called."""
@@ -69,19 +64,16 @@ class Mbpp(ProgramTask):
         return [*self._examples, {"role": "user", "content": _asked(problem)}]
 
     def reference_answer(self, problem: Problem) -> str:
-        """The data set's program, in the asked-for form."""
+        """The data set's program, in the requested form."""
         return ANSWER.format(program=problem.meta["code"])
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
         """The program in the text, against set-up code and all tests."""
         return CodeRequest("mbpp", problem.meta["tests"], answer.text, "text", truncated=answer.truncated)
 
-    def _read(self, split: str, source: Source | None = None) -> tuple[Problem, ...]:
-        if split not in self._splits:
-            self._splits[split] = (source or self._source).load(
-                split, lambda _, row, where: _problem(row, where, split)
-            )
-        return self._splits[split]
+
+def _load(source: Source, split: str) -> tuple[Problem, ...]:
+    return source.load(split, lambda _, row, where: _problem(row, where, split))
 
 
 def _problem(row: Row, where: str, split: str) -> Problem:
@@ -91,10 +83,9 @@ def _problem(row: Row, where: str, split: str) -> Problem:
     task_id = row.get("task_id")
     if not isinstance(task_id, int) or not shown:
         fault = "a test_list without tests" if shown == () else "a task_id that is not a number"
-        raise DataError(f"{where} has {fault}; mend or drop that row")
-    setup = row.get("test_setup_code") or ""
-    before = (*_texts(row, "test_imports", where), *([str(setup)] if setup else []))
-    tests = (*before, *shown)
+        raise DataError(f"{where} has {fault}; correct or drop that row")
+    setup = row.get("test_setup_code")
+    tests = (*_texts(row, "test_imports", where), *([str(setup)] if setup else []), *shown)
     meta = {"code": code, "split": split, "task_id": task_id, "shown": shown, "tests": tests}
     return Problem(f"mbpp-{task_id}", text, "\n".join(tests), meta=meta)
 
@@ -125,7 +116,7 @@ def _as_turns(problems: Sequence[Problem]) -> tuple[Message, ...]:
 
 
 def _beside(source: Source) -> Source:
-    """Where the worked examples are: with the problems, or beside a file that is named after another split."""
+    """Where the worked examples are: with the problems, or next to a file that is named after another split."""
     path = source.path
     if path is None or not path.is_file() or source.has("prompt"):
         return source

@@ -26,7 +26,7 @@ class MbppRepair(Mbpp):
 
     Args:
         config: as for ``Mbpp``; and ``first_attempts``: a JSONL file of rows {task_id, attempt}, with ``passed`` (true:
-            nothing to repair, left aside), and ``model`` or ``operator``, which becomes the problem's level. None takes
+            nothing to repair, left out), and ``model`` or ``operator``, which becomes the problem's level. None takes
             ``first_attempts_models.jsonl`` (or ``.gz``) in the directory of the data.
     """
 
@@ -49,21 +49,21 @@ class MbppRepair(Mbpp):
             self._repairs[split] = tuple(_repairs(self._attempts, tasks))
             if not self._repairs[split]:
                 raise DataError(
-                    f"{self._attempts} holds no wrong program for a task of this split of mbpp ({split} as asked for); take "
+                    f"{self._attempts} holds no wrong program for a task of this split of mbpp ({split}); take "
                     "another file with task.first_attempts, or another task.eval_split"
                 )
         return self._repairs[split]
 
     def first_answers(self, problem: Problem) -> Sequence[str]:
-        """The wrong program, in the form in which the policy is asked for one."""
+        """The wrong program, in the form that the prompt requests."""
         return [ANSWER.format(program=problem.meta["given"])]
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
-        """A given program is run as it was stored; nothing is searched for in it, as there is in a model's text."""
-        asked = super().request(problem, answer)
+        """A given program runs as it was stored. It is not searched for code as a model's text is."""
+        request = super().request(problem, answer)
         if answer.text == self.first_answers(problem)[0]:
-            return replace(asked, completion=problem.meta["given"], completion_form="code")
-        return asked
+            return replace(request, completion=problem.meta["given"], completion_form="code")
+        return request
 
 
 def _attempts_file(config: MbppRepairConfig) -> Path:
@@ -91,8 +91,12 @@ def _repairs(file: Path, tasks: dict[int, Problem]) -> list[Problem]:
     for where, row in read_jsonl(file):
         attempt, task_id, passed = text_field(row, "attempt", where), row.get("task_id"), row.get("passed", False)
         if not isinstance(task_id, int) or not isinstance(passed, bool):
-            fault = "a task_id that is not a number" if isinstance(passed, bool) else "a field 'passed' that is no bool"
-            raise DataError(f"{where} has {fault}; mend or drop that row")
+            fault = (
+                "a task_id that is not a number"
+                if isinstance(passed, bool)
+                else "a field 'passed' that is not a boolean"
+            )
+            raise DataError(f"{where} has {fault}; correct or drop that row")
         program = attempt.replace("\r\n", "\n").strip("\n")
         if passed or task_id not in tasks or (task_id, program) in found:
             continue

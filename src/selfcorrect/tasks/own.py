@@ -15,7 +15,6 @@ import numpy as np
 from selfcorrect.config.sections import OwnConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Message, Split
-from selfcorrect.tasks.graders import math_grader
 from selfcorrect.tasks.gsm8k import final_line, grade_number, number_key, parse_number
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.programs import ProgramTask
@@ -23,6 +22,7 @@ from selfcorrect.tasks.source import Row, Source, local
 from selfcorrect.types import Grade, Problem, Verdict
 from selfcorrect.verify.code import CodeRequest, plan_tests
 from selfcorrect.verify.math import answer_key
+from selfcorrect.verify.math.grader import shared_grader
 
 INSTRUCTION = (
     "There might be an error in your answer above, caused by a lack of understanding of the question. Go through it, "
@@ -36,7 +36,7 @@ Grader = Callable[[Problem, str, bool], Grade]
 
 
 class _Rows:
-    """Problems and prompts of a task of one's own; what judges them is the business of the classes below."""
+    """Problems and prompts of a user's own task. The classes below add the verdict."""
 
     def __init__(self, config: OwnConfig) -> None:
         if config.path is None:
@@ -51,18 +51,11 @@ class _Rows:
         self._prompt = config.prompt or SLOT
         self._eval_split = config.eval_split
         self._source = Source("own", local(config.path), None, ("train", "validation", "test"))
-        self._splits: dict[str, tuple[Problem, ...]] = {}
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of the data; read once.
-
-        Raises:
-            DataError: the data is missing, empty or malformed (with file and line).
-        """
+        """See ``Task``; read once."""
         name = "train" if split == "train" else self._eval_split
-        if name not in self._splits:
-            self._splits[name] = self._source.load(name, partial(self._problem, name))
-        return self._splits[name]
+        return self._source.load(name, partial(self._problem, name))
 
     def first_messages(self, problem: Problem) -> list[Message]:
         """One user message: the question in the prompt."""
@@ -106,7 +99,6 @@ class Own(_Rows):
         self._key = KEYS.get(config.verifier or "", _words)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """The verifier's verdict."""
         return self._grade(problem, text, truncated)
 
     def answer_key(self, answer: str) -> str:
@@ -117,7 +109,7 @@ class Own(_Rows):
         answer = super()._answer(row, where)
         if self._numbers and parse_number(answer) is None:
             raise DataError(
-                f"{where} has the answer {answer!r}, which is not one number; mend that row or take another task.verifier"
+                f"{where} has the answer {answer!r}, which is not one number; correct that row or take another task.verifier"
             )
         return answer
 
@@ -151,7 +143,7 @@ class OwnPrograms(ProgramTask, _Rows):
 
 
 def make_verifier(name: str | None) -> Grader:
-    """The verifier that ``task.verifier`` names; ``code`` is not among them, see ``OwnPrograms``.
+    """The verifier that ``task.verifier`` names, except ``code``: ``OwnPrograms`` does that.
 
     Raises:
         ConfigError: none is named, or it cannot be imported or called.
@@ -181,11 +173,11 @@ def _exact(problem: Problem, text: str, truncated: bool) -> Grade:
 BUILT_IN: dict[str, Grader] = {
     "exact": _exact,
     "number": lambda problem, text, truncated: grade_number(problem.answer, text, truncated=truncated),
-    "math": lambda problem, text, truncated: math_grader().grade(problem.answer, text, truncated=truncated),
+    "math": lambda problem, text, truncated: shared_grader().grade(problem.answer, text, truncated=truncated),
 }
 
 KEYS: dict[str, Callable[[str], str]] = {"number": number_key, "math": answer_key}
-"""Where equal answers may differ in their words."""
+"""Verifiers for which equal answers may differ in their words."""
 
 
 def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
@@ -198,7 +190,7 @@ def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
         arguments: how many it will be given.
 
     Raises:
-        ConfigError: it cannot be imported, or not be called with so many arguments.
+        ConfigError: it cannot be imported, or does not take that many arguments.
     """
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -219,21 +211,17 @@ def _guarded(name: str, verify: Verify) -> Grader:
 
     def grade(problem: Problem, text: str, truncated: bool) -> Grade:
         try:
-            said = verify(problem.question, problem.answer, text, dict(problem.meta["row"]))
+            verdict = verify(problem.question, problem.answer, text, dict(problem.meta["row"]))
         except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
             return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
-        if isinstance(said, Grade):
-            return said
-        if isinstance(said, bool | np.bool_):  # what a comparison of arrays gives
-            said = Verdict.CORRECT if said else Verdict.TRUNCATED if truncated else Verdict.WRONG
-        if isinstance(said, Verdict):
-            return Grade(said, _compared(text), f"by {name}")
-        return Grade(Verdict.ERROR, None, f"{name} returned {type(said).__name__}, not bool, Verdict or Grade")
+        if isinstance(verdict, Grade):
+            return verdict
+        if isinstance(verdict, bool | np.bool_):  # what a comparison of arrays gives
+            verdict = Verdict.CORRECT if verdict else Verdict.TRUNCATED if truncated else Verdict.WRONG
+        if isinstance(verdict, Verdict):
+            # The verifier does not say what it read: the final line, else the whole text, tells two answers apart.
+            shown = final_line(text, truncated=False)
+            return Grade(verdict, text.strip() if isinstance(shown, Grade) else shown, f"by {name}")
+        return Grade(Verdict.ERROR, None, f"{name} returned {type(verdict).__name__}, not bool, Verdict or Grade")
 
     return grade
-
-
-def _compared(text: str) -> str:
-    """What tells two answers apart where the verifier does not say what it read: the final line, else the whole text."""
-    shown = final_line(text, truncated=False)
-    return text.strip() if isinstance(shown, Grade) else shown

@@ -1,4 +1,4 @@
-"""What the tasks with programs as answers have in common: which grader judges, and whom it trusts."""
+"""What the tasks with programs as answers have in common: which grader judges, and which tests it trusts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from selfcorrect.verify.code import CodeGrader, CodeRequest
 class ProgramTask(ABC):
     """Verdicts by sandboxed tests. Implements ``grade``, ``GradesTogether`` and ``GetsReady``.
 
-    Tests that have to run beside the program (``docs/sandbox.md``: forgeable) count when measuring and when references
+    Tests that have to run in the program's process (``docs/sandbox.md``: forgeable) count when measuring and when references
     are checked. In a training run a pass of such tests on a training problem is ``error``: it earns no reward.
     """
 
@@ -34,7 +34,7 @@ class ProgramTask(ABC):
 
     @abstractmethod
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
-        """What the grader is asked."""
+        """The request to the grader."""
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
         """Run the program in the text against the problem's tests."""

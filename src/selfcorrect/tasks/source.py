@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Source:
 
     A directory holds ``<split>.jsonl`` or ``.jsonl.gz``. A single file gives the split that its name starts with; else
     each row the split that its field ``split`` names; else both train and test: a tenth of its questions (fixed by
-    hash, at least one) is test, so that no question is in both. A task with one split takes all of a file.
+    hash, at least one) is test, so no question is in both. A task with one split takes all of a file.
     """
 
     task: str
@@ -44,13 +44,10 @@ class Source:
     splits: tuple[str, ...] = ("train", "test")
     fields: str = "question, answer"
     """Of one row, for error messages."""
-
-    @property
-    def name(self) -> str:
-        return str(self.path or (self.hub.id if self.hub else "no source"))
+    _loaded: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, split: str, parse: Callable[[str, Row, str], Problem | None]) -> tuple[Problem, ...]:
-        """The problems of a split, in the order of the data set.
+        """The problems of a split, in the order of the data set; read once.
 
         Args:
             split: one of ``splits``.
@@ -59,6 +56,8 @@ class Source:
         Raises:
             DataError: missing, empty or malformed data (with file and line), two problems of one id, or no network.
         """
+        if split in self._loaded:
+            return self._loaded[split]
         rows, is_shared = self._rows(split)
         parsed = [
             (parse(f"{self.task}-{split}-{i}", row, where), where, row.get("split"))
@@ -77,9 +76,21 @@ class Source:
         else:
             found = [p for p, _, _ in parsed if p is not None]
             if is_shared:
-                found = _cut(found, split)
-        self._check(split, found)
-        return tuple(found)
+                ranked = sorted({p.question for p in found}, key=lambda q: hashlib.sha256(q.encode()).digest())
+                held_out = set(ranked[: max(1, len(ranked) // 10)])
+                found = [
+                    p for p in found if split in ("train", "test") and (p.question in held_out) == (split == "test")
+                ]
+        origin = f"the {split} split of {self.task} from {self.path or (self.hub.id if self.hub else 'no source')}"
+        if not found:
+            raise DataError(f"{origin} is empty; give a file with at least one row for it")
+        name, times = Counter(p.id for p in found).most_common(1)[0]
+        if times > 1:
+            raise DataError(
+                f"{origin} has {times} problems with the id {name!r}, but an id names a random stream; give each row an "
+                "id of its own, or none"
+            )
+        return self._loaded.setdefault(split, tuple(found))
 
     def has(self, split: str) -> bool:
         """Whether ``load`` would find a place to look for that split; for a file, by its name."""
@@ -110,18 +121,6 @@ class Source:
             )
         return read_jsonl(self.path), named is None and len(self.splits) > 1
 
-    def _check(self, split: str, found: Sequence[Problem]) -> None:
-        if not found:
-            raise DataError(
-                f"the {split} split of {self.task} from {self.name} is empty; give a file with at least one row for it"
-            )
-        name, times = Counter(p.id for p in found).most_common(1)[0]
-        if times > 1:
-            raise DataError(
-                f"the {split} split of {self.task} from {self.name} has {times} problems with the id {name!r}, which "
-                "names a random stream; give each row an id of its own, or none"
-            )
-
     def _hub_rows(self, split: str) -> list[tuple[str, Row]]:
         way_out = (
             f"set task.path to a directory with {split}.jsonl (plain or .gz), rows {{{self.fields}}}; docs/tasks.md says "
@@ -138,7 +137,7 @@ class Source:
             reason = str(error).strip().split("\n")[0]
             here = "is no file or directory here, and " if self.hub.named_by_user else ""
             raise DataError(
-                f"data set {self.hub.id} {here}could not be had from the Hugging Face Hub or its local cache: {reason}; {way_out}"
+                f"data set {self.hub.id} {here}could not be loaded from the Hugging Face Hub or its local cache: {reason}; {way_out}"
             ) from error
         return [(f"{self.hub.id} {split} row {i}", dict(row)) for i, row in enumerate(data)]
 
@@ -146,9 +145,3 @@ class Source:
 def local(path: str | None) -> Path | None:
     """The path of a setting, with ``~`` expanded."""
     return None if path is None else Path(path).expanduser()
-
-
-def _cut(problems: Sequence[Problem], split: str) -> list[Problem]:
-    ranked = sorted({p.question for p in problems}, key=lambda q: hashlib.sha256(q.encode()).digest())
-    held_out = set(ranked[: max(1, len(ranked) // 10)])
-    return [p for p in problems if split in ("train", "test") and (p.question in held_out) == (split == "test")]

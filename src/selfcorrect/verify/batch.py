@@ -1,7 +1,7 @@
-"""Grading a file of cases into a file of verdicts: in order, in parallel, in bounded memory, and never for nothing.
+"""Grades a file of cases into a file of verdicts: in order, in parallel, in bounded memory.
 
-Verdicts are written as they come, so a run that is cut off leaves the verdicts of the first rows; ``resume`` goes on
-behind them.
+Verdicts are written as they come. A run that is cut off leaves the verdicts of the first rows, and ``resume`` continues
+after them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from selfcorrect.errors import DataError, RunError, disk_reason
 from selfcorrect.types import Grade, Verdict
-from selfcorrect.verify.cases import Broken, Row
+from selfcorrect.verify.cases import Broken, CaseRow
 
 Case = TypeVar("Case")
 Item = TypeVar("Item")
@@ -32,13 +33,13 @@ BYTES_AHEAD = 64 << 20
 """The same in bytes of the file, for files of long rows."""
 _LONGEST_DETAIL = 2000
 _OWN_START = b'{"id": '
-"""How every line of verdicts begins: a torn last line that begins otherwise is somebody else's."""
+"""How every line of verdicts begins: a torn last line that begins otherwise is from another program."""
 _STOP_POLL_S = 0.2
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of a file."""
+    """The result for one file."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
     """Rows written by this run, per verdict."""
@@ -46,7 +47,7 @@ class Tally:
     """Rows that an earlier run had written."""
     seconds: float = 0.0
     stopped: bool = False
-    """A stop was asked for: the file holds the verdicts of the first rows only."""
+    """A stop was requested: the file holds the verdicts of the first rows only."""
 
     @property
     def written(self) -> int:
@@ -61,7 +62,7 @@ class Tally:
 
 
 def grade_rows(
-    rows: Iterator[Row[Case]],
+    rows: Iterator[CaseRow[Case]],
     out: Path,
     grade: Callable[[Case], Grade],
     workers: int,
@@ -76,7 +77,7 @@ def grade_rows(
         out: must not exist, unless ``resume``.
         grade: called in ``workers`` threads; what it raises becomes the verdict ``error`` of its row.
         workers: rows graded at once.
-        resume: keep the whole lines that ``out`` has and go on with the row behind them.
+        resume: keep the whole lines of ``out`` and continue with the next row.
         stop_requested: once true, no further row is begun; those begun are finished and written.
 
     Raises:
@@ -85,21 +86,20 @@ def grade_rows(
     """
     tally, start = Tally(), time.perf_counter()
 
-    def judged(row: Row[Case]) -> tuple[Verdict, bytes]:
-        return _judged(row, grade)
-
     rows = itertools.chain([*itertools.islice(rows, 1)], rows)  # cases that cannot be read leave no empty file
     try:
         with _opened(out, resume) as file:
             tally.kept = _keep(file, rows, out) if resume else 0
-            for verdict, line in in_order(rows, judged, workers, stop_requested, size=lambda row: row.size):
+            for verdict, line in in_order(
+                rows, partial(_judged, grade), workers, stop_requested, size=lambda row: row.size
+            ):
                 file.write(line)
                 file.flush()  # what is graded is in the file, whatever becomes of this process
                 tally.verdicts[verdict] += 1
     except OSError as error:
         raise RunError(
-            f"{out} cannot be written: {disk_reason(error)}; the verdicts of its first rows stay, and --resume goes on "
-            "behind them"
+            f"{out} cannot be written: {disk_reason(error)}; the verdicts of its first rows stay, and --resume "
+            "continues after them"
         ) from error
     tally.seconds = time.perf_counter() - start
     tally.stopped = stop_requested()
@@ -124,11 +124,14 @@ def in_order(
     failed: DataError | None = None
     with ThreadPoolExecutor(workers, thread_name_prefix="grade") as pool:
         try:
-            for item in _until_a_fault(items):
-                if isinstance(item, DataError):
-                    failed = item
+            items = iter(items)
+            while not stop_requested():
+                try:
+                    item = next(items)
+                except StopIteration:
                     break
-                if stop_requested():
+                except DataError as error:
+                    failed = error
                     break
                 waiting.append((pool.submit(work, item), size(item)))
                 held += waiting[-1][1]
@@ -146,14 +149,6 @@ def in_order(
         raise failed
 
 
-def _until_a_fault(items: Iterable[Item]) -> Iterator[Item | DataError]:
-    """The items, and last the error that ended them."""
-    try:
-        yield from items
-    except DataError as error:
-        yield error
-
-
 def _first_is_done(waiting: deque[tuple[Future[Result], int]], stop_requested: Callable[[], bool]) -> bool:
     """Wait for the first; a stop meanwhile drops those not begun. False where none is left."""
     while waiting and not waiting[0][0].done():
@@ -165,25 +160,20 @@ def _first_is_done(waiting: deque[tuple[Future[Result], int]], stop_requested: C
     return bool(waiting)
 
 
-def _judged(row: Row[Case], grade: Callable[[Case], Grade]) -> tuple[Verdict, bytes]:
+def _judged(grade: Callable[[Case], Grade], row: CaseRow[Case]) -> tuple[Verdict, bytes]:
+    """The verdict on a row and its line: plain ASCII, since a detail may quote what a model wrote."""
     start = time.perf_counter()
     if isinstance(row.case, Broken):
-        found = Grade(Verdict.ERROR, None, row.case.reason)
-        seconds = 0.0
+        found, seconds = Grade(Verdict.ERROR, None, row.case.reason), 0.0
     else:
         try:
             found = grade(row.case)
         except Exception as fault:  # noqa: BLE001  # one row must not end the file
             found = Grade(Verdict.ERROR, None, f"verifier failure: {type(fault).__name__}: {fault}")
         seconds = time.perf_counter() - start
-    return found.verdict, _line(row.id_json, found, seconds)
-
-
-def _line(id_json: str, grade: Grade, seconds: float) -> bytes:
-    """Plain ASCII: a detail may quote what a model wrote, and every reader takes ASCII."""
-    detail = grade.detail[:_LONGEST_DETAIL].encode("utf-8", "replace").decode("utf-8")
-    rest = json.dumps({"verdict": grade.verdict.value, "seconds": round(seconds, 6), "detail": detail})
-    return f'{{"id": {id_json}, {rest[1:]}\n'.encode("ascii")
+    detail = found.detail[:_LONGEST_DETAIL].encode("utf-8", "replace").decode("utf-8")
+    rest = json.dumps({"verdict": found.verdict.value, "seconds": round(seconds, 6), "detail": detail})
+    return found.verdict, f'{{"id": {row.id_json}, {rest[1:]}\n'.encode("ascii")
 
 
 def _opened(out: Path, resume: bool) -> BinaryIO:
@@ -203,8 +193,8 @@ def _opened(out: Path, resume: bool) -> BinaryIO:
     return file
 
 
-def _keep(file: BinaryIO, rows: Iterator[Row[Case]], out: Path) -> int:
-    """Pass over the rows whose verdicts are in the file, cut off a torn last line, and stand at the end of the file."""
+def _keep(file: BinaryIO, rows: Iterator[CaseRow[Case]], out: Path) -> int:
+    """Skip the rows whose verdicts are in the file, cut off a torn last line, and seek to the end of the file."""
     kept = end = 0
     for line in file:
         torn = not line.endswith(b"\n")

@@ -1,4 +1,4 @@
-"""Rows of a file of cases, one JSON object per line, plain or gzipped: what can be graded, and why the rest cannot.
+"""Reads a file of cases: one JSON object per line, plain or gzipped.
 
 The rows hold model outputs, so nothing in a row may end the run: a row that cannot be graded becomes ``Broken``. Only a
 file that cannot be read raises. Memory does not grow with the file: one line is held at a time, and none over ``MAX_LINE``.
@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from selfcorrect.records.files import BadLine, kind_of, numbered_lines, parse_object
-from selfcorrect.verify.code import CodeRequest
-from selfcorrect.verify.math import MathCase
+from selfcorrect.verify.code.extract import Form
+from selfcorrect.verify.code.grader import CodeRequest, Style
+from selfcorrect.verify.math.grader import MathCase
 
 Case = TypeVar("Case")
 
@@ -34,7 +35,7 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
-class Row(Generic[Case]):
+class CaseRow(Generic[Case]):
     """One line of the file."""
 
     id_json: str
@@ -48,8 +49,8 @@ class _Fault(Exception):
     """Why a row cannot be graded."""
 
 
-def read_cases(path: Path, make: Callable[[dict[str, Any]], Case]) -> Iterator[Row[Case]]:
-    """One ``Row`` per line that is not blank, in order. Lines are counted from 1, blank ones included.
+def read_cases(path: Path, make: Callable[[dict[str, Any]], Case]) -> Iterator[CaseRow[Case]]:
+    """One ``CaseRow`` per line that is not blank, in order. Lines are counted from 1, blank ones included.
 
     Args:
         path: JSONL, plain or gzipped whatever its name; a pipe will do.
@@ -62,19 +63,25 @@ def read_cases(path: Path, make: Callable[[dict[str, Any]], Case]) -> Iterator[R
     return (_row(line, number, make) for number, line in lines)
 
 
-def _row(line: bytes | None, number: int, make: Callable[[dict[str, Any]], Case]) -> Row[Case]:
+def _row(line: bytes | None, number: int, make: Callable[[dict[str, Any]], Case]) -> CaseRow[Case]:
     if line is None:
-        return Row(str(number), Broken(f"line {number} is longer than {MAX_LINE >> 20} MiB"), 0)
+        return CaseRow(str(number), Broken(f"line {number} is longer than {MAX_LINE >> 20} MiB"), 0)
     id_json = str(number)
     try:
         fields, fault = parse_object(line)
         id_json = _id_json(fields) or id_json
         if fault:
             raise _Fault(fault)
-        _check_id(fields)
-        return Row(id_json, make(fields), len(line))
+        given = _present(fields, "id")
+        if isinstance(given, str):
+            _check_text(given, "id")
+        elif isinstance(given, bool) or not isinstance(given, int | float):
+            raise _Fault(f"field 'id' is {kind_of(given)}, not a string or a number")
+        elif not _id_json(fields):
+            raise _Fault("field 'id' is not a finite number")
+        return CaseRow(id_json, make(fields), len(line))
     except (BadLine, _Fault) as error:
-        return Row(id_json, Broken(f"line {number}: {error}"), len(line))
+        return CaseRow(id_json, Broken(f"line {number}: {error}"), len(line))
 
 
 def _id_json(fields: dict[str, Any]) -> str:
@@ -86,16 +93,6 @@ def _id_json(fields: dict[str, Any]) -> str:
     except (ValueError, RecursionError):
         return ""
     return "" if _STRAY_BYTE.search(written) else written
-
-
-def _check_id(fields: dict[str, Any]) -> None:
-    given = _present(fields, "id")
-    if isinstance(given, str):
-        _check_text(given, "id")
-    elif isinstance(given, bool) or not isinstance(given, int | float):
-        raise _Fault(f"field 'id' is {kind_of(given)}, not a string or a number")
-    elif not _id_json(fields):
-        raise _Fault("field 'id' is not a finite number")
 
 
 def _present(fields: dict[str, Any], name: str) -> Any:
@@ -115,6 +112,10 @@ def _model_text(fields: dict[str, Any], name: str) -> str:
 
 def _text(fields: dict[str, Any], name: str) -> str:
     return _check_text(_model_text(fields, name), name)
+
+
+def _text_if_any(fields: dict[str, Any], name: str) -> str:
+    return "" if fields.get(name) is None else _text(fields, name)
 
 
 def _check_text(value: str, name: str) -> str:
@@ -142,33 +143,18 @@ def code_request(fields: dict[str, Any]) -> CodeRequest:
     if form not in ("code", "body", "text"):
         raise _Fault(f"field 'completion_form' is {form[:40]!r}, not 'code', 'body' or 'text'")
     needed = style == "humaneval"
-    prompt = _text(fields, "prompt") if needed or form == "body" else _optional(fields, "prompt")
-    entry_point = _text(fields, "entry_point") if needed else _optional(fields, "entry_point")
-    tests = _tests(fields, style)
-    return CodeRequest(
-        "humaneval" if needed else "mbpp",
-        tests,
-        _model_text(fields, "completion"),
-        "code" if form == "code" else "body" if form == "body" else "text",
-        prompt or "",
-        entry_point or None,
-    )
-
-
-def _optional(fields: dict[str, Any], name: str) -> str | None:
-    return None if fields.get(name) is None else _text(fields, name)
-
-
-def _tests(fields: dict[str, Any], style: str) -> str | tuple[str, ...]:
-    """One string for humaneval, also alone in a list; a list of strings for mbpp."""
-    value = _present(fields, "tests")
-    if style == "humaneval" and isinstance(value, str):
-        return _check_text(value, "tests")
-    wanted = "a string that defines check()" if style == "humaneval" else "a list of strings"
-    if not isinstance(value, list) or (style == "humaneval" and len(value) != 1):
-        raise _Fault(f"field 'tests' is {kind_of(value)}, and style {style!r} takes {wanted}")
-    for test in value:
+    prompt = _text(fields, "prompt") if needed or form == "body" else _text_if_any(fields, "prompt")
+    entry_point = _text(fields, "entry_point") if needed else _text_if_any(fields, "entry_point")
+    # One string for humaneval, also alone in a list; a list of strings for mbpp.
+    tests = _present(fields, "tests")
+    wanted = "a string that defines check()" if needed else "a list of strings"
+    if needed and isinstance(tests, str):
+        tests = [tests]
+    if not isinstance(tests, list) or (needed and len(tests) != 1):
+        raise _Fault(f"field 'tests' is {kind_of(tests)}, and style {style!r} takes {wanted}")
+    for test in tests:
         if not isinstance(test, str):
             raise _Fault(f"field 'tests' holds {kind_of(test)}; style {style!r} takes {wanted}")
         _check_text(test, "tests")
-    return tuple(value)
+    completion = _model_text(fields, "completion")
+    return CodeRequest(cast(Style, style), tuple(tests), completion, cast(Form, form), prompt, entry_point or None)

@@ -13,10 +13,15 @@ from pathlib import Path
 
 INSIDE = Path(__file__).parent / "inside"
 _INSIDE_AT = "/sandbox/inside"
-HASH_SEED = "1"
-"""Fixed, so that sets of strings have one order in every run: programs whose answer hangs on it get one verdict."""
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "1",  # fixed: sets of strings have one order, and programs that depend on it get one verdict
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "LANG": "C.UTF-8",
+    "PATH": "/nonexistent",
+    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space that a program may have
+}
 
-# Prints every shared object that the interpreter and its own extension modules map, by the name they were asked for.
+# Prints every shared object that the interpreter and its own extension modules map, by the name it was requested with.
 _LIST_LIBRARIES = """
 import ctypes, glob, importlib.machinery, importlib.util, sys, sysconfig
 for path in glob.glob(sysconfig.get_path("platstdlib") + "/lib-dynload/*.so"):
@@ -52,24 +57,14 @@ def _libraries() -> tuple[str, ...]:
 
 def standard_library() -> tuple[str, ...]:
     """The directories of the standard library, without any ``site-packages``."""
-    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix, "installed_base": sys.base_prefix}
-    base["installed_platbase"] = sys.base_exec_prefix
+    base = {"base": sys.base_prefix, "installed_base": sys.base_prefix}
+    base |= {"platbase": sys.base_exec_prefix, "installed_platbase": sys.base_exec_prefix}
     return tuple(sorted({sysconfig.get_path(kind, vars=base) for kind in ("stdlib", "platstdlib")}))
 
 
 def find() -> str | None:
     """Path of bubblewrap, or None."""
     return shutil.which("bwrap")
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "PYTHONHASHSEED": HASH_SEED,
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "LANG": "C.UTF-8",
-        "PATH": "/nonexistent",
-        "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space that a program may have
-    }
 
 
 def sandbox_arguments(bwrap: str) -> list[str]:
@@ -92,7 +87,7 @@ def sandbox_arguments(bwrap: str) -> list[str]:
     arguments += ["--ro-bind", str(INSIDE), _INSIDE_AT, "--dir", "/tmp", "--chdir", "/", "--remount-ro", "/"]
     arguments += ["--clearenv"]
     folders = sorted({os.path.dirname(library) for library in _libraries()})
-    for name, value in {**_environment(), "LD_LIBRARY_PATH": ":".join(folders)}.items():
+    for name, value in {**_ENVIRONMENT, "LD_LIBRARY_PATH": ":".join(folders)}.items():
         arguments += ["--setenv", name, value]
     return [*arguments, "--"]
 
@@ -110,4 +105,4 @@ def zygote_command(bwrap: str | None, control_fd: int, use_seccomp: bool) -> tup
     mode = {"isolated": bwrap is not None, "seccomp": use_seccomp, "readable": readable}
     prefix = sandbox_arguments(bwrap) if bwrap is not None else []
     command = [*prefix, *python_arguments(bwrap is not None), str(control_fd), json.dumps(mode)]
-    return command, _environment()
+    return command, dict(_ENVIRONMENT)

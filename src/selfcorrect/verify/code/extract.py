@@ -58,47 +58,44 @@ def _fences(text: str) -> list[tuple[str, str]]:
 
 
 def _pick_fence(text: str, names: tuple[str, ...]) -> list[str]:
-    """Fenced blocks in order of preference: the last that defines what is asked for, else the last."""
+    """Fenced blocks in order of preference: the last that defines all names, else the last that defines one, else the last."""
     fences = _fences(text)
     python = [content for tag, content in fences if tag in _PYTHON_TAGS]
     blocks = list(reversed(python or [content for _, content in fences]))
     complete = [b for b in blocks if all(defines(b, n) for n in names)]
-    # Only blocks of the best class stand for the answer: an earlier draft is no fallback for a broken last version.
+    # Only blocks of the best class stand for the answer: an earlier draft does not replace a broken last version.
     some = [b for b in blocks if any(defines(b, n) for n in names)]
     return (complete or some or blocks)[:1]
 
 
-def _paper_markers(text: str) -> str:
+def _between_markers(text: str) -> str:
     """Cut to what stands between the MBPP prompt's [BEGIN] and [DONE], where the text has them.
 
     After [BEGIN], a line that is nothing but [END] or [/BEGIN] ends the program as well: models close the bracket with
     what fits it, and neither is a statement of a program.
     """
-    body = text.split("[DONE]", 1)[0].rsplit("[BEGIN]", 1)
-    if len(body) == 1:
-        return body[0]
-    return re.split(r"^[ \t]*\[(?:END|/BEGIN)\][ \t]*$", body[1], maxsplit=1, flags=re.MULTILINE)[0]
+    _, begun, body = text.split("[DONE]", 1)[0].rpartition("[BEGIN]")
+    return re.split(r"^[ \t]*\[(?:END|/BEGIN)\][ \t]*$", body, maxsplit=1, flags=re.MULTILINE)[0] if begun else body
 
 
 def _opened(text: str) -> str:
-    """Give a program that a fence closes, and none has opened, the fence that opens it; other texts come back as they are.
+    """Add the opening fence to a program that has only a closing one; return other texts unchanged.
 
-    Told by an odd number of fences, the first of them bare and after a definition. Read as an opening, it would make a
-    program of the words that follow.
+    Such a text has an odd number of fences, and the first of them is bare and follows a definition. Read as an opening
+    fence, it would turn the words after it into a program.
     """
     lines = text.split("\n")
     fences = [i for i, line in enumerate(lines) if _FENCE.match(line)]
     if len(fences) % 2 == 0 or lines[fences[0]].strip().strip("`~"):
         return text
-    before = lines[: fences[0]]
-    if not any(_DEFINITION.match(line) for line in before):
+    if not any(_DEFINITION.match(line) for line in lines[: fences[0]]):
         return text
-    start = next(i for i, line in enumerate(before) if _CODE_LINE.match(line))
+    start = next(i for i, line in enumerate(lines) if _CODE_LINE.match(line))
     return "\n".join([*lines[:start], lines[fences[0]].strip(), *lines[start:]])
 
 
 def _from_prose(text: str) -> list[str]:
-    """Programs in text without fences: from the first line of code on, with fewer and fewer lines of the end."""
+    """Programs in text without fences: from the first line of code, with fewer and fewer lines at the end."""
     lines = text.split("\n")
     start = next((i for i, line in enumerate(lines) if _CODE_LINE.match(line)), None)
     if start is None:
@@ -109,17 +106,13 @@ def _from_prose(text: str) -> list[str]:
     return ["\n".join(lines[:end]) for end in ends[:_MAX_CUTS]]
 
 
-def _preamble(prompt: str, entry_point: str) -> str:
-    """What a HumanEval prompt holds before its stub: imports and helpers."""
-    match = re.search(rf"^(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", prompt, re.MULTILINE)
-    return prompt[: match.start()] if match else ""
-
-
 def _humaneval_text(text: str, prompt: str, entry_point: str) -> Extracted:
     fenced = _pick_fence(text, (entry_point,))
     candidates = fenced or ([] if not defines(text, entry_point) else _from_prose(text))
     if candidates and defines(candidates[0], entry_point):
-        preamble = _preamble(prompt, entry_point)
+        # Imports and helpers that the prompt holds before its stub stay in force.
+        stub = re.search(rf"^(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", prompt, re.MULTILINE)
+        preamble = prompt[: stub.start()] if stub else ""
         return Extracted(tuple((preamble, c) for c in candidates), tuple(candidates))
     body = candidates[0] if candidates else text.strip("\n")
     if not candidates and not _BODY_LINE.search(body):
@@ -136,7 +129,7 @@ def extract(form: Form, completion: str, prompt: str, entry_point: str | None, n
             with the program in a fence (the last Python one that defines what the tests call), between [BEGIN] and
             [DONE], or plain.
         completion: the model's text.
-        prompt: the problem's prompt; code for HumanEval, of no use for MBPP.
+        prompt: the problem's prompt; code for HumanEval, not used for MBPP.
         entry_point: name of the function that a HumanEval prompt declares.
         names: names that the tests call.
 
@@ -146,11 +139,10 @@ def extract(form: Form, completion: str, prompt: str, entry_point: str | None, n
     completion = completion.replace("\r\n", "\n")
     if not completion.strip():
         return Extracted((), ())
-    if form == "code":
-        return Extracted(((completion,),), (completion,))
-    if form == "body":
-        return Extracted(((prompt.replace("\r\n", "\n") + completion,),), (completion,))
-    text = _opened(_paper_markers(completion))
+    if form in ("code", "body"):
+        before = prompt.replace("\r\n", "\n") if form == "body" else ""
+        return Extracted(((before + completion,),), (completion,))
+    text = _opened(_between_markers(completion))
     if entry_point and defines(prompt, entry_point):
         return _humaneval_text(text, prompt, entry_point)
     found = _pick_fence(text, names) or _from_prose(text)

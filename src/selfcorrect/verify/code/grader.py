@@ -10,16 +10,15 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from ...errors import ConfigError, DataError
-from ...types import Grade, Verdict
-from .extract import MAX_CHARACTERS, Extracted, Form, extract
-from .inside.limits import Limits
-from .pool import JobReport, SandboxError, ZygotePool
-from .report import choose_protection
-from .tests_plan import TestPlan, plan_tests
+from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.types import Grade, Verdict
+from selfcorrect.verify.code.extract import MAX_CHARACTERS, Extracted, Form, extract
+from selfcorrect.verify.code.inside.limits import ProgramLimits
+from selfcorrect.verify.code.pool import JobReport, SandboxError, ZygotePool
+from selfcorrect.verify.code.report import choose_protection
+from selfcorrect.verify.code.tests_plan import TestPlan, plan_tests
 
 Style = Literal["mbpp", "humaneval"]
 
@@ -46,7 +45,7 @@ class CodeGrade(Grade):
     """A verdict on a program, with what it cost."""
 
     forgeable: bool = False
-    """True where the tests ran beside the program (they need its classes), so that the program could forge a pass."""
+    """True where the tests ran in the program's process (they need its classes), so that the program could forge a pass."""
     seconds: float = 0.0
     """Wall clock, waiting for a free sandbox not counted."""
     cpu_s: float = 0.0
@@ -56,7 +55,9 @@ class CodeGrade(Grade):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Prepared:
+    """A request that a sandbox has to decide."""
+
     plan: TestPlan
     found: Extracted
     message: dict[str, Any]
@@ -69,7 +70,7 @@ class CodeGrader:
     def __init__(
         self,
         *,
-        limits: Limits | None = None,
+        limits: ProgramLimits | None = None,
         workers: int | None = None,
         trust_forgeable: bool = False,
         accept_risk: str | None = None,
@@ -79,7 +80,7 @@ class CodeGrader:
         Args:
             limits: what one program may use.
             workers: sandboxes that run at once; by default two per core, since starting a program is mostly waiting.
-            trust_forgeable: let a pass of tests that ran beside the program count as ``correct``. For evaluation and
+            trust_forgeable: let a pass of tests that ran in the program's process count as ``correct``. For evaluation and
                 for checking references. By default such a pass is an ``error``: it earns no reward and no baseline
                 counts it.
             accept_risk: name of the risk (``RISK_NAME``) to run where the machine lacks protections.
@@ -87,11 +88,11 @@ class CodeGrader:
         Raises:
             ConfigError: a limit makes no sense, or the machine is unsafe and the risk was not accepted.
         """
-        self.limits = limits or Limits()
+        self.limits = limits or ProgramLimits()
         if problems := self.limits.problems():
             raise ConfigError(f"The limits for programs make no sense: {'; '.join(problems)}.")
         if workers is not None and workers < 1:
-            raise ConfigError(f"workers is {workers}; at least one sandbox is needed.")
+            raise ConfigError(f"workers is {workers}, but at least one sandbox is needed.")
         protection = choose_protection(accept_risk)
         self.workers = workers or 2 * len(os.sched_getaffinity(0))
         self.trust_forgeable = trust_forgeable
@@ -102,7 +103,7 @@ class CodeGrader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def warm(self) -> None:
@@ -127,7 +128,7 @@ class CodeGrader:
         if isinstance(prepared, CodeGrade):
             return prepared
         reason = ""
-        for _ in range(2):  # a supervisor may have been killed from outside: once is bad luck
+        for _ in range(2):  # a supervisor may have been killed from outside, so one failure is tried again
             start = time.perf_counter()
             try:
                 report = self._pool.run(prepared.message, self.limits)
@@ -148,17 +149,17 @@ class CodeGrader:
         return await asyncio.get_running_loop().run_in_executor(self._executor(), self.grade, request)
 
     def _executor(self) -> ThreadPoolExecutor:
-        with self._lock:
+        with self._lock:  # after a close a late caller gets a new one, and then the verdict ``error``
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="code-grader")
             return self._threads
 
-    def _prepare(self, request: CodeRequest) -> _Job | CodeGrade:
-        """Read the tests and find the program; a grade where one of the two already decides."""
+    def _prepare(self, request: CodeRequest) -> _Prepared | CodeGrade:
+        """Read the tests and find the program. A grade where one of the two decides already."""
         tests = (request.tests,) if isinstance(request.tests, str) else tuple(request.tests)
-        if request.style not in ("mbpp", "humaneval"):
+        if request.style not in get_args(Style):
             return CodeGrade(Verdict.ERROR, None, f"unknown style {request.style!r}; mbpp or humaneval")
-        if request.completion_form not in ("code", "body", "text"):
+        if request.completion_form not in get_args(Form):
             return CodeGrade(Verdict.ERROR, None, f"unknown form {request.completion_form!r}; code, body or text")
         try:
             plan = plan_tests(request.style, request.entry_point, tests)
@@ -166,60 +167,60 @@ class CodeGrader:
             return CodeGrade(Verdict.ERROR, None, str(error))
         if len(request.completion) > MAX_CHARACTERS:
             return CodeGrade(Verdict.WRONG, None, f"a completion of {len(request.completion)} characters is not graded")
-        prompt = request.prompt if request.style == "humaneval" else ""
         found = extract(request.completion_form, request.completion, request.prompt, request.entry_point, plan.names)
         if not found.alternatives:
             verdict = Verdict.TRUNCATED if request.truncated else Verdict.NO_ANSWER
             return CodeGrade(verdict, None, "no program in the text")
         message = {
             "style": request.style,
-            "prompt": prompt.replace("\r\n", "\n"),
+            "prompt": request.prompt.replace("\r\n", "\n") if request.style == "humaneval" else "",
             "names": plan.names,
             "modules": plan.modules,
             "fallback": bool(plan.fallback),
             "tests": tests,
             "alternatives": found.alternatives,
         }
-        return _Job(plan, found, message, request.truncated)
+        return _Prepared(plan, found, message, request.truncated)
 
-    def _verdict(self, job: _Job, report: JobReport, seconds: float) -> CodeGrade:
+    def _verdict(self, job: _Prepared, report: JobReport, seconds: float) -> CodeGrade:
         verdict, detail = _judge(report, self.limits)
         outcome = report.outcome or {}
         if job.truncated and outcome.get("outcome") == "compile":
             verdict = Verdict.TRUNCATED
-        forgeable = bool(job.plan.fallback)
-        if forgeable:
-            detail = f"{detail} [forgeable: ran beside the program, since {job.plan.fallback}]"
+        if job.plan.fallback:
+            detail = f"{detail} [forgeable: ran in the program's process, since {job.plan.fallback}]"
             if verdict is Verdict.CORRECT and not self.trust_forgeable:
                 verdict, detail = Verdict.ERROR, f"not counted without trust_forgeable: {detail}"
         shown = job.found.shown[outcome.get("alternative", 0)]
-        return CodeGrade(verdict, shown, detail, forgeable, seconds, report.program.cpu_s, report.program.memory_mb)
+        cost = seconds, report.program.cpu_s, report.program.memory_mb
+        return CodeGrade(verdict, shown, detail, bool(job.plan.fallback), *cost)
 
 
 _OUTCOMES = {
-    "passed": (Verdict.CORRECT, "{}"),
-    "failed": (Verdict.WRONG, "{}"),
-    "compile": (Verdict.WRONG, "not a program: {}"),
-    "load": (Verdict.WRONG, "the program failed before its tests: {}"),
-    "gone": (Verdict.WRONG, "{}"),
-    "unusable": (Verdict.ERROR, "{}"),
+    "passed": (Verdict.CORRECT, ""),
+    "failed": (Verdict.WRONG, ""),
+    "compile": (Verdict.WRONG, "not a program: "),
+    "load": (Verdict.WRONG, "the program failed before its tests: "),
+    "gone": (Verdict.WRONG, ""),
+    "unusable": (Verdict.ERROR, ""),
 }
+"""The verdict for what the judge reports, and what its detail begins with."""
 
 
-def _judge(report: JobReport, limits: Limits) -> tuple[Verdict, str]:
+def _judge(report: JobReport, limits: ProgramLimits) -> tuple[Verdict, str]:
     """The verdict from what both processes left behind."""
     for part, who in ((report.program, "the program"), (report.tests, "the tests, on the program's answers,")):
         if part.killed == "idle":
             return Verdict.TIMEOUT, f"neither computed nor answered for {limits.idle_s:g} s"
         if part.killed == "wall":
             return Verdict.TIMEOUT, f"still running after {limits.wall_s:g} s of wall clock"
-        # What was measured decides, not who was quicker: a program that ends just over the limit is over it.
+        # The measured time decides: a program that ends just over the limit is over it.
         if part.cpu_s > limits.cpu_s:
             return Verdict.TIMEOUT, f"{who} used up {limits.cpu_s:g} s of CPU time"
     if report.outcome is None:
         return Verdict.ERROR, f"the judge ended without a verdict (wait status {report.tests.status})"
-    verdict, form = _OUTCOMES[report.outcome["outcome"]]
-    detail = form.format(report.outcome["detail"])
+    verdict, prefix = _OUTCOMES[report.outcome["outcome"]]
+    detail = f"{prefix}{report.outcome['detail']}"
     if report.outcome["outcome"] == "gone" and report.program.signal not in (0, signal.SIGKILL):
         detail += f" (signal {signal.Signals(report.program.signal).name})"
     return verdict, detail

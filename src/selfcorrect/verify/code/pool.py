@@ -14,11 +14,11 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...errors import SelfCorrectError
-from .bwrap import zygote_command
-from .inside.codec import CodecError, dumps, loads
-from .inside.limits import Limits
-from .inside.wire import FrameTooLarge, recv_frame, send_frame
+from selfcorrect.errors import SelfCorrectError
+from selfcorrect.verify.code.bwrap import zygote_command
+from selfcorrect.verify.code.inside.codec import CodecError, dumps, loads
+from selfcorrect.verify.code.inside.limits import ProgramLimits
+from selfcorrect.verify.code.inside.wire import FrameTooLarge, recv_frame, send_frame
 
 _START_S = 60.0
 _GRACE_S = 30.0
@@ -26,7 +26,7 @@ _REPORT_LIMIT = 1 << 20
 
 
 class SandboxError(SelfCorrectError):
-    """The sandbox did not start, or stopped working. Says nothing of the program that was to run."""
+    """The sandbox did not start, or stopped working. This says nothing about the program that was to run."""
 
     exit_code = 3
 
@@ -48,7 +48,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """What came of one job."""
+    """How one job ended."""
 
     outcome: dict[str, Any] | None
     """The judge's report; None where the judge was killed before it made one."""
@@ -75,10 +75,10 @@ class Zygote:
         """
         self._inner_pid = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process that writes to it
-        self._control, theirs = socket.socketpair()
+        self._control, far = socket.socketpair()
         info_read, info_write = os.pipe()
         try:
-            command, environment = zygote_command(protection.bwrap, theirs.fileno(), protection.seccomp)
+            command, environment = zygote_command(protection.bwrap, far.fileno(), protection.seccomp)
             if protection.bwrap is not None:
                 command[1:1] = ["--info-fd", str(info_write)]
             self._process = subprocess.Popen(
@@ -87,7 +87,7 @@ class Zygote:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                pass_fds=(theirs.fileno(), info_write),
+                pass_fds=(far.fileno(), info_write),
                 start_new_session=True,  # a Ctrl-C for the trainer must not reach it
             )
         except (OSError, subprocess.SubprocessError) as error:
@@ -96,13 +96,10 @@ class Zygote:
             self._errors.close()
             raise SandboxError(f"The code sandbox did not start: {error}.") from error
         finally:
-            theirs.close()
+            far.close()
             os.close(info_write)
-        self._wait_until_ready(info_read, protection.bwrap is not None)
-
-    def _wait_until_ready(self, info_read: int, isolated: bool) -> None:
         with os.fdopen(info_read, "rb") as info:
-            if isolated and (described := info.read()):
+            if protection.bwrap is not None and (described := info.read()):
                 self._inner_pid = json.loads(described)["child-pid"]
         self._control.settimeout(_START_S)
         try:
@@ -113,9 +110,9 @@ class Zygote:
             self._errors.seek(0)
             text = self._errors.read(2000).decode(errors="replace").strip()
             self.close()
-            raise SandboxError(f"The code sandbox did not start. It said: {text or 'nothing'}")
+            raise SandboxError(f"The code sandbox did not start. Its output: {text or 'none'}")
 
-    def run(self, job: dict[str, Any], limits: Limits) -> JobReport:
+    def run(self, job: dict[str, Any], limits: ProgramLimits) -> JobReport:
         """Run one job to its end.
 
         Raises:
@@ -168,7 +165,7 @@ class ZygotePool:
         for _ in range(size):
             self._idle.put(None)
 
-    def run(self, job: dict[str, Any], limits: Limits) -> JobReport:
+    def run(self, job: dict[str, Any], limits: ProgramLimits) -> JobReport:
         """Run one job on any free supervisor; waits for one.
 
         Raises:
@@ -204,9 +201,7 @@ class ZygotePool:
     def close(self) -> None:
         """End all supervisors; waits for running jobs."""
         self._closed.set()
-        for _ in range(self.size):
-            zygote = self._idle.get()
+        for zygote in [self._idle.get() for _ in range(self.size)]:
             if zygote is not None:
                 zygote.close()
-        for _ in range(self.size):
-            self._idle.put(None)  # a late caller gets the error above, and does not wait for ever
+            self._idle.put(None)  # a late caller gets the error above, and does not wait forever

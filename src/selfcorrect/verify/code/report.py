@@ -8,10 +8,10 @@ import platform
 import subprocess
 from dataclasses import dataclass
 
-from ...errors import ConfigError
-from . import bwrap
-from .inside import confine, seccomp
-from .pool import Protection, SandboxError, Zygote
+from selfcorrect.errors import ConfigError
+from selfcorrect.verify.code import bwrap
+from selfcorrect.verify.code.inside import confine, seccomp
+from selfcorrect.verify.code.pool import Protection, SandboxError, Zygote
 
 RISK_NAME = "run-untrusted-code-without-a-sandbox"
 """What a user passes as ``accept_risk`` to run programs on a machine that lacks a protection."""
@@ -25,7 +25,7 @@ class Item:
     present: bool
     required: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
     """The command that adds it, where there is one."""
 
 
@@ -58,19 +58,8 @@ _ALLOW_NAMESPACES = "sysctl -w user.max_user_namespaces=10000 kernel.apparmor_re
 """As root, on the host; the second is Ubuntu's, and unknown to other kernels."""
 
 
-def _bubblewrap() -> Item:
-    name = "bubblewrap"
-    path = bwrap.find()
-    if path is None:
-        return Item(
-            name,
-            False,
-            True,
-            f"no bwrap on PATH; install it: {_INSTALL}, dnf install bubblewrap",
-            _INSTALL,
-        )
-    found = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
-    return Item(name, True, True, f"{found.stdout.strip() or 'unknown version'} at {path}")
+def _seccomp_works() -> bool:
+    return seccomp.supported() and os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
 
 
 def _namespaces(path: str | None) -> Item:
@@ -78,30 +67,12 @@ def _namespaces(path: str | None) -> Item:
     if path is None:
         return Item(name, False, True, "not tried: needs bubblewrap", _INSTALL)
     try:
-        Zygote(Protection(path, seccomp_works())).close()
+        Zygote(Protection(path, _seccomp_works())).close()
     except (SandboxError, subprocess.SubprocessError, OSError) as error:
         why = " ".join(str(error).split())[:300]
         hint = "a container or the kernel may forbid user namespaces (sysctl user.max_user_namespaces, AppArmor)"
         return Item(name, False, True, f"{why} ({hint})", _ALLOW_NAMESPACES)
     return Item(name, True, True, "a supervisor started in its own; each program gets a new set")
-
-
-def seccomp_works() -> bool:
-    """True where the kernel takes filters and their system call numbers are known here."""
-    return seccomp.supported() and os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
-
-
-def _seccomp() -> Item:
-    if not seccomp.supported():
-        return Item("seccomp", False, True, f"no system call table for {platform.machine()}")
-    works = seccomp_works()
-    return Item("seccomp", works, True, "system calls by allow-list" if works else "the kernel has no filters")
-
-
-def _landlock() -> Item:
-    abi = confine.landlock_abi() if platform.system() == "Linux" else 0
-    detail = f"ABI {abi}" if abi else "the kernel has none; the mount namespace alone keeps files apart"
-    return Item("Landlock", abi > 0, False, detail)
 
 
 @functools.cache
@@ -110,8 +81,26 @@ def sandbox_report() -> SandboxReport:
     if platform.system() != "Linux":
         why = f"{platform.system()} has no namespaces; use Linux, or a Linux container or virtual machine"
         return SandboxReport((Item("Linux", False, True, why),))
-    items = (_bubblewrap(), _namespaces(bwrap.find()), _seccomp(), _landlock())
-    return SandboxReport(items)
+    path = bwrap.find()
+    if path is None:
+        missing = f"no bwrap on PATH; install it: {_INSTALL}, dnf install bubblewrap"
+        bubblewrap = Item("bubblewrap", False, True, missing, _INSTALL)
+    else:
+        found = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+        bubblewrap = Item("bubblewrap", True, True, f"{found.stdout.strip() or 'unknown version'} at {path}")
+    filters = "system calls by allow-list" if _seccomp_works() else "the kernel has no filters"
+    if not seccomp.supported():
+        filters = f"no system call table for {platform.machine()}"
+    abi = confine.landlock_abi()
+    landlock = f"ABI {abi}" if abi else "the kernel has none; the mount namespace alone keeps files apart"
+    return SandboxReport(
+        (
+            bubblewrap,
+            _namespaces(path),
+            Item("seccomp", _seccomp_works(), True, filters),
+            Item("Landlock", abi > 0, False, landlock),
+        )
+    )
 
 
 def choose_protection(accept_risk: str | None) -> Protection:

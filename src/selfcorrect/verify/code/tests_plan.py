@@ -1,7 +1,7 @@
-"""What a problem's tests ask of a program, read from the tests' text alone.
+"""What a problem's tests need from a program, read from the tests' text alone.
 
-Decides which names are the program's, which are modules, and whether the tests can run in the trusted process at all.
-Nothing the program does or returns has a say in it.
+Decides which names are the program's, which are modules, and whether the tests can run in the trusted process.
+Nothing that the program does or returns can change this.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...errors import DataError
+from selfcorrect.errors import DataError
 
 _BUILTINS = frozenset(dir(builtins))
 
@@ -29,7 +29,7 @@ class TestPlan:
     modules: tuple[str, ...]
     """Modules that the tests use without importing them; the program must have imported them, as in one process."""
     fallback: str
-    """Why these tests must run beside the program, in its process; empty for all others."""
+    """Why these tests must run in the program's process; empty for all others."""
 
 
 def _walk(trees: list[ast.Module]) -> Iterator[ast.AST]:
@@ -42,33 +42,18 @@ def _bound(trees: list[ast.Module]) -> set[str]:
     names: set[str] = set()
     for node in _walk(trees):
         match node:
-            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
-                names.add(name)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                names.add(name)
-            case ast.arg(arg=name):
-                names.add(name)
-            case ast.ExceptHandler(name=str(name)):
+            case (
+                ast.Name(id=name, ctx=ast.Store() | ast.Del())
+                | ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
+                | ast.arg(arg=name)
+                | ast.ExceptHandler(name=str(name))
+            ):
                 names.add(name)
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 names.update((alias.asname or alias.name).split(".")[0] for alias in aliases)
-            case _:
-                pass
     return names
-
-
-def _loaded(trees: list[ast.Module]) -> list[str]:
-    return list(dict.fromkeys(n.id for n in _walk(trees) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)))
-
-
-def _used_as_modules(trees: list[ast.Module]) -> set[str]:
-    return {
-        node.value.id
-        for node in _walk(trees)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in sys.stdlib_module_names
-    }
 
 
 def _first_called(trees: list[ast.Module]) -> str | None:
@@ -77,35 +62,30 @@ def _first_called(trees: list[ast.Module]) -> str | None:
         if not isinstance(node, ast.Assert):
             continue
         part: ast.expr = node.test
-        while not isinstance(part, ast.Call):
-            if isinstance(part, ast.Compare):
-                part = part.left
-            elif isinstance(part, ast.UnaryOp):
-                part = part.operand
-            else:
-                break
+        while isinstance(part, ast.Compare | ast.UnaryOp):
+            part = part.left if isinstance(part, ast.Compare) else part.operand
         if isinstance(part, ast.Call) and isinstance(part.func, ast.Name):
             return part.func.id
     return None
 
 
-def _called(node: ast.AST, names: set[str]) -> str | None:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-        return node.func.id
-    return None
+def _name(node: ast.AST | None) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
 
 
-def _class_like(names: set[str]) -> set[str]:
-    return {name for name in names if name[:1].isupper()}
+def _called(node: ast.AST, names: set[str]) -> str:
+    """The one of these names that a node calls; empty where it calls none."""
+    name = _name(node.func) if isinstance(node, ast.Call) else ""
+    return name if name in names else ""
 
 
 def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
     """Why the tests need objects of the program's own classes; empty where they do not.
 
-    A class is known by its capital, and by what is done with the result of calling it: passed to another function of
-    the program, or asked for attributes. A lone call of a capitalised function compared with data is no class.
+    A class is recognised by its capital letter and by what happens to the result of calling it: it is passed to another
+    function of the program, or its attributes are read. A lone call of a capitalised function whose result is compared with data is not one.
     """
-    classes = _class_like(names)
+    classes = {name for name in names if name[:1].isupper()}
     held: dict[str, str] = {}
     for node in _walk(trees):
         if isinstance(node, ast.Assign) and (name := _called(node.value, classes)):
@@ -113,7 +93,7 @@ def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
     for node in _walk(trees):
         reason = ""
         if isinstance(node, ast.Attribute):
-            if name := _called(node.value, classes) or held.get(_name(node.value)):
+            if name := _called(node.value, classes) or held.get(_name(node.value), ""):
                 reason = f"an attribute of the program's class {name} is used"
         elif isinstance(node, ast.ExceptHandler) and _name(node.type) in classes:
             reason = f"the program's class {_name(node.type)} is used as a type"
@@ -140,10 +120,6 @@ def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: 
     return ""
 
 
-def _name(node: ast.AST | None) -> str:
-    return node.id if isinstance(node, ast.Name) else ""
-
-
 @functools.lru_cache(maxsize=4096)
 def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> TestPlan:
     """Read the tests of one problem.
@@ -164,8 +140,10 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
         _parse(tests)
         return TestPlan((entry_point,), (), "")
     trees = _parse(tests)
-    loaded, bound = _loaded(trees), _bound(trees)
-    modules = tuple(sorted(_used_as_modules(trees) - bound - {entry_point}))
+    bound = _bound(trees)
+    with_attributes = {_name(node.value) for node in _walk(trees) if isinstance(node, ast.Attribute)}
+    modules = tuple(sorted((with_attributes & sys.stdlib_module_names) - bound - {entry_point}))
+    loaded = dict.fromkeys(n.id for n in _walk(trees) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
     names = [n for n in loaded if n not in _BUILTINS and n not in bound and n not in modules]
     # With an unknown name to call, names of builtins are builtins. Without, the function under test hides one.
     first = entry_point or (None if names else _first_called(trees))
@@ -182,4 +160,4 @@ def _parse(tests: tuple[str, ...]) -> list[ast.Module]:
     try:
         return [ast.parse(test) for test in tests]
     except (SyntaxError, ValueError) as error:
-        raise DataError(f"A test of this problem is not Python ({error}). Mend the data set's row.") from None
+        raise DataError(f"A test of this problem is not Python ({error}). Correct that row of the data set.") from None

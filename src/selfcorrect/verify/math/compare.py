@@ -1,67 +1,66 @@
 """Equivalence of two parsed answers, in three values: True, False, and None for "needs the worker".
 
-The structure is decided here; scalars that exact arithmetic cannot decide go to a ``Scalars`` object, which knows
-nothing in the calling process (``ExactOnly``) and evaluates to many digits in the worker.
+The structure is decided here. Scalars that exact arithmetic cannot decide go to a ``Scalars`` object. In the calling
+process it leaves them open; in the worker it evaluates them to many digits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from typing import Protocol
 
-from selfcorrect.verify.math.build import neg
 from selfcorrect.verify.math.exact import key, try_rational
-from selfcorrect.verify.math.nodes import Apply, Based, Matrix, Node, Num, Quantity, Ratio, Rel, Seq, SetOp, Sym, Text
+from selfcorrect.verify.math.nodes import (
+    Apply,
+    Based,
+    Matrix,
+    Node,
+    Num,
+    Quantity,
+    Ratio,
+    Rel,
+    Seq,
+    SetOp,
+    Sym,
+    Text,
+    children,
+    neg,
+)
 from selfcorrect.verify.math.relations import as_pieces, flip, is_label, split_label
-from selfcorrect.verify.math.structures import children
-from selfcorrect.verify.math.units import canonical_unit, is_unit_letter
+from selfcorrect.verify.math.units import UNIT_LETTERS, canonical_unit
 
 Ternary = bool | None
 
 ROUNDING_DIGITS = 10
-"""Policy: a decimal with at least so many significant digits may stand for a value that no decimal equals."""
+"""Policy: a decimal with this many significant digits or more may stand for a value that no decimal equals."""
 
-_NUMBER_WORDS = {
-    w: n
-    for n, w in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
+_NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 
 
-class Scalars(Protocol):
-    """What decides scalars beyond exact arithmetic. None means: not decided here."""
-
-    def identical(self, a: Node, b: Node) -> Ternary: ...
-    def factor_between(self, a: Node, b: Node) -> int | None: ...
-    def within(self, a: Node, b: Node, tolerance: Fraction) -> Ternary: ...
-
-
-class ExactOnly:
-    """Leaves every symbolic question open."""
+class Scalars:
+    """Decides scalars beyond exact arithmetic. This one leaves every question open: None means "not decided here"."""
 
     def identical(self, a: Node, b: Node) -> Ternary:
         return None
@@ -75,26 +74,22 @@ class ExactOnly:
 
 def every(outcomes: Iterable[Ternary]) -> Ternary:
     """False beats None beats True."""
-    unknown = False
+    result: Ternary = True
     for outcome in outcomes:
         if outcome is False:
             return False
-        unknown = unknown or outcome is None
-    return None if unknown else True
+        result = None if outcome is None else result
+    return result
 
 
 def some(outcomes: Iterable[Ternary]) -> Ternary:
     """True beats None beats False."""
-    unknown = False
+    result: Ternary = False
     for outcome in outcomes:
         if outcome is True:
             return True
-        unknown = unknown or outcome is None
-    return None if unknown else False
-
-
-def _difference(a: Node, b: Node) -> Node:
-    return Apply("add", (a, neg(b)))
+        result = None if outcome is None else result
+    return result
 
 
 def same_words(gold: str, given: str, gold_is_text: bool) -> bool:
@@ -125,14 +120,6 @@ def _is_valueless(node: Node) -> bool:
     return named or isinstance(node, Based | Text) or any(_is_valueless(child) for child in children(node))
 
 
-def _is_terminating(value: Fraction) -> bool:
-    bottom = value.denominator
-    for prime in (2, 5):
-        while bottom % prime == 0:
-            bottom //= prime
-    return bottom == 1
-
-
 class Comparer:
     """Compares a gold tree with a predicted one. Asymmetric only where a policy says so (percent, number words)."""
 
@@ -143,9 +130,11 @@ class Comparer:
         if key(gold) == key(given):
             return True
         if isinstance(gold, Text) and gold.words.casefold() in _NUMBER_WORDS:
-            gold = Num(Fraction(_NUMBER_WORDS[gold.words.casefold()]))
-        rules: tuple[tuple[type | tuple[type, ...], Callable[[Node, Node], Ternary]], ...] = (
-            (Text, self._words),
+            gold = Num(Fraction(_NUMBER_WORDS.index(gold.words.casefold())))
+        if isinstance(gold, Text) or isinstance(given, Text):
+            a, b = _spelled(gold), _spelled(given)
+            return a is not None and b is not None and same_words(a, b, isinstance(gold, Text))
+        rules: tuple[tuple[type, Callable[[Node, Node], Ternary]], ...] = (
             (Quantity, self._quantities),
             (Rel, self._relations),
             (SetOp, self._pieces),
@@ -158,11 +147,6 @@ class Comparer:
                 return rule(gold, given)
         return self._scalars(gold, given)
 
-    @staticmethod
-    def _words(gold: Node, given: Node) -> Ternary:
-        a, b = _spelled(gold), _spelled(given)
-        return a is not None and b is not None and same_words(a, b, isinstance(gold, Text))
-
     def _quantities(self, gold: Node, given: Node) -> Ternary:
         gold_value, gold_unit = _unpack(gold)
         given_value, given_unit = _unpack(given)
@@ -171,14 +155,16 @@ class Comparer:
         if {"am", "pm"} & {gold_unit, given_unit} and isinstance(gold_value, Ratio) != isinstance(given_value, Ratio):
             return False
         percent_gold, percent_given = gold_unit == "%", given_unit == "%"
-        if percent_gold and not percent_given:
-            return some((self.equal(gold_value, given_value), self.equal(_hundredth(gold_value), given_value)))
-        if percent_given and not percent_gold:
-            magnitude = try_rational(gold_value)
-            sign_left_out = magnitude is not None and abs(magnitude) >= 1
-            plain = self.equal(gold_value, given_value) if sign_left_out else False
-            return some((plain, self.equal(gold_value, _hundredth(given_value))))
-        return self.equal(gold_value, given_value)
+        if percent_gold == percent_given:
+            return self.equal(gold_value, given_value)
+        hundred = Num(Fraction(100))
+        if percent_gold:
+            hundredth = Apply("div", (gold_value, hundred))
+            return some((self.equal(gold_value, given_value), self.equal(hundredth, given_value)))
+        magnitude = try_rational(gold_value)
+        sign_left_out = magnitude is not None and abs(magnitude) >= 1
+        plain = self.equal(gold_value, given_value) if sign_left_out else False
+        return some((plain, self.equal(gold_value, Apply("div", (given_value, hundred)))))
 
     def _relations(self, gold: Node, given: Node) -> Ternary:
         gold_approximations = _approximations(gold)
@@ -203,23 +189,25 @@ class Comparer:
                 return False
         if len(gold.ops) == len(given.ops) == 1:
             return some((self._two_parts(gold, given), self._pieces(gold, given, labels=True)))
-        mirrored = Rel(tuple(flip(op) for op in reversed(given.ops)), tuple(reversed(given.parts)))
-        return some((self._same_chain(gold, given), self._same_chain(gold, mirrored), self._pieces(gold, given, True)))
+        return some((self._same_chain(gold, given), self._pieces(gold, given, labels=True)))
 
     def _same_chain(self, gold: Rel, given: Rel) -> Ternary:
-        if gold.ops != given.ops:
-            return False
-        return every(self.equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
+        """Whether the parts of two relations are equal, read from left to right or from right to left."""
+        mirrored = Rel(tuple(flip(op) for op in reversed(given.ops)), tuple(reversed(given.parts)))
+        return some(
+            self._in_order(gold.parts, relation.parts) for relation in (given, mirrored) if gold.ops == relation.ops
+        )
 
     def _two_parts(self, gold: Rel, given: Rel) -> Ternary:
         """Equations, inequalities and inequations: one side must be a constant multiple of the other."""
         op, other = gold.ops[0], given.ops[0]
         if op not in ("=", "!=", "<", ">", "<=", ">=") or other not in (op, flip(op)):
-            return self._same_chain(gold, given)
+            return gold.ops == given.ops and self._in_order(gold.parts, given.parts)
         parts = (*gold.parts, *given.parts)
-        if any(_is_valueless(p) or not _is_scalar(p) for p in parts):
-            return some((self._same_chain(gold, given), self._same_chain(gold, _mirror(given))))
-        sign = self.scalars.factor_between(_difference(*gold.parts), _difference(*given.parts))
+        if any(_is_valueless(p) or not isinstance(p, Num | Sym | Apply | Quantity) for p in parts):
+            return self._same_chain(gold, given)
+        differences = (Apply("add", (left, neg(right))) for left, right in (gold.parts, given.parts))
+        sign = self.scalars.factor_between(*differences)
         if sign is None:
             return None
         if op in ("=", "!="):
@@ -305,7 +293,10 @@ class Comparer:
     def _ratios(self, gold: Node, given: Node) -> Ternary:
         if isinstance(gold, Ratio) and isinstance(given, Ratio):
             return self._in_order(gold.items, given.items)
-        return self.equal(_as_quotient(gold), _as_quotient(given)) if _has_two_parts(gold, given) else False
+        if any(isinstance(node, Ratio) and len(node.items) != 2 for node in (gold, given)):
+            return False
+        a, b = (Apply("div", node.items) if isinstance(node, Ratio) else node for node in (gold, given))
+        return self.equal(a, b)
 
     def _scalars(self, gold: Node, given: Node) -> Ternary:
         if _is_valueless(gold) or _is_valueless(given) or (isinstance(gold, Sym) and isinstance(given, Sym)):
@@ -313,9 +304,11 @@ class Comparer:
         a, b = try_rational(gold), try_rational(given)
         if a is not None and b is not None:
             return a == b or _rounds_to(a, given) or _rounds_to(b, gold)
-        bare = _without_unit_letter(given)
-        if a is not None and bare is not None:
-            return self.equal(gold, bare)
+        if a is not None and isinstance(given, Apply) and given.fn == "mul" and len(given.args) == 2:
+            # ``3s`` against a gold answer without variables: the letter is a unit.
+            value, letter = given.args
+            if isinstance(letter, Sym) and letter.name in UNIT_LETTERS and try_rational(value) is not None:
+                return self.equal(gold, value)
         outcomes = [self.scalars.identical(gold, given)]
         for exact, decimal in ((gold, given), (given, gold)):
             if isinstance(decimal, Num) and decimal.digits >= ROUNDING_DIGITS and try_rational(exact) is None:
@@ -335,9 +328,11 @@ def _last_place(decimal: Num) -> Fraction:
 
 
 def _rounds_to(exact: Fraction, given: Node) -> bool:
-    if not isinstance(given, Num) or given.digits < ROUNDING_DIGITS or _is_terminating(exact):
+    """Whether a long decimal is the rounded value of a fraction that no decimal equals."""
+    if not isinstance(given, Num) or given.digits < ROUNDING_DIGITS:
         return False
-    return abs(exact - given.value) < _last_place(given)
+    terminating = 10 ** exact.denominator.bit_length() % exact.denominator == 0
+    return not terminating and abs(exact - given.value) < _last_place(given)
 
 
 def _unpack(node: Node) -> tuple[Node, str | None]:
@@ -345,10 +340,6 @@ def _unpack(node: Node) -> tuple[Node, str | None]:
     if isinstance(node, Quantity):
         return node.value, canonical_unit(node.unit)
     return node, None
-
-
-def _hundredth(value: Node) -> Node:
-    return Apply("div", (value, Num(Fraction(100))))
 
 
 def _approximations(node: Node) -> list[Node] | None:
@@ -361,19 +352,11 @@ def _approximations(node: Node) -> list[Node] | None:
 
 
 def _without_label(node: Node) -> Node | None:
-    """The value that a labelled relation gives; other relations have none, other nodes are their own."""
+    """The value that a labelled relation gives. Other relations give none; any other node is its own value."""
     if not isinstance(node, Rel):
         return node
     label = split_label(node)
     return None if label is None else label[1]
-
-
-def _mirror(relation: Rel) -> Rel:
-    return Rel(tuple(flip(op) for op in reversed(relation.ops)), tuple(reversed(relation.parts)))
-
-
-def _is_scalar(node: Node) -> bool:
-    return isinstance(node, Num | Sym | Apply | Quantity)
 
 
 def _are_assignments(items: Sequence[Node]) -> bool:
@@ -381,20 +364,3 @@ def _are_assignments(items: Sequence[Node]) -> bool:
     labels = [split_label(item) if isinstance(item, Rel) else None for item in items]
     names = {key(label[0]) for label in labels if label is not None}
     return len(names) == len(items) and all(label is not None and is_label(label[0]) for label in labels)
-
-
-def _has_two_parts(*nodes: Node) -> bool:
-    return all(len(n.items) == 2 for n in nodes if isinstance(n, Ratio))
-
-
-def _as_quotient(node: Node) -> Node:
-    return Apply("div", node.items) if isinstance(node, Ratio) else node
-
-
-def _without_unit_letter(given: Node) -> Node | None:
-    """``3s`` beside a gold without variables: the letter is a unit."""
-    if isinstance(given, Apply) and given.fn == "mul" and len(given.args) == 2:
-        value, letter = given.args
-        if isinstance(letter, Sym) and is_unit_letter(letter.name) and try_rational(value) is not None:
-            return value
-    return None

@@ -1,4 +1,4 @@
-"""Gold string against given string, without extraction: the one decision procedure, run here and in the worker."""
+"""Compares a gold answer with a given one, both without prose around them. The caller and the worker both run it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from selfcorrect.verify.math.compare import Comparer, ExactOnly, Scalars, Ternary, same_words
+from selfcorrect.verify.math.compare import Comparer, Scalars, Ternary, same_words
 from selfcorrect.verify.math.exact import key
 from selfcorrect.verify.math.fallback import allowed
 from selfcorrect.verify.math.nodes import CannotParse, Node, Num, Text, TooHard
@@ -22,7 +22,7 @@ class Decision:
     equal: Ternary
     how: str
     for_math_verify: bool = False
-    """The None comes from a formula outside our grammar that math-verify may be shown."""
+    """The None comes from a formula outside the grammar that math-verify may be shown."""
 
 
 def _parsed(text: str) -> Node | Literal["not in the grammar", "too large"]:
@@ -34,18 +34,12 @@ def _parsed(text: str) -> Node | Literal["not in the grammar", "too large"]:
         return "too large"
 
 
-def _decimal_comma(gold: Node, given: str) -> str | None:
-    """Policy: beside a gold decimal, ``2,74`` is 2.74 unless it reads as thousands."""
-    if isinstance(gold, Num) and gold.value.denominator != 1 and re.fullmatch(r"-?\d+,(?:\d{1,2}|\d{4,})", given):
-        return given.replace(",", ".")
-    return None
+_LETTERS_ONLY = re.compile(r"[A-Za-z][A-Za-z ]{3,}")
 
 
-def _is_word(text: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z][A-Za-z ]{3,}", text))
-
-
-def decide(gold: str, given: str, scalars: Scalars | None = None, *, shortcut: bool = True) -> Decision:
+def decide(  # noqa: PLR0911  # one return per reason
+    gold: str, given: str, scalars: Scalars | None = None, *, shortcut: bool = True
+) -> Decision:
     """Whether ``given`` is an answer equal to ``gold``; neither holds a box or prose around the answer.
 
     Args:
@@ -60,28 +54,30 @@ def decide(gold: str, given: str, scalars: Scalars | None = None, *, shortcut: b
     gold_tree, given_tree = _parsed(a), _parsed(b)
     if "too large" in (gold_tree, given_tree):
         return Decision(False, "over the size limits")
-    if isinstance(gold_tree, Text) or isinstance(given_tree, Text) or (_is_word(a) and _is_word(b)):
+    if (
+        isinstance(gold_tree, Text)
+        or isinstance(given_tree, Text)
+        or (_LETTERS_ONLY.fullmatch(a) and _LETTERS_ONLY.fullmatch(b))
+    ):
         words = word_key(a)
         same = bool(re.search(r"[^\W\d_]", words)) and same_words(words, word_key(b), isinstance(gold_tree, Text))
         if same or isinstance(gold_tree, str) or isinstance(given_tree, str):
             return Decision(same, "words")
     if isinstance(gold_tree, str) or isinstance(given_tree, str):
-        return _outside_the_grammar(a, b)
-    return _compare(gold_tree, given_tree, b, scalars or ExactOnly())
-
-
-def _outside_the_grammar(gold: str, given: str) -> Decision:
-    if gold == given:
-        return Decision(True, "equal strings outside the grammar")
-    if allowed(gold, given):
-        return Decision(None, "outside the grammar", for_math_verify=True)
-    return Decision(False, "outside the grammar")
-
-
-def _compare(gold: Node, given: Node, given_text: str, scalars: Scalars) -> Decision:
-    decimal = _decimal_comma(gold, given_text)
+        if a == b:
+            return Decision(True, "equal strings outside the grammar")
+        if allowed(a, b):
+            return Decision(None, "outside the grammar", for_math_verify=True)
+        return Decision(False, "outside the grammar")
     try:
-        equal = Comparer(scalars).equal(gold, parse(decimal) if decimal else given)
+        if (
+            isinstance(gold_tree, Num)
+            and gold_tree.value.denominator != 1
+            and re.fullmatch(r"-?\d+,(?:\d{1,2}|\d{4,})", b)
+        ):
+            # Policy: against a gold decimal, ``2,74`` is 2.74 unless it reads as thousands.
+            given_tree = parse(b.replace(",", "."))
+        equal = Comparer(scalars or Scalars()).equal(gold_tree, given_tree)
     except (TooHard, RecursionError):
         return Decision(False, "over the size limits")
     return Decision(equal, "needs symbolic work" if equal is None else "compared by value")
@@ -104,7 +100,7 @@ def answer_key(answer: str) -> str:
     text = normalise(answer)
     tree = _parsed(text)
     words = word_key(text)
-    if (isinstance(tree, Text) and re.search(r"[^\W\d_]", words)) or _is_word(text):
+    if (isinstance(tree, Text) and re.search(r"[^\W\d_]", words)) or _LETTERS_ONLY.fullmatch(text):
         return f'"{words.casefold()}"' if len(words) > 1 else f"'{words}'"
     if isinstance(tree, str):
         return string_key(text)

@@ -70,10 +70,6 @@ def _quotient(a: Fraction, b: Fraction) -> Fraction:
     return a / b
 
 
-def _binomial(n: Fraction, k: Fraction) -> Fraction:
-    return Fraction(math.comb(_integer(n, _MAX_BINOMIAL), _integer(k, _MAX_BINOMIAL)))
-
-
 _UNARY: dict[str, Callable[[Fraction], Fraction]] = {
     "abs": abs,
     "sqrt": lambda x: _root(x, Fraction(2)),
@@ -86,7 +82,7 @@ _BINARY: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "frac": _quotient,
     "pow": _power,
     "root": _root,
-    "binom": _binomial,
+    "binom": lambda n, k: Fraction(math.comb(_integer(n, _MAX_BINOMIAL), _integer(k, _MAX_BINOMIAL))),
 }
 
 
@@ -128,7 +124,7 @@ def _flat(node: Node, fn: str) -> list[Node]:
     return [node]
 
 
-def key(node: Node) -> str:  # noqa: PLR0911, PLR0912  # one return per kind of node
+def key(node: Node) -> str:  # noqa: PLR0911  # one return per kind of node
     """Equal keys mean equal answers (not the reverse): sums and products sorted, numbers in lowest terms."""
     value = try_rational(node) if isinstance(node, Apply | Num) else None
     if value is not None:
@@ -147,17 +143,15 @@ def key(node: Node) -> str:  # noqa: PLR0911, PLR0912  # one return per kind of 
             return f"{node.digits}_{node.base}"
         case Quantity():
             return f"{key(node.value)}[{node.unit}]"
-        case Seq(kind="set" | "list"):
-            return f"{node.kind}<{','.join(sorted(key(i) for i in node.items))}>"
         case Seq():
-            return f"{node.kind}<{','.join(key(i) for i in node.items)}>"
+            items = [key(i) for i in node.items]
+            return f"{node.kind}<{','.join(sorted(items) if node.kind in ('set', 'list') else items)}>"
         case Matrix():
             rows = ";".join(",".join(key(entry) for entry in row) for row in node.rows)
             return f"{'det' if node.bars else 'matrix'}<{rows}>"
-        case SetOp(op="minus"):
-            return f"minus<{','.join(key(i) for i in node.items)}>"
         case SetOp():
-            return f"{node.op}<{','.join(sorted(key(i) for i in node.items))}>"
+            items = [key(i) for i in node.items]
+            return f"{node.op}<{','.join(items if node.op == 'minus' else sorted(items))}>"
         case Rel():
             return "".join(key(p) + op for p, op in zip(node.parts, (*node.ops, ""), strict=True))
         case Ratio():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
-from selfcorrect.verify.math.build import add, mul, neg, number
 from selfcorrect.verify.math.nodes import (
     MINUS_ONE,
     Apply,
@@ -18,6 +18,10 @@ from selfcorrect.verify.math.nodes import (
     Sym,
     Text,
     TooHard,
+    add,
+    mul,
+    neg,
+    number,
 )
 from selfcorrect.verify.math.tokens import Token, tokenize
 from selfcorrect.verify.math.units import acceptable, power_of_ten
@@ -31,10 +35,11 @@ _ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log10"}
 _ANGLE_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _UNINTERPRETED = frozenset("fgh")
 _GEOMETRY = frozenset({r"\angle", r"\triangle", r"\overline", r"\overrightarrow", r"\widehat", r"\vec", r"\hat"})
-_CLOSERS = {")": "(", "]": "[", r"\}": r"\{", "|": "|", r"\rangle": r"\langle"}
+_BINOMIALS = (r"\binom", r"\dbinom", r"\tbinom")
+_OPENING_COMMANDS = _GEOMETRY | {*_BINOMIALS, r"\frac", r"\lfloor", r"\lceil", r"\{", r"\langle"}
 
 
-class ExpressionParser:
+class ExpressionParser(ABC):
     """One pass over the tokens; every method consumes what it parsed. ``structures.Parser`` adds lists, relations."""
 
     def __init__(self, text: str) -> None:
@@ -43,8 +48,6 @@ class ExpressionParser:
         self.depth = 0
         self.in_angle = False
         self.bars = 0
-
-    # -- token access ---------------------------------------------------------------------------------------------
 
     @property
     def token(self) -> Token:
@@ -79,8 +82,6 @@ class ExpressionParser:
         yield
         self.depth -= 1
 
-    # -- grammar --------------------------------------------------------------------------------------------------
-
     def expression(self) -> Node:
         """Terms joined by + - and plus-minus."""
         with self.nested():
@@ -100,38 +101,31 @@ class ExpressionParser:
                 term = self.signed_term()
         else:
             term = self.term()
-        match sign:
-            case "+":
-                return term
-            case "-":
-                return neg(term)
-            case _:
-                return Apply("pm" if sign == r"\pm" else "mp", (term,))
+        if sign in (r"\pm", r"\mp"):
+            return Apply(sign[1:], (term,))
+        return neg(term) if sign == "-" else term
 
     def term(self) -> Node:
         """Factors joined by *, / or nothing; then an optional unit."""
         result = self.factor()
         divisions = 0
         while True:
-            if self.accept("*"):
-                result = mul(result, self.signed_factor())
-            elif self.accept("/"):
-                divisions += 1
+            if self.at("*", "/"):
+                divided = self.advance().value == "/"
+                divisions += divided
                 if divisions > MAX_CHAIN:
                     raise TooHard("a long chain of divisions")
-                result = Apply("div", (result, self.signed_factor()))
+                negative = self.accept("-")
+                if not negative:
+                    self.accept("+")
+                right = neg(self.factor()) if negative else self.factor()
+                result = Apply("div", (result, right)) if divided else mul(result, right)
             elif self.token.kind == "text":
                 return self.unit_after(result)
             elif self.starts_factor():
                 result = self.juxtaposed(result)
             else:
                 return result
-
-    def signed_factor(self) -> Node:
-        if self.accept("-"):
-            return neg(self.factor())
-        self.accept("+")
-        return self.factor()
 
     def juxtaposed(self, left: Node) -> Node:
         """``left`` followed by a factor without an operator: a mixed number, a unit letter or a product."""
@@ -160,39 +154,31 @@ class ExpressionParser:
         while self.token.kind == "text":
             words.append(self.advance().value)
             if self.accept("^"):
-                words.append("^" + self.unit_exponent())
+                braced = self.accept("{")
+                exponent = self.advance()
+                if exponent.kind != "num":
+                    raise CannotParse("exponent of a unit")
+                words.append("^" + exponent.value)
+                if braced:
+                    self.expect("}")
             if self.at("/") and self.peek().kind == "text":
                 words.append(self.advance().value)
         unit = " ".join(words)
         if not acceptable(unit):
             raise CannotParse(f"words that are not a unit: {unit!r}")
-        power = power_of_ten(unit)
-        if power:
+        if power := power_of_ten(unit):
             value = mul(value, Num(Fraction(10**power)))
-        inner = value.unit + " " if isinstance(value, Quantity) else ""
-        return Quantity(value.value if isinstance(value, Quantity) else value, inner + unit)
-
-    def unit_exponent(self) -> str:
-        braced = self.accept("{")
-        token = self.advance()
-        if token.kind != "num":
-            raise CannotParse("exponent of a unit")
-        if braced:
-            self.expect("}")
-        return token.value
+        if isinstance(value, Quantity):
+            return Quantity(value.value, f"{value.unit} {unit}")
+        return Quantity(value, unit)
 
     def starts_factor(self) -> bool:
         token = self.token
-        if token.kind in ("num", "based", "sym", "fn"):
-            return True
         if token.value == "|":
             return self.bars == 0
         if token.kind == "op":
             return token.value in "([{"
-        return token.kind == "cmd" and (
-            token.value in _GEOMETRY
-            or token.value in (r"\frac", r"\binom", r"\dbinom", r"\tbinom", r"\lfloor", r"\lceil", r"\{", r"\langle")
-        )
+        return token.kind in ("num", "based", "sym", "fn") or (token.kind == "cmd" and token.value in _OPENING_COMMANDS)
 
     def factor(self) -> Node:
         """An atom with what follows it: powers, factorials, percent and degree signs."""
@@ -258,23 +244,19 @@ class ExpressionParser:
             case "fn":
                 return self.function(token.value)
             case "text" if token.value:
-                return self.text_atom(token)
+                if self.token.kind in ("num", "fn", "based") or self.token.value in ("(", "{", "-"):
+                    raise CannotParse("words before a value")
+                return Text(token.value)
             case "cmd" | "op":
                 return self.command(token.value)
         raise CannotParse(f"unexpected {token.value or 'end'!r}")
-
-    def text_atom(self, token: Token) -> Node:
-        following = self.token
-        if following.kind in ("num", "fn", "based") or following.value in ("(", "{", "-"):
-            raise CannotParse("words before a value")
-        return Text(token.value)
 
     @staticmethod
     def based(literal: str) -> Node:
         digits, _, subscript = literal.partition("_")
         base = int(subscript)
         if not digits.strip(".") or not 2 <= base <= 36 or any(int(d, 36) >= base for d in digits.replace(".", "")):
-            raise CannotParse(f"{digits} is no numeral of base {base}")
+            raise CannotParse(f"{digits} is not a numeral in base {base}")
         if base == 10:
             return Num(Fraction(digits))
         return Based(digits.lstrip("0") or "0", base)
@@ -284,12 +266,12 @@ class ExpressionParser:
             start = self.position
             self.argument()
             name += "_" + "".join(t.value for t in self.tokens[start : self.position] if t.value not in ("{", "}"))
-        primes = 0
-        while name in _UNINTERPRETED and self.accept("'"):
-            primes += 1
-        if name in _UNINTERPRETED and self.at("(", "^"):
-            return self.application(name + "'" * primes)
-        return Sym(name)
+        if name not in _UNINTERPRETED:
+            return Sym(name)
+        primes = ""
+        while self.accept("'"):
+            primes += "'"
+        return self.application(name + primes) if self.at("(", "^") else Sym(name)
 
     def application(self, name: str) -> Node:
         """f(x), f^{-1}(x): an unknown function. Without an argument the letter is a variable."""
@@ -310,9 +292,7 @@ class ExpressionParser:
         name = _ALIASES.get(name, name)
         if name == "sqrt":
             return self.root()
-        subscript = None
-        if name == "log" and self.accept("_"):
-            subscript = self.argument()
+        subscript = self.argument() if name == "log" and self.accept("_") else None
         power = self.script() if self.accept("^") else None
         outer, self.in_angle = self.in_angle, name in _ANGLE_FUNCTIONS
         argument = self.function_argument()
@@ -340,26 +320,21 @@ class ExpressionParser:
         if self.accept("["):
             index = self.expression()
             self.expect("]")
-        radicand = self.factor_group() if self.at("(") else self.argument_or_number()
-        if index is None:
-            return Apply("sqrt", (radicand,))
-        return Apply("root", (radicand, index))
+        if self.accept("("):
+            radicand = self.expression()
+            self.expect(")")
+        elif self.token.kind == "num":
+            # People write \sqrt12 for the root of 12, although TeX prints the root of 1 and then a 2.
+            radicand = number(self.advance().value)
+        else:
+            radicand = self.argument()
+        return Apply("sqrt", (radicand,)) if index is None else Apply("root", (radicand, index))
 
-    def argument_or_number(self) -> Node:
-        r"""``\sqrt12`` means the root of 12 in answers as people write them, whatever TeX prints."""
-        return number(self.advance().value) if self.token.kind == "num" else self.argument()
-
-    def factor_group(self) -> Node:
-        self.expect("(")
-        inner = self.expression()
-        self.expect(")")
-        return inner
-
-    def command(self, value: str) -> Node:  # noqa: PLR0911  # one return per command
+    def command(self, value: str) -> Node:  # one return per command
         match value:
             case r"\frac":
                 return Apply("frac", (self.argument(), self.argument()))
-            case r"\binom" | r"\dbinom" | r"\tbinom":
+            case _ if value in _BINOMIALS:
                 return Apply("binom", (self.argument(), self.argument()))
             case r"\lfloor" | r"\lceil":
                 inner = self.expression()
@@ -371,30 +346,19 @@ class ExpressionParser:
                 self.bars -= 1
                 self.expect("|")
                 return Apply("abs", (inner,))
-            case "{":
-                return self.braced()
             case _ if value in _GEOMETRY:
-                return self.geometry(value[1:])
+                # A named figure such as angle ABC: letters only, compared by name.
+                braced = self.accept("{")
+                letters = ""
+                while self.token.kind == "sym":
+                    letters += self.advance().value
+                if braced:
+                    self.expect("}")
+                if not letters:
+                    raise CannotParse(f"{value[1:]} of nothing")
+                return Sym(f"{value[1:]} {letters}")
         return self.structure(value)
 
-    def braced(self) -> Node:
-        if self.accept("}"):
-            return self.atom()
-        inner = self.expression()
-        self.expect("}")
-        return inner
-
-    def geometry(self, name: str) -> Node:
-        """A named figure such as angle ABC: letters only, compared by name."""
-        braced = self.accept("{")
-        letters = ""
-        while self.token.kind == "sym":
-            letters += self.advance().value
-        if braced:
-            self.expect("}")
-        if not letters:
-            raise CannotParse(f"{name} of nothing")
-        return Sym(f"{name} {letters}")
-
+    @abstractmethod
     def structure(self, value: str) -> Node:
-        raise CannotParse(f"unexpected {value!r}")
+        """What opens with a bracket or with a command outside the scalar part."""

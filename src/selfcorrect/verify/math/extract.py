@@ -25,7 +25,7 @@ _MAX_BOXES_TRIED = 200
 _MAX_CLAUSE_CHARS = 5_000
 _TAIL_CHARS = 4_000
 _MAX_TRIES = 20
-"""Candidates looked at from the end: more of them are a text that repeats itself."""
+"""Candidates tried from the end. A text with more of them repeats itself."""
 
 _FINAL_LINE = re.compile(r"(?im)^[ \t>#*_`-]{0,20}(?:the[ \t])?final[ \t]answer(?![a-z])")
 _FINAL_PHRASE = re.compile(r"\b[Ff]inal [Aa]nswer(?::| is(?![a-z]))")
@@ -81,7 +81,7 @@ def _balanced(text: str, start: int) -> int | None:
 
 def _box_at(text: str, start: int, after_name: int) -> _Box | None:
     position = after_name
-    while position < len(text) and text[position] == " ":
+    while text[position : position + 1] == " ":
         position += 1
     if text[position : position + 1] == "{":
         end = _balanced(text, position)
@@ -125,11 +125,18 @@ def last_box(text: str) -> _Box | None:
 
 
 def _last(matches: Iterator[re.Match[str]]) -> Iterator[re.Match[str]]:
+    """The last matches, from the end."""
     return reversed(deque(matches, maxlen=_MAX_TRIES))
 
 
+def _cut_sentence(clause: str) -> str:
+    """The clause up to the end of its first sentence."""
+    end = _SENTENCE_END.search(clause)
+    return clause[: end.start()] if end and end.start() else clause
+
+
 def _final_line(text: str) -> tuple[int, str] | None:
-    """(position, rest) of the last line that starts with ``Final answer:``; the rest may go on in the next lines."""
+    """(position, rest) of the last line that starts with ``Final answer:``; the rest may continue in the next lines."""
     for match in _last(_FINAL_LINE.finditer(text)):
         rest = re.match(r"[ \t*_`]{0,10}(?::|is(?![a-z]))", text[match.end() : match.end() + 40], re.IGNORECASE)
         if rest:
@@ -141,15 +148,11 @@ def _final_line(text: str) -> tuple[int, str] | None:
 
 
 def _final_phrase(text: str) -> tuple[int, str] | None:
-    """(position, rest) of the last ``final answer is``/``Final Answer:`` inside a line that goes on with a formula."""
+    """(position, rest) of the last ``final answer is``/``Final Answer:`` inside a line that continues with a formula."""
     for match in _last(_FINAL_PHRASE.finditer(text)):
-        rest = text[match.end() : match.end() + _MAX_CLAUSE_CHARS]
-        clause = _clause(rest)
-        filler = _FILLERS.match(clause)
-        clause = clause[filler.end() :] if filler else clause
+        clause = _without_fillers(_clause(text[match.end() : match.end() + _MAX_CLAUSE_CHARS]))
         if clause[:1] in tuple("$\\([{-+.0123456789"):
-            end = _SENTENCE_END.search(clause)
-            return match.start(), clause[: end.start()] if end and end.start() else clause
+            return match.start(), _cut_sentence(clause)
     return None
 
 
@@ -172,10 +175,7 @@ def _clause(text: str) -> str:
 def _formulas(text: str) -> Iterator[tuple[int, int, str]]:
     """(start, end, content) of the formulas, in order; a lone dollar sign opens nothing across a blank line."""
     position = 0
-    while True:
-        opening = _DELIMITER.search(text, position)
-        if opening is None:
-            return
+    while opening := _DELIMITER.search(text, position):
         closer = _CLOSERS.get(opening.group())
         end = text.find(closer, opening.end()) if closer else -1
         content = text[opening.end() : end] if end >= 0 else ""
@@ -197,32 +197,21 @@ def _last_formula_or_number(text: str) -> str | None:
     return formulas[-1][2] if formulas else None
 
 
-def _tidy(clause: str, *, numbers: bool = True) -> str | None:
+def _without_fillers(clause: str) -> str:
+    filler = _FILLERS.match(clause)
+    return clause[filler.end() :] if filler else clause
+
+
+def _tidy(clause: str) -> str | None:
     """The answer within a clause: its box, or itself without fillers, or in longer prose its last formula or number."""
     box = last_box(clause)
     if box is not None:
         return box.content
     hope = clause.find("I hope it is correct")
     clause = clause[:hope] if hope >= 0 else clause
-    clause = clause.strip().rstrip(".*_ ").strip()
-    filler = _FILLERS.match(clause)
-    clause = clause[filler.end() :] if filler else clause
+    clause = _without_fillers(clause.strip().rstrip(".*_ ").strip())
     prose = len(_PLAIN_WORD.findall(re.sub(r"\\text\s?\{[^{}]*\}", "", clause))) >= 3
-    if prose and numbers:
-        return _last_formula_or_number(clause) or clause
-    return clause or None
-
-
-def _sentence(text: str) -> str | None:
-    tail = text[-4 * _TAIL_CHARS :]
-    for match in _last(_SENTENCE.finditer(tail)):
-        rest = tail[match.end() : match.end() + _MAX_CLAUSE_CHARS]
-        clause = _clause(rest.lstrip(" *_:"))
-        end = _SENTENCE_END.search(clause)
-        tidy = _tidy(clause[: end.start()] if end and end.start() else clause)
-        if tidy:
-            return tidy
-    return None
+    return (_last_formula_or_number(clause) if prose else None) or clause or None
 
 
 def own_text(text: str) -> str:
@@ -245,18 +234,18 @@ def find_answer(text: str, *, fallbacks: bool = True) -> Found | None:
     phrase = _final_phrase(text)
     if phrase is not None and (line is None or phrase[0] > line[0] + len(line[1]) + 40):
         line = phrase
-    if line is not None and (box is None or box.start < line[0]):
-        answer = _tidy(line[1])
-        if answer:
-            return Found(answer, "final answer line")
+    if line is not None and (box is None or box.start < line[0]) and (answer := _tidy(line[1])):
+        return Found(answer, "final answer line")
     if box is not None:
         in_line = line is not None and box.start < line[0] + len(line[1]) + 40
         return Found(box.content, "final answer line" if in_line else "box")
     if not fallbacks:
         return None
-    answer = _sentence(text)
-    if answer:
-        return Found(answer, "answer sentence")
+    tail = text[-4 * _TAIL_CHARS :]
+    for match in _last(_SENTENCE.finditer(tail)):
+        rest = tail[match.end() : match.end() + _MAX_CLAUSE_CHARS]
+        if answer := _tidy(_cut_sentence(_clause(rest.lstrip(" *_:")))):
+            return Found(answer, "answer sentence")
     answer = _last_formula_or_number(text)
     return Found(answer, "last formula or number") if answer else None
 

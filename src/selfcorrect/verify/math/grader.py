@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from selfcorrect.types import Grade, Verdict
 from selfcorrect.verify.math.decide import decide
 from selfcorrect.verify.math.extract import Found, bare_answer, find_answer, last_box
-from selfcorrect.verify.math.pool import Limits, Reply, WorkerPool
+from selfcorrect.verify.math.pool import PairLimits, WorkerPool
 
 _CACHE_SIZE = 50_000
 _MAX_CACHED_CHARS = 1_000
+"""Characters of a pair. Longer pairs are compared each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,40 +43,7 @@ def extract_answer(text: str) -> str | None:
 def clean_gold(gold: str) -> str:
     """A gold answer without what data sets put around it: a box in a solution, ``####`` of GSM8K."""
     box = last_box(gold)
-    if box is not None:
-        return box.content
-    return gold.rpartition("####")[2].strip()
-
-
-class _Cache:
-    """Least-recently-used map from (gold, answer) to a verdict with its reason."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[str, str], tuple[Verdict, str]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, pair: tuple[str, str]) -> tuple[Verdict, str] | None:
-        with self._lock:
-            entry = self._entries.get(pair)
-            if entry is not None:
-                self._entries.move_to_end(pair)
-            return entry
-
-    def put(self, pair: tuple[str, str], entry: tuple[Verdict, str]) -> None:
-        if len(pair[0]) + len(pair[1]) > _MAX_CACHED_CHARS:
-            return
-        with self._lock:
-            self._entries[pair] = entry
-            if len(self._entries) > _CACHE_SIZE:
-                self._entries.popitem(last=False)
-
-
-def _verdict(reply: Reply) -> tuple[Verdict, str]:
-    if reply.equal is not None:
-        return (Verdict.CORRECT if reply.equal else Verdict.WRONG), reply.how
-    if reply.limit:
-        return Verdict.TIMEOUT, f"comparison used up {reply.limit}"
-    return Verdict.ERROR, f"verifier failure: {reply.error}"
+    return gold.rpartition("####")[2].strip() if box is None else box.content
 
 
 class MathGrader:
@@ -89,7 +56,7 @@ class MathGrader:
         workers: worker processes; default the number of CPUs, at most 4.
         fallbacks: whether rule 2 of ``extract`` counts. Off, only explicit answers are graded.
         limits: what one symbolic comparison may cost.
-        shortcut: accept equal strings without parsing them. Off only to test the rest.
+        shortcut: accept equal strings without parsing them. Switched off only to test the rest.
     """
 
     def __init__(
@@ -97,7 +64,7 @@ class MathGrader:
         *,
         workers: int | None = None,
         fallbacks: bool = True,
-        limits: Limits | None = None,
+        limits: PairLimits | None = None,
         shortcut: bool = True,
     ) -> None:
         self.workers = workers or min(4, os.cpu_count() or 1)
@@ -105,14 +72,14 @@ class MathGrader:
         self.shortcut = shortcut
         self._pool = WorkerPool(self.workers, limits)
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="math-grader")
-        self._cache = _Cache()
+        self._known: dict[tuple[str, str], tuple[Verdict, str]] = {}
+        """Verdict and reason per (gold answer, answer)."""
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -139,7 +106,7 @@ class MathGrader:
         return await asyncio.wrap_future(self._threads.submit(self._grade_in_worker, case.gold, ready))
 
     def grade_many(self, cases: Sequence[MathCase | tuple[str, str]]) -> list[Grade]:
-        """Grade a batch, all workers at once. Result i belongs to case i; one bad pair costs no other its verdict."""
+        """Grade a batch on all workers. Result i belongs to case i, and a bad pair affects no other verdict."""
         out: list[Grade | Future[Grade]] = []
         pending: dict[tuple[str, Found], Future[Grade]] = {}
         for row in cases:
@@ -154,7 +121,7 @@ class MathGrader:
             out.append(pending[pair])
         return [g if isinstance(g, Grade) else g.result() for g in out]
 
-    def _grade_here(self, case: MathCase) -> Grade | Found:  # noqa: PLR0911  # one return per verdict
+    def _grade_here(self, case: MathCase) -> Grade | Found:  # one return per verdict
         """The grade, or the answer found when a worker has to compare it."""
         try:
             if not clean_gold(case.gold):
@@ -165,51 +132,50 @@ class MathGrader:
                 return Grade(Verdict.TRUNCATED, None, "cut by the token cap before an answer")
             if found is None:
                 return Grade(Verdict.NO_ANSWER, None, "no answer found")
-            known = self._cache.get((case.gold, found.answer))
-            if known is not None:
+            if known := self._known.get((case.gold, found.answer)):
                 return Grade(known[0], found.answer, f"{found.rule}: {known[1]}")
             decision = decide(clean_gold(case.gold), found.answer, shortcut=self.shortcut)
-        except Exception as fault:  # noqa: BLE001  # the grader's edge: a fault of ours must not end a training run
+        except Exception as fault:  # noqa: BLE001  # the grader's edge: our own fault must not end a training run
             return Grade(Verdict.ERROR, None, f"verifier failure: {type(fault).__name__}: {fault}")
-        if decision.equal is None:
-            return found
-        verdict = Verdict.CORRECT if decision.equal else Verdict.WRONG
-        self._cache.put((case.gold, found.answer), (verdict, decision.how))
-        return Grade(verdict, found.answer, f"{found.rule}: {decision.how}")
+        return found if decision.equal is None else self._settled(case.gold, found, decision.equal, decision.how)
 
     def _grade_in_worker(self, gold: str, found: Found) -> Grade:
-        verdict, how = _verdict(self._pool.compare(clean_gold(gold), found.answer, shortcut=self.shortcut))
-        if verdict in (Verdict.CORRECT, Verdict.WRONG):
-            self._cache.put((gold, found.answer), (verdict, how))
+        reply = self._pool.compare(clean_gold(gold), found.answer, shortcut=self.shortcut)
+        if reply.equal is not None:
+            return self._settled(gold, found, reply.equal, reply.how)
+        if reply.limit:
+            return Grade(Verdict.TIMEOUT, found.answer, f"{found.rule}: comparison used up {reply.limit}")
+        return Grade(Verdict.ERROR, found.answer, f"{found.rule}: verifier failure: {reply.error}")
+
+    def _settled(self, gold: str, found: Found, equal: bool, how: str) -> Grade:
+        """A grade that depends on the pair alone, which is remembered. When the cache is full, the oldest pair goes."""
+        verdict = Verdict.CORRECT if equal else Verdict.WRONG
+        if len(gold) + len(found.answer) <= _MAX_CACHED_CHARS:
+            with self._lock:
+                self._known[gold, found.answer] = verdict, how
+                if len(self._known) > _CACHE_SIZE:
+                    del self._known[next(iter(self._known))]
         return Grade(verdict, found.answer, f"{found.rule}: {how}")
 
 
-class _Default:
-    """The grader behind ``grade_math``: one per process, started when first used, ended with the process."""
-
-    def __init__(self) -> None:
-        self._grader: MathGrader | None = None
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-
-    def get(self) -> MathGrader:
-        with self._lock:
-            if self._grader is None or self._process != os.getpid():
-                # After a fork the parent's workers are not ours to talk to.
-                self._grader, self._process = MathGrader(), os.getpid()
-                atexit.register(self._grader.close)
-            return self._grader
+def shared_grader() -> MathGrader:
+    """The grader that all callers in this process share. It starts when first used and ends with the process."""
+    return _grader_of(os.getpid())  # a forked child must not talk to its parent's workers
 
 
-_default = _Default()
+@functools.cache
+def _grader_of(_process: int) -> MathGrader:
+    grader = MathGrader()
+    atexit.register(grader.close)
+    return grader
 
 
 def grade_math(gold: str, text: str, *, bare: bool = False, truncated: bool = False) -> Grade:
-    """Grade one text against a gold answer, with a grader that all callers in this process share.
+    """Grade one text against a gold answer with the shared grader.
 
     Args:
         gold: the gold answer; with or without dollar signs, in a box, or after ``####``.
         text: a response to search for its answer, or with ``bare`` the answer itself.
         truncated: the token cap cut the text.
     """
-    return _default.get().grade(gold, text, bare=bare, truncated=truncated)
+    return shared_grader().grade(gold, text, bare=bare, truncated=truncated)

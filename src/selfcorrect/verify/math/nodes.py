@@ -1,7 +1,8 @@
-"""The syntax tree of an answer. Frozen and hashable; nothing here evaluates anything."""
+"""The syntax tree of an answer, frozen and hashable, and the functions that build and walk it. Nothing is evaluated."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -93,8 +94,8 @@ class Quantity:
 
 Node: TypeAlias = Num | Sym | Apply | Seq | Matrix | SetOp | Rel | Text | Based | Ratio | Quantity
 
-ONE = Num(Fraction(1))
 MINUS_ONE = Num(Fraction(-1))
+MINUS_INFINITY = Apply("mul", (MINUS_ONE, Sym("oo")))
 CONSTANTS = frozenset({"pi", "e", "i", "oo"})
 
 
@@ -104,3 +105,59 @@ class TooHard(ValueError):
 
 class CannotParse(ValueError):
     """The text is not in the grammar of answers."""
+
+
+_MAX_DECIMAL_EXPONENT = 400
+
+
+def number(literal: str) -> Num:
+    """Exact value of a decimal literal; ``0.1{6}`` is a repeating decimal, ``1e5`` scientific."""
+    repeating = re.fullmatch(r"(\d*)\.(\d*)\{(\d+)\}", literal)
+    if repeating:
+        whole, fixed, cycle = repeating.groups()
+        value = Fraction(int(whole + fixed or "0")) + Fraction(int(cycle), 10 ** len(cycle) - 1)
+        return Num(value / 10 ** len(fixed))
+    mantissa, _, exponent = literal.lower().partition("e")
+    if not re.search(r"\d", mantissa):
+        raise CannotParse(f"{literal!r} is not a number")  # the point of ``a_.0``, taken alone as a subscript
+    if exponent and abs(int(exponent)) > _MAX_DECIMAL_EXPONENT:
+        raise TooHard(f"decimal exponent {exponent}")
+    digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else 0
+    return Num(Fraction(literal), digits)
+
+
+def add(*terms: Node) -> Node:
+    return terms[0] if len(terms) == 1 else Apply("add", terms)
+
+
+def mul(left: Node, right: Node) -> Node:
+    """A product; a longer one is kept flat."""
+    if isinstance(left, Apply) and left.fn == "mul":
+        return Apply("mul", (*left.args, right))
+    return Apply("mul", (left, right))
+
+
+def neg(node: Node) -> Node:
+    if isinstance(node, Num):
+        return Num(-node.value, node.digits)
+    if isinstance(node, Quantity):
+        return Quantity(neg(node.value), node.unit)
+    return mul(MINUS_ONE, node)
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    match node:
+        case Apply(args=inner) | Seq(items=inner) | SetOp(items=inner) | Rel(parts=inner) | Ratio(items=inner):
+            return inner
+        case Quantity(value=inner_value):
+            return (inner_value,)
+        case Matrix(rows=rows):
+            return tuple(entry for row in rows for entry in row)
+        case _:
+            return ()
+
+
+def symbols(node: Node) -> frozenset[str]:
+    """The names of all variables and constants in a tree."""
+    own = frozenset({node.name}) if isinstance(node, Sym) else frozenset[str]()
+    return own.union(*(symbols(child) for child in children(node)))

@@ -6,6 +6,7 @@ White space, sizing commands, spelling variants of one symbol, currency signs an
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∕": "/", "⁄": "/",
@@ -23,27 +24,11 @@ _UNICODE = {
 _UNICODE_TABLE = str.maketrans(_UNICODE)
 
 PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-_SIZING = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|strut|phantom\s*\{[^{}]*\}|phantom"
-    r"|hspace\s*\{[^{}]*\}|vspace\s*\{[^{}]*\}|hfill|rm|bf|it)(?![A-Za-z])"
-)
-_DECORATION = re.compile(
-    r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:underline|ensuremath|mathop|pmb|large|Large|huge|Huge|small|normalsize)(?![A-Za-z])"
-)
 _CLOCK = re.compile(
     r"(?:(?<=\d)|(?<=\d\s))(?:([aApP])\.\s?[mM]\b\.?|(?<=:\d\d)\s?([aApP])[mM]\b|(?<=:\d\d\s)([aApP])[mM]\b)"
 )
-_THOUSANDS = re.compile(r"(?<=\d)\s*(?:,\s*\\[!,]|\{,\}(?:\\!)?|\\[,!;: ]|\\text\{,\})\s*(?=\d{3}(?!\d))")
-_SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|thinspace(?![A-Za-z])|enspace(?![A-Za-z]))|~")
-_NEGATIVE_SPACE = re.compile(r"(?<!\\)\\!")
-_FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_TEXT = re.compile(r"\\(?:mbox|textnormal|textbf|textit|textrm|textsf|texttt|hbox|operatorname\*?)\s*(?=\{)")
-_TEXT_SPACE = re.compile(r"\\text\s+(?=\{)")
-_FONT = re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mathnormal)\s*\{([^{}]*)\}")
-_DEGREES = re.compile(r"\^\s*(?:\{\s*(?:\\circ|o)\s*\}|\\circ)|\\degree(?![A-Za-z])|\\circ(?![A-Za-z])")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z({\[])")
 _STRAY_BACKSLASH = re.compile(r"\\(?=\d)")
-_WRAPPERS = re.compile(r"(?<!\\)\\[\[\]()]|\\?\$")
 _SYNONYMS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -68,11 +53,9 @@ _SYNONYMS = [
     )
 ]
 _BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_BASE_IN_WORDS = re.compile(r"_\s?\{?\s*\\(?:text|mathrm|textrm)\s?\{\s*([A-Za-z]+)\s*\}\s*\}?")
 _BRACKETED_NUMERAL = re.compile(r"\(([0-9A-Z]+)\)\s?_")
 _CONJUNCTION_TEXT = re.compile(r"\\text\s*\{[\s,]*(?:and|or|and/or)[\s,]*\}", re.IGNORECASE)
 _CONJUNCTION = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
-_NUMERIC_TEXT = re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,:]*|[A-Z]?\d+[A-Z]?)((?:\s|\b)[^{}]*)\}")
 
 
 def _unwrap_font(match: re.Match[str]) -> str:
@@ -90,6 +73,38 @@ def _base_from_word(match: re.Match[str]) -> str:
 def _unwrap_numeric_text(match: re.Match[str]) -> str:
     rest = match.group(2).strip()
     return f" {match.group(1)} " + (rf"\text{{{rest}}}" if rest else "")
+
+
+_LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    # Formula delimiters and dollar signs, sizing commands, decoration.
+    (re.compile(r"(?<!\\)\\[\[\]()]|\\?\$"), " "),
+    (
+        re.compile(
+            r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|mathstrut|strut|phantom\s*\{[^{}]*\}|phantom"
+            r"|hspace\s*\{[^{}]*\}|vspace\s*\{[^{}]*\}|hfill|rm|bf|it)(?![A-Za-z])"
+        ),
+        " ",
+    ),
+    (
+        re.compile(
+            r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:underline|ensuremath|mathop|pmb|large|Large|huge|Huge|small|normalsize)(?![A-Za-z])"
+        ),
+        " ",
+    ),
+    # The base of a numeral in words, kinds of fractions, separators of thousands, negative space.
+    (re.compile(r"_\s?\{?\s*\\(?:text|mathrm|textrm)\s?\{\s*([A-Za-z]+)\s*\}\s*\}?"), _base_from_word),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"(?<=\d)\s*(?:,\s*\\[!,]|\{,\}(?:\\!)?|\\[,!;: ]|\\text\{,\})\s*(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<!\\)\\!"), ""),
+    # Text commands, fonts, spaces, numbers inside a text, degree signs.
+    (re.compile(r"\\(?:mbox|textnormal|textbf|textit|textrm|textsf|texttt|hbox|operatorname\*?)\s*(?=\{)"), r"\\text"),
+    (re.compile(r"\\text\s+(?=\{)"), r"\\text"),
+    (re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mathnormal)\s*\{([^{}]*)\}"), _unwrap_font),
+    (re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|thinspace(?![A-Za-z])|enspace(?![A-Za-z]))|~"), " "),
+    (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,:]*|[A-Z]?\d+[A-Z]?)((?:\s|\b)[^{}]*)\}"), _unwrap_numeric_text),
+    (re.compile(r"\^\s*(?:\{\s*(?:\\circ|o)\s*\}|\\circ)|\\degree(?![A-Za-z])|\\circ(?![A-Za-z])"), r"\\deg "),
+]
+"""Replacements in LaTeX, in this order."""
 
 
 def _conjunctions(text: str) -> str:
@@ -113,36 +128,17 @@ def normalise(answer: str) -> str:
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
     if "\\" in text or "$" in text or "{" in text:
-        text = _normalise_latex(text)
-    for pattern, replacement in _SYNONYMS:
-        text = pattern.sub(replacement, text)
+        if r"\begin" not in text:
+            text = _STRAY_BACKSLASH.sub("", _DOUBLED.sub(r"\\", text))
+        for pattern, replacement in _LATEX:
+            text = pattern.sub(replacement, text)
+    for pattern, synonym in _SYNONYMS:
+        text = pattern.sub(synonym, text)
     text = _BRACKETED_NUMERAL.sub(r"\1_", text)
     text = _conjunctions(text)
     text = _CLOCK.sub(lambda m: rf" \text{{{(m.group(1) or m.group(2) or m.group(3)).lower()}m}}", text)
     text = re.sub(r"\s+", " ", text).strip()
-    return _trim(text)
-
-
-def _normalise_latex(text: str) -> str:
-    if r"\begin" not in text:
-        text = _STRAY_BACKSLASH.sub("", _DOUBLED.sub(r"\\", text))
-    text = _WRAPPERS.sub(" ", text)
-    text = _SIZING.sub(" ", text)
-    text = _DECORATION.sub(" ", text)
-    text = _BASE_IN_WORDS.sub(_base_from_word, text)
-    text = _FRACTIONS.sub(r"\\frac", text)
-    text = _THOUSANDS.sub("", text)
-    text = _NEGATIVE_SPACE.sub("", text)
-    text = _TEXT.sub(r"\\text", text)
-    text = _TEXT_SPACE.sub(r"\\text", text)
-    text = _FONT.sub(_unwrap_font, text)
-    text = _SPACES.sub(" ", text)
-    text = _NUMERIC_TEXT.sub(_unwrap_numeric_text, text)
-    return _DEGREES.sub(r"\\deg ", text)
-
-
-def _trim(text: str) -> str:
-    """Drop emphasis marks around the answer and punctuation after it."""
+    # Emphasis marks around the answer and punctuation after it go.
     while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`'\"":
         text = text[1:-1].strip()
     text = text.rstrip(" .,;:")

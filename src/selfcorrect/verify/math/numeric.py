@@ -15,12 +15,11 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]  # it carries no types
 
 from selfcorrect.verify.math.exact import try_rational
-from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity, Sym, TooHard
-from selfcorrect.verify.math.structures import children
+from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity, Sym, TooHard, symbols
 
 _COARSE_DIGITS, _FINE_DIGITS, _GUARD = 60, 250, 20
 _NOISE = 1e-20
-"""Larger differences at the coarse precision are taken for real."""
+"""At the coarse precision, a larger difference counts as real."""
 _MAX_LOG2 = 40_000
 _POINTS = 10
 _SEED = 20240912
@@ -35,15 +34,6 @@ class OutOfDomain(ValueError):
 
 class Unevaluable(ValueError):
     """The expression holds something without a value: words, a figure, a set."""
-
-
-def symbols(node: Node) -> frozenset[str]:
-    own = frozenset({node.name}) - CONSTANTS if isinstance(node, Sym) else frozenset[str]()
-    return own.union(*(symbols(child) for child in children(node)))
-
-
-def mentions(node: Node, name: str) -> bool:
-    return node == Sym(name) or any(mentions(child, name) for child in children(node))
 
 
 class Evaluator:
@@ -61,12 +51,18 @@ class Evaluator:
             raise TooHard("a value of too many digits")
         return value
 
-    def _value(self, node: Node) -> Number:  # noqa: PLR0911  # one return per kind of node
+    def _value(self, node: Node) -> Number:  # noqa: PLR0911, PLR0912  # one case per kind of node
         match node:
             case Num():
                 return mpmath.mpf(node.value.numerator) / node.value.denominator
-            case Sym():
-                return self._symbol(node.name)
+            case Sym("pi"):
+                return mpmath.pi()
+            case Sym("e"):
+                return mpmath.e()
+            case Sym("i"):
+                return mpmath.mpc(0, 1)
+            case Sym() if node.name in self.point:
+                return self.point[node.name]
             case Quantity():
                 return self(node.value) / (100 if node.unit == "%" else 1)
             case Apply(fn="add"):
@@ -77,7 +73,7 @@ class Evaluator:
                 return self._power(self(node.args[0]), self(node.args[1]), try_rational(node.args[1]))
             case Apply(fn="root"):
                 index = try_rational(node.args[1])
-                if index is None or index == 0:
+                if not index:
                     raise Unevaluable("index of a root")
                 return self._power(self(node.args[0]), 1 / self(node.args[1]), 1 / index)
             case Apply(fn="frac" | "div"):
@@ -88,20 +84,6 @@ class Evaluator:
             case Apply():
                 return self._function(node.fn, [self(a) for a in node.args])
         raise Unevaluable(type(node).__name__)
-
-    def _symbol(self, name: str) -> Number:
-        match name:
-            case "pi":
-                return mpmath.pi()
-            case "e":
-                return mpmath.e()
-            case "i":
-                return mpmath.mpc(0, 1)
-            case "oo":
-                raise Unevaluable("infinity")
-        if name not in self.point:
-            raise Unevaluable(name)
-        return self.point[name]
 
     def _power(self, base: Number, exponent: Number, rational: Fraction | None) -> Number:
         if base == 0:
@@ -134,7 +116,11 @@ class Evaluator:
         if fn in ("floor", "ceil"):
             return mpmath.floor(x) if fn == "floor" else mpmath.ceil(x)
         if fn == "fact":
-            return self._factorial(x)
+            if mpmath.re(x) < 0:
+                raise OutOfDomain("factorial of a negative number")
+            if abs(x) > 10_000:
+                raise TooHard("a large factorial")
+            return mpmath.factorial(x)
         if fn == "binom":
             return mpmath.binomial(x, args[1])
         function = getattr(mpmath, _FUNCTIONS.get(fn, ""), None)
@@ -152,14 +138,6 @@ class Evaluator:
         if bottom == 0:
             raise OutOfDomain("logarithm to base one")
         return mpmath.log(args[0]) / bottom
-
-    @staticmethod
-    def _factorial(x: Number) -> Number:
-        if mpmath.re(x) < 0:
-            raise OutOfDomain("factorial of a negative number")
-        if abs(x) > 10_000:
-            raise TooHard("a large factorial")
-        return mpmath.factorial(x)
 
 
 _FUNCTIONS = {
@@ -206,11 +184,11 @@ def _settled(node: Node, point: Mapping[str, Fraction], *, real: bool) -> Number
 def _pairs(a: Node, b: Node, digits: int) -> list[tuple[dict[str, Fraction], bool, Number, Number]]:
     """(point, real mode, value of a, value of b) wherever both are defined; complex only where real mode finds none."""
     names = symbols(a) | symbols(b)
-    modes = (False,) if mentions(a, "i") or mentions(b, "i") else (True, False)
+    modes = (False,) if "i" in names else (True, False)
     with mpmath.workdps(digits):
         for real in modes:
             found = []
-            for point in _points(names):
+            for point in _points(names - CONSTANTS):
                 x, y = _evaluate(a, point, real=real), _evaluate(b, point, real=real)
                 if x is not None and y is not None:
                     found.append((point, real, x, y))
@@ -260,7 +238,7 @@ def factor_between(a: Node, b: Node) -> int:
 
 def within(a: Node, b: Node, tolerance: Fraction) -> bool:
     """Whether two constants differ by less than ``tolerance``; False for expressions with variables."""
-    if symbols(a) or symbols(b):
+    if (symbols(a) | symbols(b)) - CONSTANTS:
         return False
     with mpmath.workdps(_COARSE_DIGITS):
         x, y = _evaluate(a, {}, real=True), _evaluate(b, {}, real=True)

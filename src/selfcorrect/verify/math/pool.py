@@ -1,7 +1,7 @@
 """Worker processes for symbolic comparison, seen from the calling process.
 
 Workers are plain child processes started with their own interpreter, not forks: the caller's threads, torch state and
-``__main__`` never reach them. A worker that dies or overruns is replaced; the pair that did it gets ``Limit``.
+``__main__`` never reach them. A worker that dies or overruns is replaced; its pair gets a ``Reply`` with ``limit``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import selfcorrect
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PairLimits:
     """What one pair may cost. CPU time decides; wall time is the backstop on a loaded machine."""
 
     cpu_s: float = 1.0
@@ -65,19 +65,13 @@ def _environment() -> dict[str, str]:
 class _Worker:
     """One child process. Not thread-safe: the pool lends it to one caller at a time."""
 
-    def __init__(self, limits: Limits, *, preload: bool) -> None:
+    def __init__(self, limits: PairLimits, *, preload: bool) -> None:
         self.limits = limits
         self.loaded = preload
+        command = [sys.executable, "-P", "-m", "selfcorrect.verify.math.worker"]
+        command += [str(limits.cpu_s), str(limits.memory_bytes), *(["preload"] if preload else [])]
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "selfcorrect.verify.math.worker",
-                str(limits.cpu_s),
-                str(limits.memory_bytes),
-                *(["preload"] if preload else []),
-            ],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -95,8 +89,7 @@ class _Worker:
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self.buffer:
             left = deadline - time.monotonic()
-            readable, _, _ = select.select([self.replies], [], [], max(0.0, left))
-            if not readable:
+            if not select.select([self.replies], [], [], max(0.0, left))[0]:
                 raise _Overran
             chunk = os.read(self.replies.fileno(), 65_536)
             if not chunk:
@@ -121,11 +114,7 @@ class _Worker:
         return reply
 
     def wait_until_ready(self) -> None:
-        """Wait for the interpreter and its first imports; once.
-
-        Raises:
-            _Died: they ended instead.
-        """
+        """Wait once for the interpreter and its first imports. Raises ``_Died`` when they ended instead."""
         if not self.ready:
             self._read_slowly()
             self.ready = True
@@ -154,10 +143,10 @@ class _Worker:
 
 
 class WorkerPool:
-    """Up to ``size`` workers, started when first needed, replaced when they end. Safe to use from threads."""
+    """Up to ``size`` workers, started when first needed, replaced when they end. Thread-safe."""
 
-    def __init__(self, size: int, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, size: int, limits: PairLimits | None = None) -> None:
+        self.limits = limits or PairLimits()
         self.size = size
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(size):
@@ -169,17 +158,13 @@ class WorkerPool:
 
     def compare(self, gold: str, given: str, *, shortcut: bool = True) -> Reply:
         """Ask a worker; blocks while all are busy. A pair whose worker was killed from outside is tried once more."""
-        for attempt in (1, 2):
-            reply = self._compare_once(gold, given, shortcut)
-            if reply is not None:
+        for _ in range(2):
+            if (reply := self._compare_once(gold, given, shortcut)) is not None:
                 return reply
-            if attempt == 2:
-                break
         return Reply(None, error="the worker process died twice on this pair")
 
-    def _compare_once(  # noqa: PLR0911  # one return per way that a worker can end
-        self, gold: str, given: str, shortcut: bool
-    ) -> Reply | None:
+    def _compare_once(self, gold: str, given: str, shortcut: bool) -> Reply | None:  # noqa: PLR0911
+        """One return per way that a worker can end; None when it was killed from outside."""
         worker = self._idle.get()
         try:
             if self._closed:
@@ -187,14 +172,14 @@ class WorkerPool:
             worker = worker or self._start()
             raw = worker.ask(gold, given, shortcut)
             if "limit" in raw:
-                worker = self._replaced(worker)[0]
+                worker, _ = self._replaced(worker)
                 return Reply(None, limit=f"memory or depth limit ({raw['limit']})")
             if "error" in raw:
                 return Reply(None, error=str(raw["error"]))
             return Reply(bool(raw["equal"]), how=str(raw["how"]))
         except _Overran:
             assert worker is not None
-            worker = self._replaced(worker)[0]
+            worker, _ = self._replaced(worker)
             return Reply(None, limit=f"{self.limits.wall_s} s of wall time")
         except _Died:
             assert worker is not None
@@ -203,7 +188,7 @@ class WorkerPool:
                 return Reply(None, limit=f"{self.limits.cpu_s} s of CPU time")
             return None
         except (OSError, ValueError) as fault:
-            # No worker could be started, or its pipe was closed or garbled under us.
+            # No worker could be started, or its pipe was closed, or its reply is not JSON.
             worker = self._replaced(worker)[0] if worker is not None else None
             return Reply(None, error=f"cannot use a worker process: {fault}")
         finally:
@@ -236,13 +221,12 @@ class WorkerPool:
         """Start every worker and wait for it, so that the first comparison does not wait for an interpreter."""
         taken: list[_Worker | None] = [self._idle.get() for _ in range(self.size)]
         try:
-            taken = [worker or self._start() for worker in taken]
+            for i, worker in enumerate(taken):
+                taken[i] = worker or self._start()
             for worker in taken:
-                if worker is not None:
-                    with contextlib.suppress(
-                        _Died
-                    ):  # the first pair finds it gone, and reports it if that happens again
-                        worker.wait_until_ready()
+                assert worker is not None
+                with contextlib.suppress(_Died):  # the first pair finds it gone, and reports a second death
+                    worker.wait_until_ready()
         finally:
             for worker in taken:
                 self._idle.put(worker)

@@ -7,8 +7,19 @@ from itertools import pairwise
 from typing import Literal
 
 from selfcorrect.verify.math.exact import try_rational
-from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Ratio, Rel, Seq, SetOp, Sym, Text
-from selfcorrect.verify.math.structures import children, neg_infinity
+from selfcorrect.verify.math.nodes import (
+    CONSTANTS,
+    MINUS_INFINITY,
+    Apply,
+    Node,
+    Ratio,
+    Rel,
+    Seq,
+    SetOp,
+    Sym,
+    Text,
+    symbols,
+)
 
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 Bounds = Literal["()", "[]", "[)", "(]"]
@@ -17,10 +28,6 @@ Bounds = Literal["()", "[]", "[)", "(]"]
 def flip(op: str) -> str:
     """The operator of the mirrored relation."""
     return _FLIPPED.get(op, op)
-
-
-def _has_symbols(node: Node) -> bool:
-    return (isinstance(node, Sym) and node.name not in CONSTANTS) or any(_has_symbols(c) for c in children(node))
 
 
 def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of node
@@ -43,8 +50,7 @@ def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of nod
             return node.fn.startswith("user:")
         case Ratio() | Seq(kind="()"):
             return all(is_label(i) for i in node.items)
-        case _:
-            return False
+    return False
 
 
 def split_label(relation: Rel) -> tuple[Node, Node] | None:
@@ -58,7 +64,7 @@ def split_label(relation: Rel) -> tuple[Node, Node] | None:
         return first, last
     if len(relation.parts) == 2 and is_label(last):
         return last, first
-    if not any(_has_symbols(part) for part in relation.parts):
+    if all(symbols(part) <= CONSTANTS for part in relation.parts):
         return Text(""), last
     return None
 
@@ -72,36 +78,25 @@ class Pieces:
 
 
 def _interval(low: Node, high: Node, low_closed: bool, high_closed: bool) -> Node:
-    names: dict[tuple[bool, bool], Bounds] = {
-        (False, False): "()",
-        (True, False): "[)",
-        (False, True): "(]",
-        (True, True): "[]",
-    }
-    return Seq(names[low_closed, high_closed], (low, high))
+    kinds: tuple[Bounds, Bounds, Bounds, Bounds] = ("()", "(]", "[)", "[]")
+    return Seq(kinds[2 * low_closed + high_closed], (low, high))
 
 
-def _one_inequality(relation: Rel) -> Pieces | None:
-    left, right = relation.parts
-    op = relation.ops[0]
-    if not is_label(left):
-        left, right, op = right, left, flip(op)
-    if not is_label(left) or isinstance(left, Seq | Ratio):
-        return None
-    closed = op.endswith("=")
-    match op[0]:
-        case "<":
-            return Pieces(left, (_interval(neg_infinity(), right, False, closed),))
-        case ">":
-            return Pieces(left, (_interval(right, Sym("oo"), closed, False),))
-        case "!":
-            return Pieces(left, _complement((right,)))
-    return None
-
-
-def _inequality(relation: Rel) -> Pieces | None:
+def _inequality(relation: Rel) -> Pieces | None:  # noqa: PLR0911  # one return per form
     if len(relation.ops) == 1:
-        return _one_inequality(relation)
+        (left, right), op = relation.parts, relation.ops[0]
+        if not is_label(left):
+            left, right, op = right, left, flip(op)
+        if not is_label(left) or isinstance(left, Seq | Ratio):
+            return None
+        match op[0]:
+            case "<":
+                return Pieces(left, (_interval(MINUS_INFINITY, right, False, op.endswith("=")),))
+            case ">":
+                return Pieces(left, (_interval(right, Sym("oo"), op.endswith("="), False),))
+            case "!":
+                return Pieces(left, _complement((right,)))
+        return None
     if len(relation.ops) != 2 or not is_label(relation.parts[1]):
         return None
     low, label, high = relation.parts
@@ -118,7 +113,7 @@ def _complement(points: tuple[Node, ...]) -> tuple[Node, ...]:
     values = [try_rational(p) for p in points]
     if len(points) > 1 and None not in values:
         points = tuple(p for _, p in sorted(zip(values, points, strict=True), key=lambda pair: pair[0] or 0))
-    ends = [neg_infinity(), *points, Sym("oo")]
+    ends = [MINUS_INFINITY, *points, Sym("oo")]
     return tuple(_interval(a, b, False, False) for a, b in pairwise(ends))
 
 
@@ -134,22 +129,21 @@ def as_pieces(node: Node) -> Pieces | None:  # noqa: PLR0911  # one return per k
         case SetOp(op="cup"):
             return _union(node.items)
         case SetOp(op="minus", items=(Seq(kind="()") as line, Seq(kind="set") as holes)):
-            whole = line.items == (neg_infinity(), Sym("oo"))
+            whole = line.items == (MINUS_INFINITY, Sym("oo"))
             return Pieces(None, _complement(holes.items)) if whole else None
         case Rel(ops=("in",)):
             inner = as_pieces(node.parts[1])
             return None if inner is None else Pieces(node.parts[0], inner.pieces)
         case Rel():
             return _inequality(node)
-        case _:
-            return None
+    return None
 
 
 def _union(items: tuple[Node, ...]) -> Pieces | None:
-    parts = [as_pieces(item) for item in items]
     pieces: list[Node] = []
     label: Node | None = None
-    for part in parts:
+    for item in items:
+        part = as_pieces(item)
         if part is None:
             return None
         label = label or part.label

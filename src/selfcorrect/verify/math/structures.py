@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, cast
 
-from selfcorrect.verify.math.build import number
 from selfcorrect.verify.math.expressions import ExpressionParser
 from selfcorrect.verify.math.nodes import (
+    MINUS_INFINITY,
+    MINUS_ONE,
     Apply,
     CannotParse,
     Matrix,
     Node,
-    Num,
     Quantity,
     Ratio,
     Rel,
@@ -23,6 +22,8 @@ from selfcorrect.verify.math.nodes import (
     Sym,
     Text,
     TooHard,
+    children,
+    number,
 )
 from selfcorrect.verify.math.normalise import PLAIN_NUMBER, word_key
 
@@ -65,10 +66,8 @@ class Parser(ExpressionParser):
         return as_list(items)
 
     def relation(self) -> Node:
-        parts, ops = [], []
-        if self.at(r"\approx", r"\sim"):
-            self.advance()
-        parts.append(self.set_expression())
+        self.accept(r"\approx", r"\sim")
+        parts, ops = [self.set_expression()], []
         while self.token.kind in ("op", "cmd") and self.token.value in _RELATIONS:
             ops.append(_RELATIONS[self.advance().value])
             parts.append(self.set_expression())
@@ -95,10 +94,9 @@ class Parser(ExpressionParser):
         return Ratio(tuple(items))
 
     def value(self) -> Node:
-        expression = self.expression()
-        return reject_odd_arithmetic(expression)
+        return reject_odd_arithmetic(self.expression())
 
-    def structure(self, value: str) -> Node:
+    def structure(self, value: str) -> Node:  # noqa: PLR0911  # one return per opening
         match value:
             case "(" | "[":
                 return self.bracketed(value)
@@ -111,23 +109,25 @@ class Parser(ExpressionParser):
             case r"\emptyset":
                 return Seq("set", ())
             case r"\mathbb":
-                return self.number_set()
+                name = self.argument()
+                if not isinstance(name, Sym):
+                    raise CannotParse("blackboard letters")
+                return Seq("()", (MINUS_INFINITY, Sym("oo"))) if name.name == "R" else Sym("set " + name.name)
+            case "{":
+                # A TeX group; with commas inside it is the set that its author meant by ``{1,2}``.
+                if self.accept("}"):
+                    return self.atom()
+                items = self.items(("}",))
+                self.expect("}")
+                return items[0] if len(items) == 1 else Seq("set", items)
             case _ if value.startswith(r"\begin"):
                 return self.matrix(value[7:].partition("}")[0])
         raise CannotParse(f"unexpected {value!r}")
 
-    def braced(self) -> Node:
-        """A TeX group; with commas inside it is the set that its author meant by ``{1,2}``."""
-        if self.accept("}"):
-            return self.atom()
-        items = self.items(("}",))
-        self.expect("}")
-        return items[0] if len(items) == 1 else Seq("set", items)
-
     def items(self, closers: tuple[str, ...]) -> tuple[Node, ...]:
         # A bar inside brackets may open again, whatever is open outside.
         outer_bars, self.bars = self.bars, 0
-        outer_angle, self.in_angle = self.in_angle, self.in_angle
+        outer_angle = self.in_angle
         with self.nested():
             out = [self.relation()]
             while self.accept(",", ";", r"\sep"):
@@ -159,14 +159,6 @@ class Parser(ExpressionParser):
         expanded = as_list(list(items))
         return Seq("set", expanded.items if isinstance(expanded, Seq) and expanded.kind == "list" else (expanded,))
 
-    def number_set(self) -> Node:
-        name = self.argument()
-        if name == Sym("R"):
-            return Seq("()", (neg_infinity(), Sym("oo")))
-        if isinstance(name, Sym):
-            return Sym("set " + name.name)
-        raise CannotParse("blackboard letters")
-
     def matrix(self, environment: str) -> Node:
         if environment not in _MATRIX_ENVIRONMENTS:
             raise CannotParse(f"environment {environment}")
@@ -189,10 +181,6 @@ class Parser(ExpressionParser):
         return Matrix(tuple(rows), bars=environment == "vmatrix")
 
 
-def neg_infinity() -> Node:
-    return Apply("mul", (Num(Fraction(-1)), Sym("oo")))
-
-
 def as_list(items: list[Node]) -> Node:
     """One value stays itself; values with plus-minus become two each."""
     if len(items) == 1 and not contains_plus_minus(items[0]):
@@ -208,22 +196,9 @@ def as_list(items: list[Node]) -> Node:
     return Seq("list", tuple(out))
 
 
-def children(node: Node) -> tuple[Node, ...]:
-    match node:
-        case Apply(args=inner) | Seq(items=inner) | SetOp(items=inner) | Rel(parts=inner) | Ratio(items=inner):
-            return inner
-        case Quantity(value=inner_value):
-            return (inner_value,)
-        case Matrix(rows=rows):
-            return tuple(entry for row in rows for entry in row)
-        case _:
-            return ()
-
-
 def contains_plus_minus(node: Node) -> bool:
-    if isinstance(node, Apply) and node.fn in ("pm", "mp"):
-        return True
-    return any(contains_plus_minus(child) for child in children(node))
+    here = isinstance(node, Apply) and node.fn in ("pm", "mp")
+    return here or any(contains_plus_minus(child) for child in children(node))
 
 
 def choose_sign(node: Node, *, upper: bool) -> Node:
@@ -231,7 +206,7 @@ def choose_sign(node: Node, *, upper: bool) -> Node:
     match node:
         case Apply(fn="pm" | "mp", args=(inner,)):
             chosen = choose_sign(inner, upper=upper)
-            return chosen if (node.fn == "pm") == upper else Apply("mul", (Num(Fraction(-1)), chosen))
+            return chosen if (node.fn == "pm") == upper else Apply("mul", (MINUS_ONE, chosen))
         case Apply():
             return Apply(node.fn, tuple(choose_sign(a, upper=upper) for a in node.args))
         case Rel():
@@ -240,12 +215,11 @@ def choose_sign(node: Node, *, upper: bool) -> Node:
             return Quantity(choose_sign(node.value, upper=upper), node.unit)
         case Seq():
             return Seq(node.kind, tuple(choose_sign(i, upper=upper) for i in node.items))
-        case _:
-            return node
+    return node
 
 
 def reject_odd_arithmetic(node: Node) -> Node:
-    """Sets, relations and words are no operands: ``2*(1,2)`` or ``E = 5`` inside a sum is not in the grammar."""
+    """Sets, relations and words cannot be operands: ``2*(1,2)`` or ``E = 5`` inside a sum is not in the grammar."""
     if isinstance(node, Apply):
         vector = node.fn.startswith("user:")
         for argument in node.args:
@@ -256,30 +230,20 @@ def reject_odd_arithmetic(node: Node) -> Node:
 
 
 _WORDS = re.compile(r"(?![-!])[\w\s.,'\"():;?!&/-]+")
-
-
-def _verbal(normalised: str) -> Text | None:
-    """Words in a ``\\text``, or several plain words. Nothing without a letter, nothing like a formula."""
-    plain = normalised.replace(r"\text", "").replace("{", "").replace("}", "").replace(r"\sep", "and")
-    key = word_key(normalised)
-    if not _WORDS.fullmatch(plain) or not re.search(r"[^\W\d_]", key):
-        return None
-    return Text(key)
-
-
 _MAX_CACHED_CHARS = 200
 
 
 def parse(normalised: str) -> Node:
-    """The tree of a normalised answer; those of short ones are remembered.
+    """The tree of a normalised answer. Trees of short answers are cached.
 
     Raises:
         CannotParse: the text is not in the grammar.
         TooHard: it is over a size limit.
     """
-    return _remembered(normalised) if len(normalised) <= _MAX_CACHED_CHARS else _parse(normalised)
+    return (_parse if len(normalised) <= _MAX_CACHED_CHARS else _parse.__wrapped__)(normalised)
 
 
+@lru_cache(maxsize=20_000)
 def _parse(normalised: str) -> Node:
     if len(normalised) < 100 and PLAIN_NUMBER.fullmatch(normalised):
         return number(normalised)
@@ -289,19 +253,16 @@ def _parse(normalised: str) -> Node:
     try:
         node = Parser(normalised).answer()
     except CannotParse:
-        text = _verbal(normalised)
-        if text is None:
+        # Words in a \text, or several plain words. Nothing without a letter, nothing like a formula.
+        plain = normalised.replace(r"\text", "").replace("{", "").replace("}", "").replace(r"\sep", "and")
+        words = word_key(normalised)
+        if not _WORDS.fullmatch(plain) or not re.search(r"[^\W\d_]", words):
             raise
-        return text
+        return Text(words)
     except RecursionError:
         raise TooHard("nested too deeply") from None
-    return _letters(node) if isinstance(node, Text) and "," in node.words else node
-
-
-_remembered = lru_cache(maxsize=20_000)(_parse)
-
-
-def _letters(node: Text) -> Node:
-    """``\\text{A, C, F}`` is a list of words."""
-    words = [w.strip(" .()") for w in node.words.strip("()").split(",")]
-    return Seq("list", tuple(Text(w) for w in words if w))
+    if isinstance(node, Text) and "," in node.words:
+        # \text{A, C, F} is a list of words.
+        letters = [w.strip(" .()") for w in node.words.strip("()").split(",")]
+        return Seq("list", tuple(Text(w) for w in letters if w))
+    return node

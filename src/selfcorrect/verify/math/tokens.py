@@ -49,42 +49,8 @@ FUNCTIONS = frozenset(
     ]
 )
 GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-        "ell",
-        "vartheta",
-    ]
+    """alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi
+    psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell vartheta""".split()  # noqa: SIM905
 )
 _PLAIN_WORDS = FUNCTIONS | {"pi", "infty", "infinity"}
 
@@ -106,10 +72,8 @@ _TOKEN = re.compile(
 def _is_thousands(digits: str, depth: int) -> bool:
     """Policy: ``1,234`` is one number outside brackets; inside, only where a group could not stand alone (``,050``)."""
     first, *groups = digits.split(".", maxsplit=1)[0].split(",")
-    if not groups:
-        return True
     plausible = 1 <= len(first) <= 3 and not first.startswith("0")
-    return plausible and (depth == 0 or any(g.startswith("0") for g in groups))
+    return not groups or (plausible and (depth == 0 or any(g.startswith("0") for g in groups)))
 
 
 def _words(word: str, spaced: bool, after_value: bool) -> list[Token]:
@@ -160,13 +124,13 @@ def tokenize(text: str) -> list[Token]:
             out += _words(value, spaced, after_value)
         else:
             out.append(_token(str(kind), value, spaced))
-        depth += {"(": 1, "[": 1, r"\{": 1, r"\langle": 1}.get(value, 0)
-        depth -= {")": 1, "]": 1, r"\}": 1, r"\rangle": 1}.get(value, 0)
+        depth += (value in ("(", "[", r"\{", r"\langle")) - (value in (")", "]", r"\}", r"\rangle"))
         spaced = False
     return [*out, Token("end", "", spaced)]
 
 
 def _token(kind: str, value: str, spaced: bool) -> Token:  # noqa: PLR0911  # one return per kind
+    name = value[1:]
     match kind:
         case "num":
             return Token("num", value.replace(",", ""), spaced)
@@ -178,13 +142,10 @@ def _token(kind: str, value: str, spaced: bool) -> Token:  # noqa: PLR0911  # on
             return Token("text", value[value.index("{") + 1 : -1].strip(), spaced)
         case "env":
             return Token("cmd", re.sub(r"\s", "", value), spaced)
-        case "cmd" if value[1:] in GREEK:
-            return Token("sym", value[1:], spaced)
-        case "cmd" if value[1:] in FUNCTIONS:
-            return Token("fn", value[1:], spaced)
-        case "cmd" if value in (r"\pi", r"\infty"):
-            return Token("sym", {"pi": "pi", "infty": "oo"}[value[1:]], spaced)
+        case "cmd" if name in GREEK or name == "pi":
+            return Token("sym", name, spaced)
+        case "cmd" if name == "infty":
+            return Token("sym", "oo", spaced)
         case "cmd":
-            return Token("cmd", value, spaced)
-        case _:
-            return Token("op", value, spaced)
+            return Token("fn" if name in FUNCTIONS else "cmd", name if name in FUNCTIONS else value, spaced)
+    return Token("op", value, spaced)

@@ -49,17 +49,17 @@ _SPELLINGS = {
 }
 _CANONICAL = {word: unit for unit, words in _SPELLINGS.items() for word in words.split()}
 _GENERIC = frozenset({"unit", "sq"})
-_SINGLE_LETTERS = frozenset("mgsh")
+UNIT_LETTERS = frozenset("mgsh")
+"""Common one-letter units: after a number such a letter may be a unit or a variable."""
 _MULTIPLIERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _DENIALS = frozenset({"not", "no", "or", "nor", "wrong", "except", "but", "incorrect", "never", "isn't", "without"})
 
 
 def canonical_unit(words: str) -> str | None:
     """The known unit that ``words`` name, ``%`` included; None for other words and for a bare 'square units'."""
-    lowered = words.casefold().replace(".", "").replace("^", " ").replace("{", " ").replace("}", " ")
-    found = [_CANONICAL[w] for w in lowered.split() if w in _CANONICAL]
-    named = [u for u in found if u not in _GENERIC]
-    return named[0] if named else None
+    lowered = re.sub(r"[\^{}]", " ", words.casefold().replace(".", ""))
+    units = (_CANONICAL.get(word, "unit") for word in lowered.split())
+    return next((unit for unit in units if unit not in _GENERIC), None)
 
 
 def power_of_ten(words: str) -> int:
@@ -76,8 +76,3 @@ def acceptable(words: str) -> bool:
 def is_unit_word(word: str) -> bool:
     """Whether a plain word after a value (not in ``\\text``) is read as a unit: a known one of two letters or more."""
     return len(word) > 1 and word.casefold() in _CANONICAL
-
-
-def is_unit_letter(name: str) -> bool:
-    """Whether a single letter is a common unit symbol: after a number it may stand for a unit or a variable."""
-    return name in _SINGLE_LETTERS

@@ -12,38 +12,36 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import mpmath  # type: ignore[import-untyped]  # it carries no types
 
 from selfcorrect.verify.math import fallback, numeric
-from selfcorrect.verify.math.compare import Ternary
+from selfcorrect.verify.math.compare import Scalars, Ternary
 from selfcorrect.verify.math.decide import decide
 from selfcorrect.verify.math.nodes import Node, TooHard
 from selfcorrect.verify.math.normalise import normalise
 
 
-class ManyDigits:
+class ManyDigits(Scalars):
     """Decides scalars by evaluating them to many digits."""
 
     def identical(self, a: Node, b: Node) -> Ternary:
-        try:
+        with suppress(numeric.Unevaluable, TooHard):
             return numeric.identical(a, b)
-        except (numeric.Unevaluable, TooHard):
-            return False
+        return False
 
     def factor_between(self, a: Node, b: Node) -> int | None:
-        try:
+        with suppress(numeric.Unevaluable, TooHard):
             return numeric.factor_between(a, b)
-        except (numeric.Unevaluable, TooHard):
-            return 0
+        return 0
 
     def within(self, a: Node, b: Node, tolerance: Fraction) -> Ternary:
-        try:
+        with suppress(numeric.Unevaluable, TooHard):
             return numeric.within(a, b, tolerance)
-        except (numeric.Unevaluable, TooHard):
-            return False
+        return False
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any] | None:
@@ -53,13 +51,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any] | None:
         decision = decide(gold, given, ManyDigits(), shortcut=bool(request["shortcut"]))
         if not decision.for_math_verify:
             return {"equal": bool(decision.equal), "how": "compared to 250 digits"}
-        a, b = normalise(gold), normalise(given)
         if not fallback.loaded():
             return None
-        return {"equal": fallback.verify(a, b), "how": "math-verify"}
+        return {"equal": fallback.verify(normalise(gold), normalise(given)), "how": "math-verify"}
     except (MemoryError, RecursionError) as fault:
         return {"limit": type(fault).__name__}
-    except Exception as fault:  # noqa: BLE001  # the worker's edge: a fault of ours is reported, not fatal
+    except Exception as fault:  # noqa: BLE001  # the worker's edge: our own fault is reported, not fatal
         return {"error": f"{type(fault).__name__}: {fault}"}
 
 
@@ -71,9 +68,8 @@ def _within_time(request: dict[str, Any], cpu_s: float) -> dict[str, Any] | None
 
 
 def _set_limits(memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for kind, most in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        resource.setrlimit(kind, (most, most))
 
 
 def main(cpu_s: float, memory_bytes: int, *, preload: bool) -> None:

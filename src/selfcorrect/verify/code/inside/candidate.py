@@ -1,7 +1,7 @@
 """The untrusted process: loads one program, then answers calls with plain data until the trusted side hangs up.
 
-The program shares this process, so it can change or forge anything here. What it gains is to choose its own answers,
-which is what calling it means: expected values, assertions and the verdict never come here. The one exception is
+The program shares this process, so it can change or forge anything here. That only lets it
+choose its own answers, as any program does: expected values, assertions and the verdict never come here. The one exception is
 ``run_tests``, the fallback for tests that need the program's own classes; its verdicts are marked as forgeable.
 """
 
@@ -39,21 +39,18 @@ class _Program:
         # Dataclasses and pickle look a class's module up by name.
         sys.modules[MODULE] = self.module
 
-    def _compile(self, alternatives: list[list[str]]) -> tuple[int, list[types.CodeType]]:
+    def load(self, alternatives: list[list[str]], names: list[str]) -> dict[str, Any]:
+        """Run the first alternative that compiles; without one, report what is wrong with the first."""
         first_error: Exception | None = None
-        for index, sources in enumerate(alternatives):
+        for index, sources in enumerate(alternatives):  # noqa: B007  # read after the loop
             try:
-                return index, [compile(source, "<program>", "exec", dont_inherit=True) for source in sources]
+                codes = [compile(source, "<program>", "exec", dont_inherit=True) for source in sources]
+                break
             except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
                 first_error = first_error or error
-        assert first_error is not None, "no alternative to compile"
-        raise first_error
-
-    def load(self, alternatives: list[list[str]], names: list[str]) -> dict[str, Any]:
-        try:
-            index, codes = self._compile(alternatives)
-        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
-            return {**_describe(error), "stage": "compile"}
+        else:
+            assert first_error is not None, "no alternative to compile"
+            return {**_describe(first_error), "stage": "compile"}
         try:
             for code in codes:
                 exec(code, self.module.__dict__)
@@ -118,8 +115,8 @@ def prepare_globals() -> None:
 
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
-    # Loaded once in the zygote, these cost a program no start-up time. Every page makes each fork dearer, so only what
-    # the benchmarks' programs often import.
+    # Loaded once in the zygote, these cost a program no start-up time. Every page makes each fork more
+    # expensive, so only what the benchmarks' programs often import is loaded.
     for module in _PRELOADED:
         __import__(module)
 

@@ -20,7 +20,7 @@ MAX_DEPTH = 200
 MAX_ITEMS = 400_000
 """Nodes of one message. With the byte limit it bounds the memory that decoding can take."""
 MAX_ITERATOR = 20_000
-"""Items taken from a generator: enough for a test's answer, and an endless one ends."""
+"""Items taken from a generator: enough for a test's answer, and an endless generator ends."""
 
 _JSON_INT = 2**63
 _TYPES: dict[str, type] = {
@@ -59,8 +59,7 @@ class _Encoder:
             return value if -_JSON_INT < value < _JSON_INT else {"int": hex(value)}
         if kind is list:
             return [self.encode(v, depth + 1) for v in value]
-        encoder = _ENCODERS.get(kind)
-        if encoder is not None:
+        if (encoder := _ENCODERS.get(kind)) is not None:
             return encoder(self, value, depth + 1)
         return self._encode_other(value, kind, depth)
 
@@ -168,12 +167,6 @@ def _set(parts: list[Any]) -> set[Any]:
     return copied if list(copied) == parts else plain
 
 
-def _list(value: Any) -> list[Any]:
-    if type(value) is not list:
-        raise CodecError("a list expected")
-    return value
-
-
 _FROM_PARTS: dict[str, Callable[[list[Any]], Any]] = {
     "tuple": tuple,
     "dict": lambda p: dict(_pairs(p)),
@@ -215,7 +208,9 @@ def _decode(node: Any, functions: Callable[[str], Any] | None) -> Any:
         raise CodecError("malformed value")
     ((tag, body),) = node.items()
     if tag in _FROM_PARTS:
-        return _FROM_PARTS[tag]([_decode(v, functions) for v in _list(body)])
+        if type(body) is not list:
+            raise CodecError("a list expected")
+        return _FROM_PARTS[tag]([_decode(v, functions) for v in body])
     if tag in _FROM_TEXT:
         return _FROM_TEXT[tag](body)
     if tag == "function" and functions is not None:

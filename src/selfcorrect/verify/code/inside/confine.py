@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-from .limits import Limits
+from .limits import ProgramLimits
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -50,7 +50,7 @@ def setns(fd: int, kind: int) -> None:
     _check(_libc().setns(fd, kind), "setns")
 
 
-def enter_namespaces(limits: Limits) -> None:
+def enter_namespaces(limits: ProgramLimits) -> None:
     """Give the process its own mounts, network, IPC, host name and users, and an empty scratch directory.
 
     The network namespace has no interface that is up, so not even loopback. ``/proc`` goes away. The user namespace
@@ -67,7 +67,7 @@ def enter_namespaces(limits: Limits) -> None:
     unshare(CLONE_NEWUSER)
 
 
-def set_limits(limits: Limits) -> None:
+def set_limits(limits: ProgramLimits) -> None:
     """Resource limits of the calling process, which it cannot raise again."""
     mib = 1 << 20
     wanted = {
@@ -108,24 +108,20 @@ def landlock_abi() -> int:
     return max(version, 0)
 
 
-def _landlock_rights(abi: int) -> tuple[int, int, int]:
-    files = (1 << 13) - 1
-    files |= 1 << 13 if abi >= 2 else 0
-    files |= 1 << 14 if abi >= 3 else 0
-    files |= 1 << 15 if abi >= 5 else 0
-    return files, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0
-
-
 def landlock(readable: Iterable[str], scratch: str) -> None:
     """Files: read below ``readable``, write below ``scratch``, nothing else; no TCP, no signals out. No-op without it.
 
-    The mount namespace says the same of files already: this holds even if a mount were wrong.
+    The mount namespace restricts files in the same way. This layer holds even if a mount were wrong.
     """
     abi = landlock_abi()
     if abi == 0:
         return
     libc = _libc()
-    files, network, scopes = _landlock_rights(abi)
+    files = (1 << 13) - 1
+    files |= 1 << 13 if abi >= 2 else 0
+    files |= 1 << 14 if abi >= 3 else 0
+    files |= 1 << 15 if abi >= 5 else 0
+    network, scopes = 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0
     attributes = struct.pack("=QQQ", files, network, scopes)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = _check(libc.syscall(_LANDLOCK_CREATE, attributes, size, 0), "landlock_create_ruleset")

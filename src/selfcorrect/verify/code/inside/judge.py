@@ -30,11 +30,11 @@ class ProgramGone(BaseException):
 
 
 class TestsUnusable(BaseException):
-    """The tests ask for something this grader cannot do. Our failure, not the program's."""
+    """The tests ask for something this grader cannot do. The failure is the grader's, not the program's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Judgement:
     """What the trusted process reports."""
 
     outcome: str
@@ -182,27 +182,25 @@ def _bind(channel: _Channel, job: dict[str, Any], kinds: Any) -> dict[str, Any]:
     return namespace
 
 
-def _run_asserts(channel: _Channel, job: dict[str, Any], kinds: Any) -> None:
-    namespace = _bind(channel, job, kinds)
-    for source in job["tests"]:
-        exec(compile(source, "<tests>", "exec", dont_inherit=True), namespace)
+def _execute(source: str, namespace: dict[str, Any], name: str = "<tests>") -> None:
+    exec(compile(source, name, "exec", dont_inherit=True), namespace)
 
 
 def _run_check(channel: _Channel, job: dict[str, Any], kinds: Any) -> None:
     entry = job["names"][0]
     namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
-    # Tests may use what the prompt defines beside the stub (HumanEval 32, 38, 50): from the prompt, not the program.
+    # Tests may use what the prompt defines next to the stub (HumanEval 32, 38, 50). It comes from the prompt, not the program.
     try:
         ast.parse(job["prompt"])
     except SyntaxError:
         pass  # a prompt in prose, or one that ends in the middle of a function: nothing to take from it
     else:
-        exec(compile(job["prompt"], "<prompt>", "exec", dont_inherit=True), namespace)
+        _execute(job["prompt"], namespace, "<prompt>")
     if type(kinds) is not dict or kinds.get(entry) != "function":
         raise NameError(f"the program defines no function {entry}")
     namespace[entry] = Proxy(channel, entry)
     for source in job["tests"]:
-        exec(compile(source, "<tests>", "exec", dont_inherit=True), namespace)
+        _execute(source, namespace)
     check = namespace.get("check")
     if not callable(check):
         raise TestsUnusable("the tests define no function check(candidate)")
@@ -219,15 +217,12 @@ def _evaluate(channel: _Channel, job: dict[str, Any], kinds: Any) -> None:
     elif job["style"] == "humaneval":
         _run_check(channel, job, kinds)
     else:
-        _run_asserts(channel, job, kinds)
+        namespace = _bind(channel, job, kinds)
+        for source in job["tests"]:
+            _execute(source, namespace)
 
 
-def _line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0][:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _load(channel: _Channel, job: dict[str, Any]) -> tuple[int, Any, Outcome | None]:
+def _load(channel: _Channel, job: dict[str, Any]) -> tuple[int, Any, Judgement | None]:
     """Have the program loaded: which alternative it is, the kinds of its names, and an outcome where that decides."""
     wanted = [*job["names"], *job["modules"]]
     reply = channel.request({"op": "load", "alternatives": job["alternatives"], "names": wanted})
@@ -238,23 +233,19 @@ def _load(channel: _Channel, job: dict[str, Any]) -> tuple[int, Any, Outcome | N
     stage = "compile" if reply.get("stage") == "compile" else "load"
     body = reply["raise"]
     what = f"{body[0]}: {body[2]}"[:200] if type(body) is list and len(body) == 3 else "an exception"
-    return index, None, Outcome(stage, what, index)
+    return index, None, Judgement(stage, what, index)
 
 
-def _sandbox_failure(channel: _Channel) -> Outcome | None:
-    """Whether the process of the program was confined; it says so before it runs anything of the program."""
+def judge(sock: socket.socket, job: dict[str, Any], answer_limit: int) -> Judgement:
+    """Load the program, run the tests, and report the result. Never raises."""
+    channel = _Channel(sock, answer_limit)
     try:
+        # The process says that it is confined before it runs anything of the program.
         hello = channel.receive()
     except ProgramGone as error:
-        return Outcome("setup", str(error))
-    return None if hello.get("ready") is True else Outcome("setup", str(hello.get("setup_error", "")))
-
-
-def judge(sock: socket.socket, job: dict[str, Any], answer_limit: int) -> Outcome:
-    """Load the program, run the tests, and say how it went. Never raises."""
-    channel = _Channel(sock, answer_limit)
-    if failure := _sandbox_failure(channel):
-        return failure
+        return Judgement("setup", str(error))
+    if hello.get("ready") is not True:
+        return Judgement("setup", str(hello.get("setup_error", "")))
     index = 0
     kind, detail = "passed", "all tests passed"
     try:
@@ -266,11 +257,12 @@ def judge(sock: socket.socket, job: dict[str, Any], answer_limit: int) -> Outcom
         kind, detail = "gone", str(error)
     except TestsUnusable as error:
         kind, detail = "unusable", str(error)
-    except BaseException as error:  # noqa: BLE001  # tests raise anything; whatever it is, they did not pass
-        kind, detail = "failed", _line(error)
+    except BaseException as error:  # noqa: BLE001  # tests may raise anything; whatever it is, they did not pass
+        text = str(error).strip().split("\n")[0][:200]
+        kind, detail = "failed", f"{type(error).__name__}: {text}" if text else type(error).__name__
     if kind in ("passed", "failed") and channel.broken:
         kind, detail = "gone", channel.broken  # the tests swallowed it
     elif kind == "passed" and channel.calls == 0:
         # Tests that call nothing hold for any program.
         kind, detail = "unusable", "the tests passed without calling the program"
-    return Outcome(kind, detail, index)
+    return Judgement(kind, detail, index)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProgramLimits:
     """Limits on one program. CPU time decides; the wall clock only ends what no longer computes."""
 
     cpu_s: float = 10.0
-    """CPU seconds of all threads together. The tests get as many again for their own part."""
+    """CPU seconds of all threads together. The tests have the same limit of their own."""
     idle_s: float = 5.0
-    """Seconds in which neither the program nor the tests run or wait for a core: sleeping, or waiting for ever."""
+    """Seconds in which neither the program nor the tests run or wait for a core: sleeping, or waiting forever."""
     wall_s: float = 1800.0
-    """The backstop. Far above ``cpu_s``, so that a busy machine does not turn a right program into a timeout."""
+    """The backstop. Far above ``cpu_s``, so that a correct program does not time out on a busy machine."""
     memory_mb: int = 512
     """Address space, MiB."""
     scratch_mb: int = 16

@@ -1,8 +1,8 @@
 """The supervisor inside the sandbox: forks one judge and one program per job, and sees that both are gone after.
 
 One job at a time. The program is forked before the job's tests are anywhere in memory, and this process never holds
-them: they go from the grader straight to the judge, over a socket made for that job. Ends when the grader's end of the
-control socket closes, whatever the reason; being the first process of its PID namespace, it takes all others along.
+them: they go from the grader straight to the judge, over a socket made for that job. It ends when the grader's end of
+the control socket closes, whatever the reason. It is the first process of its PID namespace, so all others end with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from . import candidate, confine, judge, seccomp
 from .codec import dumps, loads
-from .limits import Limits
+from .limits import ProgramLimits
 from .wire import recv_frame, send_frame
 
 _JOB_LIMIT = 1 << 28
@@ -39,7 +39,7 @@ class Mode:
     isolated: bool
     seccomp: bool
     readable: tuple[str, ...]
-    """Where the interpreter lies: all that Landlock lets a program read beside its scratch directory."""
+    """Where the interpreter lies: all that Landlock lets a program read apart from its scratch directory."""
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ def _fork(body: Callable[[], None]) -> Child:
     return Child(pid, os.pidfd_open(pid))
 
 
-def _become_program(channel: socket.socket, limits: Limits, mode: Mode, scratch: str) -> None:
+def _become_program(channel: socket.socket, limits: ProgramLimits, mode: Mode, scratch: str) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -93,7 +93,7 @@ def _become_program(channel: socket.socket, limits: Limits, mode: Mode, scratch:
         candidate.serve(only, limits.message_mb << 20)
 
 
-def _confine_program(limits: Limits, mode: Mode, scratch: str) -> None:
+def _confine_program(limits: ProgramLimits, mode: Mode, scratch: str) -> None:
     os.setsid()
     if mode.isolated:
         confine.enter_namespaces(limits)
@@ -109,9 +109,9 @@ def _confine_program(limits: Limits, mode: Mode, scratch: str) -> None:
         seccomp.install(os.getpid())
 
 
-def _become_judge(job_channel: socket.socket, channel: socket.socket, limits: Limits) -> None:
+def _become_judge(job_channel: socket.socket, channel: socket.socket, limits: ProgramLimits) -> None:
     os.setsid()
-    tests = Limits(cpu_s=limits.cpu_s, memory_mb=_TESTS_MEMORY_MB, files=limits.files)
+    tests = ProgramLimits(cpu_s=limits.cpu_s, memory_mb=_TESTS_MEMORY_MB, files=limits.files)
     confine.set_limits(tests)
     confine.drop_privileges()
     random.seed(0)
@@ -120,12 +120,6 @@ def _become_judge(job_channel: socket.socket, channel: socket.socket, limits: Li
         return
     outcome = judge.judge(channel, loads(data), limits.message_mb << 20)
     send_frame(job_channel, dumps(asdict(outcome)))
-
-
-def _scratch_directory() -> contextlib.AbstractContextManager[str]:
-    import tempfile  # loads the compression libraries, which every fork would pay for
-
-    return tempfile.TemporaryDirectory(prefix="selfcorrect-", ignore_cleanup_errors=True)
 
 
 class Supervisor:
@@ -146,11 +140,16 @@ class Supervisor:
                 return
             with socket.socket(fileno=fds[0]) as job_channel:
                 # No local of this frame may hold it: the next program can look at the frames that it was forked from.
-                send_frame(self.control, dumps(self._run(job_channel, Limits(**json.loads(data)))))
+                send_frame(self.control, dumps(self._run(job_channel, ProgramLimits(**json.loads(data)))))
 
-    def _run(self, job_channel: socket.socket, limits: Limits) -> dict[str, object]:
+    def _run(self, job_channel: socket.socket, limits: ProgramLimits) -> dict[str, object]:
         with contextlib.ExitStack() as stack:
-            scratch = confine.SCRATCH if self.mode.isolated else stack.enter_context(_scratch_directory())
+            scratch = confine.SCRATCH
+            if not self.mode.isolated:
+                import tempfile  # loads the compression libraries, which every fork would pay for
+
+                directory = tempfile.TemporaryDirectory(prefix="selfcorrect-", ignore_cleanup_errors=True)
+                scratch = stack.enter_context(directory)
             program, tests = self._start(job_channel, limits, scratch)
             job_channel.close()
             self._watch(program, tests, limits)
@@ -159,19 +158,19 @@ class Supervisor:
             "tests": [tests.status, tests.cpu_s, tests.memory_mb, tests.killed],
         }
 
-    def _start(self, job_channel: socket.socket, limits: Limits, scratch: str) -> tuple[Child, Child]:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+    def _start(self, job_channel: socket.socket, limits: ProgramLimits, scratch: str) -> tuple[Child, Child]:
+        judge_end, program_end = socket.socketpair()
+        with judge_end, program_end:
             if self.mode.isolated:
                 confine.unshare(confine.CLONE_NEWPID)
-            program = _fork(lambda: _become_program(theirs, limits, self.mode, scratch))
+            program = _fork(lambda: _become_program(program_end, limits, self.mode, scratch))
             if self.mode.isolated:
                 confine.setns(self.own_pids, confine.CLONE_NEWPID)
-            theirs.close()
-            tests = _fork(lambda: _become_judge(job_channel, ours, limits))
+            program_end.close()
+            tests = _fork(lambda: _become_judge(job_channel, judge_end, limits))
         return program, tests
 
-    def _watch(self, program: Child, tests: Child, limits: Limits) -> None:
+    def _watch(self, program: Child, tests: Child, limits: ProgramLimits) -> None:
         """Wait for the tests' end, then end the program. Both are reaped when this returns."""
         poll = select.poll()
         for child in (program, tests):
@@ -202,10 +201,10 @@ class Supervisor:
 class _Clock:
     """CPU time, the wall-clock backstop, and the time in which a job neither ran nor waited for a core.
 
-    RLIMIT_CPU alone would not do: the kernel checks it by sampled ticks, which are off by a tenth on a busy machine.
+    RLIMIT_CPU alone is not enough: the kernel checks it by sampled ticks, which are off by a tenth on a busy machine.
     """
 
-    def __init__(self, limits: Limits, pids: list[int]) -> None:
+    def __init__(self, limits: ProgramLimits, pids: list[int]) -> None:
         self.limits = limits
         self.pids = pids
         self.start = self.last = time.monotonic()
@@ -265,7 +264,7 @@ def main(arguments: list[str]) -> NoReturn:
     if mode.isolated and mode.seccomp:
         seccomp.program(platform.machine(), 1)  # built once: in its own PID namespace every program is process 1
     gc.collect()
-    gc.freeze()  # shared pages stay shared: the collector would write to every object
+    gc.freeze()  # pages stay shared, because the collector no longer writes to every object
     send_frame(control, dumps({"ready": True}))
     supervisor.run_forever()
     sys.exit(0)
