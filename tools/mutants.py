@@ -215,8 +215,8 @@ MUTANTS = [
     Mutant(
         "gradients of rows wait for those of the prompt they share",
         "engines/torch_engine/passes.py",
-        "if not made.requires_grad",
-        "if made is not None",
+        "if not tensor.requires_grad",
+        "if tensor is not None",
         engine("rows_give_a_weight_their_gradient_before_the_prompt_they_share_does"),
     ),
     Mutant(

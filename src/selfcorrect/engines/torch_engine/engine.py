@@ -19,6 +19,7 @@ from selfcorrect.algorithm.losses import cross_entropy_loss, importance_sampling
 from selfcorrect.config import EngineConfig, ModelConfig
 from selfcorrect.engines.base import (
     CURRENT,
+    EXACT_GAP,
     AdamParams,
     EngineInfo,
     OptimResult,
@@ -30,12 +31,13 @@ from selfcorrect.engines.base import (
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, load_model, model_directory, save_generation_config
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
-from selfcorrect.engines.torch_engine.agreement import EXACT_GAP, largest_gap
+from selfcorrect.engines.torch_engine.agreement import largest_gap
 from selfcorrect.engines.torch_engine.attention import use_cpu_attention
 from selfcorrect.engines.torch_engine.checkpoint import checkpoint_tensors
 from selfcorrect.engines.torch_engine.freed import return_freed_memory
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
-from selfcorrect.engines.torch_engine.sampler import Sampler, Sampling
+from selfcorrect.engines.torch_engine.sampler import Sampler
+from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.engines.torch_engine.weights import Weights
 from selfcorrect.engines.vllm_extra import require_vllm
 from selfcorrect.errors import EngineError, ModelError
@@ -52,7 +54,7 @@ class TorchEngine:
         chat: the model's chat format.
         settings: token budgets and device.
         lora: rank and alpha of LoRA adapters, or None to train every weight.
-        sampler: one with weights of its own, which are published to it at once; None samples with the model itself.
+        sampler: one with its own weights, to which the model's are published now; None samples with the model itself.
 
     Raises:
         ModelError: the model's logits are not its output head on its last hidden state, so that log-probs at chosen
@@ -66,7 +68,7 @@ class TorchEngine:
         chat: ChatFormat,
         settings: EngineConfig,
         lora: tuple[int, float] | None = None,
-        sampler: Sampling | None = None,
+        sampler: VllmSampler | None = None,
     ) -> None:
         self.chat = chat
         self._settings = settings
@@ -80,13 +82,16 @@ class TorchEngine:
         use_cpu_attention(model)
         self._scorer = Scorer(model)
         config = model.config
-        self._sampler: Sampling = sampler or Sampler(
+        self._sampler: Sampler | VllmSampler = sampler or Sampler(
             model,
             config.num_hidden_layers,
             chat.pad_id,
             self._device,
             settings.tokens_per_sampling_batch,
         )
+        self.answered: Callable[[int], None] = lambda _n: None
+        """See ``TellsProgress``."""
+        self._sampler.answered = lambda n: self.answered(n)  # noqa: PLW0108  # ``answered`` may be set later
         self._pending: list[Pending] = []
         self._stale = False
         self._broken: str | None = None
@@ -120,24 +125,22 @@ class TorchEngine:
             chat: its chat format (already checked).
             model: precision and adapter settings.
             settings: engine settings.
-            frozen: for measuring only: no adapters, and no float32 masters beside bfloat16 weights.
+            frozen: for measuring only: no adapters, and no float32 masters of bfloat16 weights.
 
         Raises:
-            ModelError: the model cannot be loaded or does not fit the job.
-            ConfigError: the sampler that is asked for is not installed.
+            ModelError: the model cannot be loaded or used.
+            ConfigError: the sampler of the settings is not installed.
         """
         if settings.sampler == "vllm":
             require_vllm()
         device = _pick_device(settings.device)
         module = load_model(resolved, model.dtype, str(device), model.revision, model.trust_remote_code)
-        torch.manual_seed(0)  # adapters are initialised at random: the same in every run, as the base model is
+        torch.manual_seed(0)  # adapters are initialised at random, but equally in every run
         lora = (model.lora_rank, model.lora_alpha) if model.lora_rank and not frozen else None
         if frozen:
             module.requires_grad_(False)
         sampler = None
         if settings.sampler == "vllm":
-            from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
-
             sampler = VllmSampler.start(
                 model_directory(resolved, model.revision),
                 model.dtype,
@@ -148,17 +151,8 @@ class TorchEngine:
             )
         return cls(module, chat, settings, lora, sampler)
 
-    @property
-    def answered(self) -> Callable[[int], None]:
-        """See ``TellsProgress``."""
-        return self._sampler.answered
-
-    @answered.setter
-    def answered(self, tell: Callable[[int], None]) -> None:
-        self._sampler.answered = tell
-
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
-        """See ``Engine.sample``. Calls made in the same turn of the event loop are answered by one batch."""
+        """See ``Engine.sample``. Calls made in the same turn of the event loop become one batch."""
         self._require_usable()
         if self._stale:
             raise EngineError(
@@ -177,8 +171,14 @@ class TorchEngine:
             calls = [(requests, future) for requests, p, future in pending if p == params and not future.done()]
             try:
                 flat = self._sampler.run([r for requests, _ in calls for r in requests], params)
-            except Exception as error:  # noqa: BLE001  # handed to every waiting caller
-                failure = self._sampling_failed(error)
+            except Exception as error:  # noqa: BLE001  # given to every waiting caller
+                failure = error
+                if not isinstance(error, EngineError):
+                    failure = EngineError(f"sampling failed: {error}", usable=True)
+                    try:
+                        self._sampler.drop_caches()
+                    except EngineError as lost:  # the sampler says itself that it is not usable
+                        failure = lost
                 for _, future in calls:
                     future.set_exception(failure)
                 continue
@@ -186,16 +186,6 @@ class TorchEngine:
             for requests, future in calls:
                 future.set_result(flat[start : start + len(requests)])
                 start += len(requests)
-
-    def _sampling_failed(self, error: Exception) -> EngineError:
-        """A sampler that knows better says itself whether it can go on; of the engine's own state nothing moved."""
-        if isinstance(error, EngineError):
-            return error
-        try:
-            self._sampler.drop_caches()
-        except EngineError as lost:
-            return lost
-        return EngineError(f"sampling failed: {error}", usable=True)
 
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
         """See ``Engine.logprobs``."""
@@ -234,7 +224,7 @@ class TorchEngine:
         self._weights.reset_optimiser()
 
     def publish(self) -> None:
-        """See ``Engine.publish``. A sampler with weights of its own gets them in place, merged with the adapters."""
+        """See ``Engine.publish``. A sampler with its own weights gets them in place, merged with the adapters."""
         with self._verb("publish"):
             self._sampler.publish(checkpoint_tensors(self._base))
         self._stale = False
@@ -281,7 +271,7 @@ class TorchEngine:
             self._settings.tokens_per_microbatch,
             self.chat.pad_id,
             self._device,
-            share=not self._settings.gradient_checkpointing,  # a layer that runs again would extend the prefix's cache
+            share=not self._settings.gradient_checkpointing,  # a recomputed layer would extend the prefix's cache
         )
 
     def _gather(self, arrays: list[FloatArray], batch: MicroBatch) -> torch.Tensor:
@@ -291,7 +281,7 @@ class TorchEngine:
 
     @contextmanager
     def _verb(self, name: str) -> Iterator[None]:
-        """A failed verb clears half-made gradients, so that the engine stays usable."""
+        """Turn failures into ``EngineError``. A failed verb clears partial gradients, so that the engine stays usable."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -310,7 +300,7 @@ class TorchEngine:
             raise EngineError(f"the engine is not usable: {self._broken}", usable=False)
 
     def _compare_sampler(self) -> None:
-        """Publish, and say in ``info`` how far the sampler's log-probs are from the trainer's."""
+        """Publish, and record in ``info`` how far the sampler's log-probs are from the trainer's."""
         self.publish()
 
         def answers(requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
@@ -322,7 +312,7 @@ class TorchEngine:
                 ) from error
 
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
-        gap = largest_gap(answers, lambda asked: self.logprobs(asked, CURRENT), vocabulary)
+        gap = largest_gap(answers, lambda sequences: self.logprobs(sequences, CURRENT), vocabulary)
         self.info = replace(
             self.info,
             exact_sampler=self.info.exact_sampler and gap < EXACT_GAP,
@@ -337,15 +327,15 @@ class TorchEngine:
         wanted = np.arange(8) > 0
         with torch.no_grad():
             (batch,) = self._batches([ids], [wanted])
-            ours = self._scorer.logprobs(batch)
+            scored = self._scorer.logprobs(batch)
             logits = self._base(input_ids=batch.ids_BT, use_cache=False).logits[0, :-1].float()
-            theirs = logits.log_softmax(-1).gather(1, batch.targets_N[:, None]).squeeze(1)
+            expected = logits.log_softmax(-1).gather(1, batch.targets_N[:, None]).squeeze(1)
         bound = 1e-3 if self.info.dtype == "float32" else 0.1
-        if not torch.allclose(ours, theirs, atol=bound):
+        if not torch.allclose(scored, expected, atol=bound):
             raise ModelError(
                 f"this model's logits differ from its output head on its last hidden state by "
-                f"{float((ours - theirs).abs().max()):.3g} nats, so log-probs at chosen positions would be wrong (it scales "
-                "or caps its logits in a way not supported here); use another model"
+                f"{float((scored - expected).abs().max()):.3g} nats, so log-probs at chosen positions would be wrong (it scales "
+                "or caps its logits in an unsupported way); use another model"
             )
 
 
