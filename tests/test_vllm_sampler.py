@@ -400,7 +400,7 @@ def test_a_vllm_that_does_not_start_or_is_built_for_another_device_is_told(monke
         ModelError, match=r"/models/m here: Available memory is less than requested; .*sampler_memory_gb"
     ):
         start(monkeypatch, llm)
-    with pytest.raises(ModelError, match=r"samples on cpu, and the trainer's device is cuda"):
+    with pytest.raises(ModelError, match=r"samples on cpu, but the trainer's device is cuda"):
         start(monkeypatch, llm, "cuda")
 
 

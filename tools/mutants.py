@@ -131,8 +131,8 @@ MUTANTS = [
     Mutant(
         "a training request of unknown fate is sent again",
         "engines/tinker_engine/engine.py",
-        'norm = self._once("optim_step"',
-        'norm = self._retried("optim_step"',
+        "norm = policy.optim_step(adam)",
+        "norm = retried(lambda: policy.optim_step(adam))",
         tinker("an_unclear_failure_of_training_is_never_sent_again"),
     ),
     Mutant(
