@@ -223,7 +223,7 @@ def _changes(columns: Sequence[Case]) -> list[list[str]]:
 
 
 def measured_tables(result: Mapping[str, Any] | None) -> str:
-    """Measured beside fitted; without a result the sentence that says so."""
+    """Measured and fitted times; without a result, a sentence that says so."""
     if result is None:
         return (
             "Not measured yet: there is no `docs/results/growth.json`. `python benchmarks/growth.py` writes it, in about 20 "
@@ -262,12 +262,14 @@ def measured_tables(result: Mapping[str, Any] | None) -> str:
 def _price_words(found: Mapping[str, Any]) -> str:
     prices, memory = found["prices"], found["memory"]
     rates = {"FLOP": (1e9, "GFLOP/s"), "byte": (1e9, "GB/s"), "parameter": (1e6, "M parameters/s")}
-    said = []
+    rates_of_kinds = []
     for kind in ("prefill", "decode", "kv", "weights", "forward", "train", "adam"):
         scale, unit = rates[cm.UNITS[kind]]
-        said.append(f"{WORDS[kind]} {1 / prices[kind] / scale:.3g} {unit}" if kind in prices else f"{WORDS[kind]} free")
+        rates_of_kinds.append(
+            f"{WORDS[kind]} {1 / prices[kind] / scale:.3g} {unit}" if kind in prices else f"{WORDS[kind]} free"
+        )
     return (
-        f"Fitted rates: {'; '.join(said)}. Fitted memory: {memory['process'] / 1e9:.2f} GB for the process, and "
+        f"Fitted rates: {'; '.join(rates_of_kinds)}. Fitted memory: {memory['process'] / 1e9:.2f} GB for the process, and "
         f"{memory['activations_factor']:.2f} times the counted activations."
     )
 

@@ -1,14 +1,14 @@
-"""How the time and memory of a step grow: SmolLM2-135M, one axis at a time around a base point, beside the fitted model.
+"""How the time and memory of a step grow: SmolLM2-135M, one axis at a time around a base point, and the fitted model.
 
     python benchmarks/growth.py [--dtype float32|bfloat16] [--lora RANK] [--steps 2] [--out FILE.json]
     python benchmarks/growth.py --quick
     python benchmarks/growth.py --write-page
 
-Every point runs in a process of its own, whose peak memory is then its own: one step to warm up, then the timed ones. The
-whole takes about 20 minutes on two idle cores and fails on nothing: it prints what it measured beside what the model of
-``cost_model.py`` says after its prices were fitted to the same points. ``--quick`` is two minutes on a smaller base, to see
-that it works. ``--write-page`` measures nothing: it puts the numbers of docs/results/growth.json, and those that
-the model gives for larger models, into docs/cost.md. Run it on a quiet machine: the load average is recorded.
+Every point runs in its own process, so that its peak memory is its own: one warm-up step, then the timed ones. The whole run
+takes about 20 minutes on two idle cores and has no bound to fail: it prints each measurement with what ``cost_model.py``
+predicts after its prices were fitted to the same points. ``--quick`` takes two minutes on a smaller base, as a check that it
+works. ``--write-page`` measures nothing: it writes the numbers of docs/results/growth.json, and the predictions for larger
+models, into docs/cost.md. Run it on a quiet machine: the load average is recorded.
 """
 
 from __future__ import annotations

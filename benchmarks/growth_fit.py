@@ -1,4 +1,4 @@
-"""What a result of ``growth.py`` says: prices and memory constants fitted to its points, and straight lines per axis."""
+"""Analyses a result of ``growth.py``: prices and memory constants fitted to its points, and straight lines per axis."""
 
 from __future__ import annotations
 

@@ -121,7 +121,6 @@ class Engine(Protocol):
 
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         """Sample one answer per request from the published weights, in the order of the requests."""
-        ...
 
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
         """Log-probs in nats at the sampled positions, 0 elsewhere; one array of shape [T] per sequence.
@@ -130,7 +129,6 @@ class Engine(Protocol):
             sequences: token sequences with their mask of wanted positions.
             policy: ``"current"`` or the name of a frozen snapshot.
         """
-        ...
 
     def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
         """Add the gradient of the loss summed over all data; nothing is averaged.
@@ -138,36 +136,27 @@ class Engine(Protocol):
         Returns:
             The trainer's log-probs at positions of non-zero weight, NaN elsewhere; one array of shape [T] per datum.
         """
-        ...
 
     def optim_step(self, adam: AdamParams) -> OptimResult:
         """Apply the accumulated gradient and clear it."""
-        ...
 
     def reset_optimiser(self) -> None:
         """Forget Adam's moments (between stages)."""
-        ...
 
     def publish(self) -> None:
         """Let ``sample`` use the trained weights, and drop every cache made with older ones."""
-        ...
 
     def snapshot(self, name: str) -> None:
         """Freeze a named copy of the current policy. It never moves; an existing name is replaced."""
-        ...
 
     def restore(self, name: str) -> None:
         """Set the current policy back to a snapshot, and forget Adam's moments. Call ``publish`` after it."""
-        ...
 
     def save(self, path: Path) -> None:
         """Write everything ``load`` needs to continue bit for bit: weights, optimiser, snapshots."""
-        ...
 
     def load(self, path: Path) -> None:
         """Return to a saved state. The weights are published."""
-        ...
 
     def export(self, path: Path) -> None:
         """Write an ordinary Hugging Face (or PEFT adapter) directory with the tokenizer."""
-        ...

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ SEEDS = 2**31
 
 
 class TinkerEngine:
-    """LoRA training of the model that a Tinker server serves.
+    """LoRA training of the model that a Tinker server serves. ``Engine`` describes the verbs.
 
     The policy is one adapter on the server, and each snapshot is another; the probes briefly need two more. A failed
     request that changes nothing is sent again. One that may have changed the adapter is not: the engine is then unusable
@@ -137,13 +138,11 @@ class TinkerEngine:
             )
         for request in requests:
             self._require_tokens(request.prompt_ids)
-        sampler, stop_ids = self._sampler, sorted(params.stop_ids)
-
-        def ask(request: SampleRequest) -> Callable[[], Awaitable[RawSample]]:
-            seed = request.stream_key() % SEEDS
-            return lambda: sampler.sample(request.prompt_ids, params.max_new_tokens, params.temperature, stop_ids, seed)
-
-        tasks = [asyncio.ensure_future(self._gate.retried(ask(request))) for request in requests]
+        tasks = []
+        for r in requests:
+            law = (params.max_new_tokens, params.temperature, sorted(params.stop_ids))
+            ask = partial(self._sampler.sample, r.prompt_ids, *law, r.stream_key() % SEEDS)
+            tasks.append(asyncio.ensure_future(self._gate.retried(ask)))
         with self._verb("sample"):
             try:
                 answers = await asyncio.gather(*tasks)
@@ -155,7 +154,6 @@ class TinkerEngine:
         return [_sampled(raw, params.stop_ids) for raw in answers]
 
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
-        """See ``Engine.logprobs``."""
         self._require_usable()
         trainer = self._trained() if policy == CURRENT else self._snapshot(policy)[1]
         out: list[FloatArray] = [np.zeros(len(s.tokens_T)) for s in sequences]
@@ -199,7 +197,6 @@ class TinkerEngine:
         return out
 
     def optim_step(self, adam: AdamParams) -> OptimResult:
-        """See ``Engine.optim_step``."""
         policy = self._trained()
         if adam.grad_clip is not None:
             raise EngineError(
@@ -240,7 +237,6 @@ class TinkerEngine:
             raise EngineError(self._broken, usable=False) from failure
 
     def publish(self) -> None:
-        """See ``Engine.publish``."""
         self._require_usable()
         if self._policy is not None:
             with self._verb("publish"):
@@ -250,20 +246,17 @@ class TinkerEngine:
     # states are saved on the server's disk and loaded into new adapters, because the API loads only into fresh ones
 
     def reset_optimiser(self) -> None:
-        """See ``Engine.reset_optimiser``."""
         self._replace_policy(self._save_state(), optimiser=False)
         if not self._stale:  # the published weights belonged to the adapter that is gone
             self.publish()
 
     def snapshot(self, name: str) -> None:
-        """See ``Engine.snapshot``."""
         path = self._save_state()
         if name in self._snapshots:
             self._unload(self._snapshots.pop(name)[1])
         self._snapshots[name] = path, self._loaded(path, optimiser=False)
 
     def restore(self, name: str) -> None:
-        """See ``Engine.restore``."""
         self._require_usable()
         self._replace_policy(self._snapshot(name)[0], optimiser=False)
         self._stale = True
@@ -335,7 +328,7 @@ class TinkerEngine:
         self._accumulated = 0
 
     def _unload(self, trainer: Trainer | None) -> None:
-        """Best effort: a server later frees the places of an ended session by itself."""
+        """Best effort: a server later frees the places of an ended session anyway."""
         if trainer is not None:
             with contextlib.suppress(RemoteFailure):
                 self._server.unload(trainer)

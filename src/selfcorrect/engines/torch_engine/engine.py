@@ -49,6 +49,8 @@ Pending = tuple[Sequence[SampleRequest], SamplingParams, "asyncio.Future[list[Sa
 class TorchEngine:
     """Any Hugging Face causal language model with full attention, on a CPU or one GPU.
 
+    The verbs without a docstring are described in ``Engine``.
+
     Args:
         model: a causal language model, any dtype; moved to evaluation mode (no dropout in any pass).
         chat: the model's chat format.
@@ -83,11 +85,7 @@ class TorchEngine:
         self._scorer = Scorer(model)
         config = model.config
         self._sampler: Sampler | VllmSampler = sampler or Sampler(
-            model,
-            config.num_hidden_layers,
-            chat.pad_id,
-            self._device,
-            settings.tokens_per_sampling_batch,
+            model, config.num_hidden_layers, chat.pad_id, self._device, settings.tokens_per_sampling_batch
         )
         self.answered: Callable[[int], None] = lambda _n: None
         """See ``TellsProgress``."""
@@ -122,9 +120,9 @@ class TorchEngine:
 
         Args:
             resolved: where the model is.
-            chat: its chat format (already checked).
+            chat: its chat format.
             model: precision and adapter settings.
-            settings: engine settings.
+            settings: of the engine.
             frozen: for measuring only: no adapters, and no float32 masters of bfloat16 weights.
 
         Raises:
@@ -188,7 +186,6 @@ class TorchEngine:
                 start += len(requests)
 
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
-        """See ``Engine.logprobs``."""
         self._require_usable()
         out: list[FloatArray] = [np.zeros(len(s.tokens_T)) for s in sequences]
         with torch.no_grad(), self._verb("logprobs"), self._weights.acting_as(policy):
@@ -197,7 +194,6 @@ class TorchEngine:
         return out
 
     def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
-        """See ``Engine.forward_backward``."""
         self._require_usable()
         self._sampler.drop_caches()  # training is where memory is short, and the weights are about to change
         return_freed_memory()
@@ -212,7 +208,6 @@ class TorchEngine:
         return out
 
     def optim_step(self, adam: AdamParams) -> OptimResult:
-        """See ``Engine.optim_step``."""
         self._require_usable()
         with self._verb("optim_step"):
             result = self._weights.step(adam)
@@ -220,7 +215,6 @@ class TorchEngine:
         return result
 
     def reset_optimiser(self) -> None:
-        """See ``Engine.reset_optimiser``."""
         self._weights.reset_optimiser()
 
     def publish(self) -> None:
@@ -230,11 +224,9 @@ class TorchEngine:
         self._stale = False
 
     def snapshot(self, name: str) -> None:
-        """See ``Engine.snapshot``."""
         self._weights.snapshot(name)
 
     def restore(self, name: str) -> None:
-        """See ``Engine.restore``."""
         with self._verb("restore"):
             self._weights.restore(name)
         self._stale = True
@@ -244,13 +236,11 @@ class TorchEngine:
         return self._weights.gradients()
 
     def save(self, path: Path) -> None:
-        """See ``Engine.save``."""
         with self._verb("save"):
             path.mkdir(parents=True, exist_ok=True)
             self._weights.save(path)
 
     def load(self, path: Path) -> None:
-        """See ``Engine.load``."""
         with self._verb("load"):
             self._weights.load(path)
         self._broken = None

@@ -297,11 +297,7 @@ class Scorer:
         steps_T = torch.arange(width, device=batch.ids_BT.device)
         seen_BP = torch.arange(shared.ids_GP.shape[1], device=batch.ids_BT.device) < starts_B1
         mask_BTS = torch.cat(
-            [
-                seen_BP[:, None].expand(-1, width, -1),
-                (steps_T[:, None] >= steps_T).expand(rows, -1, -1),
-            ],
-            dim=2,
+            [seen_BP[:, None].expand(-1, width, -1), (steps_T[:, None] >= steps_T).expand(rows, -1, -1)], dim=2
         )
         hidden_BTH = run_decoder(
             self._decoder,

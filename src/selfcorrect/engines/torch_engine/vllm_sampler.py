@@ -65,11 +65,9 @@ class VllmSampler:
 
         Args:
             directory: of the model; its config is read.
-            dtype: of the trainer's model, ``float32`` or ``bfloat16``.
-            device: of the trainer.
+            dtype, device, trust_remote_code: as for the trainer's model.
             memory_gb: GiB for the key-value cache.
-            trust_remote_code: as for the trainer's model.
-            vocabulary: tokens that the model embeds.
+            vocabulary: number of tokens that the model embeds.
 
         Raises:
             ConfigError: vLLM is not installed, or in another version.

@@ -108,10 +108,7 @@ class Weights:
             torch.nn.utils.clip_grads_with_norm_(self._masters, adam.grad_clip, norm)
         for group in self._adam.param_groups:
             group.update(
-                lr=adam.learning_rate,
-                betas=(adam.beta1, adam.beta2),
-                eps=adam.eps,
-                weight_decay=adam.weight_decay,
+                lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), eps=adam.eps, weight_decay=adam.weight_decay
             )
         self._adam.step()
         for param, master in zip(self._params, self._masters, strict=True):
