@@ -1,7 +1,7 @@
 """What one step costs: a count of work (FLOPs, bytes, passes) by phase, times a price per unit; and memory by part.
 
 The counts follow from the shape of the model, the size of the step (``Work``) and how it is held (``Setup``). The prices
-are fitted to measurements on a CPU (``growth.py``) or assumed for a GPU (``gpu_prices``). docs/cost.md says it in words.
+are fitted to measurements on a CPU (``growth.py``) or assumed for a GPU (``gpu_prices``). docs/cost.md explains it.
 """
 
 from __future__ import annotations
@@ -265,15 +265,15 @@ def memory(setup: Setup, work: Work) -> dict[str, float]:
     local = replace(work, problems=ceil(work.problems / setup.replicas))
     held, lora, half = tp * setup.fsdp, bool(setup.lora_rank), setup.weight_bytes < 4
     largest = max(micro_batches(setup, local), key=lambda p: p.tokens)
-    beside = 2 if half and not lora else 0  # the float32 sum: a micro-batch's own gradients in bfloat16
-    # A row of the vocabulary while a token is chosen. Ours: logits before and after a pass, in bfloat16 also those not yet
+    unsummed = 2 if half and not lora else 0  # the float32 sum: a micro-batch's own gradients in bfloat16
+    # A row of the vocabulary while a token is chosen. This project's: logits before and after a pass, in bfloat16 also those not yet
     # cast. vLLM's is ASSUMED: logits, log-probs, probabilities and noise in float32.
     drawn = 16 if setup.own_sampler else 10 if half else 8
     scored = largest.rows * work.attempts * work.answer_tokens * shape.vocabulary
     return {
         "weights": shape.parameters * setup.weight_bytes / held + (4 * setup.trainable / held if lora else 0),
         "masters": 4 * setup.trainable / held if half and not lora else 0.0,
-        "gradients": setup.trainable * (4 + beside) / held,
+        "gradients": setup.trainable * (4 + unsummed) / held,
         "Adam": 8 * setup.trainable / held,
         "reference": setup.trainable * (4 if lora else setup.weight_bytes) / held,
         "activations": largest.tokens * activation_bytes(setup) / tp,

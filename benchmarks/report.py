@@ -38,7 +38,7 @@ READY = "document.getElementById('status') && document.getElementById('status').
 
 
 def build(run: Path, page: Path) -> dict[str, float]:
-    """In a process of its own, whose memory is nobody else's."""
+    """In its own process, so that its peak memory is its own."""
     command = [sys.executable, "-c", BUILD, str(run), str(page)]
     built: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return built
@@ -56,8 +56,8 @@ def opened(page: Path, profile: Path) -> dict[str, object]:
         kind = "[...document.querySelectorAll('#list h4')].slice(0, 1).map(e => e.textContent)[0]"
         browser.until(f"({kind} || '').includes('fixed')")
         chosen = time.perf_counter()
-        said = browser.run("document.getElementById('status').textContent")
-        return {"open_s": ready - begun, "filter_s": chosen - ready, "says": said, "complaints": browser.complaints}
+        status = browser.run("document.getElementById('status').textContent")
+        return {"open_s": ready - begun, "filter_s": chosen - ready, "says": status, "complaints": browser.complaints}
     finally:
         browser.close()
 

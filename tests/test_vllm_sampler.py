@@ -113,14 +113,14 @@ def adapted(model, **settings):
 def test_merged_weights_are_pefts_under_the_names_of_the_checkpoint(tied):
     peft = adapted(tiny.random_model(tie_word_embeddings=tied))
     before = {n: p.clone() for n, p in peft.named_parameters()}
-    ours = {n: t.clone() for n, t in checkpoint_tensors(peft.get_base_model())}
+    written = {n: t.clone() for n, t in checkpoint_tensors(peft.get_base_model())}
     assert all(p.equal(before[n]) for n, p in peft.named_parameters())  # the trainer's own are as they were
     plain = dict(tiny.random_model(tie_word_embeddings=tied).named_parameters())
-    assert list(ours) == list(plain)  # a tied head comes once
+    assert list(written) == list(plain)  # a tied head comes once
     merged = dict(peft.merge_and_unload().named_parameters())
-    for name, tensor in ours.items():
+    for name, tensor in written.items():
         torch.testing.assert_close(tensor, merged[name], atol=1e-6, rtol=0)
-    assert not ours["model.layers.0.mlp.up_proj.weight"].equal(plain["model.layers.0.mlp.up_proj.weight"])
+    assert not written["model.layers.0.mlp.up_proj.weight"].equal(plain["model.layers.0.mlp.up_proj.weight"])
 
 
 def test_merged_weights_are_rounded_once():
@@ -298,7 +298,7 @@ def test_a_failure_of_the_sampler_says_whether_the_engine_can_go_on(failure, usa
     assert len(asyncio.run(engine.sample(REQUESTS, PARAMS))) == 4
 
 
-# what is asked of vLLM, by a stand-in for its LLM
+# what is requested of vLLM, by a stand-in for its LLM
 
 
 class FakeVllm:
@@ -371,12 +371,12 @@ def start(monkeypatch, llm, device="cpu"):
 
 
 def test_vllm_starts_quiet_in_this_process_without_the_models_defaults_and_leaves_the_process_as_it_was(monkeypatch):
-    asked = {}
+    passed = {}
     monkeypatch.setenv("LD_PRELOAD", "mine.so")
     threads = torch.set_num_threads
 
     def llm(**settings):
-        asked.update(settings, environment=dict(os.environ))
+        passed.update(settings, environment=dict(os.environ))
         os.environ |= {"LD_PRELOAD": "libtcmalloc.so", "LD_LIBRARY_PATH": "/elsewhere"}
         torch.set_num_threads = print
         warnings.warn("of somebody's", DeprecationWarning, stacklevel=1)
@@ -384,12 +384,12 @@ def test_vllm_starts_quiet_in_this_process_without_the_models_defaults_and_leave
 
     before = os.environ.get("LD_LIBRARY_PATH")
     start(monkeypatch, llm)
-    environment = asked.pop("environment")
+    environment = passed.pop("environment")
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and environment["VLLM_NO_USAGE_STATS"] == "1"
     assert (os.environ["LD_PRELOAD"], os.environ.get("LD_LIBRARY_PATH")) == ("mine.so", before)
     assert torch.set_num_threads is threads
-    assert asked["model"] == "/models/m" and asked["dtype"] == "float32" and asked["generation_config"] == "vllm"
-    assert asked["logprobs_mode"] == "processed_logprobs" and asked["kv_cache_memory_bytes"] == 3 * 2**29
+    assert passed["model"] == "/models/m" and passed["dtype"] == "float32" and passed["generation_config"] == "vllm"
+    assert passed["logprobs_mode"] == "processed_logprobs" and passed["kv_cache_memory_bytes"] == 3 * 2**29
 
 
 def test_a_vllm_that_does_not_start_or_is_built_for_another_device_is_told(monkeypatch):
@@ -400,19 +400,19 @@ def test_a_vllm_that_does_not_start_or_is_built_for_another_device_is_told(monke
         ModelError, match=r"/models/m here: Available memory is less than requested; .*sampler_memory_gb"
     ):
         start(monkeypatch, llm)
-    with pytest.raises(ModelError, match=r"samples on cpu, and the trainer's device is cuda"):
+    with pytest.raises(ModelError, match=r"samples on cpu, but the trainer's device is cuda"):
         start(monkeypatch, llm, "cuda")
 
 
 def test_a_request_is_the_plain_law_with_its_own_seed_and_only_our_stop_ids(fake):
     llm, sampler = fake
-    told = []
-    sampler.answered = told.append
+    counts = []
+    sampler.answered = counts.append
     answers = sampler.run(REQUESTS, SamplingParams(5, 0.7, frozenset({9, 4})))
-    for asked, request in zip(llm.params, REQUESTS, strict=True):
-        seed = vars(asked).pop("seed")
+    for given, request in zip(llm.params, REQUESTS, strict=True):
+        seed = vars(given).pop("seed")
         assert seed == request.stream_key() % 2**63
-        assert vars(asked) == {
+        assert vars(given) == {
             "max_tokens": 5,
             "temperature": 0.7,
             "top_p": 1.0,
@@ -426,7 +426,7 @@ def test_a_request_is_the_plain_law_with_its_own_seed_and_only_our_stop_ids(fake
         }
     assert [a.logprobs[0] for a in answers] == [-100.5, -101.5, -102.5, -103.5]  # in the order of the requests
     assert {(a.token_ids, a.stop) for a in answers} == {((7, 8, 4), "end")}
-    assert told == [1, 1, 1, 1]
+    assert counts == [1, 1, 1, 1]
     assert {a.stop for a in sampler.run(REQUESTS, SamplingParams(5, 1.0))} == {"length"}
 
 
@@ -496,7 +496,7 @@ def test_a_failure_leaves_no_request_behind_or_says_that_vllm_is_lost(fake):
 
 def _refused():
     yield "a", torch.zeros(1)
-    raise ModelError("a fault of ours")
+    raise ModelError("a fault in the model")
 
 
 @pytest.mark.parametrize("stage", ["reading", "cache"])
@@ -504,7 +504,7 @@ def test_half_published_weights_are_never_sampled_from(fake, stage):
     llm, sampler = fake
     llm.reset_works = stage != "cache"
 
-    with pytest.raises(ModelError, match="a fault of ours"):
+    with pytest.raises(ModelError, match="a fault in the model"):
         VllmSampler(FakeVllm(), 9).publish(_refused())
 
     def weights():

@@ -131,8 +131,8 @@ MUTANTS = [
     Mutant(
         "a training request of unknown fate is sent again",
         "engines/tinker_engine/engine.py",
-        'norm = self._once("optim_step"',
-        'norm = self._retried("optim_step"',
+        "norm = policy.optim_step(adam)",
+        "norm = retried(lambda: policy.optim_step(adam))",
         tinker("an_unclear_failure_of_training_is_never_sent_again"),
     ),
     Mutant(
@@ -215,8 +215,8 @@ MUTANTS = [
     Mutant(
         "gradients of rows wait for those of the prompt they share",
         "engines/torch_engine/passes.py",
-        "if not made.requires_grad",
-        "if made is not None",
+        "if not tensor.requires_grad",
+        "if tensor is not None",
         engine("rows_give_a_weight_their_gradient_before_the_prompt_they_share_does"),
     ),
     Mutant(

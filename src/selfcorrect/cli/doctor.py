@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from selfcorrect.config import TrackerName
-from selfcorrect.engines.vllm_extra import MEND, require_vllm, vllm_version
+from selfcorrect.engines.vllm_extra import INSTALL, require_vllm, vllm_version
 from selfcorrect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _vllm() -> Finding:
     try:
         require_vllm()
     except ConfigError:
-        return Finding("vllm", False, False, " ".join(found) if found else "not installed", MEND)
+        return Finding("vllm", False, False, " ".join(found) if found else "not installed", INSTALL)
     return Finding("vllm", True, False, " ".join(found or ()))
 
 

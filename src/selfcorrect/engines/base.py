@@ -1,7 +1,7 @@
-"""The engine contract: the verbs a training loop needs, shaped on the Tinker API so that a remote adapter stays thin.
+"""The engine contract: what a training loop needs. It follows the Tinker API, so that the remote engine stays thin.
 
-Token ids in, token ids out. ``sample`` is asynchronous: a rollout is one coroutine per problem, a remote engine
-pipelines them and a local one coalesces concurrent calls into one batch.
+Token ids in, token ids out. ``sample`` is asynchronous: a rollout is one coroutine per problem. A remote engine pipelines
+them, and a local one merges concurrent calls into one batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from selfcorrect.engines.chat import ChatFormat
 
 CURRENT = "current"
-"""Policy name of the weights being trained; any other name is that of a frozen snapshot."""
+"""Policy name of the weights being trained. Any other name is a frozen snapshot."""
+EXACT_GAP = 1e-4
+"""Nats. A sampler whose log-probs differ from the trainer's by less is exact: float32 rounding explains the difference."""
+LARGEST_MEAN_GAP = 0.5
+"""Nats per token. Above it the sampler runs another model or another law. Rounding in bfloat16 gives about 0.01."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +31,9 @@ class SampleRequest:
 
     prompt_ids: tuple[int, ...]
     key: tuple[int | str, ...]
-    """Names this row's own random stream, e.g. (seed, step, problem id, sample, attempt). Equal keys and prompts give
-    equal tokens in float32, whatever else is in the batch: up to the chance that the last bits of a probability, which
-    depend on the batch, decide a draw. In bfloat16 that chance is not small."""
+    """Names the row's own random stream, e.g. (seed, step, problem id, sample, attempt). In float32, equal keys and prompts
+    give equal tokens in any batch, except where a draw depends on the last bits of a probability, which vary with the
+    batch. In bfloat16 this exception is not rare."""
 
     def stream_key(self) -> int:
         """128-bit key of the row's random stream."""
@@ -43,13 +47,13 @@ class SamplingParams:
     """0 is greedy. There is no top-p or top-k, and a model's own generation defaults are never read."""
     stop_ids: frozenset[int] = frozenset()
     continued: bool = False
-    """The answers will be extended by a later prompt: an engine may keep their key-value cache."""
+    """A later prompt will extend the answers: an engine may keep their key-value cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
     token_ids: tuple[int, ...]
-    """With the end token when the model emitted it; at least one token."""
+    """With the end token if the model emitted it; at least one token."""
     logprobs: tuple[float, ...]
     """Log-probs in nats of the sampling law (at temperature 0: of the model at temperature 1)."""
     stop: Literal["end", "length"]
@@ -81,15 +85,15 @@ class EngineInfo:
     device: str
     dtype: str
     parameters: int | None
-    """None where a remote engine does not say; so too for the next."""
+    """None if a remote engine does not say; likewise ``trainable_parameters``."""
     trainable_parameters: int | None
     max_length: int
-    """Longest sequence in tokens the model accepts."""
+    """Longest sequence in tokens that the model accepts."""
     exact_sampler: bool = False
-    """The sampler's log-probs are the trainer's to within float32 rounding (1e-4 nats). Otherwise the KL terms take the policy's
-    log-probs from one more pass of the trainer: a difference of two kinds of pass, summed over an answer, is not a KL."""
+    """The sampler's log-probs are the trainer's to within ``EXACT_GAP``. Otherwise the KL terms take the policy's log-probs
+    from one more pass of the trainer: the difference between two kinds of pass, summed over an answer, is not a KL."""
     notes: tuple[str, ...] = ()
-    """What was found out about a remote engine and is corrected for, or about a sampler with weights of its own."""
+    """What was found out about a remote engine and is corrected for, or about a sampler with its own weights."""
 
 
 class Scored(Protocol):
@@ -103,21 +107,20 @@ class Scored(Protocol):
 
 @runtime_checkable
 class TellsProgress(Protocol):
-    """An engine that can say how far one call of ``sample`` has come."""
+    """An engine that reports progress within one call of ``sample``."""
 
     answered: Callable[[int], None]
-    """Called with the number of answers that a batch has just given."""
+    """Called with the number of answers in each batch that finishes."""
 
 
 class Engine(Protocol):
-    """Every verb either completes or raises ``EngineError`` that says whether the engine is still usable."""
+    """Every verb either completes or raises ``EngineError``, which says whether the engine is still usable."""
 
     info: EngineInfo
     chat: ChatFormat
 
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         """Sample one answer per request from the published weights, in the order of the requests."""
-        ...
 
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
         """Log-probs in nats at the sampled positions, 0 elsewhere; one array of shape [T] per sequence.
@@ -126,44 +129,34 @@ class Engine(Protocol):
             sequences: token sequences with their mask of wanted positions.
             policy: ``"current"`` or the name of a frozen snapshot.
         """
-        ...
 
     def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
-        """Add the gradient of the summed loss over all data; nothing is averaged.
+        """Add the gradient of the loss summed over all data; nothing is averaged.
 
         Returns:
             The trainer's log-probs at positions of non-zero weight, NaN elsewhere; one array of shape [T] per datum.
         """
-        ...
 
     def optim_step(self, adam: AdamParams) -> OptimResult:
         """Apply the accumulated gradient and clear it."""
-        ...
 
     def reset_optimiser(self) -> None:
         """Forget Adam's moments (between stages)."""
-        ...
 
     def publish(self) -> None:
-        """Make the trained weights those that ``sample`` uses, and drop every cache made with older ones."""
-        ...
+        """Let ``sample`` use the trained weights, and drop every cache made with older ones."""
 
     def snapshot(self, name: str) -> None:
         """Freeze a named copy of the current policy. It never moves; an existing name is replaced."""
-        ...
 
     def restore(self, name: str) -> None:
-        """Make the current policy a copy of a snapshot again, and forget Adam's moments. Call ``publish`` after it."""
-        ...
+        """Set the current policy back to a snapshot, and forget Adam's moments. Call ``publish`` after it."""
 
     def save(self, path: Path) -> None:
-        """Write everything ``load`` needs to go on bit for bit: weights, optimiser, snapshots."""
-        ...
+        """Write everything ``load`` needs to continue bit for bit: weights, optimiser, snapshots."""
 
     def load(self, path: Path) -> None:
         """Return to a saved state. The weights are published."""
-        ...
 
     def export(self, path: Path) -> None:
         """Write an ordinary Hugging Face (or PEFT adapter) directory with the tokenizer."""
-        ...

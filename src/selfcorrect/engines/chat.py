@@ -1,13 +1,12 @@
 """From conversations to token ids and back, through the model's own chat template.
 
 Attempt 2's prompt = attempt 1's prompt ids + attempt 1's sampled ids + the ids of a *bridge*: end of turn, the
-correction instruction as a user turn, start of the next assistant turn. Nothing that was sampled is ever decoded and
-encoded again, so the log-probs always belong to the tokens that the model saw and produced.
+correction instruction as a user turn, start of the next assistant turn. Sampled ids are never decoded and encoded again,
+so the log-probs always belong to the tokens that the model saw and produced.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ def require_chat_template(tokenizer: Any, name: str = "") -> None:
     """Refuse a tokenizer without a chat template.
 
     Raises:
-        ModelError: there is none, so there is no way to know how this model marks turns.
+        ModelError: there is none, so it is unknown how this model marks turns.
     """
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -52,11 +51,11 @@ class ChatFormat:
     """How one model writes conversations.
 
     The template may trim the outer white space of an answer: attempts enter later prompts as sampled ids, verbatim, so
-    the trimming never happens here. A template that drops or rewrites an earlier answer (Qwen3 removes think blocks)
-    is refused: the model was trained on histories unlike those it would be given.
+    no trimming happens here. A template that drops or rewrites an earlier answer (Qwen3 removes think blocks) is refused:
+    the model was trained on other histories than it would be given.
 
-    Whatever the template itself writes is kept, a BOS at the start of every turn included (SmolLM2's BOS *is* its start
-    of turn). What is never added is a second BOS of the tokenizer's own.
+    Everything that the template writes is kept, even a BOS at the start of every turn (SmolLM2's BOS *is* its start of
+    turn). The tokenizer never adds a second BOS.
 
     Raises:
         ModelError: the template cannot carry a conversation with several attempts, see ``check``.
@@ -64,21 +63,27 @@ class ChatFormat:
 
     tokenizer: Any
     pad_id: int
-    """For filling up batches only. It may equal an end id, so masks must come from lengths, never from this id."""
+    """Only pads batches. It may equal an end id, so masks must come from lengths, never from this id."""
     turn_end_id: int | None
     """The token that the template writes after an assistant's answer; None for a template that marks turns by text."""
     end_ids: frozenset[int]
     """A sampled answer ends with one of these: the tokenizer's EOS and ``turn_end_id``.
 
-    The lists in a model's generation_config are not read: they hold further ids (padding, tool calls) that the
-    template never writes, and no default of the model may change how it is sampled.
+    The lists in a model's generation_config are not read: they hold other ids (padding, tool calls) that the template
+    never writes, and no default of the model may change how it is sampled.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._encoded: dict[str, tuple[int, ...]] = {}
         require_chat_template(tokenizer)
-        self._template = _with_pinned_date(tokenizer.get_chat_template())
+        self._template = tokenizer.get_chat_template()
+        if "strftime_now" in self._template:
+            # A macro, because transformers passes no callables to templates. The empty expression keeps jinja's
+            # trim_blocks from removing a line break at the start of the template.
+            fixed = "".join(f" | replace('{code}', '{value}')" for code, value in _PINNED_DATE.items())
+            macro = "{% macro strftime_now(format) %}{{ format" + fixed + " }}{% endmacro %}{{ '' }}"
+            self._template = macro + self._template
         self.turn_end_id = self._find_turn_end()
         eos = tokenizer.eos_token_id
         self.end_ids = frozenset(i for i in (eos, self.turn_end_id) if i is not None)
@@ -109,7 +114,7 @@ class ChatFormat:
         Args:
             messages: the conversation that the answer was sampled from; it ends in a user turn.
             instruction: the correction instruction, shown as the next user turn.
-            ended: the sampled ids already end in ``turn_end_id`` (see ``ended``), which then is not written again.
+            ended: the sampled ids already end in ``turn_end_id`` (see ``ended``), which is then not repeated.
 
         Raises:
             ModelError: the template refuses or rewrites the conversation.
@@ -123,11 +128,11 @@ class ChatFormat:
         return ids
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer that was not sampled, with the end token that the model would have closed it by."""
+        """Ids of an answer that was not sampled, with the end token that the model would have written."""
         return (*self._encode(text), self.turn_end_id if self.turn_end_id is not None else min(self.end_ids))
 
     def ended(self, token_ids: Sequence[int]) -> bool:
-        """Whether an answer closed its turn itself. An EOS that differs from the template's end of turn does not."""
+        """Whether an answer closed its own turn. An EOS other than the template's end of turn does not close it."""
         return self.turn_end_id is not None and len(token_ids) > 0 and token_ids[-1] == self.turn_end_id
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -153,8 +158,20 @@ class ChatFormat:
         }
         for kind, content in contents.items():
             self._check_kept(kind, content, prompt, bridge)
-        self._check_second_bridge()
-        self._check_tokens(prompt, bridge)
+        answer = {"role": "assistant", "content": "first answer"}
+        longer = [*PROBE, answer, {"role": "user", "content": LATER}]
+        third = [*longer, {"role": "assistant", "content": SENTINEL}, {"role": "user", "content": LATER}]
+        if not self._render(third, generate=True).startswith(self._render(longer, generate=True)):
+            raise self._fault("rewrites the first turns of a conversation once a third attempt follows")
+        ids = [*self._encode(prompt), *self._encode(SENTINEL), *self._encode(bridge)]
+        # White space aside: some tokenizers put a space before each piece, some special tokens swallow the one after.
+        decoded, text = self._decode(ids, skip_special_tokens=False), prompt + SENTINEL + bridge
+        if "".join(decoded.split()) != "".join(text.split()):
+            raise self._fault(
+                "writes text that the tokenizer does not give back (unknown characters, or special tokens added by "
+                "itself)",
+                way_out="use the tokenizer that belongs to this chat template",
+            )
 
     def _check_kept(self, kind: str, content: str, prompt: str, bridge: str) -> None:
         turns = [*PROBE, {"role": "assistant", "content": content}, {"role": "user", "content": LATER}]
@@ -172,25 +189,6 @@ class ChatFormat:
                 f"writes a conversation with an earlier answer that holds {kind} differently from the prompt of that "
                 f"answer",
                 way_out="take a model whose generation prompt is the start of every assistant turn",
-            )
-
-    def _check_second_bridge(self) -> None:
-        answer = {"role": "assistant", "content": "first answer"}
-        longer = [*PROBE, answer, {"role": "user", "content": LATER}]
-        prompt = self._render(longer, generate=True)
-        turns = [*longer, {"role": "assistant", "content": SENTINEL}, {"role": "user", "content": LATER}]
-        if not self._render(turns, generate=True).startswith(prompt):
-            raise self._fault("rewrites the first turns of a conversation once a third attempt follows")
-
-    def _check_tokens(self, prompt: str, bridge: str) -> None:
-        text = prompt + SENTINEL + bridge
-        ids = [*self._encode(prompt), *self._encode(SENTINEL), *self._encode(bridge)]
-        # White space aside: some tokenizers put a space before each piece, some special tokens swallow the one after.
-        if _squash(self._decode(ids, skip_special_tokens=False)) != _squash(text):
-            raise self._fault(
-                "writes text that the tokenizer does not give back (unknown characters, or special tokens added by "
-                "itself)",
-                way_out="use the tokenizer that belongs to this chat template",
             )
 
     def _find_turn_end(self) -> int | None:
@@ -242,7 +240,7 @@ class ChatFormat:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        # Clean-up would rewrite " ." to "." and make the verifier read what was not sampled.
+        # Clean-up would rewrite " ." to ".", so that the verifier would read what was not sampled.
         return str(
             self.tokenizer.decode(
                 list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
@@ -251,16 +249,3 @@ class ChatFormat:
 
     def _fault(self, what: str, way_out: str = "take another instruct model") -> ModelError:
         return ModelError(f"the chat template of {self.tokenizer.name_or_path or 'this model'} {what}; {way_out}")
-
-
-def _with_pinned_date(template: str) -> str:
-    if "strftime_now" not in template:
-        return template
-    # A macro, because transformers passes no callables to templates. The empty expression keeps jinja's trim_blocks
-    # from eating a line break at the start of the template.
-    fixed = "".join(f" | replace('{code}', '{value}')" for code, value in _PINNED_DATE.items())
-    return "{% macro strftime_now(format) %}{{ format" + fixed + " }}{% endmacro %}{{ '' }}" + template
-
-
-def _squash(text: str) -> str:
-    return re.sub(r"\s+", "", text)

@@ -1,6 +1,6 @@
 """Finding, checking and loading models. Importing this module, and ``resolve_model``, load no model library.
 
-The order that makes every fault show before it costs time:
+This order finds every fault before it costs time:
 
     resolved = resolve_model(name)                       # files and packages only
     config = load_config(resolved)                       # check_attention, check_length
@@ -37,22 +37,27 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 @dataclass(frozen=True)
 class ResolvedModel:
     path_or_id: str
-    """A directory, or a Hub id. The directory of ``smollm2`` is made when it is first loaded; one of kind ``adapter``
-    holds a PEFT adapter, which can be measured but not trained further."""
+    """A directory, or a Hub id. The directory of ``smollm2`` is written at its first load; one of kind ``adapter`` holds a
+    PEFT adapter, which can be measured but not trained further."""
     kind: Kind
 
 
 def resolve_model(name: str) -> ResolvedModel:
-    """Say what a model name stands for, from files and installed packages alone.
+    """Find out what a model name refers to, from files and installed packages only.
 
-    An embedded name wins over a directory of the same name (write ``./tiny`` for that one); a directory wins over a
-    Hub id. Whether a Hub id exists is not asked here.
+    An embedded name takes precedence over a directory of that name (write ``./tiny`` for the directory), and a directory
+    over a Hub id. This does not check whether a Hub id exists.
 
     Raises:
-        ModelError: the name stands for nothing, or its files are missing.
+        ModelError: the name refers to nothing, or files are missing.
     """
     if name == "tiny":
-        return ResolvedModel(str(_tiny_directory()), "tiny")
+        tiny = Path(str(resources.files("selfcorrect").joinpath("models/tiny")))
+        if not (tiny / "config.json").is_file():
+            raise ModelError(
+                f"the embedded model 'tiny' is not at {tiny}: the installation is incomplete; install selfcorrect again"
+            )
+        return ResolvedModel(str(tiny), "tiny")
     if name == "smollm2":
         if not smollm2_cache().is_dir():
             smollm2_gguf()
@@ -100,18 +105,28 @@ def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remo
         ConfigError: a revision for something that is not on the Hub.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     resolved = base_of(resolved)
     with _explained(resolved):
-        config = AutoConfig.from_pretrained(
-            _location(resolved), **_source(resolved, revision), trust_remote_code=trust_remote_code
+        config = AutoConfig.from_pretrained(**_source(resolved, revision), trust_remote_code=trust_remote_code)
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return config
+    known: set[str] = set()
+    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        known.update([names] if isinstance(names, str) else names)
+    declared = config.architectures or []
+    if _causal_class(config) is None or config.is_encoder_decoder or (declared and known.isdisjoint(declared)):
+        what = ", ".join(declared) or f"model type {config.model_type}"
+        raise ModelError(
+            f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled "
+            "from and trained here; take one whose config.json names a ...ForCausalLM architecture"
         )
-    _require_causal(resolved, config, trust_remote_code)
     return config
 
 
 def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, with a chat template. Looks at the configuration first, which fails sooner and clearer.
+    """The model's tokenizer, with a chat template. Reads the configuration first, whose errors come sooner and are clearer.
 
     Raises:
         ModelError: as ``load_config``, its tokenizer cannot be read, or it has no chat template.
@@ -122,7 +137,7 @@ def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_r
     config = load_config(resolved, revision, trust_remote_code)
     with _explained(resolved):
         tokenizer = AutoTokenizer.from_pretrained(
-            _location(resolved), config=config, **_source(resolved, revision), trust_remote_code=trust_remote_code
+            config=config, **_source(resolved, revision), trust_remote_code=trust_remote_code
         )
     require_chat_template(tokenizer, resolved.path_or_id)
     return tokenizer
@@ -151,11 +166,15 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     if resolved.kind == "adapter":
-        return _with_adapter(resolved, load_model(base_of(resolved), dtype, device, revision, trust_remote_code))
+        from peft import PeftModel
+
+        base = load_model(base_of(resolved), dtype, device, revision, trust_remote_code)
+        with _explained(resolved), quiet_progress(), quiet_peft():
+            # in float32 next to the base's weights: merged into bfloat16 weights it would be rounded away
+            return PeftModel.from_pretrained(base, resolved.path_or_id).eval().get_base_model()
     config = load_config(resolved, revision, trust_remote_code)
     with _explained(resolved), quiet_progress():
         model, info = AutoModelForCausalLM.from_pretrained(
-            _location(resolved),
             config=config,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -169,34 +188,23 @@ def load_model(
                 f"model {resolved.path_or_id!r} lacks weights ({len(missing)} tensors, for example {missing[0]}): "
                 "they would start at random; take a complete checkpoint of a causal language model"
             )
-        return _own_memory(model.to(device))
-
-
-def _own_memory(model: Any) -> Any:
-    """Move weights out of the memory-mapped file, where their alignment, and with it the last bits of matrix products,
-    depends on the length of the file's header; and where changing the file changes the model."""
-    for tensor in model.parameters():
-        tensor.data = tensor.data.clone()
-    return model
-
-
-def _with_adapter(resolved: ResolvedModel, base: Any) -> Any:
-    """The base with the adapter beside its weights, in float32: merged into bfloat16 weights it would round away."""
-    from peft import PeftModel
-
-    with _explained(resolved), quiet_progress(), quiet_peft():
-        return PeftModel.from_pretrained(base, resolved.path_or_id).eval().get_base_model()
+        model = model.to(device)
+        # Copy the weights out of the memory-mapped file. There their alignment, and with it the last bits of matrix
+        # products, depends on the length of the file's header, and changing the file changes the model.
+        for tensor in model.parameters():
+            tensor.data = tensor.data.clone()
+        return model
 
 
 def model_directory(resolved: ResolvedModel, revision: str | None = None) -> Path:
-    """The files of a model that was loaded just now, as a directory; of an adapter, those of its base. No network.
+    """The directory of a model that has been loaded; of an adapter, that of its base. Uses no network.
 
     Raises:
         ModelError: they are not in the local cache.
     """
     resolved = base_of(resolved)
     if resolved.kind != "hub":
-        return Path(_location(resolved))
+        return Path(_source(resolved, None)["pretrained_model_name_or_path"])
     from huggingface_hub import snapshot_download
 
     with _explained(resolved):
@@ -204,9 +212,9 @@ def model_directory(resolved: ResolvedModel, revision: str | None = None) -> Pat
 
 
 def save_generation_config(chat: ChatFormat, path: Path) -> None:
-    """Write the generation config of an exported model: greedy, its end and padding ids, and nothing of the base's own.
+    """Write the generation config of an exported model: greedy, its end and padding ids, and none of the base's settings.
 
-    Some models bring a temperature or a repetition penalty, under which the exported model would not answer as measured.
+    Some models set a temperature or a repetition penalty, with which the exported model would not answer as measured.
     """
     from transformers import GenerationConfig
 
@@ -220,14 +228,22 @@ def check_attention(config: Any, max_length: int) -> None:
 
     Args:
         config: from ``load_config``.
-        max_length: the most positions a sequence may take. A window of at least that many never cuts anything off.
+        max_length: the most positions a sequence may take. A window at least this long never cuts anything off.
 
     Raises:
         ModelError: recurrent, hybrid or sparse attention, or a window shorter than ``max_length``.
     """
-    model_class = _causal_class(config)
+    # kind and window of every layer, as transformers' own cache reads them from a configuration
     text = config.get_text_config(decoder=True)
-    for kind, window in _layers(text):
+    sliding = getattr(text, "sliding_window", None)
+    if getattr(text, "use_sliding_window", True) is False:
+        sliding = None
+    chunk = getattr(text, "attention_chunk_size", None)
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if sliding else "chunked_attention" if chunk else "full_attention"]
+    for kind in kinds:
+        window = chunk if kind == "chunked_attention" else sliding
         if kind in ("sliding_attention", "chunked_attention"):
             if window is None or window < max_length:
                 raise ModelError(
@@ -237,7 +253,7 @@ def check_attention(config: Any, max_length: int) -> None:
                 )
         elif kind != "full_attention":
             raise _not_plain(f"layers of type {kind}")
-    if getattr(model_class, "_is_stateful", False):
+    if getattr(_causal_class(config), "_is_stateful", False):
         raise _not_plain(f"a recurrent state (model type {config.model_type})")
 
 
@@ -246,8 +262,8 @@ def check_length(config: Any, attempts: int, longest: Callable[[int], int]) -> i
 
     Args:
         config: of the model.
-        attempts: that an episode will have.
-        longest: tokens of the longest episode of so many attempts.
+        attempts: number of attempts in an episode.
+        longest: tokens of the longest episode with a given number of attempts.
 
     Returns:
         ``longest(attempts)``.
@@ -281,15 +297,6 @@ def check_vocabulary(config: Any, tokenizer: Any) -> None:
         )
 
 
-def _tiny_directory() -> Path:
-    path = Path(str(resources.files("selfcorrect").joinpath("models/tiny")))
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            f"the embedded model 'tiny' is not at {path}: the installation is incomplete; install selfcorrect again"
-        )
-    return path
-
-
 def _require_files(path: Path) -> None:
     if (path / "config.json").is_file():
         if any((path / name).is_file() for name in _TOKENIZER_FILES):
@@ -303,23 +310,22 @@ def _require_files(path: Path) -> None:
     raise ModelError(f"directory {path} holds no config.json, so it is not a model; {hint}")
 
 
-def _location(resolved: ResolvedModel) -> str:
-    return str(smollm2_directory()) if resolved.kind == "smollm2" else resolved.path_or_id
-
-
 def _source(resolved: ResolvedModel, revision: str | None) -> dict[str, Any]:
-    if revision is None:
-        return {} if resolved.kind == "hub" else {"local_files_only": True}
-    if resolved.kind != "hub":
+    """Where ``from_pretrained`` finds the model."""
+    if revision is not None and resolved.kind != "hub":
         raise ConfigError(
             f"model.revision = {revision!r} would be ignored: {resolved.path_or_id} is not on the Hub; drop the setting"
         )
-    return {"revision": revision}
+    location = str(smollm2_directory()) if resolved.kind == "smollm2" else resolved.path_or_id
+    options: dict[str, Any] = {"local_files_only": True} if resolved.kind != "hub" else {}
+    if revision is not None:
+        options["revision"] = revision
+    return {"pretrained_model_name_or_path": location, **options}
 
 
 @contextlib.contextmanager
 def _explained(resolved: ResolvedModel) -> Iterator[None]:
-    """Turn the many exceptions of a load into one that names fault, reason and way out."""
+    """Turn the many exceptions of a load into one that states fault, reason and way out."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -330,11 +336,10 @@ def _explained(resolved: ResolvedModel) -> Iterator[None]:
     except known as error:
         reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         if "trust_remote_code" in str(error):
-            fault = (
-                f"model {name!r} can be loaded only by running the code in its repository, which is not done unasked"
-            )
-            way_out = "read that code, then set model.trust_remote_code=true, or take another model"
-            raise ModelError(f"{fault}; {way_out}") from error
+            raise ModelError(
+                f"model {name!r} can be loaded only by running the code in its repository, which needs your consent; read "
+                "that code, then set model.trust_remote_code=true, or take another model"
+            ) from error
         way_out = (
             "check the spelling and the network (`hf auth login` for a gated model), give the path of a local copy, or "
             "take an embedded model, which needs no network: model=tiny or model=smollm2"
@@ -345,23 +350,6 @@ def _explained(resolved: ResolvedModel) -> Iterator[None]:
         raise ModelError(f"model {name!r} could not be loaded {where}: {reason}; {way_out}") from error
 
 
-def _require_causal(resolved: ResolvedModel, config: Any, trust_remote_code: bool) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return
-    known: set[str] = set()
-    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        known.update([names] if isinstance(names, str) else names)
-    declared = config.architectures or []
-    if _causal_class(config) is None or config.is_encoder_decoder or (declared and known.isdisjoint(declared)):
-        what = ", ".join(declared) or f"model type {config.model_type}"
-        raise ModelError(
-            f"model {resolved.path_or_id!r} is not a causal language model ({what}), and only those can be sampled "
-            "from and trained here; take one whose config.json names a ...ForCausalLM architecture"
-        )
-
-
 def _causal_class(config: Any) -> Any:
     """The transformers class that would be built; None for other kinds of model and for remote code."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -370,21 +358,8 @@ def _causal_class(config: Any) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _layers(config: Any) -> Iterator[tuple[str, int | None]]:
-    """Kind and window of every layer, as transformers' own cache reads them from a configuration."""
-    sliding = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        sliding = None
-    chunk = getattr(config, "attention_chunk_size", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        kinds = ["sliding_attention" if sliding else "chunked_attention" if chunk else "full_attention"]
-    for kind in kinds:
-        yield kind, chunk if kind == "chunked_attention" else sliding
-
-
 def _not_plain(what: str) -> ModelError:
     return ModelError(
-        f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not go on from attempt "
-        "1's; take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
+        f"the model has {what}, which a plain key-value cache cannot hold, so attempt 2 could not continue from "
+        "attempt 1's; take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
     )

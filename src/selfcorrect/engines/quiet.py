@@ -1,4 +1,4 @@
-"""Keeping transformers off the terminal."""
+"""Keeps transformers off the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """No warning of peft 0.21's about a name that transformers 5.23 renamed: nothing a user could mend."""
+    """Hide a warning of peft 0.21 about a name that transformers 5.23 renamed: a user cannot fix it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
@@ -17,7 +17,7 @@ def quiet_peft() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_progress() -> Iterator[None]:
-    """No progress bars of transformers meanwhile: they would tear up our own live display."""
+    """Hide the progress bars of transformers, which would break the project's own live display."""
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()

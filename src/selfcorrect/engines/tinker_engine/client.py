@@ -1,8 +1,8 @@
-"""The ``tinker`` client behind ``remote.py``'s protocol. The only module that imports it.
+"""A Tinker server through the ``tinker`` client. The only module that imports it.
 
-The client itself sends a request again when the connection fails. For training requests that is safe: each carries the
-number of its turn, and the server answers a number that it has seen with the first request's result. What is decided
-here is when to stop waiting.
+The client itself repeats a request when the connection fails. For training requests that is safe: each carries a sequence
+number, and the server answers a number that it has seen with the first request's result. This module only decides when to
+stop waiting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import httpx2
 import numpy as np
 
 from selfcorrect.engines.base import AdamParams
-from selfcorrect.engines.tinker_engine.remote import RawSample, RemoteFailure, Sampler, Trainer, WireDatum
+from selfcorrect.engines.tinker_engine.remote import RawSample, RemoteFailure, WireDatum
 from selfcorrect.errors import ConfigError
 from selfcorrect.types import FloatArray, LossName
 
@@ -35,7 +35,7 @@ OLDEST, SELF_HOSTED_BELOW = (0, 25), (0, 26)
 """Client versions. SkyRL 0.4.0 takes request bodies as 0.25 sends them; 0.38 fails at its first sample against it."""
 KEY_VARIABLE = "TINKER_API_KEY"
 NO_KEY = "tml-none"
-"""Self-hosted servers ask for no key, but the client will not start without one."""
+"""Self-hosted servers need no key, but the client does not start without one."""
 HEALTH_TIMEOUT_S, UNLOAD_TIMEOUT_S = 10.0, 10.0
 FULL = re.compile(r"maximum number of .*adapters|no (free|available) (adapter|slot|place)", re.I)
 PASSING_STATUS = frozenset({408, 425, 429})
@@ -57,20 +57,16 @@ def require_client(hosted: bool) -> None:
     version = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
     if version < OLDEST:
         raise ConfigError(
-            f"tinker {found} is too old for this engine, which needs {_dotted(OLDEST)} or newer; {way_out}"
+            f"tinker {found} is too old for this engine, which needs {'.'.join(map(str, OLDEST))} or newer; {way_out}"
         )
     if not hosted and version >= SELF_HOSTED_BELOW:
         raise ConfigError(
             f"tinker {found} does not understand SkyRL's server, which engine.base_url names: versions from "
-            f"{_dotted(SELF_HOSTED_BELOW)} on fail at the first sample; {way_out}"
+            f"{'.'.join(map(str, SELF_HOSTED_BELOW))} on fail at the first sample; {way_out}"
         )
 
 
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
-
-
-def connect(base_url: str | None, timeout_s: float) -> TinkerServer:
+def connect(base_url: str | None, timeout_s: float) -> Server:
     """Open a session.
 
     Args:
@@ -88,62 +84,54 @@ def connect(base_url: str | None, timeout_s: float) -> TinkerServer:
             f"engine=tinker without engine.base_url is Tinker itself, which needs a key: set {KEY_VARIABLE}, or name your own "
             "server with engine.base_url=http://HOST:PORT (`selfcorrect cluster` says how to start one)"
         )
-    if base_url is not None:
-        _require_healthy(base_url)
+    if base_url is not None:  # one request of its own: the client would repeat its first one for five minutes
+        try:
+            answer = httpx2.get(f"{base_url.rstrip('/')}/api/v1/healthz", timeout=HEALTH_TIMEOUT_S)
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+            raise RemoteFailure(f"no answer from {base_url} ({error})", passing=True) from error
+        if answer.status_code != httpx2.codes.OK:
+            raise RemoteFailure(
+                f"{base_url} answers, but not as a Tinker server (HTTP {answer.status_code} at /api/v1/healthz)",
+                passing=answer.status_code >= 500,
+            )
     import tinker
 
     address = {} if base_url is None else {"base_url": base_url}
-    with _translated():
-        service = _bounded(lambda: tinker.ServiceClient(api_key=key or NO_KEY, **address), timeout_s)
-        return TinkerServer(service, timeout_s)
+    service = _answer(lambda: tinker.ServiceClient(api_key=key or NO_KEY, **address), timeout_s)
+    return Server(service, timeout_s)
 
 
-def _require_healthy(base_url: str) -> None:
-    """Ask once: the client's own first request would be repeated for five minutes."""
-    try:
-        answer = httpx2.get(f"{base_url.rstrip('/')}/api/v1/healthz", timeout=HEALTH_TIMEOUT_S)
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise RemoteFailure(f"no answer from {base_url} ({error})", passing=True) from error
-    if answer.status_code != httpx2.codes.OK:
-        raise RemoteFailure(
-            f"{base_url} answers, but not as a Tinker server (HTTP {answer.status_code} at /api/v1/healthz)",
-            passing=answer.status_code >= 500,
-        )
-
-
-class TinkerServer:
-    """See ``Server``."""
+class Server:
+    """One session with a server."""
 
     def __init__(self, service: Any, timeout_s: float) -> None:
         self._service = service
         self._timeout_s = timeout_s
 
     def models(self) -> dict[str, int | None]:
-        with _translated():
-            found = _bounded(self._service.get_server_capabilities, self._timeout_s).supported_models
+        """Names of the models that it serves, with their longest sequence if it says."""
+        found = _answer(self._service.get_server_capabilities, self._timeout_s).supported_models
         return {m.model_name: m.max_context_length for m in found}
 
     def trainer(self, model: str, rank: int, seed: int) -> Trainer:
-        def make() -> Any:
-            return self._service.create_lora_training_client(base_model=model, rank=rank, seed=seed)
-
-        with _translated():
-            return _Adapter(_bounded(make, self._timeout_s), self._service, self._timeout_s)
+        """A fresh adapter, which changes nothing yet."""
+        s = self._service
+        made = _answer(lambda: s.create_lora_training_client(base_model=model, rank=rank, seed=seed), self._timeout_s)
+        return Trainer(made, s, self._timeout_s)
 
     def trainer_from(self, path: str, *, optimiser: bool) -> Trainer:
+        """A new adapter with a saved one's weights, with or without its optimiser."""
         s = self._service
         make = s.create_training_client_from_state_with_optimizer if optimiser else s.create_training_client_from_state
-        with _translated():
-            return _Adapter(_bounded(lambda: make(path), self._timeout_s), s, self._timeout_s)
+        return Trainer(_answer(lambda: make(path), self._timeout_s), s, self._timeout_s)
 
     def base_sampler(self, model: str) -> Sampler:
-        with _translated():
-            client = _bounded(lambda: self._service.create_sampling_client(base_model=model), self._timeout_s)
-        return _Published(client, self._timeout_s)
+        """The model without an adapter."""
+        client = _answer(lambda: self._service.create_sampling_client(base_model=model), self._timeout_s)
+        return Sampler(client, self._timeout_s)
 
     def unload(self, trainer: Trainer) -> None:
-        """The client has the request but no method for it."""
-        assert isinstance(trainer, _Adapter)
+        """Free an adapter's place. The client has the request but no method for it."""
         from tinker import types
         from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 
@@ -157,8 +145,8 @@ class TinkerServer:
             holder.run_coroutine_threadsafe(send()).result(min(self._timeout_s, UNLOAD_TIMEOUT_S))
 
 
-class _Adapter:
-    """See ``Trainer``."""
+class Trainer:
+    """One adapter. The server carries out its requests in the order in which they were made."""
 
     def __init__(self, client: Any, service: Any, timeout_s: float) -> None:
         self.client = client
@@ -166,22 +154,20 @@ class _Adapter:
         self._timeout_s = timeout_s
 
     def forward(self, data: Sequence[WireDatum]) -> list[FloatArray]:
+        """Log-probs of the targets in nats, one array of shape [T - 1] per datum. Changes nothing."""
         unweighted = [_datum(d, weights=np.zeros(len(d.target_ids))) for d in data]
-        return self._logprobs(lambda: self.client.forward(unweighted, "cross_entropy"))
+        return _logprobs(_answer(lambda: self.client.forward(unweighted, "cross_entropy").result(), self._timeout_s))
 
     def forward_backward(self, data: Sequence[WireDatum], loss: LossName) -> list[FloatArray]:
+        """As ``forward``, and adds the gradient as the server reduces it."""
         if loss == "importance_sampling":
             made = [_datum(d, advantages=d.weights, logprobs=d.logprobs) for d in data]
         else:
             made = [_datum(d, weights=d.weights) for d in data]
-        return self._logprobs(lambda: self.client.forward_backward(made, loss))
-
-    def _logprobs(self, ask: Callable[[], Any]) -> list[FloatArray]:
-        with _translated():
-            outputs = _bounded(lambda: ask().result(), self._timeout_s).loss_fn_outputs
-            return [np.asarray(o["logprobs"].tolist(), dtype=np.float64).reshape(-1) for o in outputs]
+        return _logprobs(_answer(lambda: self.client.forward_backward(made, loss).result(), self._timeout_s))
 
     def optim_step(self, adam: AdamParams) -> float | None:
+        """Apply and clear the gradient; returns its norm if the server reports one."""
         from tinker import types
 
         params = types.AdamParams(
@@ -191,36 +177,34 @@ class _Adapter:
             eps=adam.eps,
             weight_decay=adam.weight_decay,
         )
-        with _translated():
-            metrics = _bounded(lambda: self.client.optim_step(params).result(), self._timeout_s).metrics or {}
+        metrics = _answer(lambda: self.client.optim_step(params).result(), self._timeout_s).metrics or {}
         norms = [value for name, value in metrics.items() if name.endswith("/grad_norm") or name == "grad_norm"]
         return float(norms[0]) if norms else None
 
     def save(self, name: str) -> str:
-        with _translated():
-            return str(_bounded(lambda: self.client.save_state(name).result(), self._timeout_s).path)
+        """Save weights and optimiser under a new name; returns the path to load them from."""
+        return str(_answer(lambda: self.client.save_state(name).result(), self._timeout_s).path)
 
     def publish(self) -> Sampler:
-        with _translated():
-            client = _bounded(self.client.save_weights_and_get_sampling_client, self._timeout_s)
-        return _Published(client, self._timeout_s)
+        """A sampler of the weights as they are now."""
+        return Sampler(_answer(self.client.save_weights_and_get_sampling_client, self._timeout_s), self._timeout_s)
 
     def export(self, name: str, path: Path) -> None:
+        """Write the adapter as a PEFT directory; ``name`` is a new one on the server."""
+
         def fetch() -> bytes:
             self.client.save_weights_for_sampler(name).result()
-            asked = self._service.create_rest_client().get_checkpoint_archive_url(self.client.model_id, name)
-            answer = httpx2.get(asked.result().url, timeout=self._timeout_s, follow_redirects=True)
+            archive = self._service.create_rest_client().get_checkpoint_archive_url(self.client.model_id, name)
+            answer = httpx2.get(archive.result().url, timeout=self._timeout_s, follow_redirects=True)
             answer.raise_for_status()
             return answer.content
 
-        with _translated():
-            archive = _bounded(fetch, self._timeout_s)
-            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-                tar.extractall(path, filter="data")
+        with _translated(), tarfile.open(fileobj=io.BytesIO(_bounded(fetch, self._timeout_s))) as tar:
+            tar.extractall(path, filter="data")
 
 
-class _Published:
-    """See ``Sampler``."""
+class Sampler:
+    """One published set of weights."""
 
     def __init__(self, client: Any, timeout_s: float) -> None:
         self._client = client
@@ -229,22 +213,23 @@ class _Published:
     async def sample(
         self, prompt_ids: Sequence[int], max_tokens: int, temperature: float, stop_ids: Sequence[int], seed: int
     ) -> RawSample:
+        """One answer."""
         from tinker import types
 
+        stop = list(stop_ids) or None
         params = types.SamplingParams(
-            max_tokens=max_tokens,
-            seed=seed,
-            temperature=temperature,
-            top_k=-1,
-            top_p=1.0,
-            stop=list(stop_ids) or None,
+            max_tokens=max_tokens, seed=seed, temperature=temperature, top_k=-1, top_p=1.0, stop=stop
         )
         prompt = types.ModelInput.from_ints(list(prompt_ids))
         with _translated():
-            asked = self._client.sample_async(prompt=prompt, num_samples=1, sampling_params=params)
-            (answer,) = (await asyncio.wait_for(asked, self._timeout_s)).sequences
+            pending = self._client.sample_async(prompt=prompt, num_samples=1, sampling_params=params)
+            (answer,) = (await asyncio.wait_for(pending, self._timeout_s)).sequences
         logprobs = None if answer.logprobs is None else tuple(map(float, answer.logprobs))
         return RawSample(tuple(map(int, answer.tokens)), logprobs, answer.stop_reason)
+
+
+def _logprobs(output: Any) -> list[FloatArray]:
+    return [np.asarray(o["logprobs"].tolist(), dtype=np.float64).reshape(-1) for o in output.loss_fn_outputs]
 
 
 def _datum(d: WireDatum, **inputs: FloatArray) -> Any:
@@ -258,22 +243,27 @@ def _datum(d: WireDatum, **inputs: FloatArray) -> Any:
 
 
 def _bounded(call: Callable[[], T], timeout_s: float) -> T:
-    """Wait for a blocking call, but not for ever. It goes on in a thread that does not keep the process alive."""
+    """Wait for a blocking call up to a limit. It continues in a thread that does not keep the process alive."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001  # handed to whoever waits
+        except BaseException as error:  # noqa: BLE001  # given to the waiting caller
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     return future.result(timeout_s)
 
 
+def _answer(call: Callable[[], T], timeout_s: float) -> T:
+    with _translated():
+        return _bounded(call, timeout_s)
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Any exception of the client, whose classes differ by version, as one that says what may be done about it."""
+    """Turn any exception of the client, whose classes differ by version, into ``RemoteFailure``."""
     try:
         yield
     except (RemoteFailure, ConfigError):
@@ -291,7 +281,7 @@ def _translated() -> Iterator[None]:
 def complete_adapter(path: Path, model: str) -> None:
     """Fill in what a server leaves out of ``adapter_config.json``: the base model, and which modules are adapted.
 
-    Without the modules PEFT would take its own default for the architecture and drop the rest of the weights.
+    Without the modules PEFT would use its default for the architecture and drop the other weights.
     """
     from safetensors import safe_open
 

@@ -1,8 +1,8 @@
 """How to start SkyRL's Tinker server: the files and commands for one CPU, for the GPUs of a machine, for several machines.
 
-None of our code runs there. The settings that matter to a run are fixed when the server starts, so they are written here
-as this project needs them: no gradient clipping, no weight decay, Adam's betas as ``train.adam_*`` has them, adapters
-kept apart from the base model.
+None of the project's code runs there. The settings that matter to a run are fixed when the server starts, so this module
+writes them as the project needs them: no gradient clipping, no weight decay, Adam's betas as in ``train.adam_*``, adapters
+not merged into the base model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 SKYRL = "skyrl==0.4.0"
 PYTHON = "3.12"
 PLACES = 8
-"""Adapters the server keeps: the policy, a snapshot or two, two more for the probes at the start, and room."""
+"""Adapters that the server can hold: the policy, one or two snapshots, two for the probes at the start, and a reserve."""
 PROJECT = """\
-# SkyRL's server starts its second process through `uv run --extra tinker --extra BACKEND`, which wants a project with
+# SkyRL's server starts its second process through `uv run --extra tinker --extra BACKEND`, which needs a project with
 # these extras. Everything is installed already, so they are empty.
 [project]
 name = "tinker-server"
@@ -37,7 +37,7 @@ NOT_RUN = "NOT RUN by this project: written from the options of SkyRL 0.4.0."
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the server runs on, and for whom."""
+    """The server's machines and the model it serves."""
 
     model: str
     """Hub id or directory, the same text as ``model`` of the run."""
@@ -54,14 +54,14 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Files by name, and what to do with them."""
+    """Files by name, and the steps that use them."""
 
     title: str
     files: dict[str, str]
     steps: tuple[str, ...]
 
     def text(self) -> str:
-        """All of it for people."""
+        """Files and steps, for people to read."""
         parts = [f"# {self.title}"]
         parts += [f"\n## {name}\n{content}" for name, content in self.files.items()]
         return "\n".join([*parts, "\n## then", *self.steps])
@@ -92,7 +92,7 @@ def backend_config(c: Cluster) -> dict[str, Any]:
 
 
 def server_command(c: Cluster) -> list[str]:
-    """The server itself, to be run in the recipe's directory with its environment active."""
+    """The server; run it in the recipe's directory with its environment active."""
     return [
         *("uv", "run", "--active", "--no-sync", "-m", "skyrl.tinker.api"),
         *("--base-model", c.model, "--backend", "megatron" if c.gpus else "jax"),
@@ -105,7 +105,7 @@ def recipe(c: Cluster) -> Recipe:
     """Files and steps for one cluster.
 
     Raises:
-        ValueError: numbers that do not fit together.
+        ValueError: the numbers do not fit together.
     """
     if c.nodes > 1 and not c.gpus:
         raise ValueError("several machines need GPUs: give the number per machine with --gpus")
@@ -116,8 +116,8 @@ def recipe(c: Cluster) -> Recipe:
     extra = "tinker,megatron" if c.gpus else "tinker,jax"
     install = f"""\
 #!/bin/sh -e
-# An environment of its own: the server needs Python {PYTHON}, and pins of its own.
-# With Python's own pip settings; a machine without a GPU is best given PyTorch's CPU build first.
+# A separate environment: the server needs Python {PYTHON} and its own versions of packages.
+# It uses Python's own pip settings. On a machine without a GPU, install PyTorch's CPU build first.
 [ -d env ] || python{PYTHON} -m venv env
 env/bin/pip install '{SKYRL.replace("==", f"[{extra}]==")}' aiohttp uv
 """
@@ -125,7 +125,7 @@ env/bin/pip install '{SKYRL.replace("==", f"[{extra}]==")}' aiohttp uv
     platform = "" if c.gpus else "export JAX_PLATFORMS=cpu\n"
     serve = f"""\
 #!/bin/sh -e
-# The checkpoints and the database are what a restarted server goes on from: keep them on a disk that {disk}.
+# A restarted server continues from the checkpoints and the database: keep them on a disk that {disk}.
 cd "$(dirname "$0")"
 export VIRTUAL_ENV="$PWD/env" PATH="$PWD/env/bin:$PATH"
 {platform}exec {shlex.join(server_command(c))} \\
@@ -151,11 +151,8 @@ export VIRTUAL_ENV="$PWD/env" PATH="$PWD/env/bin:$PATH"
     where = f"http://{'HOST' if c.host == '0.0.0.0' else c.host}:{c.port}"
     settings = ["model.lora_alpha=32", f"model.lora_rank={c.rank}", f"engine.base_url={where}"]
     steps.append(shlex.join(["selfcorrect", "train", f"model={c.model}", "engine=tinker", *settings, "task=gsm8k"]))
-    return Recipe(_title(c), files, tuple(steps))
-
-
-def _title(c: Cluster) -> str:
-    if not c.gpus:
-        return f"{c.model} on one CPU (JAX backend), for small models"
     machines = "one machine" if c.nodes == 1 else f"{c.nodes} machines under Ray"
-    return f"{c.model} on {machines} of {c.gpus} GPU{'s' if c.gpus > 1 else ''} (Megatron and vLLM). {NOT_RUN}"
+    title = f"{c.model} on {machines} of {c.gpus} GPU{'s' if c.gpus > 1 else ''} (Megatron and vLLM). {NOT_RUN}"
+    if not c.gpus:
+        title = f"{c.model} on one CPU (JAX backend), for small models"
+    return Recipe(title, files, tuple(steps))

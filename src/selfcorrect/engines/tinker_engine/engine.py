@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from selfcorrect.config import TinkerEngineConfig
 from selfcorrect.engines.base import (
     CURRENT,
+    EXACT_GAP,
     AdamParams,
     EngineInfo,
     OptimResult,
@@ -25,13 +26,12 @@ from selfcorrect.engines.base import (
     Scored,
 )
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.tinker_engine import patience
-from selfcorrect.engines.tinker_engine.probes import EXACT_GAP, Findings, Reduction, probe
-from selfcorrect.engines.tinker_engine.remote import RawSample, RemoteFailure, Sampler, Server, Trainer, WireDatum
+from selfcorrect.engines.tinker_engine.client import Server, Trainer, complete_adapter
+from selfcorrect.engines.tinker_engine.patience import Gate, retried, waited
+from selfcorrect.engines.tinker_engine.probes import Findings, Reduction, probe
+from selfcorrect.engines.tinker_engine.remote import RawSample, RemoteFailure, WireDatum
 from selfcorrect.errors import EngineError, ModelError
 from selfcorrect.types import Datum, FloatArray, LossName
-
-T = TypeVar("T")
 
 STATE_FILE = "tinker.json"
 """In a checkpoint: where the server keeps the state."""
@@ -39,16 +39,16 @@ SEEDS = 2**31
 
 
 class TinkerEngine:
-    """LoRA training of the model that a Tinker server serves.
+    """LoRA training of the model that a Tinker server serves. ``Engine`` describes the verbs.
 
-    One adapter on the server is the policy and one more each snapshot; the probes need two for a moment. A failed request
-    that changes nothing is sent again. One that may have changed the adapter is not: the engine is then unusable until
-    ``load``, which starts from a saved state on a new session.
+    The policy is one adapter on the server, and each snapshot is another; the probes briefly need two more. A failed
+    request that changes nothing is sent again. One that may have changed the adapter is not: the engine is then unusable
+    until ``load``, which starts from a saved state in a new session.
 
     Args:
         connect: opens a session.
         chat: the model's chat format.
-        model: names that it may have at the server; the first that is served is taken.
+        model: names that the server may have for it; the first that it serves is used.
         rank: of the adapters; None measures the model itself and trains nothing.
         settings: how long to wait.
         max_length: longest sequence of the model in tokens.
@@ -78,18 +78,42 @@ class TinkerEngine:
         self._stale = False
         self._accumulated = 0
         self._policy: Trainer | None = None
-        self._gate = patience.Gate()
+        self._gate = Gate()
         self._snapshots: dict[str, tuple[str, Trainer]] = {}
-        self._server = self._first_contact()
-        self._model, served_length = self._served(model)
+        try:
+            self._server = connect()
+        except RemoteFailure as failure:
+            raise EngineError(
+                f"no Tinker server could be used: {failure}; start one (`selfcorrect cluster` prints how), or correct "
+                "engine.base_url. No other engine is taken instead",
+                usable=False,
+            ) from failure
         findings: Findings | None = None
-        with self._starting():
+        try:
+            served = self._server.models()
+            self._model = next((name for name in model if name in served), "")
+            if not self._model:
+                raise ModelError(
+                    f"model {model[0]!r} is not what the Tinker server serves ({', '.join(map(repr, served)) or 'nothing'}), and "
+                    "prompts tokenised for one model mean nothing to another; set model to the server's name, or start the "
+                    f"server with --base-model {model[0]}"
+                )
             if rank is None:
-                self._sampler: Sampler = self._server.base_sampler(self._model)
+                self._sampler = self._server.base_sampler(self._model)
             else:
                 self._policy = self._place(lambda: self._server.trainer(self._model, rank, 0))
                 self._sampler = self._policy.publish()
-                findings = self._probe(self._policy, rank)
+                scratch = self._place(lambda: self._server.trainer(self._model, rank, 1))
+                try:
+                    findings = probe(self._server, self._policy, scratch, self._sampler, vocabulary)
+                finally:
+                    self._unload(scratch)
+        except RemoteFailure as failure:
+            raise EngineError(
+                f"the Tinker server failed while the engine was being set up: {failure}; look at the server's own log",
+                usable=False,
+            ) from failure
+        served_length = served[self._model]
         self._reduction = findings.reduction if findings else Reduction()
         self._takes_adam = findings is None or findings.takes_adam
         self.info = EngineInfo(
@@ -103,49 +127,10 @@ class TinkerEngine:
             notes=findings.notes if findings else (),
         )
 
-    def _first_contact(self) -> Server:
-        try:
-            return self._connect()
-        except RemoteFailure as failure:
-            raise EngineError(
-                f"no Tinker server could be used: {failure}; start one (`selfcorrect cluster` prints how), or mend "
-                "engine.base_url. No other engine is taken instead",
-                usable=False,
-            ) from failure
-
-    def _served(self, names: Sequence[str]) -> tuple[str, int | None]:
-        with self._starting():
-            served = self._server.models()
-        for name in names:
-            if name in served:
-                return name, served[name]
-        raise ModelError(
-            f"model {names[0]!r} is not what the Tinker server serves ({', '.join(map(repr, served)) or 'nothing'}), and prompts "
-            "tokenised for one model mean nothing to another; set model to the server's name, or start the server with "
-            f"--base-model {names[0]}"
-        )
-
-    def _probe(self, policy: Trainer, rank: int) -> Findings:
-        scratch = self._place(lambda: self._server.trainer(self._model, rank, 1))
-        try:
-            return probe(self._server, policy, scratch, self._sampler, self._vocabulary)
-        finally:
-            self._unload(scratch)
-
-    @contextlib.contextmanager
-    def _starting(self) -> Iterator[None]:
-        try:
-            yield
-        except RemoteFailure as failure:
-            raise EngineError(
-                f"the Tinker server failed while the engine was being set up: {failure}; look at the server's own log",
-                usable=False,
-            ) from failure
-
     # sampling and log-probs: requests that change nothing
 
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
-        """See ``Engine.sample``. Every request is on its way at once; whoever awaits is answered when its own are done."""
+        """See ``Engine.sample``. All requests are sent at once; each caller gets its answers when its own are complete."""
         self._require_usable()
         if self._stale:
             raise EngineError(
@@ -153,34 +138,31 @@ class TinkerEngine:
             )
         for request in requests:
             self._require_tokens(request.prompt_ids)
-        sampler, stop_ids = self._sampler, sorted(params.stop_ids)
-
-        def ask(request: SampleRequest) -> Callable[[], Awaitable[RawSample]]:
-            seed = request.stream_key() % SEEDS
-            return lambda: sampler.sample(request.prompt_ids, params.max_new_tokens, params.temperature, stop_ids, seed)
-
-        tasks = [asyncio.ensure_future(self._gate.retried(ask(request))) for request in requests]
-        try:
-            answers = await asyncio.gather(*tasks)
-        except RemoteFailure as failure:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise self._lost("sample", failure) from failure
+        tasks = []
+        for r in requests:
+            law = (params.max_new_tokens, params.temperature, sorted(params.stop_ids))
+            ask = partial(self._sampler.sample, r.prompt_ids, *law, r.stream_key() % SEEDS)
+            tasks.append(asyncio.ensure_future(self._gate.retried(ask)))
+        with self._verb("sample"):
+            try:
+                answers = await asyncio.gather(*tasks)
+            except RemoteFailure:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
         return [_sampled(raw, params.stop_ids) for raw in answers]
 
-    def _retried(self, name: str, ask: Callable[[], T]) -> T:
-        return self._once(name, lambda: patience.retried(ask))
-
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
-        """See ``Engine.logprobs``."""
         self._require_usable()
         trainer = self._trained() if policy == CURRENT else self._snapshot(policy)[1]
         out: list[FloatArray] = [np.zeros(len(s.tokens_T)) for s in sequences]
         wanted = [i for i, s in enumerate(sequences) if s.sampled_T.any()]
         data = [self._wire(sequences[i].tokens_T, np.zeros(len(sequences[i].tokens_T))) for i in wanted]
         if data:
-            for i, lp in zip(wanted, self._retried("logprobs", lambda: trainer.forward(data)), strict=True):
+            with self._verb("logprobs"):
+                scored = retried(lambda: trainer.forward(data))
+            for i, lp in zip(wanted, scored, strict=True):
                 on = sequences[i].sampled_T
                 out[i][on] = np.concatenate([[0.0], lp])[on]
         return out
@@ -189,7 +171,6 @@ class TinkerEngine:
 
     def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
         """See ``Engine.forward_backward``. On a server that averages over data, once per step only."""
-        self._require_usable()
         policy = self._trained()
         out: list[FloatArray] = [np.full(len(d.tokens_T), np.nan) for d in data]
         weighted = [i for i, d in enumerate(data) if (d.weights_T != 0).any()]
@@ -202,96 +183,86 @@ class TinkerEngine:
                 usable=True,
             )
         wire = [self._wire(data[i].tokens_T, data[i].weights_T, data[i].logprobs_T) for i in weighted]
-        if loss == "cross_entropy" and not self._reduction.plain_cross_entropy:
-            wire, loss = self._at_ratio_one(policy, wire), "importance_sampling"
-        made = self._reduction.corrected(wire)
-        for i, lp in zip(
-            weighted, self._once("forward_backward", lambda: policy.forward_backward(made, loss)), strict=True
-        ):
+        with self._verb("forward_backward"):
+            if loss == "cross_entropy" and not self._reduction.plain_cross_entropy:
+                current = retried(lambda: policy.forward(wire))  # the ratio is then 1
+                on_policy = [np.where(d.weights != 0, lp, 0.0) for d, lp in zip(wire, current, strict=True)]
+                wire = [replace(d, logprobs=lp) for d, lp in zip(wire, on_policy, strict=True)]
+                loss = "importance_sampling"
+            scored = policy.forward_backward(self._reduction.corrected(wire), loss)
+        for i, lp in zip(weighted, scored, strict=True):
             on = data[i].weights_T != 0
             out[i][on] = np.concatenate([[np.nan], lp])[on]
         self._accumulated += len(weighted)
         return out
 
-    def _at_ratio_one(self, policy: Trainer, wire: Sequence[WireDatum]) -> list[WireDatum]:
-        current = self._retried("forward_backward", lambda: policy.forward(wire))
-        return [replace(d, logprobs=np.where(d.weights != 0, lp, 0.0)) for d, lp in zip(wire, current, strict=True)]
-
     def optim_step(self, adam: AdamParams) -> OptimResult:
-        """See ``Engine.optim_step``."""
-        self._require_usable()
         policy = self._trained()
         if adam.grad_clip is not None:
             raise EngineError(
-                "gradient clipping is not done by SkyRL's server, which drops the setting without a word; set "
-                "train.grad_clip=none, or use engine=torch",
+                "SkyRL's server does not clip gradients and ignores the setting silently; set train.grad_clip=none, or use "
+                "engine=torch",
                 usable=True,
             )
         own = replace(adam, learning_rate=0.0)
         if not self._takes_adam and own != AdamParams(learning_rate=0.0):
             raise EngineError(
-                "this server ignores a step's Adam settings and takes those that it was started with (`selfcorrect cluster` "
-                "writes the defaults there); set train.adam_beta1, train.adam_beta2, train.adam_eps and train.weight_decay "
-                "back to their defaults, and change them at the server if you must",
+                "this server ignores a step's Adam settings and uses those that it was started with (`selfcorrect cluster` "
+                "writes the defaults there); reset train.adam_beta1, train.adam_beta2, train.adam_eps and train.weight_decay "
+                "to their defaults, and change them at the server if needed",
                 usable=True,
             )
         self._stale = True
-        if not self._accumulated:  # a server would go on with its momentum
+        if not self._accumulated:  # a server would still apply its momentum
             return OptimResult(0.0, adam.learning_rate, False)
-        norm = self._once("optim_step", lambda: policy.optim_step(adam))
+        with self._verb("optim_step"):
+            norm = policy.optim_step(adam)
         assert norm is not None, "the probes refuse a server that reports no gradient norm"
         self._accumulated = 0
         if not np.isfinite(norm):
-            self._broken = f"the gradient's norm was {norm}: training has diverged, and the adapter with it; reload the last checkpoint"
+            self._broken = f"the gradient's norm was {norm}: training has diverged; reload the last checkpoint"
             raise EngineError(self._broken, usable=False)
         return OptimResult(norm, adam.learning_rate, False)
 
-    def _once(self, name: str, ask: Callable[[], T]) -> T:
+    @contextlib.contextmanager
+    def _verb(self, name: str) -> Iterator[None]:
+        """After a failed request the adapter is gone or in an unknown state, so that only a saved state can be used."""
         try:
-            return ask()
+            yield
         except RemoteFailure as failure:
-            raise self._lost(name, failure) from failure
-
-    def _lost(self, name: str, failure: BaseException) -> EngineError:
-        """The adapter is gone or in an unknown state: whatever failed, only a saved state is known."""
-        self._broken = (
-            f"{name} failed on the Tinker server: {failure}. It is not known what the server has done, so nothing is sent "
-            "again; reload the last checkpoint"
-        )
-        return EngineError(self._broken, usable=False)
+            self._broken = (
+                f"{name} failed on the Tinker server: {failure}. It is not known what the server has done, so nothing is "
+                "sent again; reload the last checkpoint"
+            )
+            raise EngineError(self._broken, usable=False) from failure
 
     def publish(self) -> None:
-        """See ``Engine.publish``."""
         self._require_usable()
         if self._policy is not None:
-            self._sampler = self._retried("publish", self._policy.publish)
+            with self._verb("publish"):
+                self._sampler = retried(self._policy.publish)
         self._stale = False
 
-    # states: saved on the server's disk, loaded into new adapters, because the API loads into fresh ones only
+    # states are saved on the server's disk and loaded into new adapters, because the API loads only into fresh ones
 
     def reset_optimiser(self) -> None:
-        """See ``Engine.reset_optimiser``."""
-        self._require_usable()
         self._replace_policy(self._save_state(), optimiser=False)
-        if not self._stale:  # what was published belonged to the adapter that is gone
+        if not self._stale:  # the published weights belonged to the adapter that is gone
             self.publish()
 
     def snapshot(self, name: str) -> None:
-        """See ``Engine.snapshot``."""
-        self._require_usable()
         path = self._save_state()
-        self._drop_snapshot(name)
+        if name in self._snapshots:
+            self._unload(self._snapshots.pop(name)[1])
         self._snapshots[name] = path, self._loaded(path, optimiser=False)
 
     def restore(self, name: str) -> None:
-        """See ``Engine.restore``."""
         self._require_usable()
         self._replace_policy(self._snapshot(name)[0], optimiser=False)
         self._stale = True
 
     def save(self, path: Path) -> None:
         """See ``Engine.save``. The file names states that the server keeps on its own disk."""
-        self._require_usable()
         state = {
             "model": self._model,
             "rank": self._rank,
@@ -302,7 +273,7 @@ class TinkerEngine:
         (path / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
     def load(self, path: Path) -> None:
-        """See ``Engine.load``. After a failure also the way back: waits for the server, on a new session."""
+        """See ``Engine.load``. After a failure it first waits for the server and opens a new session."""
         try:
             state = json.loads((path / STATE_FILE).read_text())
             same = (state["model"], state["rank"]) == (self._model, self._rank)
@@ -320,9 +291,11 @@ class TinkerEngine:
                 usable=self._broken is None,
             )
         if self._broken is not None:
-            self._server = self._reconnected()
-        for name in list(self._snapshots):  # also of a lost session: its heartbeat would keep their places
-            self._drop_snapshot(name)
+            what = "the Tinker server to answer again"
+            with self._verb("load"):
+                self._server = waited(self._connect, lambda failure: failure.passing, what, self._settings.wait_s)
+        while self._snapshots:  # those of a lost session too: its heartbeat would keep their places
+            self._unload(self._snapshots.popitem()[1][1])
         self._replace_policy(policy, optimiser=True)
         for name, kept in snapshots.items():
             self._snapshots[name] = kept, self._loaded(kept, optimiser=False)
@@ -331,53 +304,39 @@ class TinkerEngine:
 
     def export(self, path: Path) -> None:
         """See ``Engine.export``: a PEFT adapter of the model's name."""
-        from selfcorrect.engines.tinker_engine.client import complete_adapter
-
-        self._require_usable()
         policy = self._trained()
         path.mkdir(parents=True, exist_ok=True)
-        self._retried("export", lambda: policy.export(_new_name(), path))
+        with self._verb("export"):
+            retried(lambda: policy.export(_new_name(), path))
         complete_adapter(path, self._model)
         self.chat.tokenizer.save_pretrained(path)
 
     def _save_state(self) -> str:
         policy = self._trained()
-        return self._retried("save", lambda: policy.save(_new_name()))
+        with self._verb("save"):
+            return retried(lambda: policy.save(_new_name()))
 
     def _loaded(self, path: str, *, optimiser: bool) -> Trainer:
-        try:
+        with self._verb("load"):
             return self._place(lambda: self._server.trainer_from(path, optimiser=optimiser))
-        except RemoteFailure as failure:
-            raise self._lost("load", failure) from failure
 
     def _replace_policy(self, path: str, *, optimiser: bool) -> None:
-        """The old adapter goes first: it may hold the server's last place, and the state is on disk."""
+        """Unload the old adapter first: it may hold the server's last place, and the state is on disk."""
         self._unload(self._policy)
         self._policy = None
         self._policy = self._loaded(path, optimiser=optimiser)
         self._accumulated = 0
 
-    def _drop_snapshot(self, name: str) -> None:
-        if name in self._snapshots:
-            self._unload(self._snapshots.pop(name)[1])
-
     def _unload(self, trainer: Trainer | None) -> None:
-        """Best effort: a server frees the places of a session that has ended by itself, later."""
+        """Best effort: a server later frees the places of an ended session anyway."""
         if trainer is not None:
             with contextlib.suppress(RemoteFailure):
                 self._server.unload(trainer)
 
     def _place(self, make: Callable[[], Trainer]) -> Trainer:
-        """An adapter, waited for where the server is full."""
+        """A new adapter. Waits while the server is full."""
         what = "a place for another adapter on the Tinker server"
-        return patience.waited(make, lambda failure: failure.full, what, self._settings.wait_s)
-
-    def _reconnected(self) -> Server:
-        try:
-            what = "the Tinker server to answer again"
-            return patience.waited(self._connect, lambda failure: failure.passing, what, self._settings.wait_s)
-        except RemoteFailure as failure:
-            raise self._lost("load", failure) from failure
+        return waited(make, lambda failure: failure.full, what, self._settings.wait_s)
 
     def _snapshot(self, name: str) -> tuple[str, Trainer]:
         if name not in self._snapshots:
@@ -385,19 +344,20 @@ class TinkerEngine:
         return self._snapshots[name]
 
     def _trained(self) -> Trainer:
+        self._require_usable()
         if self._policy is None:
             raise EngineError("this engine measures the model itself and has no adapter to train", usable=True)
         return self._policy
 
     def _wire(self, tokens_T: np.ndarray, weights_T: FloatArray, logprobs_T: FloatArray | None = None) -> WireDatum:
-        """Log-probs at weight 0 are left out: a server multiplies them, and 0 times an overflow is not 0."""
+        """Log-probs at weight 0 become 0: a server multiplies them by the weight, and 0 times an overflow is not 0."""
         self._require_tokens(tokens_T)
         ids, weights = tuple(int(t) for t in tokens_T), weights_T[1:]
         logprobs = np.zeros(len(weights)) if logprobs_T is None else np.where(weights != 0, logprobs_T[1:], 0.0)
         return WireDatum(ids[:-1], ids[1:], np.asarray(weights, dtype=np.float64), logprobs)
 
     def _require_tokens(self, ids: Sequence[int] | np.ndarray) -> None:
-        """A server may take any id and read past its embeddings."""
+        """A server may accept any id and read past its embeddings."""
         array = np.asarray(ids)
         if array.size and not (array.min() >= 0 and array.max() < self._vocabulary):
             raise EngineError(
@@ -410,7 +370,7 @@ class TinkerEngine:
 
 
 def _new_name() -> str:
-    """Of a state on the server, which refuses a name that it knows."""
+    """Of a state on the server, which refuses a name that it has."""
     return f"selfcorrect-{uuid.uuid4().hex[:16]}"
 
 
@@ -418,5 +378,5 @@ def _sampled(raw: RawSample, stop_ids: frozenset[int]) -> Sampled:
     if not raw.token_ids or raw.logprobs is None or len(raw.logprobs) != len(raw.token_ids):
         raise EngineError("the Tinker server answered without tokens or without their log-probs", usable=True)
     if raw.stop == "stop" and raw.token_ids[-1] not in stop_ids:
-        raise EngineError("the Tinker server ended an answer and left its end token out", usable=True)
+        raise EngineError("the Tinker server ended an answer without its end token", usable=True)
     return Sampled(raw.token_ids, raw.logprobs, "end" if raw.stop == "stop" else "length")

@@ -1,4 +1,4 @@
-"""How long a server is waited for: requests sent again with growing waits, places and servers waited for up to a limit."""
+"""How long to wait for a server: requests are repeated with growing waits, and places and servers awaited up to a limit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 T = TypeVar("T")
 
 RETRIES = 4
-"""Times that a request which changes nothing is sent again."""
+"""Repeats of a request that changes nothing."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 IN_FLIGHT = 256
-"""Samples asked for at once. SkyRL's server has 15 connections to its database: of 1,500 some waited there too long."""
+"""Samples requested at once. SkyRL's server has 15 connections to its database; with 1,500 samples some timed out there."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def backoff() -> Iterator[float]:
 
 
 def retried(ask: Callable[[], T]) -> T:
-    """Send a request that changes nothing, again where the failure may pass.
+    """Send a request that changes nothing; repeat it if the failure may pass.
 
     Raises:
         RemoteFailure: the last one.
@@ -47,7 +47,7 @@ def retried(ask: Callable[[], T]) -> T:
 
 
 class Gate:
-    """``retried`` for coroutines, of which only so many are on their way at once. One gate serves any event loop."""
+    """``retried`` for coroutines, of which at most ``IN_FLIGHT`` run at once. One gate serves any event loop."""
 
     def __init__(self) -> None:
         self._of_loop: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
@@ -72,7 +72,7 @@ class Gate:
 
 
 def waited(make: Callable[[], T], worth_waiting: Callable[[RemoteFailure], bool], what: str, limit_s: float) -> T:
-    """Try until it works, with a line in the log when the wait begins.
+    """Try until it works; log a line when the wait begins.
 
     Raises:
         RemoteFailure: one that is not worth waiting for, or the last one within the limit.

@@ -1,7 +1,7 @@
-"""What is asked of a server before a run, because it would otherwise go wrong in silence.
+"""Finds out, before a run, what a server does that would otherwise corrupt the run silently.
 
-The API does not say how a loss is reduced, whether the importance ratio is clipped, or what the sampler's log-probs are,
-and servers differ. Each question is put to scratch adapters with made-up sequences; the answer is a factor to correct by,
+The API does not specify how a loss is reduced, whether the importance ratio is clipped, or what the sampler's log-probs are,
+and servers differ. Each question is answered by made-up sequences on scratch adapters. The result is a correction factor,
 or a refusal with the reason.
 """
 
@@ -13,39 +13,35 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from selfcorrect.engines.base import AdamParams
-from selfcorrect.engines.tinker_engine.remote import RawSample, Sampler, Server, Trainer, WireDatum
+from selfcorrect.engines.base import LARGEST_MEAN_GAP, AdamParams
+from selfcorrect.engines.tinker_engine.client import Sampler, Server, Trainer
+from selfcorrect.engines.tinker_engine.remote import RawSample, WireDatum
 from selfcorrect.errors import EngineError
 from selfcorrect.types import FloatArray, LossName
 
 PROMPT_TOKENS, ANSWER_TOKENS = 6, 10
 TOLERANCE = 0.1
-"""Relative. The answers that are told apart differ by a factor of 2 or more; bfloat16 gradients differ by about 0.01."""
+"""Relative. The outcomes to tell apart differ by a factor of 2 or more; bfloat16 gradients differ by about 0.01."""
 RATIO = 4.0
 """Importance ratio tried, and its inverse: outside every clipping range in use (PPO 0.8 to 1.2, truncation at 2)."""
 SAMPLES = 8
-EXACT_GAP = 1e-4
-"""Largest difference in nats of sampler and trainer that float32 rounding explains."""
-LARGEST_MEAN_GAP = 0.5
-"""Nats per token. Beyond it the two do not describe the same law."""
 STEP, HUGE_EPS = AdamParams(learning_rate=0.01), 1e12
 SMALLEST_MOVE = 1e-4
-"""Nats. ``STEP`` moves log-probs by far more, and with an epsilon that dwarfs any gradient by nothing at all."""
-SAME_LAW = "so the weights that training applies would not belong to what was sampled"
+"""Nats. ``STEP`` moves log-probs by far more; with an epsilon that dwarfs any gradient it moves them by nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How a server turns losses of tokens into one, and what its cross-entropy is."""
+    """How a server reduces the losses of tokens, and what its cross-entropy is."""
 
     mean_over_data: bool = False
     mean_over_tokens: bool = False
     """Each sequence's loss is divided by the number of its targets."""
     plain_cross_entropy: bool = True
-    """False: it is normalised by the weights. Importance sampling at ratio 1, whose gradient is the same, replaces it."""
+    """False: it is normalised by the weights. Importance sampling at ratio 1 has the same gradient and replaces it."""
 
     def corrected(self, data: Sequence[WireDatum]) -> list[WireDatum]:
-        """The same data with weights that make the server's reduction a sum over everything."""
+        """The data with weights for which the server's reduction gives the sum over all tokens."""
         n = len(data) if self.mean_over_data else 1
         factors = [n * (len(d.target_ids) if self.mean_over_tokens else 1) for d in data]
         return [replace(d, weights=d.weights * factor) for d, factor in zip(data, factors, strict=True)]
@@ -58,13 +54,13 @@ class Findings:
     """Largest |sampler log-prob - trainer log-prob| of the probe's tokens, in nats."""
     same_seed_same_tokens: bool
     takes_adam: bool
-    """False: Adam's betas, epsilon and weight decay were set when the server started, and those of a step are ignored."""
+    """False: the server keeps the betas, epsilon and weight decay that it was started with, and ignores a step's."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """For the run's records."""
         r = self.reduction
-        said = {
+        conditions = {
             "the server averages over data: weights are multiplied by their number": r.mean_over_data,
             "the server averages over a sequence's tokens: weights are multiplied by their number": r.mean_over_tokens,
             "the server normalises cross-entropy: sent as importance sampling at ratio 1": not r.plain_cross_entropy,
@@ -72,18 +68,18 @@ class Findings:
             "Adam's betas, epsilon and weight decay are those that the server was started with": not self.takes_adam,
         }
         return (
-            *(text for text, holds in said.items() if holds),
+            *(text for text, holds in conditions.items() if holds),
             f"sampler and trainer differ by {self.sampler_gap:.2g}",
         )
 
 
 def probe(server: Server, policy: Trainer, scratch: Trainer, sampler: Sampler, vocabulary: int) -> Findings:
-    """Ask everything.
+    """Run all probes.
 
     Args:
         server: to load a saved state from.
-        policy: an adapter in the state that ``sampler`` was published from; nothing of it is changed.
-        scratch: a fresh adapter, which is spoiled.
+        policy: an adapter in the state that ``sampler`` was published from; it is not changed.
+        scratch: a fresh adapter, which the probes change.
         sampler: of the policy.
         vocabulary: ids below this may be used.
 
@@ -96,8 +92,38 @@ def probe(server: Server, policy: Trainer, scratch: Trainer, sampler: Sampler, v
     reduction = _reduction(scratch, tokens)
     sequence = _sequence(scratch, tokens[: PROMPT_TOKENS + ANSWER_TOKENS])
     takes_adam = _moved(scratch, sequence, replace(STEP, eps=HUGE_EPS)) < SMALLEST_MOVE
-    _frozen(server, scratch, sequence)
+    _require_frozen(server, scratch, sequence)
     return Findings(reduction, gap, repeats, takes_adam)
+
+
+def _sampler_law(policy: Trainer, sampler: Sampler, prompt: Sequence[int]) -> tuple[float, bool]:
+    """Largest gap between sampler and trainer at temperature 1, and whether a seed repeats its tokens."""
+
+    async def sample(stop: Sequence[int]) -> list[RawSample]:
+        seeds = range(SAMPLES)
+        return list(await asyncio.gather(*(sampler.sample(prompt, ANSWER_TOKENS, 1.0, stop, s) for s in seeds)))
+
+    answers = asyncio.run(sample(()))
+    if any(a.logprobs is None or len(a.logprobs) != len(a.token_ids) for a in answers):
+        raise _refusal("does not return the log-probs of sampled tokens, without which nothing can be weighted")
+    data = []
+    for a in answers:
+        tokens = (*prompt, *a.token_ids)
+        zeros = np.zeros(len(tokens) - 1)
+        data.append(WireDatum(tokens[:-1], tokens[1:], zeros, zeros))
+    scored = zip(policy.forward(data), answers, strict=True)
+    gaps = np.concatenate([np.abs(lp[len(prompt) - 1 :] - np.array(a.logprobs)) for lp, a in scored])
+    if not gaps.mean() <= LARGEST_MEAN_GAP:
+        raise _refusal(
+            f"returns log-probs with its samples that differ from the trainer's by {gaps.mean():.3g} nats per token (another "
+            "temperature, a filtered law, or other weights), so the weights that training applies would not belong to what "
+            "was sampled"
+        )
+    firsts = sorted({a.token_ids[0] for a in answers})
+    again = asyncio.run(sample(firsts))
+    if any(a.stop == "stop" and (not a.token_ids or a.token_ids[-1] not in firsts) for a in again):
+        raise _refusal("leaves the end token out of an answer, so that ending could not be trained")
+    return float(gaps.max()), [a.token_ids[:1] for a in again] == [a.token_ids[:1] for a in answers]
 
 
 def _sequence(trainer: Trainer, tokens: Sequence[int]) -> WireDatum:
@@ -110,39 +136,44 @@ def _sequence(trainer: Trainer, tokens: Sequence[int]) -> WireDatum:
     return replace(bare, logprobs=np.where(on, logprobs, 0.0))
 
 
-class _Gradients:
-    """Norms of the gradients of made-up batches. A learning rate of 0 leaves the adapter where it is."""
+def _reduction(scratch: Trainer, tokens: Sequence[int]) -> Reduction:
+    """From the norms of the gradients of made-up batches. A learning rate of 0 leaves the adapter unchanged."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def norm(self, data: Sequence[WireDatum], loss: LossName = "importance_sampling") -> float:
-        self._trainer.forward_backward(data, loss)
-        norm = self._trainer.optim_step(AdamParams(learning_rate=0.0))
+    def norm_of(data: Sequence[WireDatum], loss: LossName = "importance_sampling") -> float:
+        scratch.forward_backward(data, loss)
+        norm = scratch.optim_step(AdamParams(learning_rate=0.0))
         if norm is None:
             raise _refusal("reports no gradient norm, so whether it sums or averages losses cannot be known")
         return norm
 
+    def averages(ratio: float, if_averaged: float, if_summed: float, what: str) -> bool:
+        if not (_close(ratio, if_averaged) or _close(ratio, if_summed)):
+            raise _refusal(f"reduces losses in an unknown way: gradients of {what}, have the ratio {ratio:.3g}")
+        return not _close(ratio, if_summed)
 
-def _reduction(scratch: Trainer, tokens: Sequence[int]) -> Reduction:
-    gradients = _Gradients(scratch)
     long = _sequence(scratch, tokens)
-    short = _cut(long, PROMPT_TOKENS + ANSWER_TOKENS)
-    one = gradients.norm([short])
+    n = PROMPT_TOKENS + ANSWER_TOKENS - 1
+    short = WireDatum(long.input_ids[:n], long.target_ids[:n], long.weights[:n], long.logprobs[:n])
+    one = norm_of([short])
     if not np.isfinite(one) or one <= 0:
         raise _refusal(f"gives a gradient of norm {one} for a weighted answer")
-    over_data = _either(gradients.norm([short, short]) / one, {2.0: False, 1.0: True}, "two equal sequences, and one")
-    share = len(short.target_ids) / len(long.target_ids)
-    over_tokens = _either(
-        gradients.norm([long]) / one,
-        {1.0: False, share: True},
-        "a sequence with unweighted tokens at its end, and without",
-    )
-    _unclipped(gradients, short, one)
-    cross = [gradients.norm([replace(short, weights=short.weights * w)], "cross_entropy") / one for w in (1.0, 3.0)]
+    over_data = averages(norm_of([short, short]) / one, 1.0, 2.0, "two equal sequences, and one")
+    share = n / len(long.target_ids)
+    what = "a sequence with unweighted tokens at its end, and without"
+    over_tokens = averages(norm_of([long]) / one, share, 1.0, what)
+    # Where an advantage is positive, clipping acts on large ratios; where it is negative, on small ones.
+    for ratio, sign in ((RATIO, 1.0), (1 / RATIO, -1.0), (RATIO, -1.0), (1 / RATIO, 1.0)):
+        logprobs = np.where(short.weights != 0, short.logprobs - np.log(ratio), 0.0)
+        found = norm_of([replace(short, weights=sign * short.weights, logprobs=logprobs)]) / one
+        if not _close(found, ratio):
+            raise _refusal(
+                f"clips or drops the importance ratio (a ratio of {ratio:g} scaled the gradient by {found:.3g}), but the "
+                "method has no clipping"
+            )
+    cross = [norm_of([replace(short, weights=short.weights * w)], "cross_entropy") / one for w in (1.0, 3.0)]
     reduction = Reduction(over_data, over_tokens, _close(cross[0], 1.0) and _close(cross[1], 3.0))
     opposite = reduction.corrected([short, replace(long, weights=-long.weights)])
-    left = gradients.norm(opposite) / gradients.norm(reduction.corrected([short]))
+    left = norm_of(opposite) / norm_of(reduction.corrected([short]))
     if not left <= TOLERANCE:
         raise _refusal(
             "reduces a batch of unequal sequences in a way that no factor per sequence corrects (opposite weights on equal "
@@ -151,47 +182,18 @@ def _reduction(scratch: Trainer, tokens: Sequence[int]) -> Reduction:
     return reduction
 
 
-def _cut(d: WireDatum, tokens: int) -> WireDatum:
-    n = tokens - 1
-    return WireDatum(d.input_ids[:n], d.target_ids[:n], d.weights[:n], d.logprobs[:n])
-
-
-def _either(ratio: float, meanings: dict[float, bool], what: str) -> bool:
-    for expected, meaning in meanings.items():
-        if _close(ratio, expected):
-            return meaning
-    raise _refusal(f"reduces losses in an unknown way: gradients of {what}, have the ratio {ratio:.3g}")
-
-
 def _close(value: float, expected: float) -> bool:
     return abs(value - expected) <= TOLERANCE * abs(expected)
 
 
-def _unclipped(gradients: _Gradients, on_policy: WireDatum, norm: float) -> None:
-    """Where an advantage is positive, clipping acts on large ratios; where it is negative, on small ones."""
-    on = on_policy.weights != 0
-    for ratio, sign in ((RATIO, 1.0), (1 / RATIO, -1.0), (RATIO, -1.0), (1 / RATIO, 1.0)):
-        off = replace(
-            on_policy,
-            weights=sign * on_policy.weights,
-            logprobs=np.where(on, on_policy.logprobs - np.log(ratio), 0.0),
-        )
-        found = gradients.norm([off]) / norm
-        if not _close(found, ratio):
-            raise _refusal(
-                f"clips or drops the importance ratio (a ratio of {ratio:g} scaled the gradient by {found:.3g}), and the "
-                "method has no clipping"
-            )
-
-
-def _frozen(server: Server, scratch: Trainer, sequence: WireDatum) -> None:
-    """A saved state must load as it was saved, and must not move when the adapter that it was saved from does."""
-    start = scratch.forward([sequence])[0]
+def _require_frozen(server: Server, scratch: Trainer, sequence: WireDatum) -> None:
+    """A saved state must load as it was saved, and must not move with the adapter that it was saved from."""
+    (start,) = scratch.forward([sequence])
     frozen = server.trainer_from(scratch.save("probe"), optimiser=False)
     try:
-        before = frozen.forward([sequence])[0]
+        (before,) = frozen.forward([sequence])
         moved = _moved(scratch, sequence, STEP)
-        after = frozen.forward([sequence])[0]
+        (after,) = frozen.forward([sequence])
     finally:
         server.unload(frozen)
     if moved < SMALLEST_MOVE:
@@ -206,39 +208,10 @@ def _frozen(server: Server, scratch: Trainer, sequence: WireDatum) -> None:
 
 def _moved(trainer: Trainer, sequence: WireDatum, adam: AdamParams) -> float:
     """Largest change of a log-prob by one step on the sequence, in nats."""
-    before = trainer.forward([sequence])[0]
+    (before,) = trainer.forward([sequence])
     trainer.forward_backward([sequence], "importance_sampling")
     trainer.optim_step(adam)
     return _gap(trainer.forward([sequence])[0], before)
-
-
-def _sampler_law(policy: Trainer, sampler: Sampler, prompt: Sequence[int]) -> tuple[float, bool]:
-    """Largest gap between sampler and trainer at temperature 1, and whether a seed repeats its tokens."""
-    answers = asyncio.run(_answers(sampler, prompt, ANSWER_TOKENS, ()))
-    if any(a.logprobs is None or len(a.logprobs) != len(a.token_ids) for a in answers):
-        raise _refusal("does not return the log-probs of sampled tokens, without which nothing can be weighted")
-    data, ours = [], []
-    for a in answers:
-        tokens = [*prompt, *a.token_ids]
-        zeros = np.zeros(len(tokens) - 1)
-        data.append(WireDatum(tuple(tokens[:-1]), tuple(tokens[1:]), zeros, zeros))
-        ours.append(np.array(a.logprobs))
-    gaps = [np.abs(lp[len(prompt) - 1 :] - own) for lp, own in zip(policy.forward(data), ours, strict=True)]
-    mean, worst = float(np.mean(np.concatenate(gaps))), float(np.max(np.concatenate(gaps)))
-    if not mean <= LARGEST_MEAN_GAP:
-        raise _refusal(
-            f"returns log-probs with its samples that differ from the trainer's by {mean:.3g} nats per token (another "
-            f"temperature, a filtered law, or other weights), {SAME_LAW}"
-        )
-    firsts = sorted({a.token_ids[0] for a in answers})
-    again = asyncio.run(_answers(sampler, prompt, ANSWER_TOKENS, firsts))
-    if any(a.stop == "stop" and (not a.token_ids or a.token_ids[-1] not in firsts) for a in again):
-        raise _refusal("leaves the end token out of an answer, so that ending could not be trained")
-    return worst, [a.token_ids[:1] for a in again] == [a.token_ids[:1] for a in answers]
-
-
-async def _answers(sampler: Sampler, prompt: Sequence[int], tokens: int, stop: Sequence[int]) -> list[RawSample]:
-    return list(await asyncio.gather(*(sampler.sample(prompt, tokens, 1.0, stop, seed) for seed in range(SAMPLES))))
 
 
 def _gap(a: FloatArray, b: FloatArray) -> float:

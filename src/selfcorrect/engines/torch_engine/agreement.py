@@ -1,34 +1,21 @@
-"""Does a sampler with weights of its own sample from the trainer's law? Asked once, at the start."""
+"""Checks once, at the start, that a sampler with its own weights samples from the trainer's law."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
+from selfcorrect.engines.base import LARGEST_MEAN_GAP, Sampled, SampleRequest, SamplingParams
 from selfcorrect.errors import EngineError
-from selfcorrect.types import BoolArray, FloatArray, IntArray
+from selfcorrect.types import Datum, FloatArray
 
-EXACT_GAP = 1e-4
-"""Nats: below it a sampler's log-probs count as the trainer's, as in the conformance suite."""
-LARGEST_MEAN_GAP = 0.5
-"""Nats per token: above it the sampler has another model or another law. Rounding in bfloat16 gives about 0.01."""
 PROMPTS, ANSWER_TOKENS = 8, 8
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """An answer of the sampler as a sequence to score."""
-
-    tokens_T: IntArray
-    sampled_T: BoolArray
 
 
 def largest_gap(
     sample: Callable[[Sequence[SampleRequest], SamplingParams], Sequence[Sampled]],
-    score: Callable[[Sequence[Asked]], Sequence[FloatArray]],
+    score: Callable[[Sequence[Datum]], Sequence[FloatArray]],
     vocabulary: int,
 ) -> float:
     """Largest difference in nats between the log-probs of the sampler and those of the trainer.
@@ -41,20 +28,20 @@ def largest_gap(
         vocabulary: prompts are drawn from it.
 
     Raises:
-        EngineError: the two differ by more than any rounding does.
+        EngineError: the two differ by more than rounding explains.
     """
     rng = np.random.default_rng(0)
     prompts = [tuple(int(t) for t in rng.integers(vocabulary, size=4 + i)) for i in range(PROMPTS)]
     requests = [SampleRequest(prompt, ("agreement", i)) for i, prompt in enumerate(prompts)]
-    sequences: list[Asked] = []
-    theirs: list[float] = []
+    sequences: list[Datum] = []
     for temperature in (1.0, 0.0):
         for request, answer in zip(requests, sample(requests, SamplingParams(ANSWER_TOKENS, temperature)), strict=True):
-            tokens = np.array([*request.prompt_ids, *answer.token_ids])
-            sequences.append(Asked(tokens, np.arange(len(tokens)) >= len(request.prompt_ids)))
-            theirs += answer.logprobs
-    ours = np.concatenate([lp[s.sampled_T] for lp, s in zip(score(sequences), sequences, strict=True)])
-    gaps = np.abs(ours - np.array(theirs))
+            tokens_T = np.array([*request.prompt_ids, *answer.token_ids])
+            logprobs_T = np.array([*[0.0] * len(request.prompt_ids), *answer.logprobs])
+            sampled_T = np.arange(len(tokens_T)) >= len(request.prompt_ids)
+            sequences.append(Datum(tokens_T, np.zeros(len(tokens_T)), logprobs_T, sampled_T))
+    scored = zip(score(sequences), sequences, strict=True)
+    gaps = np.concatenate([np.abs(lp - s.logprobs_T)[s.sampled_T] for lp, s in scored])
     if not gaps.mean() <= LARGEST_MEAN_GAP:
         raise EngineError(
             f"the sampler's log-probs differ from the trainer's by {gaps.mean():.3g} nats per token, so it computes another "

@@ -1,4 +1,4 @@
-"""Attention on a CPU as torch does it best there: grouped heads unrepeated, and in float32 under bfloat16 weights."""
+"""Faster attention on a CPU: grouped heads are not repeated, and bfloat16 is computed in float32."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CPU_ATTENTION = "selfcorrect_cpu"
 
 
 def use_cpu_attention(model: Any) -> None:
-    """Replace PyTorch's SDPA attention, as transformers calls it, in a model on a CPU; other kinds are left alone.
+    """Replace PyTorch's SDPA attention, as transformers calls it, in a model on a CPU; leave other kinds alone.
 
-    transformers repeats keys and values for every query head wherever there is a mask, and torch's backward pass in
-    bfloat16 takes about twice the time of the one in float32.
+    transformers repeats keys and values for every query head wherever there is a mask, and torch's backward pass takes
+    about twice as long in bfloat16 as in float32.
     """
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
         model.set_attn_implementation(CPU_ATTENTION)
@@ -31,24 +31,24 @@ def cpu_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """As ``sdpa_attention_forward`` of transformers; shapes [B, heads, T, head width], the result [B, T, heads, width]."""
     width, known = query.shape[2], key.shape[2]
-    plain = all(value is None or name not in ("position_bias", "cache", "softcap") for name, value in others.items())
+    plain = all(options.get(name) is None for name in ("position_bias", "cache", "softcap"))
     if width == 1 or not plain or (attention_mask is None and width != known):
-        # decoding (where transformers packs the heads, and casting the whole cache would cost more) and the unusual
-        theirs: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **others
+        # unusual options, and decoding: there transformers packs the heads, and casting the whole cache would cost more
+        usual: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **options
         )
-        return theirs
+        return usual
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     out = scaled_dot_product_attention(
         query.float(),
         key.float(),
         value.float(),
         attn_mask=attention_mask,
-        dropout_p=others.get("dropout", 0.0),
+        dropout_p=options.get("dropout", 0.0),
         scale=scaling,
         is_causal=attention_mask is None and causal,
         enable_gqa=query.shape[1] != key.shape[1],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from selfcorrect.errors import ModelError
+
+Hit = tuple[int, int, int]
+"""(cache id, row, tokens covered) of a stored prefix."""
 
 
 def run_decoder(decoder: nn.Module, cache: Cache, **inputs: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def run_decoder(decoder: nn.Module, cache: Cache, **inputs: Tensor) -> Tensor:
 
 @functools.cache
 def cache_argument(decoder: type[nn.Module]) -> str:
-    """What this class calls its cache: transformers 5.24 renamed it. The wrong name would vanish in ``**kwargs``.
+    """The name of this class's cache argument: transformers 5.24 renamed it. A wrong name would vanish in ``**kwargs``.
 
     Raises:
         ModelError: it takes none.
@@ -55,16 +57,9 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checke
         self._layers: list[tuple[Tensor, Tensor] | None] = list(layers)
         self.valid_BS = valid_BS
         """True where a slot holds a token of the row; shape [B, capacity]."""
+        self.capacity = valid_BS.shape[1]
         self.length = length
-        """Slots written so far, by all layers."""
-
-    @classmethod
-    def empty(cls, n_layers: int, rows: int, capacity: int, device: torch.device) -> SlotCache:
-        return cls([None] * n_layers, torch.zeros(rows, capacity, dtype=torch.bool, device=device), 0)
-
-    @property
-    def capacity(self) -> int:
-        return self.valid_BS.shape[1]
+        """Slots that all layers have written. The caller adds a pass's slots after it."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: object, **_kwargs: object
@@ -84,27 +79,21 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checke
         stored[1][:, :, self.length : end] = value_states
         return stored[0][:, :, :end], stored[1][:, :, :end]
 
-    def advance(self, slots: int) -> None:
-        """Call after a forward pass: the slots it wrote become part of the past."""
-        self.length += slots
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
     def select(self, rows: Tensor, capacity: int) -> SlotCache:
         """Copy of some rows (repeats allowed) with room for ``capacity`` slots."""
-        layers = [
-            None if kv is None else (self._take(kv[0], rows, capacity), self._take(kv[1], rows, capacity))
-            for kv in self._layers
-        ]
+
+        def copied(tensor: Tensor) -> Tensor:
+            out = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
+            out[:, :, : self.length] = tensor[rows, :, : self.length]
+            return out
+
+        layers = [None if kv is None else (copied(kv[0]), copied(kv[1])) for kv in self._layers]
         valid_BS = torch.zeros(len(rows), capacity, dtype=torch.bool, device=self.valid_BS.device)
         valid_BS[:, : self.length] = self.valid_BS[rows, : self.length]
         return SlotCache(layers, valid_BS, self.length)
-
-    def _take(self, tensor: Tensor, rows: Tensor, capacity: int) -> Tensor:
-        out = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
-        out[:, :, : self.length] = tensor[rows, :, : self.length]
-        return out
 
     @staticmethod
     def concatenate(parts: Sequence[SlotCache]) -> SlotCache:
@@ -118,22 +107,12 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checke
         return SlotCache(layers, torch.cat([p.valid_BS for p in parts]), max(p.length for p in parts))
 
 
-def prefix_key(token_ids: Sequence[int]) -> bytes:
-    return np.asarray(token_ids, dtype=np.int32).tobytes()
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    cache: SlotCache
-    keys: tuple[bytes, ...]
-
-
 class PrefixStore:
-    """Caches of answered prompts, found again by the exact token ids that were fed. Oldest dropped first."""
+    """Caches of answered prompts, found by the exact token ids that were fed. The oldest is dropped first."""
 
     def __init__(self, slot_budget: int) -> None:
         self._slot_budget = slot_budget
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, tuple[SlotCache, list[bytes]]] = {}
         self._where: dict[bytes, tuple[int, int]] = {}
         self._next_id = 0
 
@@ -146,35 +125,35 @@ class PrefixStore:
         """Keep a cache whose row i holds exactly the tokens ``fed_ids[i]``."""
         if cache.valid_BS.shape[0] * cache.length > self._slot_budget:
             return
-        keys = tuple(prefix_key(ids) for ids in fed_ids)
-        self._kept[self._next_id] = _Kept(cache, keys)
+        keys = [np.asarray(ids, dtype=np.int32).tobytes() for ids in fed_ids]
+        self._kept[self._next_id] = cache, keys
         self._where.update({key: (self._next_id, row) for row, key in enumerate(keys)})
         self._next_id += 1
-        while sum(k.cache.valid_BS.numel() for k in self._kept.values()) > self._slot_budget:
+        while sum(kept.valid_BS.numel() for kept, _ in self._kept.values()) > self._slot_budget:
             oldest = next(iter(self._kept))
-            for key in self._kept.pop(oldest).keys:
+            for key in self._kept.pop(oldest)[1]:
                 if self._where.get(key, (None,))[0] == oldest:
                     del self._where[key]
 
-    def find(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, int, int] | None]:
-        """Per prompt, (cache id, row, tokens covered) of its longest stored proper prefix, or None."""
+    def find(self, prompts: Sequence[Sequence[int]]) -> list[Hit | None]:
+        """The longest stored proper prefix of each prompt, or None."""
         lengths = sorted({len(key) for key in self._where}, reverse=True)
-        return [self._longest(prefix_key(p), lengths) for p in prompts]
+        hits: list[Hit | None] = []
+        for prompt in prompts:
+            whole = np.asarray(prompt, dtype=np.int32).tobytes()
+            stored = (n for n in lengths if n < len(whole) and whole[:n] in self._where)
+            n_bytes = next(stored, 0)
+            hits.append((*self._where[whole[:n_bytes]], n_bytes // 4) if n_bytes else None)
+        return hits
 
-    def _longest(self, whole: bytes, lengths: Sequence[int]) -> tuple[int, int, int] | None:
-        for n_bytes in lengths:
-            if n_bytes < len(whole) and (hit := self._where.get(whole[:n_bytes])) is not None:
-                return (*hit, n_bytes // 4)
-        return None
-
-    def gather(self, hits: Sequence[tuple[int, int, int]], extra_slots: int) -> SlotCache:
+    def gather(self, hits: Sequence[Hit], extra_slots: int) -> SlotCache:
         """One cache with the rows of ``hits`` in order and room for ``extra_slots`` more."""
         used = sorted({cache_id for cache_id, _, _ in hits})
-        capacity = max(self._kept[i].cache.length for i in used) + extra_slots
+        capacity = max(self._kept[i][0].length for i in used) + extra_slots
         parts, order = [], []
         for cache_id in used:
             wanted = [n for n, hit in enumerate(hits) if hit[0] == cache_id]
-            cache = self._kept[cache_id].cache
+            cache = self._kept[cache_id][0]
             rows = torch.tensor([hits[n][1] for n in wanted], device=cache.valid_BS.device)
             parts.append(cache.select(rows, capacity))
             order += wanted

@@ -19,6 +19,7 @@ from selfcorrect.algorithm.losses import cross_entropy_loss, importance_sampling
 from selfcorrect.config import ModelConfig, TorchEngineConfig
 from selfcorrect.engines.base import (
     CURRENT,
+    EXACT_GAP,
     AdamParams,
     EngineInfo,
     OptimResult,
@@ -30,12 +31,13 @@ from selfcorrect.engines.base import (
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import ResolvedModel, load_model, model_directory, save_generation_config
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
-from selfcorrect.engines.torch_engine.agreement import EXACT_GAP, largest_gap
+from selfcorrect.engines.torch_engine.agreement import largest_gap
 from selfcorrect.engines.torch_engine.attention import use_cpu_attention
 from selfcorrect.engines.torch_engine.checkpoint import checkpoint_tensors
 from selfcorrect.engines.torch_engine.freed import return_freed_memory
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
-from selfcorrect.engines.torch_engine.sampler import Sampler, Sampling
+from selfcorrect.engines.torch_engine.sampler import Sampler
+from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.engines.torch_engine.weights import Weights
 from selfcorrect.engines.vllm_extra import require_vllm
 from selfcorrect.errors import EngineError, ModelError
@@ -47,12 +49,14 @@ Pending = tuple[Sequence[SampleRequest], SamplingParams, "asyncio.Future[list[Sa
 class TorchEngine:
     """Any Hugging Face causal language model with full attention, on a CPU or one GPU.
 
+    The verbs without a docstring are described in ``Engine``.
+
     Args:
         model: a causal language model, any dtype; moved to evaluation mode (no dropout in any pass).
         chat: the model's chat format.
         settings: token budgets and device.
         lora: rank and alpha of LoRA adapters, or None to train every weight.
-        sampler: one with weights of its own, which are published to it at once; None samples with the model itself.
+        sampler: one with its own weights, to which the model's are published now; None samples with the model itself.
 
     Raises:
         ModelError: the model's logits are not its output head on its last hidden state, so that log-probs at chosen
@@ -66,7 +70,7 @@ class TorchEngine:
         chat: ChatFormat,
         settings: TorchEngineConfig,
         lora: tuple[int, float] | None = None,
-        sampler: Sampling | None = None,
+        sampler: VllmSampler | None = None,
     ) -> None:
         self.chat = chat
         self._settings = settings
@@ -80,13 +84,12 @@ class TorchEngine:
         use_cpu_attention(model)
         self._scorer = Scorer(model)
         config = model.config
-        self._sampler: Sampling = sampler or Sampler(
-            model,
-            config.num_hidden_layers,
-            chat.pad_id,
-            self._device,
-            settings.tokens_per_sampling_batch,
+        self._sampler: Sampler | VllmSampler = sampler or Sampler(
+            model, config.num_hidden_layers, chat.pad_id, self._device, settings.tokens_per_sampling_batch
         )
+        self.answered: Callable[[int], None] = lambda _n: None
+        """See ``TellsProgress``."""
+        self._sampler.answered = lambda n: self.answered(n)  # noqa: PLW0108  # ``answered`` may be set later
         self._pending: list[Pending] = []
         self._stale = False
         self._broken: str | None = None
@@ -117,27 +120,25 @@ class TorchEngine:
 
         Args:
             resolved: where the model is.
-            chat: its chat format (already checked).
+            chat: its chat format.
             model: precision and adapter settings.
-            settings: engine settings.
-            frozen: for measuring only: no adapters, and no float32 masters beside bfloat16 weights.
+            settings: of the engine.
+            frozen: for measuring only: no adapters, and no float32 masters of bfloat16 weights.
 
         Raises:
-            ModelError: the model cannot be loaded or does not fit the job.
-            ConfigError: the sampler that is asked for is not installed.
+            ModelError: the model cannot be loaded or used.
+            ConfigError: the sampler of the settings is not installed.
         """
         if settings.sampler == "vllm":
             require_vllm()
         device = _pick_device(settings.device)
         module = load_model(resolved, model.dtype, str(device), model.revision, model.trust_remote_code)
-        torch.manual_seed(0)  # adapters are initialised at random: the same in every run, as the base model is
+        torch.manual_seed(0)  # adapters are initialised at random, but equally in every run
         lora = (model.lora_rank, model.lora_alpha) if model.lora_rank and not frozen else None
         if frozen:
             module.requires_grad_(False)
         sampler = None
         if settings.sampler == "vllm":
-            from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
-
             sampler = VllmSampler.start(
                 model_directory(resolved, model.revision),
                 model.dtype,
@@ -148,17 +149,8 @@ class TorchEngine:
             )
         return cls(module, chat, settings, lora, sampler)
 
-    @property
-    def answered(self) -> Callable[[int], None]:
-        """See ``TellsProgress``."""
-        return self._sampler.answered
-
-    @answered.setter
-    def answered(self, tell: Callable[[int], None]) -> None:
-        self._sampler.answered = tell
-
     async def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
-        """See ``Engine.sample``. Calls made in the same turn of the event loop are answered by one batch."""
+        """See ``Engine.sample``. Calls made in the same turn of the event loop become one batch."""
         self._require_usable()
         if self._stale:
             raise EngineError(
@@ -177,8 +169,14 @@ class TorchEngine:
             calls = [(requests, future) for requests, p, future in pending if p == params and not future.done()]
             try:
                 flat = self._sampler.run([r for requests, _ in calls for r in requests], params)
-            except Exception as error:  # noqa: BLE001  # handed to every waiting caller
-                failure = self._sampling_failed(error)
+            except Exception as error:  # noqa: BLE001  # given to every waiting caller
+                failure = error
+                if not isinstance(error, EngineError):
+                    failure = EngineError(f"sampling failed: {error}", usable=True)
+                    try:
+                        self._sampler.drop_caches()
+                    except EngineError as lost:  # the sampler says itself that it is not usable
+                        failure = lost
                 for _, future in calls:
                     future.set_exception(failure)
                 continue
@@ -187,18 +185,7 @@ class TorchEngine:
                 future.set_result(flat[start : start + len(requests)])
                 start += len(requests)
 
-    def _sampling_failed(self, error: Exception) -> EngineError:
-        """A sampler that knows better says itself whether it can go on; of the engine's own state nothing moved."""
-        if isinstance(error, EngineError):
-            return error
-        try:
-            self._sampler.drop_caches()
-        except EngineError as lost:
-            return lost
-        return EngineError(f"sampling failed: {error}", usable=True)
-
     def logprobs(self, sequences: Sequence[Scored], policy: str) -> list[FloatArray]:
-        """See ``Engine.logprobs``."""
         self._require_usable()
         out: list[FloatArray] = [np.zeros(len(s.tokens_T)) for s in sequences]
         with torch.no_grad(), self._verb("logprobs"), self._weights.acting_as(policy):
@@ -207,7 +194,6 @@ class TorchEngine:
         return out
 
     def forward_backward(self, data: Sequence[Datum], loss: LossName) -> list[FloatArray]:
-        """See ``Engine.forward_backward``."""
         self._require_usable()
         self._sampler.drop_caches()  # training is where memory is short, and the weights are about to change
         return_freed_memory()
@@ -222,7 +208,6 @@ class TorchEngine:
         return out
 
     def optim_step(self, adam: AdamParams) -> OptimResult:
-        """See ``Engine.optim_step``."""
         self._require_usable()
         with self._verb("optim_step"):
             result = self._weights.step(adam)
@@ -230,21 +215,18 @@ class TorchEngine:
         return result
 
     def reset_optimiser(self) -> None:
-        """See ``Engine.reset_optimiser``."""
         self._weights.reset_optimiser()
 
     def publish(self) -> None:
-        """See ``Engine.publish``. A sampler with weights of its own gets them in place, merged with the adapters."""
+        """See ``Engine.publish``. A sampler with its own weights gets them in place, merged with the adapters."""
         with self._verb("publish"):
             self._sampler.publish(checkpoint_tensors(self._base))
         self._stale = False
 
     def snapshot(self, name: str) -> None:
-        """See ``Engine.snapshot``."""
         self._weights.snapshot(name)
 
     def restore(self, name: str) -> None:
-        """See ``Engine.restore``."""
         with self._verb("restore"):
             self._weights.restore(name)
         self._stale = True
@@ -254,13 +236,11 @@ class TorchEngine:
         return self._weights.gradients()
 
     def save(self, path: Path) -> None:
-        """See ``Engine.save``."""
         with self._verb("save"):
             path.mkdir(parents=True, exist_ok=True)
             self._weights.save(path)
 
     def load(self, path: Path) -> None:
-        """See ``Engine.load``."""
         with self._verb("load"):
             self._weights.load(path)
         self._broken = None
@@ -281,7 +261,7 @@ class TorchEngine:
             self._settings.tokens_per_microbatch,
             self.chat.pad_id,
             self._device,
-            share=not self._settings.gradient_checkpointing,  # a layer that runs again would extend the prefix's cache
+            share=not self._settings.gradient_checkpointing,  # a recomputed layer would extend the prefix's cache
         )
 
     def _gather(self, arrays: list[FloatArray], batch: MicroBatch) -> torch.Tensor:
@@ -291,7 +271,7 @@ class TorchEngine:
 
     @contextmanager
     def _verb(self, name: str) -> Iterator[None]:
-        """A failed verb clears half-made gradients, so that the engine stays usable."""
+        """Turn failures into ``EngineError``. A failed verb clears partial gradients, so that the engine stays usable."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -310,7 +290,7 @@ class TorchEngine:
             raise EngineError(f"the engine is not usable: {self._broken}", usable=False)
 
     def _compare_sampler(self) -> None:
-        """Publish, and say in ``info`` how far the sampler's log-probs are from the trainer's."""
+        """Publish, and record in ``info`` how far the sampler's log-probs are from the trainer's."""
         self.publish()
 
         def answers(requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
@@ -322,7 +302,7 @@ class TorchEngine:
                 ) from error
 
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
-        gap = largest_gap(answers, lambda asked: self.logprobs(asked, CURRENT), vocabulary)
+        gap = largest_gap(answers, lambda sequences: self.logprobs(sequences, CURRENT), vocabulary)
         self.info = replace(
             self.info,
             exact_sampler=self.info.exact_sampler and gap < EXACT_GAP,
@@ -337,15 +317,15 @@ class TorchEngine:
         wanted = np.arange(8) > 0
         with torch.no_grad():
             (batch,) = self._batches([ids], [wanted])
-            ours = self._scorer.logprobs(batch)
+            scored = self._scorer.logprobs(batch)
             logits = self._base(input_ids=batch.ids_BT, use_cache=False).logits[0, :-1].float()
-            theirs = logits.log_softmax(-1).gather(1, batch.targets_N[:, None]).squeeze(1)
+            expected = logits.log_softmax(-1).gather(1, batch.targets_N[:, None]).squeeze(1)
         bound = 1e-3 if self.info.dtype == "float32" else 0.1
-        if not torch.allclose(ours, theirs, atol=bound):
+        if not torch.allclose(scored, expected, atol=bound):
             raise ModelError(
                 f"this model's logits differ from its output head on its last hidden state by "
-                f"{float((ours - theirs).abs().max()):.3g} nats, so log-probs at chosen positions would be wrong (it scales "
-                "or caps its logits in a way not supported here); use another model"
+                f"{float((scored - expected).abs().max()):.3g} nats, so log-probs at chosen positions would be wrong (it scales "
+                "or caps its logits in an unsupported way); use another model"
             )
 
 

@@ -1,4 +1,4 @@
-"""Memory that was freed, given back to the system."""
+"""Returns freed memory to the system."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 
 def return_freed_memory() -> None:
-    """Let the C library give back what it keeps of freed memory, where it can (glibc); elsewhere nothing happens.
+    """Let glibc return the freed memory that it keeps; does nothing with other C libraries.
 
-    glibc keeps freed tensors of up to 32 MiB for itself, in holes that the tensors of the next phase may not fit: the peak
-    of a step is then that of two phases.
+    glibc keeps freed tensors of up to 32 MiB, in holes that the tensors of the next phase may not fit. The peak of a step
+    is then that of two phases together.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

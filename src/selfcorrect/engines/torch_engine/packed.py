@@ -1,7 +1,8 @@
 """Weights packed for products with few rows, for the sampler on a CPU.
 
-Decoding multiplies a matrix of a few dozen rows with every weight. From weights as the trainer holds them such products reach
-about half the speed of large ones; oneDNN's blocked layout, made once per published policy, is 1.5 to 1.7 times as fast (docs/results/step.md).
+Decoding multiplies a matrix of a few dozen rows by every weight. With weights as the trainer holds them, such products reach
+about half the speed of large ones. oneDNN's blocked layout, packed once per published policy, is 1.5 to 1.7 times as fast
+(docs/results/step.md).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 ROWS = 32
 """The layout is chosen for this many rows; others work too."""
 SMALLEST = 2**16
-"""Weights in a matrix below which nothing is gained: they stay in the processor's cache (and adapters are this small)."""
+"""Smaller matrices gain nothing and are not packed: they stay in the processor's cache. Adapters are this small."""
 
 
 class PackedWeights:
@@ -33,9 +34,10 @@ class PackedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the linear maps of the model use them; packs first where they were dropped. Only without gradients."""
+        """Let the model's linear maps use them; packs first if they were dropped. Only without gradients."""
         if len(self._packed) < len(self._linears):
-            self._packed = [_pack(m.weight) for m in self._linears]
+            reorder = torch.ops.mkldnn._reorder_linear_weight
+            self._packed = [reorder(linear.weight.detach(), ROWS) for linear in self._linears]
         try:
             for linear, weight in zip(self._linears, self._packed, strict=True):
                 linear.forward = partial(_product, weight, linear.bias)  # type: ignore[method-assign]
@@ -51,11 +53,6 @@ def _can_pack(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32
-
-
-def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-    return packed
 
 
 def _product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ LOGITS_CHUNK = 2**25
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
-    """Beginnings that several rows of a micro-batch have in common, each computed once."""
+    """Beginnings that several rows of a micro-batch share, each computed once."""
 
     ids_GP: Tensor
     """Right-padded."""
@@ -66,84 +66,75 @@ def micro_batches(
     """Group sequences of similar length so that a pass computes at most ``budget`` tokens, padding included.
 
     Sequences that are equal up to the token before their first scored position (the samples of one problem: its prompt)
-    compute that part once, where this saves tokens. Sequences without a scored position are left out. A single sequence
-    longer than the budget still gets its own pass.
+    compute that part once, if this saves tokens. Sequences without a scored position are left out. A single sequence
+    longer than the budget gets its own pass.
 
     Args:
         tokens: one array of token ids per sequence.
         positions: True where a token's log-prob is wanted; the first token has none.
         budget: tokens per pass.
-        pad_id: fills rows up; never attended to by a real token.
-        device: of the tensors made.
+        pad_id: fills rows up; no real token attends to it.
+        device: of the returned tensors.
         share: False computes every sequence whole.
     """
     scored = [i for i in range(len(tokens)) if positions[i].any()]
     assert not any(positions[i][0] for i in scored), "the first token of a sequence has no prediction"
-
-    def pack(sequences: Sequence[int], heads: Mapping[int, int]) -> list[_Pass]:
-        keys = {i: tokens[i][: heads[i]].tobytes() for i in sequences}
-        return [_Pass(tuple(group), keys, heads) for group in _pack(sequences, keys, heads, tokens, budget)]
-
-    nothing = dict.fromkeys(scored, 0)
-    plans = [pack(scored, nothing)]
+    whole = _Cut(tokens, dict.fromkeys(scored, 0))
+    plans = [[(group, whole) for group in whole.packed(scored, budget)]]
     if share:
-        heads = {i: int(positions[i].argmax()) - 1 for i in scored}
-        families = Counter(tokens[i][: heads[i]].tobytes() for i in scored)
-        several = [i for i in scored if heads[i] > 0 and families[tokens[i][: heads[i]].tobytes()] > 1]
-        plans.append(pack(several, heads) + pack(sorted(set(scored) - set(several)), nothing))
-    fewest = min(plans, key=lambda passes: sum(_computed(p.group, p.keys, p.heads, tokens) for p in passes))
-    return [_micro_batch(p.group, p.keys, p.heads, tokens, positions, pad_id, device) for p in fewest]
+        cut = _Cut(tokens, {i: int(positions[i].argmax()) - 1 for i in scored})
+        families = Counter(cut.keys.values())
+        several = [i for i in scored if cut.heads[i] > 0 and families[cut.keys[i]] > 1]
+        others = sorted(set(scored) - set(several))
+        plans.append([(group, cut) for group in cut.packed(several, budget)])
+        plans[-1] += [(group, whole) for group in whole.packed(others, budget)]
+    fewest = min(plans, key=lambda passes: sum(cut.computed(group) for group, cut in passes))
+    return [_micro_batch(group, cut, tokens, positions, pad_id, device) for group, cut in fewest]
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """Sequences of one pass, before any tensor is made."""
+class _Cut:
+    """Sequences cut in two: a head, which those that share it compute once, and a tail. Length 0: nothing is shared.
 
-    group: tuple[int, ...]
-    keys: Mapping[int, bytes]
-    """Equal for sequences that share their beginning."""
-    heads: Mapping[int, int]
-    """Length of that beginning; 0: nothing is shared."""
+    Args:
+        tokens: one array of token ids per sequence.
+        heads: length of the head of each sequence that may be packed, by its index.
+    """
 
+    def __init__(self, tokens: Sequence[IntArray], heads: Mapping[int, int]) -> None:
+        self.heads = heads
+        self.keys = {i: tokens[i][:n].tobytes() for i, n in heads.items()}
+        """Equal for sequences that share their head."""
+        self._tails = {i: len(tokens[i]) - n for i, n in heads.items()}
 
-def _computed(
-    group: Sequence[int], keys: Mapping[int, bytes], heads: Mapping[int, int], tokens: Sequence[IntArray]
-) -> int:
-    """Tokens that a pass computes, padding included."""
-    prefixes = len({keys[i] for i in group}) * max(heads[i] for i in group)
-    return prefixes + len(group) * max(len(tokens[i]) - heads[i] for i in group)
+    def computed(self, group: Sequence[int]) -> int:
+        """Tokens that one pass over these sequences computes, padding included."""
+        prefixes = len({self.keys[i] for i in group}) * max(self.heads[i] for i in group)
+        return prefixes + len(group) * max(self._tails[i] for i in group)
 
-
-def _pack(
-    sequences: Sequence[int],
-    keys: Mapping[int, bytes],
-    heads: Mapping[int, int],
-    tokens: Sequence[IntArray],
-    budget: int,
-) -> list[list[int]]:
-    """Fill passes in the order of length, families (equal keys) together, up to the budget."""
-    tails = {i: len(tokens[i]) - heads[i] for i in sequences}
-    longest: dict[bytes, int] = {}
-    for i in sequences:
-        longest[keys[i]] = max(longest.get(keys[i], 0), tails[i])
-    groups: list[list[int]] = []
-    for i in sorted(sequences, key=lambda i: (longest[keys[i]], keys[i], tails[i], i)):
-        if groups and _computed([*groups[-1], i], keys, heads, tokens) <= budget:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+    def packed(self, sequences: Sequence[int], budget: int) -> list[list[int]]:
+        """Fill passes in the order of length, sequences with equal heads together, up to the budget."""
+        keys, tails = self.keys, self._tails
+        longest: dict[bytes, int] = {}
+        for i in sequences:
+            longest[keys[i]] = max(longest.get(keys[i], 0), tails[i])
+        groups: list[list[int]] = []
+        for i in sorted(sequences, key=lambda i: (longest[keys[i]], keys[i], tails[i], i)):
+            if groups and self.computed([*groups[-1], i]) <= budget:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return groups
 
 
 def _micro_batch(
     group: Sequence[int],
-    keys: Mapping[int, bytes],
-    heads: Mapping[int, int],
+    cut: _Cut,
     tokens: Sequence[IntArray],
     positions: Sequence[BoolArray],
     pad_id: int,
     device: torch.device,
 ) -> MicroBatch:
+    heads, keys = cut.heads, cut.keys
     ids_BT = _padded([tokens[i][heads[i] :] for i in group], pad_id)
     rows_N, places_N = _padded([positions[i][heads[i] :] for i in group], False).nonzero(as_tuple=True)
     starts_B = torch.tensor([heads[i] for i in group])
@@ -186,7 +177,7 @@ def recompute_layers(model: nn.Module) -> None:
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(
-            "engine.gradient_checkpointing=true has no effect on this model, whose layers do not support it; drop the setting"
+            "engine.gradient_checkpointing=true has no effect on this model, whose layers do not support it; remove the setting"
         )
     for layer in layers:
         layer.forward = partial(_recomputed, layer.forward)
@@ -199,7 +190,7 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class OutputHead:
-    """A model's output head on chosen hidden states alone."""
+    """A model's output head on selected hidden states."""
 
     def __init__(self, model: Any) -> None:
         self._head: Any = model.get_output_embeddings()
@@ -207,8 +198,8 @@ class OutputHead:
         self.vocabulary = int(self._head.weight.shape[0])
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Float32 logits, shape [N, V]. Two dimensions on purpose: on a CPU, torch copies the whole head once per row of
-        a strided [B, 1, H] in bfloat16."""
+        """Float32 logits, shape [N, V]. Two dimensions on purpose: on a CPU in bfloat16, torch copies the whole head once
+        per row of a strided [B, 1, H]."""
         logits_NV: Tensor = self._head(hidden_NH).float()
         if self._softcap is not None:
             logits_NV = self._softcap * torch.tanh(logits_NV / self._softcap)
@@ -216,31 +207,27 @@ class OutputHead:
 
 
 class _Seam:
-    """Where the graph of rows is cut from that of the prefixes they share, so that one is differentiated after the other.
+    """Cuts the graph of the rows from that of the prefixes they share, so that one is differentiated after the other.
 
-    In one go autograd would hold the gradients that the rows give to the weights until those of the prefixes have come:
-    a second copy of all gradients.
+    In one backward pass autograd would hold the rows' gradients of the weights until those of the prefixes arrive: a second
+    copy of all gradients.
     """
 
     def __init__(self) -> None:
         self._made: list[Tensor] = []
         self._leaves: list[Tensor] = []
 
-    def cut(self, cache: DynamicCache) -> None:
-        """Put leaves into the cache for the keys and values of the prefixes."""
-        for layer in cache.layers:
-            layer.keys, layer.values = self._leaf(layer.keys), self._leaf(layer.values)
-
-    def _leaf(self, made: Tensor) -> Tensor:
-        if not made.requires_grad:
-            return made
-        leaf = made.detach().requires_grad_()
-        self._made.append(made)
+    def cut(self, tensor: Tensor) -> Tensor:
+        """A leaf in place of keys or values of the prefixes."""
+        if not tensor.requires_grad:
+            return tensor
+        leaf = tensor.detach().requires_grad_()
+        self._made.append(tensor)
         self._leaves.append(leaf)
         return leaf
 
     def backward(self) -> None:
-        """Hand on what the rows have left at the leaves."""
+        """Pass on the gradients that the rows have left at the leaves."""
         if self._made:
             torch.autograd.backward(self._made, [leaf.grad for leaf in self._leaves])
 
@@ -258,8 +245,8 @@ class Scorer:
         self._head = OutputHead(model)
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """Natural-log probabilities of ``targets_N``, float32, shape [N]. Call without gradients: all chunks' would be kept."""
-        hidden_NH = self._chosen(batch)
+        """Natural-log probabilities of ``targets_N``, float32, shape [N]. Call without gradients, or the logits of all chunks are kept."""
+        hidden_NH = self._hidden(batch)
         parts = self._chunks(len(hidden_NH))
         return torch.cat([self._score(hidden_NH[part], batch.targets_N[part]) for part in parts])
 
@@ -274,7 +261,7 @@ class Scorer:
             loss: of some tokens' log-probs [n] (with gradient) and their slice of N; a scalar.
         """
         seam = _Seam()
-        hidden_NH = self._chosen(batch, seam)
+        hidden_NH = self._hidden(batch, seam)
         leaf_NH = hidden_NH.detach().requires_grad_()
         scored = []
         for part in self._chunks(len(hidden_NH)):
@@ -285,46 +272,41 @@ class Scorer:
         seam.backward()
         return torch.cat(scored)
 
-    def _chosen(self, batch: MicroBatch, seam: _Seam | None = None) -> Tensor:
-        """The decoder's outputs that predict the targets, shape [N, H].
-
-        Right padding needs no mask: under causal attention no real token sees it, and its outputs are not read.
-        """
-        return self._hidden(batch, seam)[batch.rows_N, batch.reads_N]
-
     def _chunks(self, n: int) -> list[slice]:
         rows = max(1, LOGITS_CHUNK // self._head.vocabulary)
         return [slice(start, start + rows) for start in range(0, n, rows)]
 
-    def _hidden(self, batch: MicroBatch, seam: _Seam | None) -> Tensor:
+    def _hidden(self, batch: MicroBatch, seam: _Seam | None = None) -> Tensor:
+        """The decoder's outputs that predict the targets, shape [N, H].
+
+        Right padding needs no mask: under causal attention no real token sees it, and its outputs are not read.
+        """
         if batch.prefix is None:
             whole: Tensor = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-            return whole
-        # The keys and values of the prefixes have a graph: gradients of all rows flow back through the one pass.
+            return whole[batch.rows_N, batch.reads_N]
+        # The keys and values of the prefixes have a graph: gradients of all rows flow back through one pass over them.
         shared = batch.prefix
         cache = DynamicCache()
         run_decoder(self._decoder, cache, input_ids=shared.ids_GP)
         if seam is not None:
-            seam.cut(cache)
+            for layer in cache.layers:
+                layer.keys, layer.values = seam.cut(layer.keys), seam.cut(layer.values)
         cache.batch_select_indices(shared.prefix_of_B)
         rows, width = batch.ids_BT.shape
         starts_B1 = shared.lengths_G[shared.prefix_of_B][:, None]
         steps_T = torch.arange(width, device=batch.ids_BT.device)
         seen_BP = torch.arange(shared.ids_GP.shape[1], device=batch.ids_BT.device) < starts_B1
         mask_BTS = torch.cat(
-            [
-                seen_BP[:, None].expand(-1, width, -1),
-                (steps_T[:, None] >= steps_T).expand(rows, -1, -1),
-            ],
-            dim=2,
+            [seen_BP[:, None].expand(-1, width, -1), (steps_T[:, None] >= steps_T).expand(rows, -1, -1)], dim=2
         )
-        return run_decoder(
+        hidden_BTH = run_decoder(
             self._decoder,
             cache,
             input_ids=batch.ids_BT,
             attention_mask=mask_BTS[:, None],
             position_ids=starts_B1 + steps_T,
         )
+        return hidden_BTH[batch.rows_N, batch.reads_N]
 
     def _score(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         return -nn.functional.cross_entropy(self._head.logits(hidden_NH), targets_N, reduction="none")

@@ -1,4 +1,4 @@
-"""Sampling with a key-value cache for batches of unequal prompts, exactly at the asked temperature.
+"""Sampling with a key-value cache for batches of unequal prompts, exactly at the requested temperature.
 
 Each row draws from its own counter-based random stream, so its tokens do not depend on its neighbours, on the order
 of rows or on how a batch is split. An answer's cache is kept, so that the next attempt feeds only the bridge.
@@ -9,72 +9,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
-from selfcorrect.engines.torch_engine.cache import PrefixStore, SlotCache, run_decoder
+from selfcorrect.engines.torch_engine.cache import Hit, PrefixStore, SlotCache, run_decoder
 from selfcorrect.engines.torch_engine.packed import PackedWeights
 from selfcorrect.engines.torch_engine.passes import OutputHead
 from selfcorrect.types import FloatArray
 
 COMPACT_BELOW = 0.75
-"""Finished rows are dropped from the batch when fewer than this share still runs: a copy of the cache must pay."""
+"""Finished rows are dropped from the batch when fewer than this share is still running: a copy of the cache must pay."""
 
 BLOCK = 128
 """Tokens whose probabilities are summed before the rest; a divisor of most vocabularies, which then need no padding."""
 
 
-class Sampling(Protocol):
-    """What the torch engine asks of a sampler. Calls do not overlap."""
-
-    answered: Callable[[int], None]
-    """Called with the number of answers that have just been given."""
-
-    def run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
-        """Answer all requests, in their order, from the published weights.
-
-        Raises:
-            EngineError: it says whether the sampler can go on. After any other exception it can.
-        """
-        ...
-
-    def publish(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Sample from these weights from now on, and drop every cache made with older ones.
-
-        Args:
-            weights: name and tensor, as ``checkpoint_tensors`` makes them; computed only as far as they are read.
-        """
-        ...
-
-    def drop_caches(self) -> None:
-        """Forget what was kept of earlier prompts."""
-        ...
-
-
 @dataclass
 class _Row:
-    """One answer in the making."""
+    """One unfinished answer."""
 
     request: SampleRequest
     uniforms: FloatArray
+    """The row's own random stream in [0, 1): Philox, keyed by the request, counted by token position."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
 
-    def result(self) -> Sampled:
-        return Sampled(tuple(self.token_ids), tuple(self.logprobs), "end" if self.ended else "length")
-
-    def fed_ids(self) -> tuple[int, ...]:
-        """Tokens whose keys and values are in the cache: the last sampled token has not been fed."""
-        return (*self.request.prompt_ids, *self.token_ids[:-1])
-
 
 class Sampler:
-    """Batched autoregressive sampling on a Hugging Face causal language model, the trainer's own. See ``Sampling``."""
+    """Batched autoregressive sampling on a Hugging Face causal language model, the trainer's own.
+
+    ``VllmSampler`` has the same methods, on its own copy of the weights. Calls do not overlap.
+    """
 
     def __init__(self, model: Any, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int) -> None:
         self._decoder: nn.Module = model.get_decoder()
@@ -86,36 +56,36 @@ class Sampler:
         self._store = PrefixStore(slots_per_batch)
         self._packed = PackedWeights(model)
         self.answered: Callable[[int], None] = lambda _n: None
+        """Called with the number of answers in each batch that finishes."""
 
     def publish(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Trainer and sampler share the weights: only what was made of the old ones must go."""
+        """Sample from the published weights. Trainer and sampler share them, so only the caches must go."""
         self.drop_caches()
 
     def drop_caches(self) -> None:
+        """Forget what was kept of earlier prompts, and the packed weights."""
         self._store.clear()
         self._packed.drop()
 
     @torch.inference_mode()
     def run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
-        """Answer all requests, in their order."""
-        with self._packed.applied():
-            return self._run(requests, params)
-
-    def _run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
-        results: list[Sampled | None] = [None] * len(requests)
+        """Answer all requests, in their order, from the published weights. After any exception the sampler is still usable."""
+        rows = [
+            _Row(r, np.random.Generator(np.random.Philox(key=r.stream_key())).random(params.max_new_tokens))
+            for r in requests
+        ]
         hits = self._store.find([r.prompt_ids for r in requests])
         made: list[tuple[SlotCache, list[_Row]]] = []
-        for batch in self._batches(requests, hits, params.max_new_tokens):
-            rows = [_Row(requests[i], _uniforms(requests[i], params.max_new_tokens)) for i in batch]
-            made += self._run_batch(rows, [hits[i] for i in batch], params)
-            while sum(cache.valid_BS.numel() for cache, _ in made) > self._slots_per_batch:
-                made.pop(0)  # the store would drop it anyway; held until then, memory would grow with the batches
-            for i, row in zip(batch, rows, strict=True):
-                results[i] = row.result()
-            self.answered(len(rows))
-        for cache, rows in made:  # only now: adding may push out a cache that a later batch of this run continues
-            self._store.add(cache, [row.fed_ids() for row in rows])
-        return [r for r in results if r is not None]
+        with self._packed.applied():
+            for batch in self._batches(requests, hits, params.max_new_tokens):
+                made += self._run_batch([rows[i] for i in batch], [hits[i] for i in batch], params)
+                while sum(cache.valid_BS.numel() for cache, _ in made) > self._slots_per_batch:
+                    made.pop(0)  # the store would drop it anyway; held until then, memory would grow with the batches
+                self.answered(len(batch))
+        for cache, cached in made:  # only now: adding may push out a cache that a later batch of this run continues
+            # the last sampled token has not been fed: its keys and values are not in the cache
+            self._store.add(cache, [(*row.request.prompt_ids, *row.token_ids[:-1]) for row in cached])
+        return [Sampled(tuple(r.token_ids), tuple(r.logprobs), "end" if r.ended else "length") for r in rows]
 
     def _batches(self, requests: Sequence[SampleRequest], hits: Sequence[object], max_new: int) -> list[list[int]]:
         """Split into batches of similar prompts within the slot budget; continued rows apart from fresh ones."""
@@ -131,7 +101,7 @@ class Sampler:
         return batches
 
     def _run_batch(
-        self, rows: list[_Row], hits: list[tuple[int, int, int] | None], params: SamplingParams
+        self, rows: list[_Row], hits: list[Hit | None], params: SamplingParams
     ) -> list[tuple[SlotCache, list[_Row]]]:
         cache, logits_BV, positions_B = self._prefill(rows, hits, params.max_new_tokens)
         stop_ids = torch.tensor(sorted(params.stop_ids), dtype=torch.long, device=self._device)
@@ -142,7 +112,12 @@ class Sampler:
             uniforms_B = torch.tensor([row.uniforms[step] for row in running], dtype=torch.float64, device=self._device)
             tokens_B, logprobs_B = _draw(logits_BV, uniforms_B, params.temperature)
             ends_B = torch.isin(tokens_B, stop_ids)
-            _record(running, alive, tokens_B, logprobs_B, ends_B)
+            columns = (alive.tolist(), tokens_B.tolist(), logprobs_B.tolist(), ends_B.tolist())
+            for row, is_alive, token, logprob, ends in zip(running, *columns, strict=True):
+                if is_alive:
+                    row.token_ids.append(token)
+                    row.logprobs.append(finite(logprob))
+                    row.ended = ends
             alive = alive & ~ends_B
             n_alive = int(alive.sum())
             if n_alive == 0 or step == params.max_new_tokens - 1:
@@ -162,9 +137,9 @@ class Sampler:
         return retired
 
     def _prefill(
-        self, rows: Sequence[_Row], hits: Sequence[tuple[int, int, int] | None], max_new: int
+        self, rows: Sequence[_Row], hits: Sequence[Hit | None], max_new: int
     ) -> tuple[SlotCache, Tensor, Tensor]:
-        """Feed the prompts (each distinct one once), left-padded, after whatever the store already holds of them."""
+        """Feed each distinct prompt once, left-padded, after the part of it that the store already holds."""
         first_of: dict[tuple[int, ...], int] = {}
         unique: list[int] = []
         for i, row in enumerate(rows):
@@ -178,7 +153,8 @@ class Sampler:
         if known:
             cache = self._store.gather(known, width + max_new)
         else:
-            cache = SlotCache.empty(self._n_layers, len(unique), width + max_new, self._device)
+            valid_BS = torch.zeros(len(unique), width + max_new, dtype=torch.bool, device=self._device)
+            cache = SlotCache([None] * self._n_layers, valid_BS, 0)
         ids_BQ = torch.full((len(unique), width), self._pad_id, dtype=torch.long)
         real_BQ = torch.zeros(len(unique), width, dtype=torch.bool)
         for b, suffix in enumerate(suffixes):
@@ -210,13 +186,8 @@ class Sampler:
             old = cache.valid_BS[:, None, :past].expand(-1, width, -1)
             mask = torch.cat([old, new], dim=2)[:, None]
         hidden_BQH = run_decoder(self._decoder, cache, input_ids=ids_BQ, attention_mask=mask, position_ids=positions_BQ)
-        cache.advance(width)
+        cache.length += width
         return self._head.logits(hidden_BQH[:, -1])
-
-
-def _uniforms(request: SampleRequest, n: int) -> FloatArray:
-    """The row's own random stream in [0, 1): Philox, keyed by the request, counted by token position."""
-    return np.random.Generator(np.random.Philox(key=request.stream_key())).random(n)
 
 
 def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -232,8 +203,8 @@ def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Te
 def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The token at which the cumulated probabilities pass the uniform number, shape [B, 1].
 
-    In two steps, first over blocks of tokens: cumulated sums are in float64 (in float32 they drift over a large vocabulary),
-    and only a block's own in float32, which spares a float64 copy of the whole vocabulary.
+    It searches the blocks of tokens first, then one block. Cumulated sums are in float64, because in float32 they drift over
+    a large vocabulary; only the sum of one block is in float32, which avoids a float64 copy of the whole vocabulary.
     """
     rows, vocabulary = probs_BV.shape
     if vocabulary % BLOCK:
@@ -246,30 +217,21 @@ def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     row_B = torch.arange(rows, device=probs_BV.device)
     upto_BW = blocks_BKW[row_B, block_B1.squeeze(1)].double().cumsum(-1)
     tokens_B1 = block_B1 * BLOCK + _first_above(upto_BW, targets_B1 - before_B1)
-    return tokens_B1.clamp(max=vocabulary - 1)  # where nothing is a number; its log-prob is then refused
+    return tokens_B1.clamp(max=vocabulary - 1)  # if all are NaN; the log-prob is then refused
 
 
 def _first_above(cumulated_BN: Tensor, targets_B1: Tensor) -> Tensor:
-    """Index of the first cumulated sum above the target; rounding may not push it past the last one that grew."""
+    """Index of the first cumulated sum above the target; rounding never moves it past the last one that grew."""
     below = torch.nextafter(cumulated_BN[:, -1:], torch.zeros_like(targets_B1))
     found_B1 = torch.searchsorted(cumulated_BN, torch.minimum(targets_B1, below), right=True)
     return found_B1.clamp(max=cumulated_BN.shape[1] - 1)
-
-
-def _record(running: Sequence[_Row], alive: Tensor, tokens_B: Tensor, logprobs_B: Tensor, ends_B: Tensor) -> None:
-    columns = zip(running, alive.tolist(), tokens_B.tolist(), logprobs_B.tolist(), ends_B.tolist(), strict=True)
-    for row, is_alive, token, logprob, ends in columns:
-        if is_alive:
-            row.token_ids.append(token)
-            row.logprobs.append(finite(logprob))
-            row.ended = ends
 
 
 def finite(logprob: float) -> float:
     """The log-prob itself.
 
     Raises:
-        ValueError: it is not a number.
+        ValueError: it is NaN or infinite.
     """
     if not math.isfinite(logprob):
         raise ValueError(

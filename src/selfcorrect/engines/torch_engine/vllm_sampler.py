@@ -1,13 +1,13 @@
-"""vLLM as the torch engine's sampler: in this process, on the trainer's device, on a copy of the weights of its own.
+"""vLLM as the torch engine's sampler: in this process, on the trainer's device, with its own copy of the weights.
 
-The only module that imports vLLM, and only when this sampler is asked for. What is relied on was read in vLLM 0.32.0:
+The only module that imports vLLM, and only when this sampler is used. It relies on what the source of vLLM 0.32.0 shows:
 
 - ``logprobs_mode="processed_logprobs"`` gives the log-probs of the law a token was drawn from, log_softmax(logits / T),
   and at temperature 0 those of the model at temperature 1.
-- A seed makes a request's own stream; temperatures in (0, 0.01) are raised in silence, and above 2 refused.
-- ``reload_weights`` takes tensors by their checkpoint's names and writes them into the places in use. A weight that is
-  missing is a warning only: so the model starts from random weights, and the first publication has to bring all of them.
-- ``generation_config="vllm"`` and ``ignore_eos`` keep the model's own sampling defaults and end tokens out.
+- A seed gives a request its own stream. Temperatures in (0, 0.01) are raised silently, and those above 2 refused.
+- ``reload_weights`` takes tensors by their checkpoint's names and writes them in place. A missing weight is only a warning.
+  The model therefore starts from random weights, so that a weight missing from the first publication is noticed.
+- ``generation_config="vllm"`` and ``ignore_eos`` exclude the model's own sampling defaults and end tokens.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from selfcorrect.engines.vllm_extra import require_vllm
 from selfcorrect.errors import EngineError, ModelError
 
 COOLEST, HOTTEST = 0.01, 2.0
-"""Temperatures that vLLM takes as they are, besides 0."""
+"""Temperatures that vLLM uses unchanged, besides 0."""
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
-"""Set where the user has not: its log is for a server's operator."""
+"""Set if the user has not set them: the log is meant for a server's operator."""
 
 
 class VllmSampler:
-    """See ``Sampling``.
+    """Samples with vLLM. Same methods as ``Sampler``; calls do not overlap.
 
     Args:
         llm: vLLM's ``LLM``.
-        vocabulary: tokens that the model embeds; vLLM reads past the table for others.
+        vocabulary: number of tokens that the model embeds; vLLM reads past the table for others.
     """
 
     def __init__(self, llm: Any, vocabulary: int) -> None:
@@ -65,11 +65,9 @@ class VllmSampler:
 
         Args:
             directory: of the model; its config is read.
-            dtype: of the trainer's model, ``float32`` or ``bfloat16``.
-            device: of the trainer.
+            dtype, device, trust_remote_code: as for the trainer's model.
             memory_gb: GiB for the key-value cache.
-            trust_remote_code: as for the trainer's model.
-            vocabulary: tokens that the model embeds.
+            vocabulary: number of tokens that the model embeds.
 
         Raises:
             ConfigError: vLLM is not installed, or in another version.
@@ -77,17 +75,17 @@ class VllmSampler:
         """
         require_vllm()
         if "VLLM_LOGGING_LEVEL" not in os.environ:
-            logging.getLogger("vllm").setLevel(logging.ERROR)  # for what it says before it reads the variable
+            logging.getLogger("vllm").setLevel(logging.ERROR)  # what it logs before it reads the variable
         os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over as tensors of this process
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are passed as tensors of this process
         try:
-            with _undisturbed():
+            with _process_restored():
                 from vllm import LLM
                 from vllm.platforms import current_platform
 
                 if current_platform.device_type != device.type:
                     raise ModelError(
-                        f"this vLLM samples on {current_platform.device_type}, and the trainer's device is {device.type}; set "
+                        f"this vLLM samples on {current_platform.device_type}, but the trainer's device is {device.type}; set "
                         "engine.device, or install the other build of vLLM (docs/engines.md)"
                     )
                 llm = LLM(
@@ -101,8 +99,8 @@ class VllmSampler:
                     enable_prefix_caching=True,
                     max_model_len=-1,  # the model's, or as much of it as the cache holds
                     kv_cache_memory_bytes=int(memory_gb * 2**30),
-                    gpu_memory_utilization=0.01,  # not read beside kv_cache_memory_bytes, but checked against what is free
-                    # on a CPU vLLM would compile for a minute at every start, and needs a C++ compiler for it
+                    gpu_memory_utilization=0.01,  # unused with kv_cache_memory_bytes, but checked against free memory
+                    # on a CPU vLLM would compile for a minute at every start, with a C++ compiler
                     enforce_eager=device.type == "cpu",
                     seed=0,
                 )
@@ -120,20 +118,40 @@ class VllmSampler:
         """Answer all requests, in their order.
 
         Raises:
-            ValueError: a request that vLLM would answer otherwise than asked; nothing was sampled.
-            EngineError: vLLM failed; says whether it can go on.
+            ValueError: vLLM would not answer a request as specified; nothing was sampled.
+            EngineError: vLLM failed; says whether it is still usable.
         """
-        self._require_whole()
+        self._require_usable()
         for request in requests:
             self._check(request, params)
-        from vllm import SamplingParams as Theirs
+        from vllm import SamplingParams as VllmParams
 
-        theirs = [_translated(Theirs, r, params) for r in requests]
+        # the law is softmax(logits / T), and only ``stop_ids`` end an answer
+        common = {
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "stop_token_ids": sorted(params.stop_ids),
+            "ignore_eos": True,
+            "detokenize": False,
+            "logprobs": 0,  # of the sampled token alone
+            "flat_logprobs": True,
+        }
+        each = [VllmParams(seed=request.stream_key() % 2**63, **common) for request in requests]
+        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
         ids: list[str] = []
+        finished: dict[int, Any] = {}
+        """By the number that vLLM gave each request, which counts up."""
+        engine = self._llm.llm_engine
         try:
-            prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
-            ids = self._llm.enqueue(prompts, theirs, use_tqdm=False)
-            finished = self._finish()
+            ids = self._llm.enqueue(prompts, each, use_tqdm=False)
+            while engine.has_unfinished_requests():
+                ended = [output for output in engine.step() if output.finished]
+                finished |= {int(output.request_id): output for output in ended}
+                if ended:
+                    self.answered(len(ended))
         except BaseException as error:
             self._clear(ids)
             if not isinstance(error, Exception):
@@ -144,7 +162,7 @@ class VllmSampler:
         return [_sampled(finished[key], params) for key in sorted(finished)]
 
     def publish(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy weights into vLLM's own, in place, and forget what it cached of the old ones.
+        """Copy weights into vLLM's own, in place, and drop the caches made with the old ones.
 
         Args:
             weights: all of the model's, by the names of its checkpoint.
@@ -153,16 +171,16 @@ class VllmSampler:
             EngineError: not usable: some weights are new and some are old.
             ModelError: the weights cannot be written as a checkpoint.
         """
-        self._require_whole()
+        self._require_usable()
         self._broken = "vLLM took only some of the published weights"
         try:
-            with _undisturbed():
+            with _process_restored():
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
                 self._llm.apply_model(_pack_tied)
         except ModelError:
             raise
         except Exception as error:
-            raise EngineError(f"handing the weights to vLLM failed: {error}", usable=False) from error
+            raise EngineError(f"publishing the weights to vLLM failed: {error}", usable=False) from error
         self._broken = None
         self.drop_caches()
 
@@ -174,7 +192,7 @@ class VllmSampler:
         """
         if not self._llm.reset_prefix_cache():
             self._broken = "vLLM did not drop its cache"
-            self._require_whole()
+            self._require_usable()
 
     def _check(self, request: SampleRequest, params: SamplingParams) -> None:
         if params.temperature and not COOLEST <= params.temperature <= HOTTEST:
@@ -192,38 +210,27 @@ class VllmSampler:
         if strange or not request.prompt_ids:
             raise ValueError(f"token id {strange[0]} is not in the vocabulary" if strange else "the prompt is empty")
 
-    def _finish(self) -> dict[int, Any]:
-        """Step until every request has ended; outputs by the number that vLLM gave them, which counts up."""
-        finished: dict[int, Any] = {}
-        engine = self._llm.llm_engine
-        while engine.has_unfinished_requests():
-            ended = [output for output in engine.step() if output.finished]
-            finished |= {int(output.request_id): output for output in ended}
-            if ended:
-                self.answered(len(ended))
-        return finished
-
     def _clear(self, ids: list[str]) -> None:
-        """After a failure in the middle: leave no request behind, or say that vLLM is lost."""
+        """After a failure: remove all requests, or mark vLLM as unusable."""
         try:
             engine = self._llm.llm_engine
             engine.abort_request(ids, internal=True)
             if not engine.has_unfinished_requests() and self._llm.reset_prefix_cache():
                 return
-        except Exception:  # noqa: BLE001  # whatever it is, the failure that led here is the one to tell
+        except Exception:  # noqa: BLE001  # the failure that led here is the one to report
             pass
         self._broken = "vLLM failed and could not be cleared"
 
-    def _require_whole(self) -> None:
+    def _require_usable(self) -> None:
         if self._broken is not None:
             raise EngineError(f"{self._broken}; start the command again", usable=False)
 
 
 def _pack_tied(model: torch.nn.Module) -> None:
-    """Let an output head that is the embedding be packed again.
+    """Pack an output head again that is the embedding.
 
-    On a CPU vLLM multiplies by a packed copy of a weight, and ``reload_weights`` makes a new one only for the layers that are
-    named to it: a tied head would keep its first weights for ever.
+    On a CPU vLLM multiplies by a packed copy of a weight. ``reload_weights`` renews it only for the layers in its list, and a
+    tied head would keep its first weights forever.
     """
     seen: set[int] = set()
     for module in model.modules():
@@ -235,43 +242,26 @@ def _pack_tied(model: torch.nn.Module) -> None:
         seen.add(id(weight))
 
 
-def _translated(theirs: Any, request: SampleRequest, params: SamplingParams) -> Any:
-    """vLLM's parameters for one request: the law is softmax(logits / T), and only ``stop_ids`` end an answer."""
-    return theirs(
-        max_tokens=params.max_new_tokens,
-        temperature=params.temperature,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        seed=request.stream_key() % 2**63,
-        stop_token_ids=sorted(params.stop_ids),
-        ignore_eos=True,
-        detokenize=False,
-        logprobs=0,  # of the sampled token alone
-        flat_logprobs=True,
-    )
-
-
 def _sampled(output: Any, params: SamplingParams) -> Sampled:
     (answer,) = output.outputs
     tokens = tuple(int(t) for t in answer.token_ids)
     logprobs = tuple(finite(float(lp)) for lp in answer.logprobs.logprobs)
     ended = answer.finish_reason == "stop"
-    whole = ended == (tokens[-1] in params.stop_ids) if tokens else False
-    if not whole or tuple(answer.logprobs.token_ids) != tokens or answer.finish_reason not in ("stop", "length"):
+    consistent = bool(tokens) and ended == (tokens[-1] in params.stop_ids)
+    if not consistent or tuple(answer.logprobs.token_ids) != tokens or answer.finish_reason not in ("stop", "length"):
         raise ValueError(
             f"vLLM ended an answer of {len(tokens)} tokens and {len(logprobs)} log-probs with "
-            f"{answer.finish_reason!r}, not at an end token that was asked for nor at the cap"
+            f"{answer.finish_reason!r}, neither at one of the end tokens nor at the cap"
         )
     return Sampled(tokens, logprobs, "end" if ended else "length")
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Undo what vLLM does to the process around it.
+def _process_restored() -> Iterator[None]:
+    """Undo what vLLM does to its process.
 
-    It lets child processes preload its libraries, pins ``torch.set_num_threads``, marks tracebacks with a rank, and warns of
-    others' deprecations.
+    It makes child processes preload its libraries, replaces ``torch.set_num_threads`` and the exception hook, and emits
+    deprecation warnings of other packages.
     """
     kept = {name: os.environ.get(name) for name in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
     set_num_threads, hook = torch.set_num_threads, sys.excepthook

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,35 +20,39 @@ class Weights:
     A parameter in float32 is its own master. A bfloat16 one gets a float32 copy: at small learning rates pure bfloat16
     updates are lost to rounding. Gradients are summed into the masters after every micro-batch for the same reason.
 
-    Snapshots are copies of the trainable tensors only, swapped in by pointer: the frozen policy then runs through the
-    very same modules and kernels as the current one, so that at step 0 the KL between them is exactly 0.
+    Snapshots are copies of the trainable tensors only, swapped in by pointer. The frozen policy then runs through the
+    same modules and kernels as the current one, so that at step 0 the KL between them is exactly 0.
     """
+
+    _adam: torch.optim.Optimizer
 
     def __init__(self, model: nn.Module) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self._params: list[Tensor] = [p for _, p in named]
         self._masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self._params]
-        self._adam = self._fresh_adam()
+        self.count = sum(p.numel() for p in self._params)
         self._snapshots: dict[str, list[Tensor]] = {}
+        self.reset_optimiser()
 
-    @property
-    def count(self) -> int:
-        return sum(p.numel() for p in self._params)
+    def reset_optimiser(self) -> None:
+        """Forget Adam's moments."""
+        # a model that is only measured may have nothing to train, which AdamW itself refuses
+        self._adam = torch.optim.AdamW(self._masters or [torch.zeros(0)], lr=0.0)
 
     def snapshot(self, name: str) -> None:
         self._snapshots[name] = [p.detach().clone() for p in self._params]
 
     @torch.no_grad()
     def restore(self, name: str) -> None:
-        """Copy a snapshot back into the parameters and their masters; fresh optimiser, no gradients.
+        """Copy a snapshot back into the parameters and their masters; reset the optimiser, drop the gradients.
 
         Raises:
             KeyError: no snapshot of that name.
         """
-        for p, m, frozen in zip(self._params, self._masters, self._snapshots[name], strict=True):
-            p.copy_(frozen)
-            m.copy_(frozen)
+        for param, master, frozen in zip(self._params, self._masters, self._snapshots[name], strict=True):
+            param.copy_(frozen)
+            master.copy_(frozen)
         self.zero_gradients()
         self.reset_optimiser()
 
@@ -61,19 +65,19 @@ class Weights:
         frozen = self._snapshots[policy]
         current = [p.data for p in self._params]
         try:
-            for p, f in zip(self._params, frozen, strict=True):
-                p.data = f
+            for param, tensor in zip(self._params, frozen, strict=True):
+                param.data = tensor
             yield
         finally:
-            for p, c in zip(self._params, current, strict=True):
-                p.data = c
+            for param, tensor in zip(self._params, current, strict=True):
+                param.data = tensor
 
     def collect_gradients(self) -> None:
         """Move the gradients of a micro-batch into the float32 masters."""
-        for p, m in zip(self._params, self._masters, strict=True):
-            if p is not m and p.grad is not None:
-                m.grad = p.grad.float() if m.grad is None else m.grad.add_(p.grad)
-                p.grad = None
+        for param, master in zip(self._params, self._masters, strict=True):
+            if param is not master and param.grad is not None:
+                master.grad = param.grad.float() if master.grad is None else master.grad.add_(param.grad)
+                param.grad = None
 
     def zero_gradients(self) -> None:
         for tensor in (*self._params, *self._masters):
@@ -81,32 +85,18 @@ class Weights:
 
     def gradients(self) -> dict[str, Tensor]:
         """Copies of the accumulated float32 gradients by parameter name; for tests and diagnostics."""
-        return {n: m.grad.clone() for n, m in zip(self.names, self._masters, strict=True) if m.grad is not None}
+        masters = zip(self.names, self._masters, strict=True)
+        return {name: master.grad.clone() for name, master in masters if master.grad is not None}
 
+    @torch.no_grad()
     def step(self, adam: AdamParams) -> OptimResult:
         """One Adam update with decoupled weight decay; clears the gradients.
 
         Raises:
-            EngineError: the gradient is not finite; the weights are as they were.
+            EngineError: the gradient is not finite; the weights are unchanged.
         """
-        norm = self._clip(adam.grad_clip)
-        for group in self._adam.param_groups:
-            group.update(
-                lr=adam.learning_rate,
-                betas=(adam.beta1, adam.beta2),
-                eps=adam.eps,
-                weight_decay=adam.weight_decay,
-            )
-        self._adam.step()
-        self._masters_to_params()
-        self.zero_gradients()
-        return OptimResult(norm, adam.learning_rate, adam.grad_clip is not None and norm > adam.grad_clip)
-
-    def _clip(self, limit: float | None) -> float:
-        grads = [m.grad for m in self._masters if m.grad is not None]
-        if not grads:
-            return 0.0
-        norm = torch.nn.utils.get_total_norm(grads)
+        grads = [master.grad for master in self._masters if master.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
         if not bool(torch.isfinite(norm)):
             self.zero_gradients()
             raise EngineError(
@@ -114,27 +104,29 @@ class Weights:
                 "lower train.learning_rate, or set train.grad_clip",
                 usable=True,
             )
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._masters, limit, norm)
-        return float(norm)
-
-    @torch.no_grad()
-    def _masters_to_params(self) -> None:
-        for p, m in zip(self._params, self._masters, strict=True):
-            if p is not m:
-                p.copy_(m)
+        if adam.grad_clip is not None and grads:
+            torch.nn.utils.clip_grads_with_norm_(self._masters, adam.grad_clip, norm)
+        for group in self._adam.param_groups:
+            group.update(
+                lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), eps=adam.eps, weight_decay=adam.weight_decay
+            )
+        self._adam.step()
+        for param, master in zip(self._params, self._masters, strict=True):
+            if param is not master:
+                param.copy_(master)
+        self.zero_gradients()
+        clipped = adam.grad_clip is not None and float(norm) > adam.grad_clip
+        return OptimResult(float(norm), adam.learning_rate, clipped)
 
     def save(self, path: Path) -> None:
         """Write masters, snapshots and optimiser state into a directory."""
-        save_file(
-            dict(zip(self.names, (m.detach().contiguous() for m in self._masters), strict=True)),
-            path / "weights.safetensors",
-        )
+
+        def write(tensors: Sequence[Tensor], file: str) -> None:
+            save_file({n: t.detach().contiguous() for n, t in zip(self.names, tensors, strict=True)}, path / file)
+
+        write(self._masters, "weights.safetensors")
         for name, frozen in self._snapshots.items():
-            save_file(
-                dict(zip(self.names, (f.contiguous() for f in frozen), strict=True)),
-                path / f"snapshot-{name}.safetensors",
-            )
+            write(frozen, f"snapshot-{name}.safetensors")
         torch.save(self._adam.state_dict(), path / "optimiser.pt")
 
     @torch.no_grad()
@@ -145,9 +137,9 @@ class Weights:
             KeyError: the file lacks a parameter of this model.
         """
         stored = load_file(path / "weights.safetensors")
-        for name, p, m in zip(self.names, self._params, self._masters, strict=True):
-            m.copy_(stored[name])
-            p.copy_(stored[name])
+        for name, param, master in zip(self.names, self._params, self._masters, strict=True):
+            master.copy_(stored[name])
+            param.copy_(stored[name])
         self._snapshots = {}
         for file in sorted(path.glob("snapshot-*.safetensors")):
             tensors = load_file(file)
@@ -156,11 +148,3 @@ class Weights:
             ]
         self._adam.load_state_dict(torch.load(path / "optimiser.pt", weights_only=True, map_location="cpu"))
         self.zero_gradients()
-
-    def reset_optimiser(self) -> None:
-        """Forget Adam's moments (between stages: our choice, the paper is silent)."""
-        self._adam = self._fresh_adam()
-
-    def _fresh_adam(self) -> torch.optim.Optimizer:
-        # a model that is only measured may have nothing to train, which AdamW itself refuses
-        return torch.optim.AdamW(self._masters or [torch.zeros(0)], lr=0.0)
