@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cost_model as cm
-import growth
+import growth_fit
 from selfcorrect.config import Config, load_config
 from selfcorrect.engines.tinker_engine.cluster import Cluster
 from work import Work
@@ -229,7 +229,7 @@ def measured_tables(result: Mapping[str, Any] | None) -> str:
             "Not measured yet: there is no `docs/results/growth.json`. `python benchmarks/growth.py` writes it, in about 20 "
             "minutes on two idle cores, and `python benchmarks/growth.py --write-page` puts its numbers here."
         )
-    found = growth.analyse(result)
+    found = growth_fit.analyse(result)
     rows = []
     for point, row in zip(result["points"], found["points"], strict=True):
         w, cells = point["work"], []
@@ -275,8 +275,8 @@ def _price_words(found: Mapping[str, Any]) -> str:
 def _line_rows(result: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for axis, line in found["lines"].items():
-        values = growth.along(result["points"], axis)
-        times = ", ".join(f"{sum(growth.measured_seconds(p).values()):.1f}" for _, p in values)
+        values = growth_fit.along(result["points"], axis)
+        times = ", ".join(f"{sum(growth_fit.measured_seconds(p).values()):.1f}" for _, p in values)
         r2 = "n/a" if line["r2"] is None else f"{line['r2']:.3f}"
         name = "problems, at fixed budgets" if axis == "batch" else axis.replace("_tokens", " tokens")
         rows.append([name, ", ".join(str(v) for v, _ in values), times, f"{line['slope']:.3f}", r2])
@@ -284,7 +284,7 @@ def _line_rows(result: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[lis
 
 
 def _batch_words(result: Mapping[str, Any]) -> str:
-    points = growth.along(result["points"], "batch")
+    points = growth_fit.along(result["points"], "batch")
     (few, first), (many, last) = points[0], points[-1]
     return (
         f"At fixed budgets {many // few} times the batch ({few} to {many} problems) took {last['peak'] / first['peak']:.2f} times "
@@ -294,7 +294,7 @@ def _batch_words(result: Mapping[str, Any]) -> str:
 
 def page(text: str) -> str:
     """The page with its generated parts renewed."""
-    result = json.loads(growth.RESULT.read_text(encoding="utf-8")) if growth.RESULT.exists() else None
+    result = json.loads(growth_fit.RESULT.read_text(encoding="utf-8")) if growth_fit.RESULT.exists() else None
     for name, made in (("measured", measured_tables(result)), ("applied", applied_tables())):
         marks = re.compile(rf"(<!-- {name}: made by benchmarks/growth.py -->\n).*?(<!-- end -->)", re.S)
         assert marks.search(text), f"{PAGE.name} has no part {name}"
