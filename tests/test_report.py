@@ -132,14 +132,14 @@ def test_methods_are_compared_where_the_runs_fit_together(tmp_path):
     assert page.methods[1].over_base.startswith("+65.0")  # 90 against 25
     other = made.begin(tmp_path / "going")
     page = page_of(runs[0], other.path)
-    assert page.methods == () and "not yet: going" in page.methods_note
+    assert page.methods == () and "still missing in: going" in page.methods_note
     page = page_of(runs[0], made.finished(tmp_path / "again"))
     assert page.methods == () and "not independent" in page.methods_note
 
 
 def test_a_run_that_has_only_begun_says_n_a_and_never_0(tmp_path):
     run = only(made.begin(tmp_path / "run").path)
-    assert run.state == "Begun; nothing measured yet"
+    assert run.state == "Started; nothing measured yet"
     assert all(not row.measured and row.n == row.delta == "n/a" for row in run.results.rows)
     assert (run.curves, run.flows, run.edits, run.levels, run.alarms) == ((), (), None, None, ())
     made.begin(tmp_path / "bare").metrics_file.unlink()
