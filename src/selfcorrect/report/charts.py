@@ -181,7 +181,7 @@ def draw_flow(chart: Flow) -> Drawing:
         for n, top, name in ((right, TOP, "right"), (total - right, TOP + right * unit + gap, "wrong")):
             if n:
                 middle = top + n * unit / 2
-                shapes.append(_shape("rect", f"node {name}", x=x(k) - 6, y=top, width=12, height=n * unit))
+                shapes.append(shape("rect", f"node {name}", x=x(k) - 6, y=top, width=12, height=n * unit))
                 shapes += [_text(at, middle - 2, name, anchor), _text(at, middle + 11, f"{n:,}", anchor)]
     summary = f"{chart.title}, {total:,} episodes: {', '.join(f'{row[1]} {row[2]} ({row[3]})' for row in rows[-4:])}."
     if chart.n_errors:
@@ -205,7 +205,7 @@ def draw_histogram(chart: Histogram) -> Drawing:
             if share:
                 height = max(y(0) - y(share), 0.5)
                 left = x(i / bins) + (s + 0.2) * width
-                shapes.append(_shape("rect", f"bar s{s}", x=left, y=y(0) - height, width=width, height=height))
+                shapes.append(shape("rect", f"bar s{s}", x=left, y=y(0) - height, width=width, height=height))
     rows = [
         (f"{i / bins:.2f} to {(i + 1) / bins:.2f}", *(f"{counts[i]:,}" for _, counts in chart.series))
         for i in range(bins)
@@ -248,7 +248,7 @@ def draw_levels(chart: Levels) -> Drawing:
             if estimate.has_interval:
                 shapes.append(_segment(x(estimate.low), at, x(estimate.high), at, f"line s{e} solid"))
             if estimate.n:
-                shapes.append(_shape("circle", f"dot s{e}", cx=x(estimate.value), cy=at, r=4))
+                shapes.append(shape("circle", f"dot s{e}", cx=x(estimate.value), cy=at, r=4))
     rows = [(level, *(e.text() for e in row), str(max(e.n for e in row))) for level, row in chart.rows]
     told = [
         f"{level}: " + ", ".join(f"{label} {e.text()}" for label, e in zip(chart.labels, row, strict=True))
@@ -328,7 +328,7 @@ def _path(steps: Sequence[int], values: Sequence[Number], x: Scale, y: Scale, st
         joined = _known(value)
     if len(parts) == 1:
         parts.append("h0.1")  # round line ends make a single step a dot
-    return _shape("path", style, d="".join(parts))
+    return shape("path", style, d="".join(parts))
 
 
 def _y_axis(low: float, high: float, y: Scale, unit: str) -> list[Markup]:
@@ -358,7 +358,7 @@ def _marks(marks: Sequence[tuple[float, str]]) -> list[Markup]:
     out, ends = [], [0.0] * len(MARK_ROWS_Y)
     for at, label in marks:
         width = LETTER * len(label)
-        begins = at if at + width < WIDTH else at - width
+        begins = at if at + width + LETTER < WIDTH else at - width
         row = next((i for i, end in enumerate(ends) if begins > end), len(ends) - 1)
         ends[row] = begins + width + LETTER
         anchor, aside = ("start", 3) if begins == at else ("end", -3)
@@ -373,18 +373,18 @@ def _band(x1: float, x2: float, y1: float, y2: float, thick: float, name: str) -
         f"M{x1:.1f} {y1:.2f}C{middle:.1f} {y1:.2f} {middle:.1f} {y2:.2f} {x2:.1f} {y2:.2f}v{thick:.2f}"
         f"C{middle:.1f} {y2 + thick:.2f} {middle:.1f} {y1 + thick:.2f} {x1:.1f} {y1 + thick:.2f}Z"
     )
-    return _shape("path", f"band {name}", d=d)
+    return shape("path", f"band {name}", d=d)
 
 
 def _segment(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
-    return _shape("line", style, x1=x1, y1=y1, x2=x2, y2=y2)
+    return shape("line", style, x1=x1, y1=y1, x2=x2, y2=y2)
 
 
 def _text(x: float, y: float, words: str, anchor: str, style: str = "label") -> Markup:
-    return _shape("text", style, words, x=x, y=y, text_anchor=anchor)
+    return shape("text", style, words, x=x, y=y, text_anchor=anchor)
 
 
-def _shape(tag: str, style: str, words: str = "", **attributes: float | str) -> Markup:
+def shape(tag: str, style: str, words: str = "", **attributes: float | str) -> Markup:
     """One SVG element. Numbers are pixels; ``words`` become visible, escaped text."""
     pairs = {name: v if isinstance(v, str) else f"{v:.2f}".rstrip("0").rstrip(".") for name, v in attributes.items()}
     listed = Markup("").join(Markup(' {}="{}"').format(name.replace("_", "-"), v) for name, v in pairs.items())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
 
 from selfcorrect.errors import DataError
-from selfcorrect.measuring.compare import compare_runs
+from selfcorrect.measuring.compare import Row, compare_runs
 from selfcorrect.measuring.intervals import Estimate, not_measured
 from selfcorrect.measuring.metrics import by_level
 from selfcorrect.measuring.test_time import ScalingCurves
@@ -33,19 +33,13 @@ class Result:
 
     name: str
     measured: bool
+    n: str
     accuracies: tuple[str, ...]
     delta: str
     i_to_c: str
     c_to_i: str
     changed: str
     copied: str
-    n: str
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    attempts: int
-    rows: tuple[Result, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +57,8 @@ class RunPage:
     name: str
     title: str
     state: str
-    results: Results
+    attempts: int
+    results: tuple[Result, ...]
     curves: tuple[Curves, ...]
     flows: tuple[Flow, ...]
     edits: Histogram | None
@@ -76,22 +71,9 @@ class RunPage:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodRow:
-    """One method over its seeds."""
-
-    name: str
-    t1: str
-    last: str
-    delta: str
-    over_base: str
-    seeds: int
-    problems: int
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     runs: tuple[RunPage, ...]
-    methods: tuple[MethodRow, ...]
+    methods: tuple[Row, ...]
     methods_note: str
     """If there are no rows, the reason."""
 
@@ -146,7 +128,8 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
         name=run.name,
         title=f"{METHODS.get(c.method.name, c.method.name)}, {c.model.name}, {c.task.name}, seed {c.seed}",
         state=_state(run),
-        results=Results(attempts, tuple(_result(name, run, attempts) for name in names)),
+        attempts=attempts,
+        results=tuple(_result(name, run, attempts) for name in names),
         curves=tuple(_curves(metric, run, ranges[metric.title]) for metric in CURVES if run.steps),
         flows=tuple(filter(None, (_flow(name, run) for name in MAIN))),
         edits=Histogram("Edit-distance ratio between the last two attempts", edits) if edits else None,
@@ -181,7 +164,7 @@ def _result(name: str, run: RunData, attempts: int) -> Result:
     words = NAMES.get(main, main) + (f": {CONTROLS[control]}" if control else "")
     summary = run.summaries.get(name)
     if summary is None:
-        return Result(words, False, ("n/a",) * attempts, *["n/a"] * 6)
+        return Result(words, False, "n/a", ("n/a",) * attempts, *["n/a"] * 5)
     if name == "final":
         words += f" (step {run.evals[name].step:,})"
     cells = ["n/a"] * 5
@@ -190,7 +173,7 @@ def _result(name: str, run: RunData, attempts: int) -> Result:
         cells = [last.delta.text(sign=True)]
         cells += [e.text() for e in (last.i_to_c, last.c_to_i, last.answer_changed, last.copied)]
     accuracies = tuple(summary.accuracy(k + 1).text() for k in range(attempts))
-    return Result(words, True, accuracies, *cells, n=f"{summary.n_problems:,}")
+    return Result(words, True, f"{summary.n_problems:,}", accuracies, *cells)
 
 
 def _curves(metric: Metric, run: RunData, limits: tuple[float, float]) -> Curves:
@@ -225,7 +208,7 @@ def _flow(name: str, run: RunData) -> Flow | None:
     for k in range(len(usable[0]) - 1):
         seen = Counter((v[k], v[k + 1]) for v in usable)
         counts.append((seen[True, True], seen[True, False], seen[False, True], seen[False, False]))
-    return Flow(NAMES[name], tuple(counts), failed)
+    return Flow(f"Right and wrong, {NAMES[name]}", tuple(counts), failed)
 
 
 def _levels(run: RunData) -> Levels | None:
@@ -262,7 +245,7 @@ def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
 
 
 def _accuracies(
-    title: str, axis: str, counts: Sequence[int], lines: dict[str, tuple[int, Sequence[Estimate]]]
+    title: str, axis: str, counts: Sequence[int], lines: Mapping[str, tuple[int, Sequence[Estimate]]]
 ) -> Curves:
     drawn = []
     for label, (style, estimates) in lines.items():
@@ -315,7 +298,7 @@ def _settings(run: RunData) -> tuple[tuple[str, str], ...]:
     return tuple(out)
 
 
-def _methods(runs: Sequence[RunData], paths: Sequence[Path]) -> tuple[tuple[MethodRow, ...], str]:
+def _methods(runs: Sequence[RunData], paths: Sequence[Path]) -> tuple[tuple[Row, ...], str]:
     unfinished = [run.name for run in runs if any(name not in run.held_out for name in MAIN)]
     if unfinished:
         return (), (
@@ -323,18 +306,6 @@ def _methods(runs: Sequence[RunData], paths: Sequence[Path]) -> tuple[tuple[Meth
             f"{', '.join(unfinished)}."
         )
     try:
-        rows = compare_runs(paths)
+        return tuple(replace(row, name=METHODS.get(row.name, row.name)) for row in compare_runs(paths)), ""
     except DataError as error:
         return (), f"Methods are not compared: {error}."
-    return tuple(
-        MethodRow(
-            METHODS.get(row.name, row.name),
-            row.t1.text(),
-            row.t2.text(),
-            row.delta.text(sign=True),
-            "" if row.name == "base" else row.t2_over_base.text(sign=True),
-            row.seeds,
-            row.problems,
-        )
-        for row in rows
-    ), ""

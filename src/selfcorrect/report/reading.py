@@ -34,7 +34,7 @@ TRAINING_TAIL_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Location:
     """Where an episode is in its file, and its tags, without its texts."""
 
     file: Path
@@ -49,7 +49,7 @@ class Line:
 class Episodes:
     """One file of episodes: an index of its lines, and each episode without its texts."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[Location, ...]
     bare: tuple[Episode, ...]
     """Ids, levels and verdicts, with empty texts. Empty for training episodes."""
     is_whole: bool = True
@@ -129,16 +129,14 @@ def read_run(path: Path) -> RunData:
     )
 
 
-def read_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def read_rows(lines: Sequence[Location]) -> list[dict[str, Any]]:
     """The complete rows of some lines, in their order."""
-    rows: dict[Line, dict[str, Any]] = {}
-    for file in {line.file for line in lines}:
-        with file.open("rb") as stream:
-            for line in lines:
-                if line.file == file:
-                    stream.seek(line.offset)
-                    rows[line] = json.loads(stream.readline())
-    return [rows[line] for line in lines]
+    rows = []
+    for line in lines:
+        with line.file.open("rb") as stream:
+            stream.seek(line.offset)
+            rows.append(json.loads(stream.readline()))
+    return rows
 
 
 def _index(file: Path, *, bare: bool) -> Episodes:
@@ -165,7 +163,7 @@ def _index(file: Path, *, bare: bool) -> Episodes:
                     f"{file} has a line that is not an episode ({error}); the file was changed, or another version wrote it; "
                     "restore it, or measure again"
                 ) from None
-            lines.append(Line(file, offset, episode.problem.id, episode.sample, tags_of(episode), row.get("step")))
+            lines.append(Location(file, offset, episode.problem.id, episode.sample, tags_of(episode), row.get("step")))
             offset += len(raw)
             if bare:
                 episodes.append(_without_texts(episode))

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from selfcorrect.records.lines import episode_from_row
-from selfcorrect.report.reading import Line, RunData, read_rows
+from selfcorrect.report.reading import Location, RunData, read_rows
 from selfcorrect.report.tags import TAGS, tags_of
 from selfcorrect.report.text import shown, visible
 
@@ -73,11 +73,11 @@ def _of_run(run: RunData, number: int, most: int, most_bytes: int) -> list[Entry
     return entries + _within([_entry({"training": row}, number) for row in rest], most_bytes * training // most)
 
 
-def balanced(lines: Sequence[Line], most: int) -> list[Line]:
+def balanced(lines: Sequence[Location], most: int) -> list[Location]:
     """Up to ``most`` lines. Groups of equal tags take turns, so that rare ones are seen; within a group, by lot."""
     shuffled = list(lines)
     random.Random(0).shuffle(shuffled)
-    groups: dict[tuple[str, ...], list[Line]] = {}
+    groups: dict[tuple[str, ...], list[Location]] = {}
     for line in shuffled:
         groups.setdefault(line.tags, []).append(line)
     turns = zip_longest(*(groups[key] for key in sorted(groups)))
@@ -87,10 +87,15 @@ def balanced(lines: Sequence[Line], most: int) -> list[Line]:
 def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
     """One episode of run ``number``: the rows of one problem, by whose answers they hold."""
     row = next(iter(rows.values()))
-    sides = {
-        who: {"tags": tags_of(episode_from_row(part)), "attempts": [_attempt(a) for a in part["attempts"]]}
-        for who, part in rows.items()
-    }
+    sides: dict[str, Any] = {}
+    for who, part in rows.items():
+        attempts = []
+        for a in part["attempts"]:
+            text, left_out = shown(a["text"])
+            kept = {key: a[key] for key in ("verdict", "tokens", "stop")}
+            short = {key: _short(a[key]) for key in ("extracted", "detail")}
+            attempts.append({"text": text, "leftOut": left_out, "given": a["source"] != "sampled", **kept, **short})
+        sides[who] = {"tags": tags_of(episode_from_row(part)), "attempts": attempts}
     entry: Entry = {
         "run": number,
         "id": _short(row["problem"]),
@@ -103,20 +108,6 @@ def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
     if row.get("step") is not None:
         entry |= {"step": row["step"], "stage": _short(row["stage"])}
     return entry
-
-
-def _attempt(a: dict[str, Any]) -> dict[str, Any]:
-    text, left_out = shown(a["text"])
-    return {
-        "text": text,
-        "leftOut": left_out,
-        "verdict": a["verdict"],
-        "extracted": _short(a["extracted"]),
-        "detail": _short(a["detail"]),
-        "tokens": a["tokens"],
-        "stop": a["stop"],
-        "given": a["source"] != "sampled",
-    }
 
 
 def _short(text: str | None) -> str | None:
