@@ -420,7 +420,7 @@ def test_train_ends_with_a_table_and_the_paths_of_what_it_wrote(cli, model, tmp_
     assert code == 0
     rows = [line for line in out.splitlines() if line.startswith("│")]
     names = [row.split("│")[1].strip() for row in rows]
-    assert names[0] == "base" and "base, attempt 1 of another".startswith(names[1]) and names[1] != "base"  # wrapped
+    assert names[0] == "base" and "base, attempt 1 swapped".startswith(names[1]) and names[1] != "base"  # wrapped
     assert any(row.split("│")[1].strip() == "score" for row in rows)
     paths = [
         line.split(maxsplit=1)[1] for line in out.splitlines() if line.split()[:1] in (["run"], ["model"], ["records"])

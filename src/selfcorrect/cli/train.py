@@ -69,6 +69,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     from selfcorrect.measuring.metrics import EvalSummary
     from selfcorrect.records.lines import EndRecord, EvalRecord
     from selfcorrect.records.run_directory import RunDirectory
+    from selfcorrect.report.reading import label_of
     from selfcorrect.trackers import Tracking, make_trackers
     from selfcorrect.training.loop import Observers, stop_on_signal
 
@@ -103,7 +104,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     if as_json:
         print(json.dumps({"run": str(run.path), "step": outcome.kept_step, "evaluations": summaries}))
         return
-    rows = {_row_name(name, config.method.name): EvalSummary.from_json(s) for name, s in summaries.items()}
+    rows = {label_of(name, config.method.name): EvalSummary.from_json(s) for name, s in summaries.items()}
     show(summary_table(rows, f"{config.task.name}, held-out problems, seed {config.seed}"))
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
 
@@ -111,10 +112,3 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
 def _announce_stop() -> None:
     """Runs in a signal handler, hence a plain write. A step or a measurement may still take minutes."""
     os.write(sys.stderr.fileno(), b"\nstopping after this step; a second signal stops at once\n")
-
-
-def _row_name(name: str, method: str) -> str:
-    """``final-swapped`` -> ``score, attempt 1 of another problem``."""
-    model, _, control = name.partition("-")
-    words = {"": "", "swapped": ", attempt 1 of another problem", "given-wrong": ", wrong attempt 1 given"}
-    return (method if model == "final" else model) + words.get(control, f", {control}")

@@ -135,22 +135,17 @@ def draw_curves(chart: Curves) -> Drawing:
         if smooth:
             shapes.append(_path(steps, smooth, x, y, f"line s{line.style}"))
     ends = [[_number(line.values[i], unit) if line.values else "n/a" for i in (0, -1)] for line in chart.lines]
-    told = "; ".join(f"{line.label} from {a} to {b}" for line, (a, b) in zip(chart.lines, ends, strict=True))
-    summary = f"{chart.title}, {chart.axis}s {first} to {last}: {told}." if steps else f"{chart.title}: n/a."
+    sentences = "; ".join(f"{line.label} from {a} to {b}" for line, (a, b) in zip(chart.lines, ends, strict=True))
+    summary = f"{chart.title}, {chart.axis}s {first} to {last}: {sentences}." if steps else f"{chart.title}: n/a."
     if chart.marks:
         summary += " Marked: " + ", ".join(f"{label} (step {step:g})" for step, label in chart.marks) + "."
-    return Drawing(
-        chart.title,
-        _svg(shapes, HEIGHT, summary),
-        summary,
-        "line",
-        tuple((line.style, line.label) for line in chart.lines),
-        (chart.axis, *(line.label for line in chart.lines)),
-        tuple(
-            (str(steps[i]), *(_with_interval(line, i, unit) for line in chart.lines))
-            for i in _spread_out(len(steps), MOST_ROWS)
-        ),
+    legend = tuple((line.style, line.label) for line in chart.lines)
+    table = tuple(
+        (str(steps[i]), *(_with_interval(line, i, unit) for line in chart.lines))
+        for i in _spread_out(len(steps), MOST_ROWS)
     )
+    head = (chart.axis, *(line.label for line in chart.lines))
+    return Drawing(chart.title, _svg(shapes, HEIGHT, summary), summary, "line", legend, head, table)
 
 
 def draw_flow(chart: Flow) -> Drawing:
@@ -216,15 +211,9 @@ def draw_histogram(chart: Histogram) -> Drawing:
         f"{label}: {_number(row[0], 'share')} in the lowest bin" for label, row in zip(labels, shares, strict=True)
     ]
     summary = f"{chart.title}. {'; '.join(lowest)}."
-    return Drawing(
-        chart.title,
-        _svg(shapes, HEIGHT, summary),
-        summary,
-        "bar",
-        tuple((i, f"{label} ({sum(counts):,} episodes)") for i, (label, counts) in enumerate(chart.series)),
-        ("edit-distance ratio", *labels),
-        tuple(rows),
-    )
+    legend = tuple((i, f"{label} ({sum(counts):,} episodes)") for i, (label, counts) in enumerate(chart.series))
+    head = ("edit-distance ratio", *labels)
+    return Drawing(chart.title, _svg(shapes, HEIGHT, summary), summary, "bar", legend, head, tuple(rows))
 
 
 def draw_levels(chart: Levels) -> Drawing:
@@ -250,11 +239,11 @@ def draw_levels(chart: Levels) -> Drawing:
             if estimate.n:
                 shapes.append(shape("circle", f"dot s{e}", cx=x(estimate.value), cy=at, r=4))
     rows = [(level, *(e.text() for e in row), str(max(e.n for e in row))) for level, row in chart.rows]
-    told = [
+    sentences = [
         f"{level}: " + ", ".join(f"{label} {e.text()}" for label, e in zip(chart.labels, row, strict=True))
         for level, row in chart.rows
     ]
-    summary = f"{chart.title}: {'; '.join(told)}."
+    summary = f"{chart.title}: {'; '.join(sentences)}."
     head = (chart.head, *chart.labels, "n")
     svg = _svg(shapes, height, summary)
     return Drawing(chart.title, svg, summary, "dot", tuple(enumerate(chart.labels)), head, tuple(rows))
