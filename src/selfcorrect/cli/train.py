@@ -66,10 +66,10 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     from selfcorrect.cli.progress import TerminalObserver, measuring_seconds
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.experiment import make_engine, prepare, run_experiment
+    from selfcorrect.measuring.labels import model_and_control
     from selfcorrect.measuring.metrics import EvalSummary
     from selfcorrect.records.lines import EndRecord, EvalRecord
     from selfcorrect.records.run_directory import RunDirectory
-    from selfcorrect.report.reading import label_of
     from selfcorrect.trackers import Tracking, make_trackers
     from selfcorrect.training.loop import Observers, stop_on_signal
 
@@ -104,7 +104,11 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     if as_json:
         print(json.dumps({"run": str(run.path), "step": outcome.kept_step, "evaluations": summaries}))
         return
-    rows = {label_of(name, config.method.name): EvalSummary.from_json(s) for name, s in summaries.items()}
+    rows = {}
+    for name, summary in summaries.items():
+        model, control = model_and_control(name)
+        row = config.method.name if model == "final" else model
+        rows[f"{row}, {control}" if control else row] = EvalSummary.from_json(summary)
     show(summary_table(rows, f"{config.task.name}, held-out problems, seed {config.seed}"))
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.compare import Row, compare_runs
 from selfcorrect.measuring.intervals import Estimate, not_measured
+from selfcorrect.measuring.labels import CONTROLS, METHODS, model_and_control
 from selfcorrect.measuring.metrics import by_level
 from selfcorrect.measuring.test_time import ScalingCurves
 from selfcorrect.records.lines import AlarmRecord, StepRecord
 from selfcorrect.report.charts import Curves, Flow, Histogram, Levels, Line, Number, axis_range
-from selfcorrect.report.reading import CONTROLS, MAIN, RunData, label_of
+from selfcorrect.report.reading import MAIN, RunData
 from selfcorrect.types import Verdict
 
-METHODS = {"score": "SCoRe", "multi_turn": "multi-turn RL", "single_turn": "single-turn RL"}
+NAMES = {"base": "base", "final": "trained"}
 STAGES = {"stage1": "Stage I", "stage2": "Stage II"}
 MOST_LEVELS = 30
 
@@ -117,7 +118,7 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
     names = [n for n in order if n in MAIN or n in run.summaries] + sorted(run.summaries.keys() - set(order))
     attempts = max((len(s.attempts) for s in run.summaries.values()), default=0) or c.eval.attempts
     edits = tuple(
-        (label_of(name), run.summaries[name].revisions[-1].edit_histogram)
+        (NAMES[name], run.summaries[name].revisions[-1].edit_histogram)
         for name in MAIN
         if name in run.summaries and run.summaries[name].revisions
     )
@@ -156,7 +157,8 @@ def _state(run: RunData) -> str:
 
 
 def _result(name: str, run: RunData, attempts: int) -> Result:
-    words = label_of(name)
+    main, control = model_and_control(name)
+    words = NAMES.get(main, main) + (f", {control}" if control else "")
     summary = run.summaries.get(name)
     if summary is None:
         return Result(words, False, "n/a", ("n/a",) * attempts, *["n/a"] * 5)
@@ -203,7 +205,7 @@ def _flow(name: str, run: RunData) -> Flow | None:
     for k in range(len(usable[0]) - 1):
         seen = Counter((v[k], v[k + 1]) for v in usable)
         counts.append((seen[True, True], seen[True, False], seen[False, True], seen[False, False]))
-    return Flow(f"Right and wrong, {label_of(name)}", tuple(counts), failed)
+    return Flow(f"Right and wrong, {NAMES[name]}", tuple(counts), failed)
 
 
 def _levels(run: RunData) -> Levels | None:
@@ -212,7 +214,7 @@ def _levels(run: RunData) -> Levels | None:
     if not 2 <= len(found) <= MOST_LEVELS:
         return None
     attempts = max(len(row) for table in tables.values() for row in table.values())
-    labels = tuple(f"{label_of(name)}, attempt {k + 1}" for name in tables for k in range(attempts))
+    labels = tuple(f"{NAMES[name]}, attempt {k + 1}" for name in tables for k in range(attempts))
     rows = []
     for level in found:
         cells: list[Estimate] = []
@@ -274,7 +276,7 @@ def _facts(run: RunData) -> tuple[tuple[str, str], ...]:
     for name in MAIN:
         if name in run.evals:
             settings = ", ".join(f"{k} {v}" for k, v in run.evals[name].settings.items())
-            facts.append((f"evaluation: {label_of(name)}", f"{settings}; {run.evals[name].seconds:.0f} s"))
+            facts.append((f"evaluation: {NAMES[name]}", f"{settings}; {run.evals[name].seconds:.0f} s"))
     if run.scaling is not None:
         step = "" if run.scaling.step is None else f", step {run.scaling.step:,}"
         facts.append((f"scaling{step}", run.scaling.command))

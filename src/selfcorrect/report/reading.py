@@ -29,8 +29,6 @@ from selfcorrect.types import Attempt, Episode, Grade, Problem
 
 MAIN = ("base", "final")
 """Evaluations whose episodes are read. The controls need their summaries only."""
-CONTROLS = {"swapped": "attempt 1 swapped", "given-wrong": "wrong attempt 1 given"}
-"""Labels of the controls, by what follows the dash in an evaluation's name. The page explains them below its table."""
 TRAINING_TAIL_BYTES = 16 * 2**20
 """How much of episodes.jsonl is read, from its end: the latest training episodes."""
 
@@ -93,13 +91,6 @@ class RunData:
     def kept_step(self) -> int | None:
         """Step of the best checkpoint so far, or None."""
         return next((c.step for c in reversed(self.checkpoints) if c.best), None)
-
-
-def label_of(evaluation: str, final: str = "trained") -> str:
-    """``final-swapped`` -> ``trained, attempt 1 swapped``."""
-    model, _, control = evaluation.partition("-")
-    label = final if model == "final" else model
-    return f"{label}, {CONTROLS.get(control, control)}" if control else label
 
 
 def read_run(path: Path) -> RunData:
