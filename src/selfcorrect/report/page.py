@@ -114,7 +114,7 @@ def build_page(runs: Sequence[RunData], paths: Sequence[Path]) -> Page:
 
 def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
     c = run.config
-    order = [f"{main}{control}" for main in MAIN for control in ("", *(f"-{c}" for c in CONTROLS))]
+    order = [f"{main}{control}" for main in MAIN for control in ("", *(f"-{name}" for name in CONTROLS))]
     names = [n for n in order if n in MAIN or n in run.summaries] + sorted(run.summaries.keys() - set(order))
     attempts = max((len(s.attempts) for s in run.summaries.values()), default=0) or c.eval.attempts
     edits = tuple(
