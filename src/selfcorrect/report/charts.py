@@ -115,12 +115,8 @@ def draw_curves(chart: Curves) -> Drawing:
     """Lines over steps: raw values thin, and their running mean thick if there are many."""
     steps, unit = chart.steps, chart.unit
     first, last = (steps[0], steps[-1]) if steps else (0, 1)
-    place: Scale = math.log2 if chart.doubling else float
-    along = _scale(place(first), place(max(last, first + 1)), LEFT + (6 if chart.axis != "step" else 0), WIDTH - RIGHT)
-
-    def x(step: float) -> float:
-        return along(place(step))
-
+    left = LEFT + (6 if chart.axis != "step" else 0)
+    x = _scale(first, max(last, first + 1), left, WIDTH - RIGHT, math.log2 if chart.doubling else float)
     y = _scale(chart.low, chart.high, HEIGHT - BOTTOM, TOP)
     ticks = sorted({first, (first + last) // 2, last}) if chart.axis == "step" else steps
     shapes = [*_y_axis(chart.low, chart.high, y, unit), *_x_axis(x, [(t, str(t)) for t in ticks], chart.axis)]
@@ -301,8 +297,9 @@ def _running_mean(values: Sequence[Number]) -> list[float]:
     return [sum(w) / len(w) for w in windows]
 
 
-def _scale(low: float, high: float, start: float, stop: float) -> Scale:
-    return lambda v: start + (v - low) / (high - low) * (stop - start)
+def _scale(low: float, high: float, start: float, stop: float, place: Scale = float) -> Scale:
+    """From [low, high] to [start, stop]; ``place`` bends the axis."""
+    return lambda v: start + (place(v) - place(low)) / (place(high) - place(low)) * (stop - start)
 
 
 # --- shapes --------------------------------------------------------------------------------------------------------
