@@ -49,10 +49,11 @@ conformance-skyrl: $(INSTALLED) ## build SkyRL's server (JAX on the CPU), start 
 conformance-vllm: ## build an environment with vLLM for CPUs, run the conformance suite and the sampler's tests in it
 	"$(PYTHON)" tools/conformance_vllm.py --python "$(PYTHON)" --torch "$(TORCH)" --vllm "$(VLLM)"
 
-check: $(INSTALLED) ## lint, format, types
+check: $(INSTALLED) ## lint, format, types, imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 docs: $(INSTALLED) ## the documentation as pages that open from disk, in site/; warnings are errors
 	$(BIN)/python tools/config_reference.py

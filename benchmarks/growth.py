@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import cost_model as cm
-from cost_page import PAGE, measured_tables, page
+from cost_page import measured_tables, write
 from growth_fit import RESULT, analyse
 from work import Work, mean_seconds, play_step
 
@@ -112,6 +112,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def show(result: Mapping[str, Any]) -> None:
+    print(json.dumps({k: v for k, v in result.items() if k != "points"}))
+    print(measured_tables(result))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -125,7 +130,7 @@ def main() -> None:
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.write_page:
-        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        write()
         return
     if a.point:
         print(json.dumps(measure(a.point, a.dtype, a.lora, a.steps)))

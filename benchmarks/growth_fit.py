@@ -1,4 +1,4 @@
-"""Analyses a result of ``growth.py``: prices and memory constants fitted to its points, and straight lines per axis."""
+"""Prices and memory constants fitted to what growth.py measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def analyse(result: Mapping[str, Any]) -> dict[str, Any]:
     measured = np.array([p["peak"] - r for p, r in zip(result["points"], rest, strict=True)])
     columns = np.array([[1.0, m["activations"]] for m in parts])
     process, factor = cm.fit(columns, measured)
-    axes = dict.fromkeys(axis for p in result["points"] for axis in p["axes"])
     rows = []
     for p, phases, m, r in zip(result["points"], counted, parts, rest, strict=True):
         fitted = cm.seconds(phases, prices)
@@ -44,7 +43,7 @@ def analyse(result: Mapping[str, Any]) -> dict[str, Any]:
         "prices": {kind: price for kind, price in prices.items() if price},
         "memory": {"process": float(process), "activations_factor": float(factor)},
         "points": rows,
-        "lines": {axis: straight_line(result["points"], axis) for axis in axes},
+        "lines": {axis: straight_line(result["points"], axis) for axis in _axes(result["points"])},
         "r2": r_squared([sum(r["measured"].values()) for r in rows], [sum(r["fitted"].values()) for r in rows]),
     }
 
@@ -73,6 +72,10 @@ def _fitted_prices(measured: list[dict[str, Any]], counted: list[dict[str, dict[
         fitted = cm.fit(np.array([a for a, _ in table]), np.array([t for _, t in table]))
         prices |= dict(zip(kinds, map(float, fitted), strict=True))
     return prices
+
+
+def _axes(measured: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(axis for p in measured for axis in p["axes"]))
 
 
 def along(measured: list[dict[str, Any]], axis: str) -> list[tuple[int, dict[str, Any]]]:

@@ -1,117 +1,93 @@
-"""Imports point one way, and reading a config or the objective loads no heavy library."""
+"""Imports point one way, no module imports itself through others, and reading a config or the objective is light.
+
+The contracts stand in pyproject.toml; import-linter checks them.
+"""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
+from importlinter.cli import lint_imports
 
-import selfcorrect
-
-SOURCE = Path(selfcorrect.__file__).parent
-
-LAYERS = [
-    {"__init__", "types", "errors"},
-    {"config"},
-    {"algorithm", "records"},
-    {"verify", "engines"},
-    {"tasks"},
-    {"episodes"},
-    {"training"},
-    {"measuring"},
-    {"experiment", "trackers"},
-    {"report", "serve"},
-    {"sharing", "reproduce"},
-    {"cli"},
-    {"__main__"},
-]
-"""An import may point to an earlier row only. Members of one row do not know each other."""
-
-RANK = {name: i for i, row in enumerate(LAYERS) for name in row}
+ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "peft", "datasets", "vllm", "tinker", "skyrl", "starlette", "uvicorn", "httpx2")
 
 
-def absolute(file: Path, node: ast.ImportFrom) -> str:
-    """Dotted name of what a (perhaps relative) import names; the sandbox's own modules import each other relatively."""
-    if node.level == 0:
-        return node.module or ""
-    package = ("selfcorrect", *file.relative_to(SOURCE).parts[:-1])
-    return ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+@pytest.fixture
+def lint(monkeypatch, capsys):
+    """``lint()`` -> (exit code, what import-linter prints)."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # import-linter adds the working directory
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda: (lint_imports(no_cache=True, no_logo=True), capsys.readouterr().out)
 
 
-def imported(file: Path) -> set[str]:
-    """Every dotted module of a file's imports, inside functions and TYPE_CHECKING blocks too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            module = absolute(file, node)
-            found.add(module)
-            found |= {f"{module}.{alias.name}" for alias in node.names}
-    return found
+def test_every_contract_of_pyproject_is_kept(lint):
+    code, printed = lint()
+    assert code == 0, printed
 
 
-def part_of(file: Path) -> str:
-    """Top-level part of the package that a file belongs to."""
-    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+@pytest.mark.parametrize(
+    ("importer", "imported", "contract"),
+    [
+        ("selfcorrect.engines.base", "selfcorrect.training.loop", "Imports point down"),
+        ("selfcorrect.verify.batch", "selfcorrect.engines.base", "Imports point down"),  # the same row
+        ("selfcorrect.new_room", "selfcorrect.types", "Imports point down"),
+        ("selfcorrect.records.lines", "selfcorrect.records.run_directory", "No circle"),
+        ("selfcorrect.experiment", "rich", "Only the command line"),
+        ("selfcorrect.measuring.metrics", "torch", "These rooms need no model library"),
+        ("selfcorrect.algorithm.credit", "torch", "In the algorithm only the losses know torch"),
+        ("selfcorrect.algorithm.credit", "selfcorrect.config", "The equations know no settings"),
+        ("selfcorrect.episodes.play", "selfcorrect.algorithm.stages", "Playing knows no method"),
+        ("selfcorrect.report.page", "selfcorrect.engines.base", "A report reads records only"),
+        ("selfcorrect.sharing.card", "selfcorrect.training.loop", "Sharing knows no training"),
+    ],
+)
+def test_a_wrong_import_breaks_its_contract(lint, monkeypatch, importer, imported, contract):
+    build = grimp.build_graph
+
+    def with_one_more(*names, **options):
+        graph = build(*names, **options)
+        graph.add_module(importer)
+        graph.add_import(importer=importer, imported=imported)
+        return graph
+
+    monkeypatch.setattr(grimp, "build_graph", with_one_more)
+    code, printed = lint()
+    assert code == 1
+    assert re.search(rf"^{contract}.* BROKEN", printed, re.M), printed
 
 
-def parts_imported(file: Path) -> set[str]:
-    dotted = [name.split(".") for name in imported(file)]
-    return {d[1] for d in dotted if d[0] == "selfcorrect" and len(d) > 1 and d[1] in RANK}
+def circle(files):
+    """Modules of loose files that import each other in a circle, or None. Imports inside functions count."""
+    imports = {}
+    for file in files:
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        imports[file.stem] = names | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
 
 
-FILES = sorted(SOURCE.rglob("*.py"))
+@pytest.mark.parametrize("directory", ["benchmarks", "tools", "tests"])
+def test_scripts_import_in_no_circle(directory):
+    """import-linter checks packages only."""
+    files = sorted((ROOT / directory).glob("*.py"))
+    assert files and circle(files) is None
 
 
-def test_every_part_has_its_place():
-    assert {part_of(f) for f in FILES} <= RANK.keys()
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SOURCE)))
-def test_no_import_points_back(file):
-    own = part_of(file)
-    wrong = {p for p in parts_imported(file) - {own} if RANK[p] >= RANK[own]}
-    assert not wrong, f"{own} may not import {', '.join(sorted(wrong))}"
-
-
-def test_the_check_sees_an_arrow_that_points_back(tmp_path):
-    bad = tmp_path / "bad.py"
-    bad.write_text("def f():\n    from selfcorrect.training.loop import train\n    import selfcorrect.engines.base\n")
-    assert parts_imported(bad) == {"training", "engines"}
-
-
-NO_TERMINAL = {"rich", "typer"}
-NO_MODEL = {"torch", "transformers"}
-NOT_ALLOWED = {
-    "algorithm": {"transformers", "selfcorrect.engines", "selfcorrect.tasks"},
-    "config": NO_MODEL,
-    "records": NO_MODEL | NO_TERMINAL,
-    "episodes": NO_MODEL | NO_TERMINAL | {"selfcorrect.algorithm"},
-    "training": NO_TERMINAL,
-    "measuring": NO_TERMINAL | NO_MODEL,
-    **dict.fromkeys(("experiment", "reproduce", "serve", "trackers"), NO_TERMINAL),
-    "sharing": NO_TERMINAL | {"selfcorrect.training"},
-    "report": NO_MODEL | NO_TERMINAL | {"selfcorrect.engines", "selfcorrect.training", "selfcorrect.tasks"},
-}
-"""What docs/architecture.md says that these parts do not import, beyond the rows above."""
-
-
-@pytest.mark.parametrize("file", [f for f in FILES if part_of(f) in NOT_ALLOWED], ids=lambda f: f.name)
-def test_parts_stay_clear_of_what_they_need_not_know(file):
-    names = imported(file)
-    for banned in NOT_ALLOWED[part_of(file)]:
-        assert not {n for n in names if n == banned or n.startswith(f"{banned}.")}
-
-
-def test_the_equations_know_no_config_and_only_the_losses_know_torch():
-    for file in (SOURCE / "algorithm").glob("*.py"):
-        names = {name.split(".")[0] for name in imported(file)}
-        assert ("torch" in names) == (file.name == "losses.py")
-    for name in ("credit.py", "losses.py", "sequences.py", "imitation.py"):
-        assert "selfcorrect.config" not in imported(SOURCE / "algorithm" / name)
+def test_a_circle_is_found(tmp_path):
+    (tmp_path / "a.py").write_text("import b\n")
+    (tmp_path / "b.py").write_text("def f():\n    from a import g\n")
+    assert set(circle(tmp_path.glob("*.py"))) == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +98,7 @@ def test_the_equations_know_no_config_and_only_the_losses_know_torch():
         "selfcorrect.config",
         "selfcorrect.algorithm.credit",
         "selfcorrect.report",
-        "selfcorrect.cli",
+        "selfcorrect.cli; selfcorrect.cli.make_app()",
     ],
 )
 def test_importing_is_light(module):

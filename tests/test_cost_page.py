@@ -14,7 +14,7 @@ import growth
 import growth_fit
 from pages import ROOT, text_of
 from selfcorrect.algorithm.stages import plan
-from selfcorrect.cli import app
+from selfcorrect.cli import make_app
 from selfcorrect.config import Config, load_config
 from selfcorrect.tasks import make_task
 from work import Work
@@ -40,14 +40,14 @@ def test_the_commands_of_a_config_run(file, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     (*servers, train) = commands(file)
     assert train == ["train", f"configs/{file.name}"]
-    shown = CliRunner().invoke(app, [*train, "--dry-run"])
+    shown = CliRunner().invoke(make_app(), [*train, "--dry-run"])
     config = load_config(file, [])
     assert shown.exit_code == 0 and Config.model_validate(json.loads(shown.stdout)) == config
     assert len(servers) == (config.engine.name == "tinker")
     for command in servers:
         into = command.index("--write") + 1
         command[into] = str(tmp_path / "server")
-        written = CliRunner().invoke(app, command)
+        written = CliRunner().invoke(make_app(), command)
         assert written.exit_code == 0, written.output
         cluster = cost_page.cluster_of(file.name)
         assert (cluster.model, cluster.rank) == (config.model.name, config.model.lora_rank)
@@ -71,17 +71,23 @@ def test_every_model_of_the_page_fits_its_gpu():
 
 def made_result(quick=False):
     """What a machine would measure whose prices are exactly these."""
-    prices = {**dict.fromkeys(growth.cm.UNITS, 0.0), "prefill": 1e-11, "decode": 3e-11, "kv": 2e-10, "weights": 1e-10}
+    prices = {
+        **dict.fromkeys(growth_fit.cm.UNITS, 0.0),
+        "prefill": 1e-11,
+        "decode": 3e-11,
+        "kv": 2e-10,
+        "weights": 1e-10,
+    }
     prices |= {"forward": 2e-11, "train": 1.5e-11, "adam": 5e-9}
     result = {"model": "SmolLM2-135M", "dtype": "float32", "lora": 0, "timed_steps": 1, "points": []}
     result["machine"] = {"cores": 2, "threads": 2, "torch": "0"}
     for point in growth.points(quick):
         work, setup = Work(**point["work"]), growth_fit.setup_of(result, point)
-        s = growth.cm.seconds(growth.cm.step_work(setup, work), prices)
+        s = growth_fit.cm.seconds(growth_fit.cm.step_work(setup, work), prices)
         sample = [s[f"sample {k + 1}"] for k in range(work.attempts)]
         seconds = {"sample": sample, "reference": s["reference"], "policy": 0.0, "update": s["update"]}
-        parts = growth.cm.memory(setup, work)
-        rest = sum(parts[p] for p in growth.cm.TRAINING if p != "activations")
+        parts = growth_fit.cm.memory(setup, work)
+        rest = sum(parts[p] for p in growth_fit.cm.TRAINING if p != "activations")
         peak = 5e8 + 1.2 * parts["activations"] + rest
         result["points"].append({**point, "seconds": seconds, "peak": peak, "load_before": 0.1})
     return result, prices

@@ -21,7 +21,7 @@ from pages import PAGES, ROOT, blocks, text_of
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.algorithm.weights import group_token_weights
-from selfcorrect.cli import app
+from selfcorrect.cli import make_app
 from selfcorrect.cli.settings import long_form, read_settings
 from selfcorrect.config import Config, all_keys
 from selfcorrect.engines.chat import ChatFormat
@@ -93,7 +93,7 @@ def test_the_configuration_page_is_what_the_classes_say():
 def test_commands_parse(page, line, monkeypatch):
     monkeypatch.chdir(ROOT)  # a verifier named by import path may lie in the working directory
     name, *arguments = shlex.split(line)[1:]
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(make_app())
     assert isinstance(command, click.Group) or hasattr(command, "commands")
     known = command.commands
     assert name in known, f"{page.name} shows a command that does not exist: {line}"
@@ -110,7 +110,7 @@ def test_commands_parse(page, line, monkeypatch):
     inner.make_context(name, list(arguments))
     if name == "train" and "--resume" not in arguments:
         result = CliRunner().invoke(
-            app, ["train", *arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])]
+            make_app(), ["train", *arguments, *(["--dry-run"] if "--dry-run" not in arguments else [])]
         )
         assert result.exit_code == 0, result.output
         assert Config.model_validate(json.loads(result.stdout)) == config

@@ -1,4 +1,4 @@
-"""What `train` shows while it runs: on a real terminal, in a file, and how far a measurement has come."""
+"""What `train` shows while it runs, on a terminal and in a file, and the progress of a measurement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIME = r"\d+ s"
 
 
 def shown(monkeypatch, run, measuring_s=None):
-    """Lines of a console that is no terminal, one for every event."""
+    """Output of a console that is not a terminal, with one line per event."""
     monkeypatch.setattr(progress, "PLAIN_LINE_EVERY_S", -1.0)
     text = io.StringIO()
     with TerminalObserver(Console(file=text, width=300), measuring_s) as observer:
@@ -104,36 +104,36 @@ def test_a_measurement_counts_the_answers_that_the_engine_gives(tmp_path):
         wrong = len(outcome.evaluations[f"{name}-given-wrong"].episodes)
         assert counts[0] == 0 and counts == sorted(counts)
         assert counts[-1] == 6 * (2 + 1 + TRIES_FOR_A_WRONG_ANSWER) + wrong <= most
-        assert len(counts) > 6  # small batches: it is told of each
+        assert len(counts) > 6  # small batches, each of which is reported
     assert {n for n, _, _ in watcher.measured} == {"base", "final"}
     assert [r.name for r in watcher.evaluations] == list(outcome.evaluations)
 
 
 def on_a_terminal(*arguments, cwd):
-    """Standard output, and what a terminal of 100 columns got as standard error."""
-    ours, theirs = pty.openpty()
+    """Standard output as text, and standard error as a terminal of 100 columns receives it."""
+    reader, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
     process = subprocess.Popen(
-        [sys.executable, CLI, *map(str, arguments)], stdout=subprocess.PIPE, stderr=theirs, cwd=cwd, env=environment
+        [sys.executable, CLI, *map(str, arguments)], stdout=subprocess.PIPE, stderr=terminal, cwd=cwd, env=environment
     )
-    os.close(theirs)
+    os.close(terminal)
     seen = b""
     while True:
         try:
-            data = os.read(ours, 65_536)
-        except OSError:  # how a terminal of Linux says that nobody writes to it any more
+            data = os.read(reader, 65_536)
+        except OSError:  # on Linux, reading from a terminal that nobody writes to any more fails
             data = b""
         if not data:
             break
         seen += data
-    os.close(ours)
+    os.close(reader)
     out = process.stdout.read().decode()
     process.stdout.close()
     assert process.wait() == 0, seen.decode()
     return out, seen.decode()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the end of a pseudo-terminal is told otherwise elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems report the end of a pseudo-terminal differently")
 def test_a_terminal_shows_bars_with_the_time_left_and_the_result_stays_apart(tmp_path):
     model = tiny.save_model(tmp_path / "m")
     settings = [*toy.SMALL, f"model={model}", f"run_dir={tmp_path / 'run'}", "eval.controls=false", "train.steps=30"]

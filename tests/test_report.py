@@ -109,7 +109,7 @@ def test_tags(attempts, tags):
 def test_a_finished_run(tmp_path):
     run = only(made.finished(tmp_path / "run"))
     assert run.state == "Finished: step 20 of 20"
-    base, final = run.results.rows
+    base, final = run.results
     # 40 problems: first attempts right where i % 4 == 0, so 10 of 40
     assert base.accuracies[0].startswith("25.0 [") and base.delta.startswith("+0.0") and base.copied.startswith("100.0")
     # trained: 10 right at first, 2 of them (4, 24) broken; 30 wrong, 2 of them (5, 25) cut: 28 fixed; so 36 right
@@ -129,18 +129,18 @@ def test_methods_are_compared_where_the_runs_fit_together(tmp_path):
     runs = [made.finished(tmp_path / f"run{s}", f"seed={s}") for s in (0, 1)]
     page = page_of(*runs)
     assert [(m.name, m.seeds) for m in page.methods] == [("base", 1), ("SCoRe", 2)] and page.methods_note == ""
-    assert page.methods[1].over_base.startswith("+65.0")  # 90 against 25
+    assert page.methods[1].t2_over_base.text(sign=True).startswith("+65.0")  # 90 against 25
     other = made.begin(tmp_path / "going")
     page = page_of(runs[0], other.path)
-    assert page.methods == () and "not yet: going" in page.methods_note
+    assert page.methods == () and "still missing in: going" in page.methods_note
     page = page_of(runs[0], made.finished(tmp_path / "again"))
     assert page.methods == () and "not independent" in page.methods_note
 
 
 def test_a_run_that_has_only_begun_says_n_a_and_never_0(tmp_path):
     run = only(made.begin(tmp_path / "run").path)
-    assert run.state == "Begun; nothing measured yet"
-    assert all(not row.measured and row.n == row.delta == "n/a" for row in run.results.rows)
+    assert run.state == "Started; nothing measured yet"
+    assert all(not row.measured and row.n == row.delta == "n/a" for row in run.results)
     assert (run.curves, run.flows, run.edits, run.levels, run.alarms) == ((), (), None, None, ())
     made.begin(tmp_path / "bare").metrics_file.unlink()
     text = build_report([tmp_path / "bare"])
@@ -154,8 +154,8 @@ def test_a_run_without_a_base_evaluation(tmp_path):
     made.evaluate(run, "final", made.held_out(trained=True), at_step=19)
     made.finish(run)
     page = only(run.path)
-    assert [r.measured for r in page.results.rows] == [False, True]
-    assert page.results.rows[0].accuracies == ("n/a", "n/a")
+    assert [r.measured for r in page.results] == [False, True]
+    assert page.results[0].accuracies == ("n/a", "n/a")
     assert len(page.flows) == 1 and [label for label, _ in page.edits.series] == ["trained"]
     assert all("base" not in e["sides"] for e in sample_episodes([read_run(run.path)]).entries)
 
@@ -167,7 +167,7 @@ def test_a_run_that_is_going_on(tmp_path):
     page = only(run.path)
     assert page.state.startswith("Not finished: step 12 of 20; last record ")
     assert page.curves[0].marks[-1] == (11, "best so far")
-    assert [r.measured for r in page.results.rows] == [True, False]
+    assert [r.measured for r in page.results] == [True, False]
     sides = [set(e["sides"]) for e in sample_episodes([read_run(run.path)]).entries]
     assert sides.count({"base"}) == 40 and sides.count({"training"}) == 24
 
@@ -177,7 +177,7 @@ def test_one_attempt_has_no_flow_and_no_change(tmp_path):
     made.evaluate(run, "base", [made.episode(i, ("a", "correct" if i % 2 else "wrong")) for i in range(10)])
     made.train(run, attempts=1)
     page = only(run.path)
-    assert page.results.attempts == 1 and page.results.rows[0].delta == "n/a"
+    assert page.attempts == 1 and page.results[0].delta == "n/a"
     assert (page.flows, page.edits, page.levels) == ((), None, None)
     change = next(c for c in page.curves if c.title.startswith("Answers changed"))
     assert draw_curves(change).rows[0][1:] == ("n/a", "n/a", "n/a")

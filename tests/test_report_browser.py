@@ -111,7 +111,7 @@ def test_filters_change_the_list(browser, pages):
     assert status(browser) == "40 found. This page holds 40 of 40 episodes."
     assert len(ids(browser)) == 8
     options = browser.run("[...tag.options].map(o => o.value + '=' + o.textContent)")
-    assert "fixed=Fixed (28 of 28 here)" in options and "=All (40 of 40 here)" in options
+    assert "fixed=Fixed (28 of 28 on this page)" in options and "=All (40 of 40 on this page)" in options
     choose(browser, "tag", "broken")
     assert sorted(ids(browser)) == ["test-00004", "test-00024"]
     assert browser.run(f"{PAIRS}.every(a => a.querySelector('h4').textContent == 'Trained: broken')")
@@ -170,7 +170,7 @@ def test_the_diff_marks_what_changed(browser, pages):
     # trained: "the sum is 8", then "checked, the sum is 8"; base: the same twice
     assert browser.run(f"({marks})(0, 'del')") == [] and browser.run(f"({marks})(1, 'ins')") == ["checked, "]
     assert browser.run(f"({marks})(2, 'del, ins')") == browser.run(f"({marks})(3, 'del, ins')") == []
-    assert "repeats the attempt before" in browser.run("document.querySelectorAll('#list .attempt')[3].textContent")
+    assert "repeats the previous attempt" in browser.run("document.querySelectorAll('#list .attempt')[3].textContent")
     search(browser, "What is 6 +")  # "the sum is 6", then "checked, the sum is 7"
     assert browser.run(f"({marks})(0, 'del')") == ["6"] and browser.run(f"({marks})(1, 'ins')") == ["checked, ", "7"]
     texts = browser.run("[...document.querySelectorAll('#list .side:first-of-type pre')].map(e => e.textContent)")

@@ -177,7 +177,7 @@ def test_a_signal_writes_a_checkpoint_and_exits_130_with_the_way_to_go_on(tmp_pa
     code, out, err = cli(arguments(model, tmp_path), tmp_path, SIGNAL_AT=f"2:{int(number)}")
     assert code == 130
     assert "Traceback" not in err and out == ""
-    assert "stopping after this step; once more stops at once" in err
+    assert "stopping after this step; a second signal stops at once" in err
     last = err.strip().splitlines()[-1]
     assert last == (
         f"selfcorrect: stopped after step 3 as asked; continue with `selfcorrect train --resume {tmp_path / 'run'}`"

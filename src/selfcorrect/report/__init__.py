@@ -1,4 +1,4 @@
-"""One self-contained HTML page that shows what runs learned. Reads records; training never calls it."""
+"""One self-contained HTML page that shows what runs learned. It reads records, and training never calls it."""
 
 from selfcorrect.report.html import MARK, build_report, write_report
 

@@ -1,4 +1,4 @@
-"""The page itself: template, style and script in one file that asks the network for nothing."""
+"""Renders the page: template, style and script in one file that loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
@@ -23,11 +22,11 @@ from selfcorrect.report.sample import Sample, sample_episodes
 from selfcorrect.report.text import visible
 
 MARK = '<meta name="generator" content="selfcorrect report">'
-"""Within the first bytes of every page: what carries it may be replaced by a newer one."""
+"""Stands in the first 1,024 bytes of every report. A file that has it may be replaced by a newer report."""
 
 
 def write_report(runs: Sequence[Path], out: Path) -> int:
-    """Write the page of some runs, replacing an earlier report only when complete.
+    """Write the page of some runs. An earlier report is replaced only once the new one is complete.
 
     Args:
         runs: run directories, in the order of the page.
@@ -37,12 +36,12 @@ def write_report(runs: Sequence[Path], out: Path) -> int:
         Its size in bytes.
 
     Raises:
-        RunError: a run cannot be read, or ``out`` is something else than a report, or cannot be written.
+        RunError: a run cannot be read, or ``out`` is a file other than a report, or cannot be written.
         DataError: an evaluation is damaged.
     """
     for path in runs:
         RunDirectory.open(path)
-    _refuse_other(out)
+    _refuse_other_files(out)
     content = build_report(runs).encode()
     part = out.with_name(f".{out.name}.part")
     try:
@@ -65,11 +64,24 @@ def build_report(runs: Sequence[Path]) -> str:
 
 
 def render(page: Page, sample: Sample) -> str:
-    """HTML of a page model and the episodes to go with it. All text in it is escaped, and shows what is in it."""
-    diff = resources.files("selfcorrect").joinpath("assets/word_diff.js").read_text(encoding="utf-8")
-    style, script = _asset("report.css"), diff + _asset("report.js")
+    """HTML of the page and its episodes. All text in it is escaped, and invisible characters are shown."""
+    style, script = _asset("report/report.css"), _asset("assets/word_diff.js") + "\n" + _asset("report/report.js")
+    # Only this style and this script may load or run: a second defence behind the escaping.
+    policy = f"style-src {_hash(style)}; script-src {_hash(script)}"
+    episodes = json.dumps(sample.to_json(), ensure_ascii=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":  # nothing in it may end the script element or begin a comment
+        episodes = episodes.replace(sign, f"\\u{ord(sign):04x}")
+    charts = [
+        {
+            "curves": [draw_curves(c) for c in run.curves],
+            "between": [*map(draw_flow, run.flows), *([draw_histogram(run.edits)] if run.edits else [])],
+            "levels": [draw_levels(run.levels)] if run.levels else [],
+            "scaling": [draw_curves(c) for c in run.scaling],
+        }
+        for run in page.runs
+    ]
     environment = Environment(
-        loader=DictLoader({"page": _asset("page.html.j2")}),
+        loader=DictLoader({"page": _asset("report/page.html.j2")}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -78,30 +90,13 @@ def render(page: Page, sample: Sample) -> str:
     )
     return environment.get_template("page").render(
         page=page,
-        charts=[_charts(run) for run in page.runs],
+        charts=charts,
         style=Markup(style),
         script=Markup(script),
-        policy=Markup(_policy(style, script)),
+        policy=Markup(f"default-src 'none'; {policy}; base-uri 'none'; form-action 'none'"),
         mark=Markup(MARK),
-        episodes=Markup(_json(sample.to_json())),
+        episodes=Markup(episodes),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    )
-
-
-def _charts(run: Any) -> dict[str, Any]:
-    return {
-        "curves": [draw_curves(c) for c in run.curves],
-        "flows": [draw_flow(f) for f in run.flows],
-        "edits": draw_histogram(run.edits) if run.edits is not None else None,
-        "levels": draw_levels(run.levels) if run.levels is not None else None,
-        "scaling": [draw_curves(c) for c in run.scaling],
-    }
-
-
-def _policy(style: str, script: str) -> str:
-    """Nothing may load or run but this style and this script: a second lock behind the escaping."""
-    return (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -109,31 +104,21 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _json(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element or begin a comment."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
 def _asset(name: str) -> str:
-    return resources.files("selfcorrect.report").joinpath(name).read_text(encoding="utf-8").strip()
+    return resources.files("selfcorrect").joinpath(name).read_text(encoding="utf-8").strip()
 
 
-def _refuse_other(out: Path) -> None:
+def _refuse_other_files(out: Path) -> None:
     try:
         if not out.exists():
             if not out.parent.is_dir():
-                raise RunError(
-                    f"there is no directory {out.parent} to write {out.name} into; make it, or name another --out"
-                )
+                raise RunError(f"there is no directory {out.parent} for {out.name}; create it, or name another --out")
             return
         with out.open("rb") as file:
-            is_ours = MARK.encode() in file.read(1024)
+            is_report = MARK.encode() in file.read(1024)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {disk_reason(error)}; name another place with --out") from None
-    if not is_ours:
+    if not is_report:
         raise RunError(
             f"{out} exists and is not a report of this command, so it is not overwritten; name another --out"
         )

@@ -1,12 +1,12 @@
-"""From runs to what a page says: plain values, without a tag of HTML in them."""
+"""What the page says about each run, as plain values without HTML."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 from selfcorrect.errors import DataError
@@ -15,15 +15,12 @@ from selfcorrect.measuring.intervals import Estimate, not_measured
 from selfcorrect.measuring.labels import CONTROLS, METHODS, model_and_control
 from selfcorrect.measuring.metrics import by_level
 from selfcorrect.measuring.test_time import ScalingCurves
-from selfcorrect.records.lines import StepRecord
+from selfcorrect.records.lines import AlarmRecord, StepRecord
 from selfcorrect.report.charts import Curves, Flow, Histogram, Levels, Line, Number, axis_range
 from selfcorrect.report.reading import MAIN, RunData
-from selfcorrect.types import Episode, Verdict
+from selfcorrect.types import Verdict
 
-NAMES = {
-    "base": "base",
-    "final": "trained",
-}
+NAMES = {"base": "base", "final": "trained"}
 STAGES = {"stage1": "Stage I", "stage2": "Stage II"}
 MOST_LEVELS = 30
 
@@ -34,19 +31,13 @@ class Result:
 
     name: str
     measured: bool
+    n: str
     accuracies: tuple[str, ...]
     delta: str
     i_to_c: str
     c_to_i: str
     changed: str
     copied: str
-    n: str
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    attempts: int
-    rows: tuple[Result, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +45,18 @@ class Alarm:
     name: str
     steps: str
     message: str
-    """The latest."""
+    """The latest one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """Everything about one run but its episodes."""
+    """Everything about one run except its episodes."""
 
     name: str
     title: str
     state: str
-    results: Results
+    attempts: int
+    results: tuple[Result, ...]
     curves: tuple[Curves, ...]
     flows: tuple[Flow, ...]
     edits: Histogram | None
@@ -72,40 +64,28 @@ class RunPage:
     scaling: tuple[Curves, ...]
     alarms: tuple[Alarm, ...]
     facts: tuple[tuple[str, str], ...]
-    """What was run, where and with what."""
+    """What was run, with which versions and for how long."""
     settings: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MethodRow:
-    """One method over its seeds."""
-
-    name: str
-    t1: str
-    last: str
-    delta: str
-    over_base: str
-    seeds: int
-    problems: int
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     runs: tuple[RunPage, ...]
-    methods: tuple[MethodRow, ...]
+    methods: tuple[Row, ...]
     methods_note: str
-    """Why there is no row per method, where there is none."""
+    """If there are no rows, the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number that every step records, and how its chart looks."""
+    """A number that every step records, and the title and unit of its chart."""
 
     title: str
     unit: str
-    of: Callable[[StepRecord], Sequence[Number]]
-    """One value per line; per attempt unless ``labels`` says otherwise."""
+    values: Callable[[StepRecord], Sequence[Number]]
+    """One value per line of the chart."""
     labels: tuple[str, ...] = ()
+    """Labels of the lines; empty if the lines are the attempts."""
 
 
 CURVES = (
@@ -125,20 +105,32 @@ CURVES = (
 def build_page(runs: Sequence[RunData], paths: Sequence[Path]) -> Page:
     """The page of some runs, in their order."""
     methods, note = _methods(runs, paths)
-    ranges = {m.title: _range(m, runs) for m in CURVES}
+    ranges = {}
+    for metric in CURVES:
+        values = [v for run in runs for record in run.steps for v in metric.values(record)]
+        ranges[metric.title] = axis_range(values, share=metric.unit == "share")
     return Page(tuple(_run_page(run, ranges) for run in runs), methods, note)
 
 
 def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
     c = run.config
+    order = [f"{main}{control}" for main in MAIN for control in ("", *(f"-{name}" for name in CONTROLS))]
+    names = [n for n in order if n in MAIN or n in run.summaries] + sorted(run.summaries.keys() - set(order))
+    attempts = max((len(s.attempts) for s in run.summaries.values()), default=0) or c.eval.attempts
+    edits = tuple(
+        (NAMES[name], run.summaries[name].revisions[-1].edit_histogram)
+        for name in MAIN
+        if name in run.summaries and run.summaries[name].revisions
+    )
     return RunPage(
         name=run.name,
         title=f"{METHODS.get(c.method.name, c.method.name)}, {c.model.name}, {c.task.name}, seed {c.seed}",
         state=_state(run),
-        results=_results(run),
+        attempts=attempts,
+        results=tuple(_result(name, run, attempts) for name in names),
         curves=tuple(_curves(metric, run, ranges[metric.title]) for metric in CURVES if run.steps),
         flows=tuple(filter(None, (_flow(name, run) for name in MAIN))),
-        edits=_edits(run),
+        edits=Histogram("Edit-distance ratio between the last two attempts", edits) if edits else None,
         levels=_levels(run),
         scaling=scaling_charts(run.scaling) if run.scaling is not None else (),
         alarms=_alarms(run),
@@ -150,70 +142,42 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
 def _state(run: RunData) -> str:
     total = run.config.train.steps
     at = f"step {run.steps[-1].step:,} of {total:,}" if run.steps else f"no step of {total:,} done yet"
-    since = "n/a" if run.age_s is None else _ago(run.age_s)
-    return {
-        "begun": "Begun; nothing measured yet",
-        "unfinished": f"Not finished: {at}; last record {since} before this page was made",
-        "interrupted": f"Interrupted at {at}",
-        "finished": f"Finished: {at}",
-    }[run.state]
-
-
-def _ago(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
-
-
-def _results(run: RunData) -> Results:
-    order = [f"{main}{control}" for main in MAIN for control in ("", *(f"-{c}" for c in CONTROLS))]
-    names = [n for n in order if n in MAIN or n in run.summaries] + sorted(run.summaries.keys() - set(order))
-    attempts = max((len(s.attempts) for s in run.summaries.values()), default=0) or run.config.eval.attempts
-    return Results(attempts, tuple(_result(name, run, attempts) for name in names))
+    if run.state != "unfinished":
+        return {
+            "begun": "Started; nothing measured yet",
+            "interrupted": f"Interrupted at {at}",
+            "finished": f"Finished: {at}",
+        }[run.state]
+    age = "at an unknown time"
+    if run.age_s is not None:
+        units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+        unit, size = next((u for u in units if run.age_s >= u[1]), ("s", 1))
+        age = f"{max(run.age_s, 0) / size:.0f} {unit} before this page was made"
+    return f"Not finished: {at}; last record {age}"
 
 
 def _result(name: str, run: RunData, attempts: int) -> Result:
-    summary = run.summaries.get(name)
     main, control = model_and_control(name)
-    words = NAMES.get(main, main) + (f": {control}" if control else "")
+    words = NAMES.get(main, main) + (f", {control}" if control else "")
+    summary = run.summaries.get(name)
     if summary is None:
-        return Result(words, False, ("n/a",) * attempts, "n/a", "n/a", "n/a", "n/a", "n/a", "n/a")
+        return Result(words, False, "n/a", ("n/a",) * attempts, *["n/a"] * 5)
     if name == "final":
         words += f" (step {run.evals[name].step:,})"
-    last = summary.revisions[-1] if summary.revisions else None
-    i_to_c, c_to_i, changed, copied = (
-        (e.text() for e in (last.i_to_c, last.c_to_i, last.answer_changed, last.copied)) if last else ("n/a",) * 4
-    )
-    return Result(
-        name=words,
-        measured=True,
-        accuracies=tuple(summary.accuracy(k + 1).text() for k in range(attempts)),
-        delta=last.delta.text(sign=True) if last else "n/a",
-        i_to_c=i_to_c,
-        c_to_i=c_to_i,
-        changed=changed,
-        copied=copied,
-        n=f"{summary.n_problems:,}",
-    )
-
-
-def _range(metric: Metric, runs: Sequence[RunData]) -> tuple[float, float]:
-    values = [v for run in runs for record in run.steps for v in metric.of(record)]
-    return axis_range(values, share=metric.unit == "share")
+    cells = ["n/a"] * 5
+    if summary.revisions:
+        last = summary.revisions[-1]
+        cells = [last.delta.text(sign=True)]
+        cells += [e.text() for e in (last.i_to_c, last.c_to_i, last.answer_changed, last.copied)]
+    accuracies = tuple(summary.accuracy(k + 1).text() for k in range(attempts))
+    return Result(words, True, f"{summary.n_problems:,}", accuracies, *cells)
 
 
 def _curves(metric: Metric, run: RunData, limits: tuple[float, float]) -> Curves:
-    width = max(len(metric.of(record)) for record in run.steps)
-    rows = [[*metric.of(record), *[None] * (width - len(metric.of(record)))] for record in run.steps]
-    lines = []
-    for i, column in enumerate(zip(*rows, strict=True)):
-        label = metric.labels[i] if metric.labels else f"attempt {i + 1}"
-        lines.append(Line(label, i, column))
-    return Curves(metric.title, metric.unit, tuple(r.step for r in run.steps), tuple(lines), *limits, _marks(run))
-
-
-def _marks(run: RunData) -> tuple[tuple[float, str], ...]:
+    lines = [
+        Line(metric.labels[i] if metric.labels else f"attempt {i + 1}", i, column)
+        for i, column in enumerate(zip_longest(*map(metric.values, run.steps)))
+    ]
     marks: list[tuple[float, str]] = [
         (before.step + 0.5, f"{STAGES.get(after.stage, after.stage)} begins")
         for before, after in pairwise(run.steps)
@@ -221,96 +185,84 @@ def _marks(run: RunData) -> tuple[tuple[float, str], ...]:
     ]
     if run.kept_step is not None:
         marks.append((run.kept_step, "kept" if run.state == "finished" else "best so far"))
-    return tuple(marks)
+    steps = tuple(r.step for r in run.steps)
+    return Curves(metric.title, metric.unit, steps, tuple(lines), *limits, tuple(marks))
 
 
 def _flow(name: str, run: RunData) -> Flow | None:
     if name not in run.held_out:
         return None
-    episodes = run.held_out[name].bare
-    usable = [v for v in map(_correctness, episodes) if v is not None and len(v) > 1]
+    usable, failed = [], 0
+    for episode in run.held_out[name].bare:
+        graded = [a for a in episode.attempts if a.grade is not None]
+        if any(a.grade is not None and a.grade.verdict is Verdict.ERROR for a in graded):
+            failed += 1
+        elif len(graded) > 1:
+            usable.append([a.correct for a in graded])
     if not usable:
         return None
     counts = []
     for k in range(len(usable[0]) - 1):
         seen = Counter((v[k], v[k + 1]) for v in usable)
         counts.append((seen[True, True], seen[True, False], seen[False, True], seen[False, False]))
-    return Flow(NAMES[name], tuple(counts), sum(_correctness(e) is None for e in episodes))
-
-
-def _correctness(episode: Episode) -> tuple[bool, ...] | None:
-    graded = [a for a in episode.attempts if a.grade is not None]
-    failed = any(a.grade is not None and a.grade.verdict is Verdict.ERROR for a in graded)
-    return None if failed else tuple(a.correct for a in graded)
-
-
-def _edits(run: RunData) -> Histogram | None:
-    series = [
-        (NAMES[name], run.summaries[name].revisions[-1].edit_histogram)
-        for name in MAIN
-        if name in run.summaries and run.summaries[name].revisions
-    ]
-    return Histogram("Edit-distance ratio between the last two attempts", tuple(series)) if series else None
+    return Flow(f"Right and wrong, {NAMES[name]}", tuple(counts), failed)
 
 
 def _levels(run: RunData) -> Levels | None:
     tables = {name: by_level(run.held_out[name].bare) for name in MAIN if name in run.held_out}
     found = dict.fromkeys(level for table in tables.values() for level in table)
-    if len(found) < 2 or len(found) > MOST_LEVELS:
+    if not 2 <= len(found) <= MOST_LEVELS:
         return None
     attempts = max(len(row) for table in tables.values() for row in table.values())
-    labels, rows = [], []
-    for name in tables:
-        labels += [f"{NAMES[name]}, attempt {k + 1}" for k in range(attempts)]
+    labels = tuple(f"{NAMES[name]}, attempt {k + 1}" for name in tables for k in range(attempts))
+    rows = []
     for level in found:
         cells: list[Estimate] = []
         for table in tables.values():
             known = table.get(level, ())
             cells += [*known, *(not_measured() for _ in range(attempts - len(known)))]
         rows.append((level or "no level", tuple(cells)))
-    return Levels("Percent correct per level, 95 % intervals", tuple(labels), tuple(rows))
+    return Levels("Percent correct per level, 95 % intervals", labels, tuple(rows))
 
 
 def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
-    """Accuracy by number of responses, and by number of attempts in a row; those that were measured."""
+    """Accuracy by number of responses, and by number of attempts in a row, as far as they were measured."""
     charts = []
     if curves.votes is not None:
         rows = curves.votes.rows
-        lines = (
-            _estimates("K parallel, majority vote", 0, [row.parallel for row in rows]),
-            _estimates("K/2 corrected once, majority vote", 1, [row.corrected for row in rows]),
-        )
+        parallel, corrected = [row.parallel for row in rows], [row.corrected for row in rows]
+        lines = {"K parallel, majority vote": (0, parallel), "K/2 corrected once, majority vote": (1, corrected)}
         title = f"Accuracy by sampled responses, T = {curves.votes.settings.get('temperature', 'n/a')}"
-        charts.append(_accuracies(title, "response", [row.responses for row in rows], lines, doubling=True))
+        charts.append(_accuracies(title, "response", [row.responses for row in rows], lines))
     if curves.attempts is not None:
-        accuracies = curves.attempts.accuracy_K
-        line = _estimates("accuracy", 1, accuracies)
-        numbers = range(1, len(accuracies) + 1)
-        charts.append(_accuracies("Accuracy by attempts in a row", "attempt", numbers, (line,), doubling=False))
+        values = curves.attempts.accuracy_K
+        numbers = range(1, len(values) + 1)
+        charts.append(_accuracies("Accuracy by attempts in a row", "attempt", numbers, {"accuracy": (1, values)}))
     return tuple(charts)
 
 
-def _estimates(label: str, style: int, estimates: Sequence[Estimate]) -> Line:
-    values = tuple(e.value if e.n else None for e in estimates)
-    return Line(label, style, values, tuple((e.low, e.high) if e.n else (None, None) for e in estimates))
-
-
-def _accuracies(title: str, axis: str, steps: Sequence[int], lines: tuple[Line, ...], *, doubling: bool) -> Curves:
-    limits = axis_range([high for line in lines for _, high in line.spread], share=True)
-    return Curves(title, "share", tuple(steps), lines, *limits, axis=axis, doubling=doubling)
+def _accuracies(
+    title: str, axis: str, counts: Sequence[int], lines: Mapping[str, tuple[int, Sequence[Estimate]]]
+) -> Curves:
+    drawn = []
+    for label, (style, estimates) in lines.items():
+        values = tuple(e.value if e.n else None for e in estimates)
+        spread = tuple((e.low, e.high) if e.n else (None, None) for e in estimates)
+        drawn.append(Line(label, style, values, spread))
+    limits = axis_range([high for line in drawn for _, high in line.spread], share=True)
+    return Curves(title, "share", tuple(counts), tuple(drawn), *limits, axis=axis, doubling=axis == "response")
 
 
 def _alarms(run: RunData) -> tuple[Alarm, ...]:
-    by_name: dict[str, list[tuple[int, str]]] = {}
+    by_name: dict[str, list[AlarmRecord]] = {}
     for record in run.alarms:
-        by_name.setdefault(record.name, []).append((record.step, record.message))
-    return tuple(Alarm(name, _step_list([s for s, _ in rang]), rang[-1][1]) for name, rang in by_name.items())
-
-
-def _step_list(steps: Sequence[int]) -> str:
-    if len(steps) == 1:
-        return f"at step {steps[0]:,}"
-    return f"{len(steps)} times, from step {steps[0]:,} to {steps[-1]:,}"
+        by_name.setdefault(record.name, []).append(record)
+    alarms = []
+    for name, records in by_name.items():
+        first, last = records[0], records[-1]
+        steps = f"{len(records)} times, from step {first.step:,} to {last.step:,}"
+        alarms.append(Alarm(name, steps if len(records) > 1 else f"at step {first.step:,}", last.message))
+    return tuple(alarms)
 
 
 def _facts(run: RunData) -> tuple[tuple[str, str], ...]:
@@ -343,23 +295,14 @@ def _settings(run: RunData) -> tuple[tuple[str, str], ...]:
     return tuple(out)
 
 
-def _methods(runs: Sequence[RunData], paths: Sequence[Path]) -> tuple[tuple[MethodRow, ...], str]:
+def _methods(runs: Sequence[RunData], paths: Sequence[Path]) -> tuple[tuple[Row, ...], str]:
     unfinished = [run.name for run in runs if any(name not in run.held_out for name in MAIN)]
     if unfinished:
-        return (), f"Methods are compared once base and final evaluation are there; not yet: {', '.join(unfinished)}."
+        return (), (
+            "Methods are compared once every run has its base and its final evaluation; still missing in: "
+            f"{', '.join(unfinished)}."
+        )
     try:
-        return tuple(_method(row) for row in compare_runs(paths)), ""
+        return tuple(replace(row, name=METHODS.get(row.name, row.name)) for row in compare_runs(paths)), ""
     except DataError as error:
         return (), f"Methods are not compared: {error}."
-
-
-def _method(row: Row) -> MethodRow:
-    return MethodRow(
-        METHODS.get(row.name, row.name),
-        row.t1.text(),
-        row.t2.text(),
-        row.delta.text(sign=True),
-        "" if row.name == "base" else row.t2_over_base.text(sign=True),
-        row.seeds,
-        row.problems,
-    )

@@ -1,11 +1,11 @@
-"""What a report needs from a run directory, whatever state the run is in. Texts stay on disk until they are asked for."""
+"""Reads what a report needs from a run directory in any state. Texts stay on disk until they are shown."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +28,14 @@ from selfcorrect.report.tags import tags_of
 from selfcorrect.types import Attempt, Episode, Grade, Problem
 
 MAIN = ("base", "final")
-"""Evaluations whose episodes are read; of the controls the summary is enough."""
+"""Evaluations whose episodes are read. The controls need their summaries only."""
 TRAINING_TAIL_BYTES = 16 * 2**20
-"""Of episodes.jsonl only the end is read: the latest training episodes."""
+"""How much of episodes.jsonl is read, from its end: the latest training episodes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Where an episode is, and what it is, without its texts."""
+class Location:
+    """Where an episode is in its file, and its tags, without its texts."""
 
     file: Path
     offset: int
@@ -47,13 +47,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """One file of episodes: an index of its lines, and every episode without its texts."""
+    """One file of episodes: an index of its lines, and each episode without its texts."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[Location, ...]
     bare: tuple[Episode, ...]
-    """Ids, levels and verdicts; texts are empty. Empty for training episodes."""
+    """Ids, levels and verdicts, with empty texts. Empty for training episodes."""
     is_whole: bool = True
-    """False where only the end of the file was read."""
+    """False if only the end of the file was read."""
 
     @property
     def tag_counts(self) -> Counter[str]:
@@ -62,12 +62,12 @@ class Episodes:
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """One run, as far as it has come."""
+    """The records of one run so far."""
 
     name: str
     config: Config
     age_s: float | None
-    """Seconds since the last record; None without records."""
+    """Seconds since the last record; None if there is no record."""
     starts: tuple[StartRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     alarms: tuple[AlarmRecord, ...] = ()
@@ -76,10 +76,10 @@ class RunData:
     summaries: dict[str, EvalSummary] = field(default_factory=dict)
     end: EndRecord | None = None
     held_out: dict[str, Episodes] = field(default_factory=dict)
-    """By name: base, final; those that are there."""
+    """Episodes of the evaluations base and final, if they exist."""
     training: Episodes = Episodes((), ())
     scaling: ScalingCurves | None = None
-    """None where `selfcorrect scale` has not measured the run."""
+    """None if `selfcorrect scale` has not measured the run."""
 
     @property
     def state(self) -> Literal["begun", "unfinished", "interrupted", "finished"]:
@@ -89,19 +89,27 @@ class RunData:
 
     @property
     def kept_step(self) -> int | None:
-        """Step of the checkpoint that is the best so far; None while there is none."""
+        """Step of the best checkpoint so far, or None."""
         return next((c.step for c in reversed(self.checkpoints) if c.best), None)
 
 
 def read_run(path: Path) -> RunData:
-    """Read a run that has finished, is going on, or has only begun.
+    """Read a run, finished or not.
 
     Raises:
-        RunError: not a run directory, or a damaged one (a last line cut by a crash is passed over).
+        RunError: this is not a run directory, or it is damaged. (A last line that a crash cut short is skipped.)
         DataError: an evaluation is damaged.
     """
     run = RunDirectory.open(path)
     records = run.records()
+    scaling = None
+    if run.scaling_file.exists():
+        try:
+            scaling = ScalingCurves.from_json(json.loads(run.scaling_file.read_text(encoding="utf-8")))
+        except (ValueError, DataError) as error:
+            raise DataError(
+                f"{run.scaling_file} cannot be read: {error}; remove it and measure again with `selfcorrect scale`"
+            ) from None
     evals = {r.name: r for r in records if isinstance(r, EvalRecord)}
     files = {name: path / "evaluations" / f"{name}.jsonl" for name in MAIN}
     return RunData(
@@ -117,71 +125,55 @@ def read_run(path: Path) -> RunData:
         end=records[-1] if records and isinstance(records[-1], EndRecord) else None,
         held_out={name: _index(file, bare=True) for name, file in files.items() if file.exists() and name in evals},
         training=_index(run.episodes_file, bare=False) if run.episodes_file.exists() else Episodes((), ()),
-        scaling=_scaling(run.scaling_file) if run.scaling_file.exists() else None,
+        scaling=scaling,
     )
 
 
-def _scaling(file: Path) -> ScalingCurves:
-    try:
-        return ScalingCurves.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, DataError) as error:
-        raise DataError(
-            f"{file} cannot be read: {error}; remove it and measure again with `selfcorrect scale`"
-        ) from None
-
-
-def read_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """The whole rows of some lines, in their order."""
-    rows: dict[Line, dict[str, Any]] = {}
-    for file in {line.file for line in lines}:
-        with file.open("rb") as stream:
-            for line in lines:
-                if line.file == file:
-                    stream.seek(line.offset)
-                    rows[line] = json.loads(stream.readline())
-    return [rows[line] for line in lines]
+def read_rows(lines: Sequence[Location]) -> list[dict[str, Any]]:
+    """The complete rows of some lines, in their order."""
+    rows = []
+    for line in lines:
+        with line.file.open("rb") as stream:
+            stream.seek(line.offset)
+            rows.append(json.loads(stream.readline()))
+    return rows
 
 
 def _index(file: Path, *, bare: bool) -> Episodes:
-    """Read a file of episodes line by line.
+    """Read a file of episodes line by line, with ``bare`` from its beginning and with the episodes themselves.
 
     Raises:
-        DataError: a line is not an episode, unless it is a last one without its line end: it is still being written.
+        DataError: a line is not an episode. (A last line without its line end is still being written, and is skipped.)
     """
     lines, episodes = [], []
-    skipped = 0 if bare else max(0, file.stat().st_size - TRAINING_TAIL_BYTES)
-    for offset, raw in _raw_lines(file, skipped):
-        try:
-            row = json.loads(raw)
-            episode = episode_from_row(row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if not raw.endswith(b"\n"):
-                break
-            raise DataError(
-                f"{file} has a line that is not an episode ({error}); the file was changed, or written by another version"
-            ) from None
-        lines.append(Line(file, offset, episode.problem.id, episode.sample, tags_of(episode), row.get("step")))
-        if bare:
-            episodes.append(_without_texts(episode))
-    return Episodes(tuple(lines), tuple(episodes), is_whole=not skipped)
-
-
-def _raw_lines(file: Path, start: int) -> Iterator[tuple[int, bytes]]:
+    offset = 0 if bare else max(0, file.stat().st_size - TRAINING_TAIL_BYTES)
+    is_whole = offset == 0
     with file.open("rb") as stream:
-        stream.seek(start)
-        if start:
-            stream.readline()  # the rest of a line that began before
-        offset = stream.tell()
+        if not is_whole:
+            stream.seek(offset)
+            offset += len(stream.readline())  # the rest of a line that began before
         for raw in stream:
-            yield offset, raw
+            try:
+                row = json.loads(raw)
+                episode = episode_from_row(row)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if not raw.endswith(b"\n"):
+                    break
+                raise DataError(
+                    f"{file} has a line that is not an episode ({error}); the file was changed, or another version wrote it; "
+                    "restore it, or measure again"
+                ) from None
+            lines.append(Location(file, offset, episode.problem.id, episode.sample, tags_of(episode), row.get("step")))
             offset += len(raw)
+            if bare:
+                episodes.append(_without_texts(episode))
+    return Episodes(tuple(lines), tuple(episodes), is_whole)
 
 
 def _without_texts(episode: Episode) -> Episode:
-    """What the tables by level and the flows need; texts would fill the memory."""
+    """What the flows and the tables by level need. All texts would fill the memory."""
     attempts = tuple(
         Attempt("", None, None, None, a.stop, grade=a.grade and Grade(a.grade.verdict), source=a.source)
         for a in episode.attempts
     )
-    problem = Problem(episode.problem.id, "", "", episode.problem.level)
-    return Episode(problem, episode.sample, attempts)
+    return Episode(Problem(episode.problem.id, "", "", episode.problem.level), episode.sample, attempts)

@@ -32,7 +32,7 @@
     if (attempts.length === 1) {
       text.append(attempt.text);
     } else {
-      // the first shows what the second drops, the others what they add
+      // The first shows what the second drops; the others show what they add.
       const [before, after, hidden] = k === 0 ? [0, 1, "new"] : [k - 1, k, "gone"];
       const parts = wordDiff(attempts[before].text, attempts[after].text).filter(([kind]) => kind !== hidden);
       text.append(...parts.map(([kind, part]) => kind === "same" ? part : element(kind === "gone" ? "del" : "ins", "", part)));
@@ -51,7 +51,7 @@
     if (attempt.tokens !== null) notes.push(`${count(attempt.tokens)} tokens`);
     if (attempt.stop === "length") notes.push("stopped by the token cap");
     if (attempt.given) notes.push("given, not sampled");
-    if (k > 0 && attempt.text === attempts[k - 1].text) notes.push("repeats the attempt before");
+    if (k > 0 && attempt.text === attempts[k - 1].text) notes.push("repeats the previous attempt");
     if (attempt.leftOut) notes.push(`${count(attempt.leftOut)} characters in the middle not shown`);
     if (notes.length) view.append(element("p", "meta", notes.join("; ")));
     return view;
@@ -73,7 +73,7 @@
     return element("article", "episode", title, element("p", "meta", meta.filter(Boolean).join(", ")), question, gold, sides);
   }
 
-  // --- choosing ---
+  // --- filters ---
 
   const texts = new Map();
   function searchable(entry) {
@@ -107,7 +107,7 @@
   function fillTags() {
     const here = ofSource(), source = at("source").value;
     const totals = data.runs[Number(at("run").value)].totals[source] || {};
-    const line = (text, n, total) => `${text} (${count(n)} of ${count(total || 0)} here)`;
+    const line = (text, n, total) => `${text} (${count(n)} of ${count(total || 0)} on this page)`;
     const tags = Object.entries(data.tags).filter(([tag]) => totals[tag]);
     fill(at("tag"), [["", line("All", here.length, totals.all)], ...tags.map(([tag, words]) => {
       const n = here.filter((e) => e.sides[source].tags.includes(tag)).length;

@@ -1,4 +1,4 @@
-"""Which episodes go on the page, and in what form: a balanced mix, no more than a page can hold."""
+"""Chooses the episodes of the page: a balanced mix that fits on it, with texts shortened and made visible."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from selfcorrect.records.lines import episode_from_row
-from selfcorrect.report.reading import Episodes, Line, RunData, read_rows
+from selfcorrect.report.reading import Location, RunData, read_rows
 from selfcorrect.report.tags import TAGS, tags_of
 from selfcorrect.report.text import shown, visible
 
 MOST_EPISODES = 400
-"""Shared by the runs on a page; a held-out problem with its base beside it counts once."""
+"""For all runs on a page together. A held-out problem counts once, although the trained model and the base answer it."""
 MOST_BYTES = 3 * 2**20
 """Of all episodes as JSON, so that the page stays below 5 MB."""
 TRAINING_SHARE = 0.25
-"""Of a run's episodes, where it has been evaluated too."""
+"""Share of training episodes, if a run has been evaluated too."""
 SHORT_CHARACTERS = 200
-"""Of ids, levels and extracted answers shown."""
+"""Shown of ids, levels and extracted answers."""
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the episode browser is given; see report.js."""
+    """The data of the episode browser in report.js."""
 
     runs: tuple[dict[str, Any], ...]
-    """Per run its name and, per source, how many episodes there are, with each tag."""
+    """Per run its name and, per source, the number of episodes in all and with each tag."""
     entries: tuple[Entry, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -38,80 +39,63 @@ class Sample:
 
 
 def sample_episodes(runs: Sequence[RunData], most: int = MOST_EPISODES, most_bytes: int = MOST_BYTES) -> Sample:
-    """Choose and read episodes of all runs, each run with an equal part of the room.
+    """Choose and read episodes of all runs, equally many of each.
 
     The same runs give the same sample.
     """
     entries: list[Entry] = []
+    totals = []
     for number, run in enumerate(runs):
         entries += _of_run(run, number, most // len(runs), most_bytes // len(runs))
-    return Sample(tuple(_totals(run) for run in runs), tuple(entries))
-
-
-def _totals(run: RunData) -> dict[str, Any]:
-    sources = {"trained": run.held_out.get("final"), "base": run.held_out.get("base"), "training": run.training}
-    return {
-        "name": visible(run.name),
-        "totals": {
+        sources = {"trained": run.held_out.get("final"), "base": run.held_out.get("base"), "training": run.training}
+        counts = {
             name: {"all": len(e.lines), **e.tag_counts, **({} if e.is_whole else {"partial": True})}
             for name, e in sources.items()
             if e is not None and e.lines
-        },
-    }
+        }
+        totals.append({"name": visible(run.name), "totals": counts})
+    return Sample(tuple(totals), tuple(entries))
 
 
 def _of_run(run: RunData, number: int, most: int, most_bytes: int) -> list[Entry]:
-    held_out = run.held_out.get("final") or run.held_out.get("base")
-    training = round(most * TRAINING_SHARE) if held_out is not None else most
-    training = min(training, len(run.training.lines))
+    sides = {who: run.held_out[name] for who, name in (("trained", "final"), ("base", "base")) if name in run.held_out}
+    training = min(round(most * TRAINING_SHARE) if sides else most, len(run.training.lines))
     entries: list[Entry] = []
-    if held_out is not None:
-        sides = {
-            who: run.held_out[name] for who, name in (("trained", "final"), ("base", "base")) if name in run.held_out
-        }
-        chosen = balanced(held_out.lines, most - training)
-        entries += _within(_held_out(chosen, sides, number), most_bytes * (most - training) // most)
-    chosen = balanced(run.training.lines, training)
-    entries += _within(_training(chosen, number), most_bytes * training // most)
-    return entries
+    if sides:
+        chosen = [(line.problem, line.sample) for line in balanced(next(iter(sides.values())).lines, most - training)]
+        rows: dict[tuple[str, int], dict[str, dict[str, Any]]] = {key: {} for key in chosen}
+        for who, episodes in sides.items():
+            found = {key: line for line in episodes.lines if (key := (line.problem, line.sample)) in rows}
+            for key, row in zip(found, read_rows(list(found.values())), strict=True):
+                rows[key][who] = row
+        entries += _within([_entry(rows[key], number) for key in chosen], most_bytes * (most - training) // most)
+    rest = read_rows(balanced(run.training.lines, training))
+    return entries + _within([_entry({"training": row}, number) for row in rest], most_bytes * training // most)
 
 
-def balanced(lines: Sequence[Line], most: int) -> list[Line]:
-    """Up to ``most`` lines, the groups of equal tags taking turns, so that the rare ones are seen; by lot within a group."""
+def balanced(lines: Sequence[Location], most: int) -> list[Location]:
+    """Up to ``most`` lines. Groups of equal tags take turns, so that rare ones are seen; within a group, by lot."""
     shuffled = list(lines)
     random.Random(0).shuffle(shuffled)
-    groups: dict[tuple[str, ...], list[Line]] = {}
+    groups: dict[tuple[str, ...], list[Location]] = {}
     for line in shuffled:
         groups.setdefault(line.tags, []).append(line)
-    ordered = [groups[key] for key in sorted(groups)]
-    out: list[Line] = []
-    turn = 0
-    while len(out) < min(most, len(lines)):
-        out += [group[turn] for group in ordered if turn < len(group)]
-        turn += 1
-    return out[:most]
+    turns = zip_longest(*(groups[key] for key in sorted(groups)))
+    return [line for turn in turns for line in turn if line is not None][:most]
 
 
-def _held_out(chosen: Sequence[Line], sides: dict[str, Episodes], number: int) -> list[Entry]:
-    wanted = [(line.problem, line.sample) for line in chosen]
-    places = {who: {(line.problem, line.sample): line for line in e.lines} for who, e in sides.items()}
-    rows = {
-        who: dict(zip(found, read_rows([at[key] for key in found]), strict=True))
-        for who, at in places.items()
-        for found in [[key for key in wanted if key in at]]
-    }
-    out = []
-    for key in wanted:
-        parts = {who: rows[who][key] for who in sides if key in rows[who]}
-        out.append(_entry(next(iter(parts.values())), parts, number))
-    return out
-
-
-def _training(chosen: Sequence[Line], number: int) -> list[Entry]:
-    return [_entry(row, {"training": row}, number) for row in read_rows(chosen)]
-
-
-def _entry(row: dict[str, Any], parts: dict[str, dict[str, Any]], number: int) -> Entry:
+def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
+    """One episode of run ``number``: the rows of one problem, by whose answers they hold."""
+    row = next(iter(rows.values()))
+    sides: dict[str, Any] = {}
+    for who, part in rows.items():
+        attempts = []
+        for a in part["attempts"]:
+            text, left_out = shown(a["text"])
+            kept = {key: a[key] for key in ("verdict", "tokens", "stop")}
+            short = {key: _short(a[key]) for key in ("extracted", "detail")}
+            attempts.append({"text": text, "leftOut": left_out, "given": a["source"] != "sampled", **kept, **short})
+        sides[who] = {"tags": tags_of(episode_from_row(part)), "attempts": attempts}
     entry: Entry = {
         "run": number,
         "id": _short(row["problem"]),
@@ -119,30 +103,11 @@ def _entry(row: dict[str, Any], parts: dict[str, dict[str, Any]], number: int) -
         "sample": row["sample"],
         "question": shown(row["question"])[0],
         "gold": _short(row["gold"]),
-        "sides": {who: _side(part) for who, part in parts.items()},
+        "sides": sides,
     }
     if row.get("step") is not None:
-        entry["step"] = row["step"]
-        entry["stage"] = _short(row["stage"])
+        entry |= {"step": row["step"], "stage": _short(row["stage"])}
     return entry
-
-
-def _side(row: dict[str, Any]) -> dict[str, Any]:
-    return {"tags": tags_of(episode_from_row(row)), "attempts": [_attempt(a) for a in row["attempts"]]}
-
-
-def _attempt(a: dict[str, Any]) -> dict[str, Any]:
-    text, left_out = shown(a["text"])
-    return {
-        "text": text,
-        "leftOut": left_out,
-        "verdict": a["verdict"],
-        "extracted": _short(a["extracted"]),
-        "detail": _short(a["detail"]),
-        "tokens": a["tokens"],
-        "stop": a["stop"],
-        "given": a["source"] != "sampled",
-    }
 
 
 def _short(text: str | None) -> str | None:
@@ -152,7 +117,7 @@ def _short(text: str | None) -> str | None:
 
 
 def _within(entries: Sequence[Entry], most_bytes: int) -> list[Entry]:
-    """As many entries as fit, in their order; one that is too long makes way for shorter ones."""
+    """As many entries as fit, in their order; one that is too long is skipped in favour of shorter ones."""
     out, used = [], 0
     for entry in entries:
         size = len(json.dumps(entry, ensure_ascii=False).encode())

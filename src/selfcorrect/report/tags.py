@@ -1,4 +1,4 @@
-"""What happened in an episode, as words to filter by."""
+"""Tags that say what happened in an episode, to filter by."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ TAGS = {
     "broken": "Broken: right at first, wrong in the end",
     "kept-right": "Kept right",
     "kept-wrong": "Kept wrong",
-    "copied": "Copied: the last attempt repeats the one before, character for character",
+    "copied": "Copied: the last attempt repeats the previous one, character for character",
     "cut": "Cut or no answer, in any attempt",
     "one-right": "One attempt only, right",
     "one-wrong": "One attempt only, wrong",
     "error": "The verifier failed",
 }
-"""Every tag with what it says. An episode has at most one of the four flows, and any of the others."""
+"""Every tag with its label. An episode has at most one of fixed, broken, kept-right and kept-wrong, and any of the others."""
 _UNANSWERED = (Verdict.TRUNCATED, Verdict.NO_ANSWER, Verdict.TIMEOUT)
 
 
 def tags_of(episode: Episode) -> tuple[str, ...]:
-    """Tags of an episode, in the order of `TAGS`. Ungraded turns are passed over; a verifier error leaves no flow."""
+    """Tags of an episode, in the order of `TAGS`. Ungraded turns do not count. After a verifier error no verdict does."""
     attempts = [a for a in episode.attempts if a.grade is not None]
     verdicts = [a.grade.verdict for a in attempts if a.grade is not None]
     found = set()
