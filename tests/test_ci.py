@@ -22,7 +22,7 @@ NOT_IN_CI = {"skyrl", "tinker", "vllm"}
 
 
 def run(bin_dir: Path, test: str, check: str, docs: str = "true") -> tuple[int, list[str]]:
-    """Run the script where these shell lines are ``make test`` and so on; what it would install is there."""
+    """Run the script with these shell lines as ``make test`` and so on. The programs that it would install are there."""
     for name, body in {
         "make": f'case "$1" in test) {test} ;; check) {check} ;; docs) {docs} ;; esac',
         "bwrap": "true",
