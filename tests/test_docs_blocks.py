@@ -1,4 +1,4 @@
-"""Every block of commands in the documentation runs as it stands, or says above it why no test runs it.
+"""Every block of commands in the documentation runs as it is written, or a comment above it says why no test runs it.
 
 The blocks of a page run in their order, in a copy of the checkout, without the Hub.
 """
@@ -21,7 +21,7 @@ from code_tools import needs_sandbox
 from pages import PAGES, ROOT, Block, blocks, text_of
 
 PORT = "8000"
-"""The one that the pages use; here a free one takes its place."""
+"""The port that the pages use. The tests replace it with a free one."""
 LEFT_BEHIND = shutil.ignore_patterns(".*", "runs", "build", "dist", "site", "__pycache__", "*.egg-info")
 
 
@@ -100,7 +100,7 @@ def shell(tmp_path):
 
 
 LONG = {"commands.md", "sharing.md", "your-own-task.md"}
-"""Pages whose blocks take 15 seconds and more together: with the slow tests."""
+"""Pages whose blocks take 15 seconds or more in total. They run with the slow tests."""
 
 
 def pages_with(wanted):
@@ -112,7 +112,7 @@ def pages_with(wanted):
 
 
 @pytest.mark.parametrize("page", pages_with(lambda b: "slow" not in b.notes))
-def test_blocks_run_as_they_stand(shell, page):
+def test_blocks_run_as_written(shell, page):
     for block in blocks(text_of(page)):
         if block.runs and "slow" not in block.notes:
             shell.run(block)
@@ -120,9 +120,9 @@ def test_blocks_run_as_they_stand(shell, page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with(lambda b: "slow" in b.notes))
-def test_slow_blocks_run_as_they_stand(shell, page):
+def test_slow_blocks_run_as_written(shell, page):
     if not (Path(sys.prefix) / ".installed").exists():
-        pytest.skip("not the .venv that make made: make would install into it")
+        pytest.skip("make did not create this environment and would install into it")
     for block in blocks(text_of(page)):
         if block.runs:
             shell.run(block)
@@ -137,7 +137,7 @@ def test_a_block_that_fails_is_noticed(shell):
         shell.run(Block("sh", f"selfcorrect serve nothing --port {PORT}", {"background": ""}))
 
 
-def test_what_stands_above_a_block_is_understood():
+def test_comments_above_a_block_are_understood():
     text = "<!-- not run: no GPU -->\n```sh\nx\n```\n\n```sh\ny\n```\n\n<!-- slow -->\n<!-- first: a -->\n```python\nz\n```\n"
     none, plain, both = blocks(text)
     assert (none.runs, plain.runs, both.runs) == (False, True, True)

@@ -1,10 +1,10 @@
-"""Builds the documentation site: docs/ as HTML that opens from disk and asks the network for nothing.
+"""Builds the documentation site: docs/ as HTML that opens from disk and needs no network.
 
     python tools/build_docs.py [--out site]
 
-Pages link to source files, which no host serves. So the site carries a page per linked file, and a link whose text is
-the name of a function or class leads to the line that defines it, looked up at build time. Equations (fences named
-``math``, LaTeX) become MathML. Warnings are errors.
+Pages link to source files. The site has a page for each linked file, because it opens from disk. If the text of a link
+is the name of a function or class, the link leads to the line that defines it, looked up at build time. Equations
+(fences named ``math``, LaTeX) become MathML. Warnings are errors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MATH = re.compile(r"^```math\n(.*?)^```$", re.M | re.S)
 FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
 IMAGE = re.compile(r'\bsrc="([^"]+)"')
 SOURCES = "repository"
-"""Directory of the site with what lies outside docs/."""
+"""Directory of the site for files that are outside docs/."""
 LEXERS = {
     ".py": "python",
     ".toml": "toml",
@@ -41,7 +41,7 @@ LEXERS = {
 
 
 def line_of(source: str, dotted: str) -> int:
-    """The line that defines a function, class, constant or field of a module's text; its class's field, if dotted.
+    """The line of a module's text that defines a function, class or constant, or (dotted) a member of a class.
 
     Raises:
         LookupError: the text defines no such name.
@@ -58,10 +58,10 @@ def line_of(source: str, dotted: str) -> int:
 
 @functools.cache
 def _statements(source: str) -> list[ast.stmt]:
-    """A module's text, parsed once.
+    """The statements of a module's text, parsed once.
 
-    Not while the garbage collector may run: up to Python 3.11.8 a finaliser that itself parses (one that prints a
-    traceback does) makes ``ast.parse`` raise ``SystemError`` (CPython's gh-106905).
+    The garbage collector is off meanwhile. Up to Python 3.11.8 a finaliser that parses, such as one that prints a
+    traceback, makes ``ast.parse`` raise ``SystemError`` (CPython's gh-106905).
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -85,7 +85,7 @@ def _definition(body: list[ast.stmt], name: str) -> ast.stmt | None:
 
 
 def site_path(path: Path) -> str:
-    """Where a file or directory of the repository has its page, from the root of the site's sources."""
+    """The page of a file or directory of the repository, relative to the root of the site's sources."""
     relative = path.relative_to(ROOT).as_posix()
     if relative.startswith("docs/"):
         return relative.removeprefix("docs/")
@@ -95,7 +95,7 @@ def site_path(path: Path) -> str:
 
 
 class Site:
-    """The sources of the site: pages with their links and equations rewritten, and a page per file they lead to."""
+    """The sources of the site: pages with rewritten links and equations, and a page for each file that they link to."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -129,7 +129,7 @@ class Site:
         return "".join(parts)
 
     def _target(self, page: Path, target: str, label: str | None) -> str:
-        """A link's target in the site; links to other files are remembered, so that these get a page."""
+        """A link's target in the site. Notes links to source files, so that these files get a page."""
         if re.match(r"\w+:|#", target):
             return target
         name, hash_mark, anchor = target.partition("#")
