@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfcorrect.algorithm.sequences import Sequenced, sequences
+from selfcorrect.algorithm.sequences import TokenSequence, sequences
 from selfcorrect.engines.base import CURRENT, AdamParams, Sampled, SampleRequest, SamplingParams
 from selfcorrect.types import BASE, Attempt, Datum, Episode, Problem
 
@@ -139,7 +139,7 @@ def _attempt(prompt: tuple[int, ...], answer: Sampled, wanted: int, k: int) -> A
     return Attempt("", prompt, answer.token_ids, answer.logprobs, answer.stop, parent=k - 1 if k else None)
 
 
-def _datum(seq: Sequenced, n: int, episodes: int) -> Datum:
+def _datum(seq: TokenSequence, n: int, episodes: int) -> Datum:
     """Half of the episodes are pushed up and half down; no sampled token has weight 0, which would spare its work."""
     weights_T = seq.sampled_T * (1.0 if n % 2 else -1.0) / episodes
     return Datum(seq.tokens_T, weights_T, seq.logprobs_T, seq.sampled_T)
