@@ -79,9 +79,10 @@ def evaluate(
             "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --base-url URL --model NAME"
         )
     from selfcorrect.cli.tables import show, summary_table
-    from selfcorrect.experiment import claim, load_kept, make_engine, prepare
+    from selfcorrect.experiment import load_kept, make_engine, prepare
     from selfcorrect.measuring.evaluate import FEEDBACK, controls, held_out
     from selfcorrect.measuring.evaluate import evaluate as measure
+    from selfcorrect.records.files import claim, write_jsonl
     from selfcorrect.records.lines import episode_row
 
     run, config = model_and_settings(model, [long_form(s) for s in settings or []])
@@ -101,9 +102,8 @@ def evaluate(
     if config.eval.controls and config.eval.attempts > 1:
         results += controls(engine, job.task, results[0], config.eval, cap, seed=config.seed, feedback=feedback)
     if out is not None:
-        out.write_text(
-            "".join(json.dumps({"evaluation": r.name, **episode_row(e)}) + "\n" for r in results for e in r.episodes)
-        )
+        rows = ({"evaluation": r.name, **episode_row(e)} for r in results for e in r.episodes)
+        write_jsonl(out, rows, "name another place with --out")
     if as_json:
         print(json.dumps({r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}))
     else:

@@ -26,7 +26,8 @@ def sft(
     """
     from rich.console import Console
 
-    from selfcorrect.experiment import claim, export, make_engine, prepare
+    from selfcorrect.experiment import export, make_engine, prepare
+    from selfcorrect.records.files import claim
     from selfcorrect.training.warmup import require_demonstrations, warm_up
 
     # every weight is trained: adapters could neither be the base of a run nor be merged into bfloat16 without loss

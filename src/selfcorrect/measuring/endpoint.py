@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
 import time
@@ -21,9 +20,10 @@ from typing import IO, Any
 
 from selfcorrect.config import Config
 from selfcorrect.episodes.endpoint import REFUSED, Endpoint, Reply, alternate
-from selfcorrect.errors import EndpointError, RunError, disk_reason
+from selfcorrect.errors import EndpointError, RunError
 from selfcorrect.measuring.evaluate import TRIES_FOR_A_WRONG_ANSWER, Evaluation, partners
 from selfcorrect.measuring.metrics import summarise
+from selfcorrect.records.files import disk_reason, lock
 from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.tasks.base import Answer, GivesFirst, Task, grade_answers
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
@@ -60,12 +60,7 @@ class Journal:
         except OSError as error:
             raise RunError(f"{path} cannot be written: {disk_reason(error)}; name another file with --out") from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"another process is writing to {path}; wait for it, or name another file with --out"
-                ) from None
+            lock(file, path)
             journal = cls(file, path)
             journal._read(settings)
             yield journal
