@@ -138,5 +138,5 @@ def test_a_changed_file_is_named_with_its_line(tmp_path):
     file = run / "evaluations" / "final.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], '{"problem": "p1"}', *lines[2:]]))
-    with pytest.raises(DataError, match=r"final\.jsonl, line 2"):
+    with pytest.raises(DataError, match=r"final\.jsonl line 2"):
         read_evaluation(run, "final")

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.records.files import read_jsonl
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.gsm8k import Gsm8k, parse_number
-from selfcorrect.tasks.jsonl import read_jsonl
 from selfcorrect.types import Problem, Verdict
 from task_config import task_config
 
@@ -180,7 +180,7 @@ def test_one_file_is_cut_without_overlap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{broken", r"data.jsonl line 3 is not valid JSON.*column 2; mend"),
+        ("{broken", r"data.jsonl line 3 is not valid JSON.*column 2; correct"),
         ("[1]", "line 3 is not a JSON object but a list"),
         ('{"answer": "#### 1"}', r"line 3 has no field 'question' \(fields: 'answer'\)"),
         ('{"question": "q"}', "line 3 has no field 'answer'"),
@@ -227,7 +227,7 @@ def test_missing_empty_and_damaged_data(tmp_path: Path) -> None:
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"t": "a\u2028b\x85"}, ensure_ascii=False) + "\r\n" + '{"t": "c"}', encoding="utf-8-sig")
-    assert [row["t"] for _, row in read_jsonl(file)] == ["a\u2028b\x85", "c"]
+    assert [row["t"] for _, row in read_jsonl(file, "")] == ["a\u2028b\x85", "c"]
 
 
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,9 @@ def test_verdicts_on_real_model_solutions_agree_with_upstream() -> None:
     """5,276 GPT-3 solutions that end in 'A: <number>', each with OpenAI's own verdict."""
     agree, differ = 0, []
     problems = Gsm8k(str(DATA / "gsm8k")).problems("test")
-    for problem, (_, row) in zip(problems, read_jsonl(DATA / "gsm8k" / "test_model_solutions.jsonl.gz"), strict=True):
+    for problem, (_, row) in zip(
+        problems, read_jsonl(DATA / "gsm8k" / "test_model_solutions.jsonl.gz", ""), strict=True
+    ):
         for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
             text = row[model]["solution"].replace("\nA: ", "\nFinal answer: ")
             grade = TASK.grade(problem, text, truncated=False)

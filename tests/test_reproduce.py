@@ -36,7 +36,7 @@ from selfcorrect.reproduce.choice import Choice, config_hash, planned_cost, rows
 from selfcorrect.reproduce.diagnostics import _ends, mended
 from selfcorrect.reproduce.jobs import Job, Runner, claimed, finished_seconds
 from selfcorrect.reproduce.measured import Measurements
-from selfcorrect.reproduce.planning import jobs_of, prompted_job, run_path, shift_job
+from selfcorrect.reproduce.planning import jobs_of, prompted_job, shift_job
 from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, Claim, paper_tables
 from selfcorrect.reproduce.shift import shifted_episodes
 from selfcorrect.reproduce.tables import code_table, table
@@ -56,7 +56,7 @@ def choice(out, *settings, **options):
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_row_can_be_planned_at_one_budget(model, quick):
     c = choice("x", model=model, quick=quick)
-    costs = {row.key: planned_cost(c.config(row, 0, "arithmetic")) for row in TRAINED}
+    costs = {row.key: planned_cost(c.config(row, 0)) for row in TRAINED}
     strict = {cost for key, cost in costs.items() if not ROWS[key].budget_note}
     assert len(strict) == 1, costs
     full = strict.pop()
@@ -66,12 +66,12 @@ def test_every_row_can_be_planned_at_one_budget(model, quick):
 def test_planned_cost_by_hand():
     # 10 steps of 3 problems, 4 samples of 2 attempts: 240 answers of at most 16 tokens
     settings = ("train.problems_per_step=3", "train.samples_per_problem=4")
-    cost = planned_cost(choice("x", *settings, budget=10).config(ROWS["score"], 0, "arithmetic"))
+    cost = planned_cost(choice("x", *settings, budget=10).config(ROWS["score"], 0))
     assert (cost.steps, cost.responses, cost.most_tokens) == (10, 240, 3840)
 
 
 def test_no_two_rows_are_the_same_run():
-    hashes = {config_hash(choice("x").config(row, 0, "arithmetic")) for row in TRAINED}
+    hashes = {config_hash(choice("x").config(row, 0)) for row in TRAINED}
     assert len(hashes) == len(TRAINED)
 
 
@@ -121,14 +121,14 @@ def test_all_is_every_target_but_the_one_that_needs_a_code_model():
 
 def test_a_run_is_known_by_its_settings(tmp_path):
     row = ROWS["score"]
-    name = choice(tmp_path).name_of(row, 0, "arithmetic")
-    assert name.startswith("score-s0-") and name == choice(tmp_path / "other", seeds=(0,)).name_of(row, 0, "arithmetic")
+    name = choice(tmp_path).run_path(row, 0).name
+    assert name.startswith("score-s0-") and name == choice(tmp_path / "other", seeds=(0,)).run_path(row, 0).name
     others = [
-        choice(tmp_path, quick=True).name_of(row, 0, "arithmetic"),
-        choice(tmp_path, budget=7).name_of(row, 0, "arithmetic"),
-        choice(tmp_path, "train.learning_rate=1e-4").name_of(row, 0, "arithmetic"),
-        choice(tmp_path).name_of(row, 1, "arithmetic"),
-        choice(tmp_path).name_of(ROWS["no_shaping"], 0, "arithmetic"),
+        choice(tmp_path, quick=True).run_path(row, 0).name,
+        choice(tmp_path, budget=7).run_path(row, 0).name,
+        choice(tmp_path, "train.learning_rate=1e-4").run_path(row, 0).name,
+        choice(tmp_path).run_path(row, 1).name,
+        choice(tmp_path).run_path(ROWS["no_shaping"], 0).name,
     ]
     assert len({name, *others}) == 6
 
@@ -235,8 +235,9 @@ class Silent:
 
 def script(out, name, code, **settings):
     """A measurement: a script that is given the file to write."""
-    command = (sys.executable, "-c", f"import sys, time, pathlib; out = pathlib.Path(sys.argv[1]); {code}", "{out}")
-    return Job(name, out / "runs" / f"{name}.jsonl", command, is_run=False, **settings)
+    file = out / "runs" / f"{name}.jsonl"
+    command = (sys.executable, "-c", f"import sys, time, pathlib; out = pathlib.Path(sys.argv[1]); {code}", str(file))
+    return Job(name, file, command, is_run=False, **settings)
 
 
 def test_jobs_run_once_a_failure_keeps_the_others_going_and_is_tried_again(tmp_path):
@@ -273,22 +274,24 @@ def test_a_job_waits_for_its_run_and_is_given_up_when_that_fails(tmp_path):
 
 def test_a_stop_reaches_the_children_once_and_leaves_no_half_file(tmp_path):
     code = "import signal; signal.signal(signal.SIGINT, lambda *a: (out.with_name('heard').open('a').write('x'), sys.exit(130)));"
-    code += "out.write_text('half'); out.with_name('up').touch(); time.sleep(60)"
+    code += "from selfcorrect.records.files import replacing\nwith replacing(out, '') as part:\n"
+    code += " part.write_text('half'); out.with_name('up').touch(); time.sleep(60)"
     job, up = script(tmp_path, "long", code), tmp_path / "runs" / "up"
     started = time.monotonic()
     with claimed(tmp_path), pytest.raises(Interrupted, match="same command again"):
         Runner(tmp_path, 1, Silent()).run([job], up.exists)
     assert time.monotonic() - started < 30
     assert (tmp_path / "runs" / "heard").read_text() == "x" and not job.finished
+    assert {p.name for p in up.parent.iterdir()} == {"heard", "up", "long.log"}  # no half file, by any name
 
 
 def test_a_run_is_begun_resumed_or_left_alone(tmp_path):
     c = choice(tmp_path)
     job = jobs_of(c, ["collapse"])[0]
-    assert "train" in job.prepare() and f'run_dir="{job.target}"' in job.prepare()
+    assert "train" in job.command_now and f'run_dir="{job.target}"' in job.command_now
     job.target.parent.mkdir(parents=True)
-    run = made.begin(job.target, *c.overrides(ROWS["score"], 0, "arithmetic"))
-    assert job.prepare()[-2:] == ["--resume", str(job.target)] and (job.finished, job.step) == (False, 0)
+    run = made.begin(job.target, *c.overrides(ROWS["score"], 0))
+    assert job.command_now[-2:] == ("--resume", str(job.target)) and (job.finished, job.step) == (False, 0)
     made.train(run, steps=7)
     assert (job.finished, job.step) == (False, 7)
     run.append(EndRecord(step=7, reason="interrupted", train_seconds=1, sampled_tokens=1, sampled_responses=1))
@@ -298,7 +301,7 @@ def test_a_run_is_begun_resumed_or_left_alone(tmp_path):
 
 
 def test_one_process_at_a_time_works_in_a_directory(tmp_path):
-    with claimed(tmp_path), pytest.raises(RunError, match="another `selfcorrect reproduce`"), claimed(tmp_path):
+    with claimed(tmp_path), pytest.raises(RunError, match="another process is writing to"), claimed(tmp_path):
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written: .* is a file"), claimed(tmp_path / "file" / "x"):
@@ -324,15 +327,15 @@ def write_runs(c, target, responses=100, final=lambda key, seed: made.held_out(t
     for key in TARGETS[target].rows:
         row = ROWS[key]
         if row.kind == "prompted":
-            file = prompted_job(c, row, "arithmetic").target
+            file = prompted_job(c, row).target
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in made.held_out(trained=False)))
         for seed in c.seeds if row.kind == "trained" else ():
-            path = run_path(c, row, seed, "arithmetic")
+            path = c.run_path(row, seed)
             if path.exists():  # of another target
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            run = made.begin(path, *c.overrides(row, seed, "arithmetic"))
+            run = made.begin(path, *c.overrides(row, seed))
             made.evaluate(run, "base", made.held_out(trained=False))
             made.train(run)
             made.evaluate(run, "final", final(key, seed), at_step=19)
@@ -350,7 +353,7 @@ def untrained_but_score(key, seed):
 def test_a_table_of_runs_written_by_hand(tmp_path):
     c = choice(tmp_path)
     write_runs(c, "table2", final=untrained_but_score)
-    result = table("table2", Measurements(c, "arithmetic"))
+    result = table("table2", Measurements(c))
     rows = {row.label: row for row in result.grids[0].rows}
     # 40 problems, 10 right at first; trained: 36 right at last with seed 0, 35 with seed 1 (made_runs.held_out)
     assert rows["SCoRe"].cells["t2"].value == pytest.approx((36 + 35) / 80)
@@ -370,8 +373,8 @@ def test_a_table_of_runs_written_by_hand(tmp_path):
 def test_a_row_that_did_not_run_says_so_and_its_claims_are_open(tmp_path):
     c = choice(tmp_path)
     write_runs(c, "table2")
-    prompted_job(c, ROWS["self_refine"], "arithmetic").target.unlink()
-    result = table("table2", Measurements(c, "arithmetic"))
+    prompted_job(c, ROWS["self_refine"]).target.unlink()
+    result = table("table2", Measurements(c))
     (row,) = [r for r in result.grids[0].rows if r.label == "Self-Refine"]
     assert (row.note, row.cells, row.paper["t1"]) == ("not measured", {}, 52.8)
     assert [v.word for v in result.verdicts if v.claim.below == "self_refine"] == ["not measured"]
@@ -380,14 +383,14 @@ def test_a_row_that_did_not_run_says_so_and_its_claims_are_open(tmp_path):
 def test_runs_of_unequal_budget_make_no_table(tmp_path):
     c = choice(tmp_path, seeds=(0,))
     write_runs(c, "table1")
-    run = RunDirectory.open(run_path(c, ROWS["star_d"], 0, "arithmetic"))
+    run = RunDirectory.open(c.run_path(ROWS["star_d"], 0))
     run.append(EndRecord(step=20, reason="finished", train_seconds=1, sampled_tokens=1, sampled_responses=99))
     with pytest.raises(DataError, match="do not have the same budget"):
-        table("table1", Measurements(c, "arithmetic"))
+        table("table1", Measurements(c))
 
 
 def test_table3_measures_every_row_on_both_tasks_after_its_run(tmp_path):
-    c = choice(tmp_path, "task.path=data", model="some/model", seeds=(0, 1), humaneval="other")
+    c = choice(tmp_path, "task.path=data", model="some/model", seeds=(0, 1), humaneval="other", task="mbpp")
     jobs = jobs_of(c, ["table3"])
     runs, measures = ([job for job in jobs if job.is_run is wanted] for wanted in (True, False))
     assert len(runs) == 4 and len(measures) == 2 * (4 + 2)  # two trained rows with two seeds, two untrained rows
@@ -399,13 +402,13 @@ def test_table3_measures_every_row_on_both_tasks_after_its_run(tmp_path):
     for job in runs:
         row, seed = ROWS[job.row], int(job.name.split("-s")[1][0])
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        made.finish(made.begin(job.target, *c.overrides(row, seed, "mbpp")))
+        made.finish(made.begin(job.target, *c.overrides(row, seed)))
     for job in measures:
         episodes = made.held_out(trained=job.row == "score")
         if "-s1-" in job.name:  # seeds that agree to the last problem decide nothing
             episodes = [*episodes[:39], made.held_out(trained=False)[39]]
         job.target.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in episodes))
-    result = code_table(Measurements(c, "mbpp"))
+    result = code_table(Measurements(c))
     humaneval, repair = result.grids
     score = next(row for row in humaneval.rows if row.label == "SCoRe")
     assert score.cells["t2"].value == pytest.approx((36 + 35) / 80)
@@ -423,7 +426,7 @@ def write_all(c, target):
     write_runs(c, target)
     for seed in c.seeds if target == "shift" else ():
         for key in TARGETS["shift"].rows:
-            write_shift(shift_job(c, ROWS[key], seed, "arithmetic").target)
+            write_shift(shift_job(c, ROWS[key], seed).target)
     for job in jobs_of(c, [target]) if target in ("scaling", "attempts") else ():
         if not job.is_run:
             write_curves(job)
@@ -514,7 +517,7 @@ def test_more_responses_and_attempts_are_measured_once_per_seed_and_the_base_onc
     assert sum("base+kept" in job.command for job in both) == 1
     for job in both:
         write_curves(job)
-    scaling, attempts = (make.MAKERS[t](Measurements(c, "arithmetic")) for t in ("scaling", "attempts"))
+    scaling, attempts = (make.MAKERS[t](Measurements(c)) for t in ("scaling", "attempts"))
     base, score = scaling.grids[0].rows
     assert (base.seeds, score.seeds, score.problems) == (1, 2, 10)
     assert (score.cells["parallel_32"].value, score.cells["gap_32"].value) == (0.5, 0.2)
@@ -610,7 +613,7 @@ def test_collapse_is_measured_at_the_ends_of_training_and_of_stage_1():
 def test_a_broken_run_does_not_keep_other_targets_from_being_written(tmp_path):
     c = choice(tmp_path, seeds=(0,))
     write_runs(c, "collapse")
-    path = run_path(c, ROWS["multi_turn"], 0, "arithmetic")
+    path = c.run_path(ROWS["multi_turn"], 0)
     (path / "evaluations" / "final.jsonl").write_text('{"problem": 1}\n')
     made_now = make._write(c, ["levels", "collapse"], {})
     assert "collapse" in made_now.verdicts and made_now.failures.keys() == {"levels", "report.html"}

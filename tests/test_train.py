@@ -194,11 +194,11 @@ def test_killed_in_the_middle_of_a_checkpoint_resumes_from_the_last_good_one(tmp
     code, _, _ = cli(arguments(model, tmp_path), tmp_path, KILL_IN_SAVE="3")
     assert code == -signal.SIGKILL
     run = RunDirectory.open(tmp_path / "run")
-    assert len(list((run.path / "checkpoints").glob(".part-*"))) == 1
+    assert len(list((run.path / "checkpoints").glob(".step-*.part"))) == 1
     assert run.latest_checkpoint().name == "step-0000002"
     code, out, err = cli(["train", "--resume", str(run.path), "--json"], tmp_path)
     assert code == 0, err
-    assert list((run.path / "checkpoints").glob(".part-*")) == []
+    assert list((run.path / "checkpoints").glob(".*")) == []
     assert_same_run(run, straight()[0])
     printed = json.loads(out)
     assert {"base", "final"} == printed["evaluations"].keys()

@@ -51,10 +51,3 @@ class Interrupted(SelfCorrectError):
     """The run was asked to stop (Ctrl-C, SIGTERM); a checkpoint has been written."""
 
     exit_code = 130
-
-
-def disk_reason(error: Exception) -> str:
-    """Why the system refused a file, in its own words; clearer where a file stands in for a directory."""
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename} is a file, not a directory"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

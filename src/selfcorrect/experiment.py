@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from selfcorrect.engines.models import (
 )
 from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
 from selfcorrect.episodes.play import longest_conversation
-from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError, disk_reason
+from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError
 from selfcorrect.measuring.evaluate import (
     FEEDBACK,
     Evaluation,
@@ -39,6 +38,7 @@ from selfcorrect.measuring.evaluate import (
     evaluate,
     held_out,
 )
+from selfcorrect.records.files import replacing
 from selfcorrect.records.lines import EndRecord, EvalRecord, StartRecord, episode_row
 from selfcorrect.records.run_directory import Progress, RunDirectory
 from selfcorrect.tasks import make_task
@@ -258,53 +258,14 @@ def load_kept(run: RunDirectory, engine: Engine) -> int:
     return kept
 
 
-def claim(target: Path) -> None:
-    """Refuse an output path that holds something or cannot be written, before any work.
-
-    Raises:
-        RunError: it exists, or its directory refuses a file.
-    """
-    if target.exists():
-        raise RunError(f"{target} exists already and is not overwritten; remove it or name another place")
-    trial = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise RunError(f"{target} cannot be written: {disk_reason(error)}; name another place") from None
-
-
 def export(engine: Engine, target: Path) -> None:
-    """Write the model directory, see ``write_whole``."""
-    write_whole(target, engine.export)
-
-
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a model directory, replacing an earlier one only when complete.
-
-    Args:
-        target: where it is to be.
-        write: fills a new directory beside it.
+    """Write the model directory, replacing an earlier one only when complete.
 
     Raises:
         RunError: the disk refused; an earlier one is untouched.
     """
-    part = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        write(part)
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-    except (OSError, EngineError) as error:
-        if isinstance(error, EngineError) and not error.usable:
-            raise
-        raise RunError(
-            f"model {target} could not be written: {disk_reason(error)}; free room or name another place"
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with replacing(target, "free room or name another place", "model") as part:
+        engine.export(part)
 
 
 def _measure(

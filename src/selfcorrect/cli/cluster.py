@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from selfcorrect.errors import ConfigError, RunError, disk_reason
+from selfcorrect.errors import ConfigError, RunError
+from selfcorrect.records.files import disk_reason
 
 
 def cluster(

@@ -110,8 +110,9 @@ def evaluate(options: EvalOptions) -> None:
 
 
 def _with_engine(options: EvalOptions, model: str) -> None:
-    from selfcorrect.experiment import claim, load_kept, make_engine, prepare
+    from selfcorrect.experiment import load_kept, make_engine, prepare
     from selfcorrect.measuring.evaluate import EnginePlayer, Evaluator, held_out
+    from selfcorrect.records.files import claim, write_jsonl
     from selfcorrect.records.lines import episode_row
 
     run, config = model_and_settings(model, options.given)
@@ -128,7 +129,7 @@ def _with_engine(options: EvalOptions, model: str) -> None:
     results = asyncio.run(Evaluator.of(EnginePlayer(engine, job.task), job.task, config).run(problems))
     if options.out is not None:
         rows = ({"evaluation": r.name, **episode_row(e)} for r in results for e in r.episodes)
-        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(options.out, rows, "name another place with --out")
     _print(options, results, f"{model} on {job.task.name}", {})
 
 

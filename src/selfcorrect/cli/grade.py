@@ -93,7 +93,7 @@ def code_command(
 
 
 def _claim(out: Path, resume: bool) -> None:
-    from selfcorrect.experiment import claim
+    from selfcorrect.records.files import claim
 
     if resume and out.exists():
         return

@@ -41,10 +41,11 @@ def probe(
     """
     from selfcorrect.algorithm.stages import plan as stages
     from selfcorrect.cli.tables import show, summary_table
-    from selfcorrect.experiment import claim, make_engine, prepare
+    from selfcorrect.experiment import make_engine, prepare
     from selfcorrect.measuring.advice import advise
     from selfcorrect.measuring.probe import Plan, numbers, training_sample
     from selfcorrect.measuring.probe import probe as measure
+    from selfcorrect.records.files import claim, write_jsonl
     from selfcorrect.records.lines import episode_row
 
     config = read_settings(settings or [])
@@ -68,7 +69,7 @@ def probe(
     )
     advice = advise(numbers(found, job.task))
     if out is not None:
-        out.write_text("".join(json.dumps(episode_row(e)) + "\n" for e in found.episodes))
+        write_jsonl(out, map(episode_row, found.episodes), "name another place with --out")
     episodes = config.train.problems_per_step * first.samples_per_problem
     if as_json:
         estimate = {"step_episodes": episodes, "step_sampling_seconds": found.sampling_seconds(episodes)}

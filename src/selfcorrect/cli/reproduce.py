@@ -64,7 +64,17 @@ def reproduce(
     count = seeds if seeds is not None else 1 if quick else 5
     if humaneval is not None and target != "table3":
         raise ConfigError("--humaneval is read by table3 only and would be ignored; drop it")
-    choice = Choice(out, tuple(range(count)), own_seeds, model, task, quick, budget, tuple(settings or ()), humaneval)
+    choice = Choice(
+        out=out,
+        seeds=tuple(range(count)),
+        own_seeds=own_seeds,
+        model=model,
+        task=task or ("mbpp" if target == "table3" else "arithmetic"),
+        quick=quick,
+        budget=budget,
+        settings=tuple(settings or ()),
+        humaneval=humaneval,
+    )
     console = Console(stderr=True)
     with stop_on_signal(_heard) as stop_requested, _Progress(console) as progress:
         made = make(target, choice, jobs, progress, stop_requested)

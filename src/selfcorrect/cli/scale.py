@@ -70,8 +70,9 @@ def scale(
     Example: `selfcorrect scale tiny task=arithmetic limit=200 --budget 1,2,4,8`
     """
     from selfcorrect.cli.tables import show
-    from selfcorrect.experiment import claim, command_line, load_kept, make_engine, prepare
+    from selfcorrect.experiment import command_line, load_kept, make_engine, prepare
     from selfcorrect.measuring.test_time import ScalingCurves
+    from selfcorrect.records.files import claim
 
     given = [long_form(s) for s in settings or []]
     for setting in given:
@@ -191,6 +192,7 @@ def _progress_lines() -> OnProgress:
 
 
 def _write_episodes(out: Path, curves: ScalingCurves) -> None:
+    from selfcorrect.records.files import write_jsonl
     from selfcorrect.records.lines import episode_row
 
     measured: list[tuple[str, Sequence[Episode]]] = []
@@ -199,7 +201,7 @@ def _write_episodes(out: Path, curves: ScalingCurves) -> None:
     if curves.attempts is not None:
         measured.append(("attempts", curves.attempts.episodes))
     rows = ({"measurement": name, **episode_row(e)} for name, episodes in measured for e in episodes)
-    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(out, rows, "name another place with --out")
 
 
 def _vote_table(curve: VoteCurve, title: str) -> Table:

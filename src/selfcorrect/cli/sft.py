@@ -26,7 +26,8 @@ def sft(
     """
     from rich.console import Console
 
-    from selfcorrect.experiment import claim, export, make_engine, prepare
+    from selfcorrect.experiment import export, make_engine, prepare
+    from selfcorrect.records.files import claim
     from selfcorrect.training.warmup import require_demonstrations, warm_up
 
     # Every weight is trained: adapters cannot be the base of a run, and merging them into bfloat16 loses precision.

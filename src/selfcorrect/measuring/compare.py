@@ -15,7 +15,7 @@ from selfcorrect.errors import DataError
 from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
 from selfcorrect.measuring.metrics import CorrectnessMatrix, correctness_matrix
 from selfcorrect.measuring.records import plain_record
-from selfcorrect.records.lines import episode_from_row
+from selfcorrect.records.lines import read_episodes
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Episode, FloatArray
 
@@ -65,13 +65,7 @@ def read_evaluation(run: Path, name: str) -> list[Episode]:
         raise DataError(
             f"{run} has no evaluation {name!r}: the run has not finished; continue it with `selfcorrect train --resume {run}`"
         )
-    out = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            out.append(episode_from_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}, line {number} is not an episode ({error}); the file was changed") from None
-    return out
+    return [episode for _, episode in read_episodes(file, "the file was changed, so restore it or train again")]
 
 
 def compare_runs(runs: Sequence[Path], labels: Sequence[str] | None = None) -> list[Row]:

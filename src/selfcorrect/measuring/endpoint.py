@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections import Counter
@@ -21,8 +20,9 @@ from typing import IO, Any
 from selfcorrect.config import Config
 from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Play, Reply, graded, play_turns
-from selfcorrect.errors import EndpointError, RunError, disk_reason
+from selfcorrect.errors import EndpointError, RunError
 from selfcorrect.measuring.evaluate import FEEDBACK, Firsts, usable_wrong
+from selfcorrect.records.files import disk_reason, lock
 from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.tasks.base import GivesFirst, Task
 from selfcorrect.types import Attempt, Episode, Problem
@@ -57,12 +57,7 @@ class Journal:
         except OSError as error:
             raise RunError(f"{path} cannot be written: {disk_reason(error)}; name another file with --out") from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"another process is writing to {path}; wait for it, or name another file with --out"
-                ) from None
+            lock(file, path)
             journal = cls(file, path)
             journal._read(settings)
             yield journal

@@ -1,34 +1,245 @@
-"""Lines of JSONL files, plain or gzipped, and the object on a line: what data sets and files of cases have in common."""
+"""Files, the same way everywhere: written whole or not at all, one writer at a time, journals that survive a crash, JSONL."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import json
+import os
+import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 
-from selfcorrect.errors import DataError
+from selfcorrect.errors import DataError, EngineError, RunError
+
+Value = TypeVar("Value")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 
 
+def disk_reason(error: Exception) -> str:
+    """Why the system refused a file, in its own words; clearer where a file stands in for a directory."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file, not a directory"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+# --- written whole or not at all ------------------------------------------------------------------------------------
+
+
+def claim(target: Path) -> None:
+    """Refuse an output path that holds something or cannot be written, before any work.
+
+    Raises:
+        RunError: it exists, or its directory refuses a file.
+    """
+    if target.exists():
+        raise RunError(f"{target} exists already and is not overwritten; remove it or name another place")
+    trial = _part(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise RunError(f"{target} cannot be written: {disk_reason(error)}; name another place") from None
+
+
+@contextlib.contextmanager
+def replacing(target: Path, way_out: str, kind: str = "") -> Iterator[Path]:
+    """A path for a new file or directory. It becomes ``target`` when the block ends well: synced, then renamed.
+
+    Args:
+        target: an earlier one stays until the new one is complete.
+        way_out: ends the message, after a semicolon.
+        kind: begins the message: "checkpoint", "model".
+
+    Raises:
+        RunError: the disk refused. The earlier target is untouched and nothing is left next to it.
+        EngineError: the engine that writes the files was lost.
+    """
+    part = _part(target)
+    try:
+        _remove(part)
+        yield part
+        for path in (part, *part.rglob("*")):
+            _sync(path)
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+        _sync(target.parent)
+    except (OSError, EngineError) as error:
+        if isinstance(error, EngineError) and not error.usable:
+            raise  # a lost server, not a disk: the run continues from an earlier checkpoint
+        name = f"{kind} {target}".lstrip()
+        raise RunError(f"{name} could not be written: {disk_reason(error)}; {way_out}") from error
+    finally:
+        _remove(part)
+
+
+def write_text(target: Path, text: str, way_out: str) -> None:
+    """Write a text file, see ``replacing``."""
+    with replacing(target, way_out) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]], way_out: str) -> None:
+    """Write a row per line, see ``replacing``."""
+    with replacing(target, way_out) as part, part.open("w", encoding="ascii") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- one writer -----------------------------------------------------------------------------------------------------
+
+
+def lock(file: IO[Any], path: Path) -> None:
+    """Lock an open file until it is closed or its process ends, killed or not.
+
+    Args:
+        file: closed here where it is refused.
+        path: what the lock stands for, for the message.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunError(
+            f"another process is writing to {path}, and two would damage it; wait for it to end, or stop it"
+        ) from None
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Be the only process that writes to a directory. The lock is its file ``.lock``.
+
+    Raises:
+        RunError: another process writes there, or nothing can be written there.
+    """
+    try:
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"{directory} cannot be written: {disk_reason(error)}; choose another place") from None
+    with file:
+        lock(file, directory)
+        yield
+
+
+# --- journals: lines that are only appended -------------------------------------------------------------------------
+
+
+def append_line(file: Path, line: str, way_out: str) -> None:
+    """Add one line to a journal.
+
+    Raises:
+        RunError: the disk refused.
+    """
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+    except OSError as error:
+        raise RunError(f"{file} could not be written: {disk_reason(error)}; {way_out}") from error
+
+
+def read_journal(file: Path, parse: Callable[[str], Value], way_out: str) -> list[Value]:
+    """The lines of a journal. A last line without its end was cut by a crash and does not count.
+
+    Args:
+        file: no lines where it does not exist.
+        parse: a line to its value; raises ValueError where it is damaged.
+        way_out: ends the message, after a semicolon.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    if not file.exists():
+        return []
+    *lines, _torn = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    out = []
+    for number, line in enumerate(lines, 1):
+        try:
+            out.append(parse(line))
+        except ValueError:
+            raise RunError(
+                f"{file}, line {number} cannot be read: the file was changed or is of another version; {way_out}"
+            ) from None
+    return out
+
+
+def cut_torn_line(file: Path) -> None:
+    """Remove what a crash left of a last line, so that the next line begins a line of its own."""
+    if file.exists():
+        content = file.read_bytes()
+        os.truncate(file, content.rfind(b"\n") + 1)
+
+
+# --- JSONL: whole files, plain or gzipped ---------------------------------------------------------------------------
+
+
 class BadLine(Exception):
-    """Why a line holds no JSON object: what completes "the line is …"."""
+    """Why a line holds no JSON object: completes "the line is …"."""
+
+
+def read_jsonl(
+    path: Path, missing: str, repair: str = "correct or drop that line"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a file as (``"FILE line N"``, row), lines counted from 1. Blank lines are skipped.
+
+    Args:
+        path: gzipped or not, whatever its name.
+        missing: what to do where it does not exist.
+        repair: what to do where a line is damaged.
+
+    Raises:
+        DataError: the file is missing, unreadable or damaged, or a line is not a JSON object.
+    """
+    for number, line in numbered_lines(path, f"data file {path}", missing):
+        assert line is not None, "no line is too long"
+        where = f"{path} line {number}"
+        try:
+            row, fault = parse_object(line)
+        except BadLine as error:
+            raise DataError(f"{where} is {error}; {repair}") from None
+        if fault:
+            raise DataError(f"{where} is {fault}; save the file as UTF-8")
+        yield where, row
 
 
 def numbered_lines(
-    path: Path, name: str, way_out: str, max_bytes: int | None = None
+    path: Path, name: str, missing: str, max_bytes: int | None = None
 ) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that are not blank with their numbers from 1, blank ones counted; None in place of one over ``max_bytes``.
+    """Lines that are not blank, with their numbers from 1, blank lines counted. A line over ``max_bytes`` comes as None.
 
     Args:
         path: gzipped or not, whatever its name; a pipe will do.
         name: of the file, for messages.
-        way_out: what to do where it does not exist.
-        max_bytes: of a line; what is longer is passed over in pieces. None: no limit.
+        missing: what to do where it does not exist.
+        max_bytes: of a line; what is longer is skipped in pieces. None: no limit.
 
     Raises:
         DataError: the file is missing, unreadable, or becomes unreadable: a damaged gzip stream.
@@ -42,15 +253,13 @@ def numbered_lines(
                 if line is None or line.strip():
                     yield number, line.removeprefix(_BOM) if line and number == 1 else line
     except FileNotFoundError:
-        raise DataError(f"{name} does not exist; {way_out}") from None
+        raise DataError(f"{name} does not exist; {missing}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{name} is a damaged gzip file after line {number} ({error}); fetch or pack it again"
         ) from error
     except OSError as error:
-        raise DataError(
-            f"{name} cannot be read: {error.strerror or error}; check the path and its permissions"
-        ) from error
+        raise DataError(f"{name} cannot be read: {disk_reason(error)}; check the path and its permissions") from error
 
 
 def _bounded_lines(stream: BinaryIO | gzip.GzipFile, max_bytes: int | None) -> Iterator[bytes | None]:
@@ -67,7 +276,7 @@ def parse_object(line: bytes) -> tuple[dict[str, Any], str]:
     """The object on a line, and what is wrong with the line although its object can be read; empty where nothing is.
 
     Raises:
-        BadLine: there is no object to be read.
+        BadLine: there is no object to read.
     """
     fault = ""
     try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from selfcorrect.errors import DataError
+from selfcorrect.records.files import read_jsonl
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 
@@ -166,6 +170,24 @@ def episode_row(episode: Episode, *, step: int | None = None, stage: str | None 
     if step is not None:
         row = {"step": step, "stage": stage, **row}
     return row
+
+
+def read_episodes(file: Path, repair: str) -> Iterator[tuple[dict[str, Any], Episode]]:
+    """Rows of a file of episodes, which may have further fields, each with its episode.
+
+    Args:
+        file: written whole.
+        repair: ends the message, after a semicolon.
+
+    Raises:
+        DataError: the file is missing or damaged, or a row is not an episode.
+    """
+    for where, row in read_jsonl(file, repair, repair):
+        try:
+            episode = episode_from_row(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{where} is not an episode ({type(error).__name__}: {error}); {repair}") from None
+        yield row, episode
 
 
 def episode_from_row(row: dict[str, Any]) -> Episode:

@@ -2,31 +2,40 @@
 
 RUN/
   config.json            the resolved config
-  metrics.jsonl          typed records (records.py), the only truth about a run
+  metrics.jsonl          typed records (lines.py), the only truth about a run
   episodes.jsonl         sampled training episodes in full text
   evaluations/NAME.jsonl every evaluated episode
   scaling.json           only where `selfcorrect scale` measured the run
   checkpoints/step-N/    engine state and progress; complete or absent
-  model/                 the best checkpoint as an ordinary Hugging Face (or PEFT) directory
+  model/                 the kept checkpoint as an ordinary Hugging Face (or PEFT) directory
   .lock                  held by the process that writes; a killed process releases it
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from selfcorrect.config import Config, restore
-from selfcorrect.errors import ConfigError, EngineError, RunError, disk_reason
+from selfcorrect.errors import ConfigError, RunError
+from selfcorrect.records.files import (
+    append_line,
+    cut_torn_line,
+    disk_reason,
+    only_writer,
+    read_journal,
+    replacing,
+    write_jsonl,
+    write_text,
+)
 from selfcorrect.records.lines import Record, parse_record
 
 RUNNING_OUT_OF_ROOM = 64 * 2**20
@@ -133,49 +142,24 @@ class RunDirectory:
         if not self.metrics_file.exists():
             shutil.rmtree(self.path)
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Be the only process that writes to this run.
-
-        Raises:
-            RunError: another process is.
-        """
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"another process is writing to {self.path}, and two would damage it; stop that one first, or wait for "
-                    "it to end"
-                ) from None
-            yield
+    def writing(self) -> AbstractContextManager[None]:
+        """Be the only process that writes to this run, see ``only_writer``."""
+        return only_writer(self.path)
 
     def append(self, record: Record) -> None:
         """Add one record to metrics.jsonl."""
-        self._append_line(self.metrics_file, record.model_dump_json())
+        append_line(self.metrics_file, record.model_dump_json(), self._resume)
 
     def append_episode(self, row: Mapping[str, Any]) -> None:
-        self._append_line(self.episodes_file, json.dumps(row, ensure_ascii=True))
+        append_line(self.episodes_file, json.dumps(row), self._resume)
 
-    def write_evaluation(self, name: str, rows: Iterator[Mapping[str, Any]]) -> None:
+    def write_evaluation(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write all episodes of one evaluation, replacing an earlier one of the same name only when complete.
 
         Raises:
             RunError: the disk refused.
         """
-        target = self.path / "evaluations" / f"{name}.jsonl"
-        part = target.with_suffix(".part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=True) + "\n")
-            part.replace(target)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise RunError(
-                f"{target} could not be written: {disk_reason(error)}. The last checkpoint is whole; free room and continue with "
-                f"`selfcorrect train --resume {self.path}`"
-            ) from error
+        write_jsonl(self.path / "evaluations" / f"{name}.jsonl", rows, self._resume)
 
     def write_scaling(self, values: Mapping[str, Any]) -> None:
         """Write what ``selfcorrect scale`` measured of this run.
@@ -183,15 +167,7 @@ class RunDirectory:
         Raises:
             RunError: the disk refused.
         """
-        part = self.scaling_file.with_suffix(".part")
-        try:
-            part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-            part.replace(self.scaling_file)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise RunError(
-                f"{self.scaling_file} could not be written: {disk_reason(error)}; free room and measure again"
-            ) from error
+        write_text(self.scaling_file, json.dumps(values, indent=1) + "\n", "free room and measure again")
 
     def collected(self, name: str) -> list[dict[str, Any]]:
         """Parts stored so far under a name; a last line cut by a crash is removed from the file.
@@ -200,48 +176,32 @@ class RunDirectory:
             RunError: another line is malformed.
         """
         file = self._collected_file(name)
-        if not file.exists():
-            return []
-        text = file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            os.truncate(file, len(whole.encode()))
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
-            raise RunError(
-                f"{file} was changed: it holds a line that is not JSON; delete it to sample it anew"
-            ) from None
+        cut_torn_line(file)
+        return read_journal(file, json.loads, "delete it to sample it again")
 
     def append_collected(self, name: str, part: Mapping[str, Any]) -> None:
         """Store the next part under a name."""
         file = self._collected_file(name)
         file.parent.mkdir(exist_ok=True)
-        self._append_line(file, json.dumps(part, ensure_ascii=True))
+        append_line(file, json.dumps(part), self._resume)
 
     def _collected_file(self, name: str) -> Path:
         return self.path / "collected" / f"{name}.jsonl"
 
+    @property
+    def _resume(self) -> str:
+        """The way out where the disk refuses a file of a run that is being written."""
+        return f"checkpoints are whole, so free room and continue with `selfcorrect train --resume {self.path}`"
+
     def records(self) -> list[Record]:
-        """All records so far.
+        """All records so far. A last line cut by a crash does not count.
 
         Raises:
-            RunError: a line that is not a record, unless it is a last line cut by a crash.
+            RunError: another line is not a record.
         """
-        if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
-        out: list[Record] = []
-        for number, line in enumerate(lines, 1):
-            try:
-                out.append(parse_record(line))
-            except ValueError:
-                if number == len(lines):
-                    break
-                raise RunError(
-                    f"{self.metrics_file}, line {number} is not a record of this version; the file was changed"
-                ) from None
-        return out
+        return read_journal(
+            self.metrics_file, parse_record, "restore the file, or open it with the version that wrote it"
+        )
 
     def latest_checkpoint(self) -> Path | None:
         complete = sorted((self.path / "checkpoints").glob("step-*"))
@@ -271,40 +231,23 @@ class RunDirectory:
         Raises:
             RunError: the disk refused; earlier checkpoints are untouched.
         """
-        final = self.checkpoint(progress.step)
-        part = final.parent / f".part-{uuid.uuid4().hex}"
-        try:
+        with replacing(self.checkpoint(progress.step), self._resume, "checkpoint") as part:
             part.mkdir()
             yield part
             (part / "progress.json").write_text(progress.model_dump_json())
-            for file in part.iterdir():
-                _sync(file)
-            if final.exists():
-                shutil.rmtree(final)
-            part.rename(final)
-            _sync(final.parent)
-        except (OSError, EngineError) as error:
-            if isinstance(error, EngineError) and not error.usable:
-                raise  # a lost server, not a disk: the run goes on from an earlier checkpoint
-            raise RunError(
-                f"checkpoint {final} could not be written: {disk_reason(error)}. Earlier checkpoints are whole; free room and "
-                f"continue with `selfcorrect train --resume {self.path}`"
-            ) from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes in the record files, to cut them back to on resume."""
-        size = {name: (file.stat().st_size if file.exists() else 0) for name, file in self._files().items()}
-        return {"metrics_bytes": size["metrics"], "episodes_bytes": size["episodes"]}
+        """Bytes in the record files by the names that ``Progress`` gives them, to cut them back to on resume."""
+        files = {"metrics_bytes": self.metrics_file, "episodes_bytes": self.episodes_file}
+        return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
 
     def rewind(self, progress: Progress) -> None:
         """Forget what was recorded after a checkpoint, and what a killed process left half-written."""
-        for name, size in (("metrics", progress.metrics_bytes), ("episodes", progress.episodes_bytes)):
-            file = self._files()[name]
+        sizes = {self.metrics_file: progress.metrics_bytes, self.episodes_file: progress.episodes_bytes}
+        for file, size in sizes.items():
             if file.exists() and file.stat().st_size > size:
                 os.truncate(file, size)
-        for part in (self.path / "checkpoints").glob(".part-*"):
+        for part in (self.path / "checkpoints").glob(".*"):
             shutil.rmtree(part)
         for later in (self.path / "checkpoints").glob("step-*"):
             if later > self.checkpoint(progress.step):
@@ -316,24 +259,3 @@ class RunDirectory:
         for old in complete[:-keep]:
             if best is None or old != self.checkpoint(best):
                 shutil.rmtree(old)
-
-    def _files(self) -> dict[str, Path]:
-        return {"metrics": self.metrics_file, "episodes": self.episodes_file}
-
-    @staticmethod
-    def _append_line(file: Path, line: str) -> None:
-        try:
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-        except OSError as error:
-            raise RunError(
-                f"{file} could not be written: {error.strerror}. The last checkpoint is whole; free room and resume the run"
-            ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

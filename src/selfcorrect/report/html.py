@@ -13,7 +13,8 @@ from pathlib import Path
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from selfcorrect.errors import RunError, disk_reason
+from selfcorrect.errors import RunError
+from selfcorrect.records.files import disk_reason, write_text
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.report.charts import draw_curves, draw_flow, draw_histogram, draw_levels
 from selfcorrect.report.page import Page, build_page
@@ -42,15 +43,9 @@ def write_report(runs: Sequence[Path], out: Path) -> int:
     for path in runs:
         RunDirectory.open(path)
     _refuse_other_files(out)
-    content = build_report(runs).encode()
-    part = out.with_name(f".{out.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunError(f"{out} could not be written: {disk_reason(error)}; name another place with --out") from None
-    return len(content)
+    page = build_report(runs)
+    write_text(out, page, "name another place with --out")
+    return len(page.encode())
 
 
 def build_report(runs: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""What the user asks for, and the config of every run that follows from it. Everything is checked before anything runs."""
+"""The options of a call, and the config of every run that follows from them. All is checked before anything runs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfcorrect.algorithm.stages import Stage, plan
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import Config, load_config, preset_name
 from selfcorrect.errors import ConfigError
 from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, TableRow
 
 EMBEDDED = "tiny"
 QUICK = ("train.steps=20", "train.problems_per_step=8", "eval.problems=200")
-"""A look: enough for every method to take its steps, far too little for any of them to learn."""
+"""A quick look: every method takes its steps, and none of them learns anything in so few."""
 WITHOUT_CONTROLS = "eval.controls=false"
-"""Controls double the time of measuring and no table shows them; a trailing setting switches them on."""
+"""Controls double the time of an evaluation and no table shows them. A setting of the call switches them on."""
 NOT_FOR_ALL = ("seed", "run_dir", *(f"{s}{name}" for s in ("method", "model", "task") for name in ("", ".name")))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The options of one call."""
+    """What a call of ``reproduce`` asks for, apart from the target."""
 
     out: Path
     seeds: tuple[int, ...]
     own_seeds: int | None = None
     """How many of the seeds rows get that the paper does not have; None: all."""
     model: str = EMBEDDED
-    task: str | None = None
-    """None: arithmetic; mbpp for table3."""
+    task: str = "arithmetic"
     quick: bool = False
     budget: int | None = None
     """Optimiser steps of every run; None takes the preset's."""
@@ -46,14 +45,15 @@ class Choice:
             if key in NOT_FOR_ALL or key.startswith("sft."):
                 raise ConfigError(
                     f"setting {setting!r} cannot be given for all runs: rows differ in method and seed, no run reads the "
-                    "warm-up's settings, and model, task and place are options; use --model, --task, --seeds, --out, or drop it"
+                    "warm-up's settings, and model, task and directory are options; use --model, --task, --seeds, --out, or "
+                    "drop it"
                 )
 
-    def overrides(self, row: TableRow, seed: int, task: str) -> list[str]:
+    def overrides(self, row: TableRow, seed: int) -> list[str]:
         """The settings of one run, without its directory."""
         return [
             f"model.name={json.dumps(self.model)}",
-            f"task.name={json.dumps(task)}",
+            f"task.name={json.dumps(self.task)}",
             WITHOUT_CONTROLS,
             *(QUICK if self.quick else ()),
             *self.budget_setting,
@@ -66,14 +66,14 @@ class Choice:
     def budget_setting(self) -> tuple[str, ...]:
         return () if self.budget is None else (f"train.steps={self.budget}",)
 
-    def config(self, row: TableRow, seed: int, task: str) -> Config:
+    def config(self, row: TableRow, seed: int) -> Config:
         """The resolved config of one run.
 
         Raises:
             ConfigError: a setting is wrong, would be ignored by this row, or makes the tables' evaluations random.
         """
         try:
-            config = load_config(None, self.overrides(row, seed, task))
+            config = load_config(None, self.overrides(row, seed))
             if row.kind == "trained":
                 plan(config)
         except ConfigError as error:
@@ -90,16 +90,9 @@ class Choice:
     def seeds_of(self, row: TableRow) -> tuple[int, ...]:
         return self.seeds[: self.own_seeds] if row.ours else self.seeds
 
-    def task_of(self, target: str) -> str:
-        return self.task or ("mbpp" if target == "table3" else "arithmetic")
-
-    def name_of(self, row: TableRow, seed: int, task: str) -> str:
-        """``<row>-s<seed>-<hash of the resolved config>``: what makes a finished run usable again."""
-        return f"{row.key}-s{seed}-{config_hash(self.config(row, seed, task))}"
-
-    @property
-    def runs_dir(self) -> Path:
-        return self.out / "runs"
+    def run_path(self, row: TableRow, seed: int) -> Path:
+        """``runs/<row>-s<seed>-<hash of the resolved config>``, so that a finished run is found again."""
+        return self.out / "runs" / f"{row.key}-s{seed}-{config_hash(self.config(row, seed))}"
 
 
 def config_hash(config: Config) -> str:
@@ -129,7 +122,7 @@ def rows_in_order(targets: Sequence[str]) -> list[TableRow]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run will sample and train, from its settings."""
+    """What a run will sample and train, by its settings."""
 
     steps: int
     responses: int
@@ -141,28 +134,25 @@ def planned_cost(config: Config) -> Cost:
 
     Offline first attempts are counted as if each were sampled when it is needed: an upper bound.
     """
-    stages = plan(config)
-    responses = sum(s.steps * config.train.problems_per_step * s.samples_per_problem * _answers(s) for s in stages)
+    stages, problems = plan(config), config.train.problems_per_step
+    answers = (s.attempts if s.branches == 1 else 1 + s.branches for s in stages)
+    responses = sum(s.steps * problems * s.samples_per_problem * n for s, n in zip(stages, answers, strict=True))
     return Cost(sum(s.steps for s in stages), responses, responses * config.play.max_new_tokens)
 
 
-def _answers(stage: Stage) -> int:
-    return stage.attempts if stage.branches == 1 else 1 + stage.branches
-
-
 def refuse_without_code_model(choice: Choice) -> None:
-    """Table 3 with an embedded model would show nothing; say what it takes instead.
+    """Refuse table 3 for an embedded model, which writes no programs, and say what another would cost.
 
     Raises:
         ConfigError: the model is an embedded one.
     """
     if preset_name(choice.model) == "language_model":
         return
-    asked = replace(choice, model="CODE-MODEL")
+    other = replace(choice, model="CODE-MODEL")
     trained = [ROWS[key] for key in TARGETS["table3"].rows if ROWS[key].kind == "trained"]
-    configs = [asked.config(row, seed, asked.task_of("table3")) for row in trained for seed in choice.seeds]
+    configs = [other.config(row, seed) for row in trained for seed in choice.seeds]
     costs = [planned_cost(config) for config in configs]
-    measured = sum(1 for _ in TARGETS["table3"].rows[:2]) + len(configs)
+    measured = len(TARGETS["table3"].rows) - len(trained) + len(configs)
     limit = configs[0].eval.problems
     raise ConfigError(
         f"table3 needs a model that writes programs, and {choice.model} does not; name one with --model (a Hugging Face id or "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +11,7 @@ import numpy as np
 
 from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
 from selfcorrect.measuring.metrics import EvalSummary, by_level
-from selfcorrect.records.lines import StepRecord, episode_from_row
+from selfcorrect.records.lines import StepRecord, read_episodes
 from selfcorrect.report.charts import (
     Curves,
     Histogram,
@@ -23,7 +22,7 @@ from selfcorrect.report.charts import (
     draw_histogram,
     draw_levels,
 )
-from selfcorrect.reproduce.measured import Measurements, by_seed_difference
+from selfcorrect.reproduce.measured import MEASURE_AGAIN, Measurements, by_seed_difference
 from selfcorrect.reproduce.planning import shift_job
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result, over_seeds
 from selfcorrect.reproduce.rows import ROWS, TARGETS, paper_tables
@@ -169,7 +168,7 @@ def shift(m: Measurements) -> Result:
 def _shift_rates(m: Measurements, key: str) -> dict[int, dict[str, Estimate]]:
     out = {}
     for seed in m.paths(key):
-        file = shift_job(m.choice, ROWS[key], seed, m.task).target
+        file = shift_job(m.choice, ROWS[key], seed).target
         if file.exists():
             out[seed] = mended(file)
     return out
@@ -181,9 +180,7 @@ def mended(file: Path) -> dict[str, Estimate]:
     The two sides have wrong first attempts at different problems, so the gap of a single run has no interval.
     """
     found: dict[str, list[float]] = {f"{split}_{first}": [] for split in SPLITS for first in FIRSTS}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        episode = episode_from_row(row)
+    for row, episode in read_episodes(file, MEASURE_AGAIN):
         if episode.attempts[0].wrong and episode.valid_K.all():
             found[f"{row['split']}_{row['first']}"].append(float(episode.attempts[-1].correct))
     rates = {name: bootstrap_mean(np.array(values), support=(0, 1)) for name, values in found.items()}

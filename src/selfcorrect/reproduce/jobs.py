@@ -1,7 +1,7 @@
 """The processes behind the tables: what is missing, in order, a few at once; stopped cleanly, continued where they stopped.
 
 OUT/runs/<row>-s<seed>-<hash>/             a run of `selfcorrect train`
-OUT/runs/<row>-s<seed>-<hash>[.what].jsonl episodes of a measurement beside it
+OUT/runs/<row>-s<seed>-<hash>[.what].jsonl episodes of a measurement of it
 OUT/runs/<name>.log                        what the process printed
 OUT/times.jsonl                            wall and processor seconds of every process that ended
 """
@@ -9,7 +9,6 @@ OUT/times.jsonl                            wall and processor seconds of every p
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -21,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from selfcorrect.errors import Interrupted, RunError, disk_reason
-from selfcorrect.records.lines import EndRecord, StepRecord, parse_record
+from selfcorrect.errors import Interrupted, RunError
+from selfcorrect.records.files import append_line, cut_torn_line, disk_reason, only_writer, read_journal
+from selfcorrect.records.lines import EndRecord, Record, StepRecord, parse_record
 
 POLL_S = 0.2
 TAIL_BYTES = 65_536
@@ -32,12 +32,12 @@ SELFCORRECT = (sys.executable, "-m", "selfcorrect")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One process and what it leaves: a run directory, or a file that is there only when complete."""
+    """One process and what it leaves: a run directory, or a file that the process writes whole or not at all."""
 
     row: str
     target: Path
     command: tuple[str, ...]
-    """Of a run that does not exist yet, or of the measurement; ``{out}`` in it is the file to write."""
+    """Starts a run or a measurement from its beginning."""
     is_run: bool
     total_steps: int = 0
     needs: Path | None = None
@@ -54,60 +54,56 @@ class Job:
     @property
     def step(self) -> int:
         """Steps done so far, by the records; 0 for a measurement."""
-        return latest_step(self.target) if self.is_run else 0
+        records = _newest_first(self.target) if self.is_run else iter(())
+        return next((r.step for r in records if isinstance(r, StepRecord)), 0)
 
-    def prepare(self) -> list[str]:
-        """The command to start now: a new run, the rest of an interrupted one, or a measurement from its beginning."""
-        if not self.is_run:
-            part = self.target.with_suffix(".unfinished")
-            part.unlink(missing_ok=True)
-            return [part.as_posix() if word == "{out}" else word for word in self.command]
-        if self.target.exists():
-            return [*SELFCORRECT, "train", "--resume", str(self.target)]
-        return list(self.command)
-
-    def complete(self) -> None:
-        """After the process ended well: the file gets its name. Without a file the job has not finished."""
-        part = self.target.with_suffix(".unfinished")
-        if not self.is_run and part.exists():
-            part.replace(self.target)
+    @property
+    def command_now(self) -> tuple[str, ...]:
+        """The command that starts it, or continues an interrupted run."""
+        if self.is_run and self.target.exists():
+            return (*SELFCORRECT, "train", "--resume", str(self.target))
+        return self.command
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run directory holds a run that has ended by itself."""
-    last = _last_line(run / "metrics.jsonl")
-    if not last:
-        return False
-    try:
-        record = parse_record(last)
-    except ValueError:
-        return False
-    return isinstance(record, EndRecord) and record.reason == "finished"
+    """Whether a run directory holds a run that was not stopped before its end."""
+    last = next(_newest_first(run), None)
+    return isinstance(last, EndRecord) and last.reason == "finished"
 
 
-def latest_step(run: Path) -> int:
-    for line in reversed(_tail(run / "metrics.jsonl")):
-        try:
-            record = parse_record(line)
-        except ValueError:
-            continue
-        if isinstance(record, StepRecord):
-            return record.step
-    return 0
-
-
-def _last_line(file: Path) -> str:
-    lines = _tail(file)
-    return lines[-1] if lines else ""
-
-
-def _tail(file: Path) -> list[str]:
+def _newest_first(run: Path) -> Iterator[Record]:
+    """The last records of a run. Lines that are cut at either end are left out."""
+    file = run / "metrics.jsonl"
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-            return stream.read().decode(errors="replace").splitlines()
+            lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
-        return []
+        return
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            yield parse_record(line)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Progress, for people."""
+
+    running: tuple[tuple[str, int, int, float], ...]
+    """Name, steps done, steps in all (0: not a run), seconds since the process began."""
+    done: int
+    failed: int
+    total: int
+    seconds_left: float | None
+    """None until the first process has ended."""
+
+
+class Watcher(Protocol):
+    """Whoever shows the progress."""
+
+    def on_begin(self, job: Job, resumed: bool) -> None: ...
+    def on_end(self, job: Job, seconds: float, failure: str | None) -> None: ...
+    def on_status(self, status: Status) -> None: ...
 
 
 @dataclass
@@ -119,42 +115,18 @@ class _Child:
     cpu_seconds: float = 0.0
     """Of the process and all that it waited for; known once it has ended."""
 
-    def has_ended(self) -> bool:
-        """Like ``process.poll``, and takes note of the processor time, which is lost once a process is waited for."""
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def has_ended(self, options: int = os.WNOHANG) -> bool:
+        """Like ``process.poll``, or ``process.wait`` with options 0; also records the processor time, which is lost later."""
         if self.process.returncode is None:
-            self._waited(os.WNOHANG)
+            pid, status, usage = os.wait4(self.process.pid, options)
+            if pid:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                self.cpu_seconds = usage.ru_utime + usage.ru_stime
         return self.process.returncode is not None
-
-    def wait(self) -> None:
-        if self.process.returncode is None:
-            self._waited(0)
-
-    def _waited(self, options: int) -> None:
-        pid, status, usage = os.wait4(self.process.pid, options)
-        if pid:
-            self.process.returncode = os.waitstatus_to_exitcode(status)
-            self.cpu_seconds = usage.ru_utime + usage.ru_stime
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """For people: what is going on."""
-
-    running: tuple[tuple[str, int, int, float], ...]
-    """Name, steps done, steps in all (0: not a run), seconds since it began."""
-    done: int
-    failed: int
-    total: int
-    seconds_left: float | None
-    """None until a process of this place has ended."""
-
-
-class Watcher(Protocol):
-    """Whoever shows the progress."""
-
-    def on_begin(self, job: Job, resumed: bool) -> None: ...
-    def on_end(self, job: Job, seconds: float, failure: str | None) -> None: ...
-    def on_status(self, status: Status) -> None: ...
 
 
 @dataclass
@@ -172,50 +144,44 @@ class Runner:
 
         Args:
             jobs: in order of precedence; one that needs a run waits for it.
-            stop_requested: True ends the running processes cleanly, and this.
+            stop_requested: True stops the running processes cleanly, and this one.
 
         Raises:
-            Interrupted: asked to stop; runs have written a checkpoint.
+            Interrupted: a stop was requested; runs have written a checkpoint.
         """
         waiting = [job for job in jobs if not job.finished]
-        done, total = len(jobs) - len(waiting), len(jobs)
+        done = len(jobs) - len(waiting)
         children: list[_Child] = []
         try:
             while waiting or children:
                 if stop_requested():
                     self._stop(children)
-                while len(children) < self.at_once and (job := self._next(waiting)) is not None:
+                ready = (job for job in list(waiting) if job.needs is None or is_finished(job.needs))
+                while len(children) < self.at_once and (job := next(ready, None)) is not None:
                     waiting.remove(job)
                     children.append(self._start(job))
                 for child in [c for c in children if c.has_ended()]:
                     children.remove(child)
-                    done += self._ended(child)
-                self._give_up(waiting)
+                    done += self._end(child)
+                for job in list(waiting):
+                    if job.needs is not None and job.needs.name in self.failures:  # it could never start
+                        waiting.remove(job)
+                        self.failures[job.name] = f"its run {job.needs.name} failed"
+                running = tuple((c.job.name, c.job.step, c.job.total_steps, c.seconds) for c in children)
                 left = self._seconds_left(waiting, children)
-                self.watcher.on_status(Status(_running(children), done, len(self.failures), total, left))
+                self.watcher.on_status(Status(running, done, len(self.failures), len(jobs), left))
                 if children:
                     time.sleep(POLL_S)
         finally:
-            for child in children:  # only where something went wrong here: no process outlives its parent
+            for child in children:  # only after an error in this process: no process outlives its parent
                 child.process.kill()
-                child.wait()
-
-    def _next(self, waiting: Sequence[Job]) -> Job | None:
-        return next((job for job in waiting if job.needs is None or is_finished(job.needs)), None)
-
-    def _give_up(self, waiting: list[Job]) -> None:
-        """Jobs whose run has failed will never start."""
-        for job in [j for j in waiting if j.needs is not None and j.needs.name in self.failures]:
-            waiting.remove(job)
-            assert job.needs is not None
-            self.failures[job.name] = f"its run {job.needs.name} failed"
+                child.has_ended(options=0)
 
     def _start(self, job: Job) -> _Child:
         first, resumed = job.step, job.is_run and job.target.exists()
-        command = job.prepare()
         with self._log(job).open("wb") as log:
             process = subprocess.Popen(
-                command,
+                job.command_now,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -225,33 +191,27 @@ class Runner:
         self.watcher.on_begin(job, resumed)
         return _Child(job, process, time.monotonic(), first)
 
-    def _ended(self, child: _Child) -> bool:
-        seconds, code = time.monotonic() - child.began, child.process.returncode
-        if code == 0:
-            child.job.complete()
-        failure = None if code == 0 and child.job.finished else self._said(child.job, code)
-        if failure is not None:
-            self.failures[child.job.name] = failure
+    def _end(self, child: _Child) -> bool:
+        """Record how a process ended; whether its job has finished."""
+        job, code, failure = child.job, child.process.returncode, None
+        if code != 0 or not job.finished:
+            words = [line.strip() for line in self._log(job).read_text(errors="replace").split("\n") if line.strip()]
+            last = words[-1].removeprefix("selfcorrect: ") if words else "it printed nothing"  # an error is one line
+            failure = self.failures[job.name] = f"exit code {code}: {last}"
         self._note(child, "finished" if failure is None else "failed")
-        self.watcher.on_end(child.job, seconds, failure)
+        self.watcher.on_end(job, child.seconds, failure)
         return failure is None
-
-    def _said(self, job: Job, code: int) -> str:
-        """Its own last words: an error of the user's is one line."""
-        lines = self._log(job).read_text(errors="replace").split("\n")
-        words = [line.strip() for line in lines if line.strip()]
-        return f"exit code {code}: {words[-1].removeprefix('selfcorrect: ') if words else 'it printed nothing'}"
 
     def _stop(self, children: list[_Child]) -> None:
         """One SIGINT to each: a run writes a checkpoint after its step. A second Ctrl-C here kills them."""
         for child in children:
             child.process.send_signal(signal.SIGINT)
         for child in children:
-            child.wait()
+            child.has_ended(options=0)
             self._note(child, "stopped")
         children.clear()
         raise Interrupted(
-            f"stopped as asked; runs so far are in {self.out / 'runs'}. Call the same command again to go on"
+            f"stopped as asked; runs so far are in {self.out / 'runs'}. Call the same command again to continue"
         )
 
     def _log(self, job: Job) -> Path:
@@ -261,44 +221,39 @@ class Runner:
         row = {
             "job": child.job.name,
             "row": child.job.row,
-            "seconds": round(time.monotonic() - child.began, 2),
+            "seconds": round(child.seconds, 2),
             "cpu_seconds": round(child.cpu_seconds, 2),
             "ended": how,
         }
-        with (self.out / "times.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.out / "times.jsonl", json.dumps(row), "free room and call the same command again")
 
     def _seconds_left(self, waiting: Sequence[Job], children: Sequence[_Child]) -> float | None:
         """From recorded times: mean of the same row's jobs, else of all; running ones by their share of steps left."""
-        known = finished_seconds(self.out)
+        known = list(finished_seconds(self.out).values())
         if not known:
             return None
-        by_row: dict[str, list[float]] = {}
-        for row, seconds in known.values():
-            by_row.setdefault(row, []).append(seconds)
-        overall = sum(s for _, s in known.values()) / len(known)
-        expected = {row: sum(values) / len(values) for row, values in by_row.items()}
-        todo = sum(expected.get(job.row, overall) for job in waiting)
+
+        def expected(job: Job) -> float:
+            seconds = [s for row, s in known if row == job.row] or [s for _, s in known]
+            return sum(seconds) / len(seconds)
+
+        left = sum(map(expected, waiting))
         for child in children:
-            whole = expected.get(child.job.row, overall)
-            if child.job.total_steps:
-                whole *= 1 - child.first_step / child.job.total_steps
-            todo += max(whole - (time.monotonic() - child.began), 0)
-        return todo / self.at_once
-
-
-def _running(children: Sequence[_Child]) -> tuple[tuple[str, int, int, float], ...]:
-    now = time.monotonic()
-    return tuple((c.job.name, c.job.step, c.job.total_steps, now - c.began) for c in children)
+            steps = child.job.total_steps
+            share = 1 - child.first_step / steps if steps else 1
+            left += max(expected(child.job) * share - child.seconds, 0)
+        return left / self.at_once
 
 
 def finished_seconds(out: Path) -> dict[str, tuple[str, float]]:
-    """Row and wall seconds of every finished job, interrupted stretches added up; by its name."""
-    file = out / "times.jsonl"
+    """Row and wall seconds of every finished job, interrupted stretches added up; by its name.
+
+    Raises:
+        RunError: ``times.jsonl`` is damaged.
+    """
     total: dict[str, float] = {}
     finished: dict[str, tuple[str, float]] = {}
-    for line in file.read_text().splitlines() if file.exists() else ():
-        row = json.loads(line)
+    for row in read_journal(out / "times.jsonl", json.loads, "delete the file, which only holds times"):
         total[row["job"]] = total.get(row["job"], 0.0) + row["seconds"]
         if row["ended"] == "finished":
             finished[row["job"]] = (row["row"], total[row["job"]])
@@ -310,18 +265,12 @@ def claimed(out: Path) -> Iterator[None]:
     """Make the output directory and be the only process that works in it.
 
     Raises:
-        RunError: another one does, or it cannot be written.
+        RunError: another process works there, or it cannot be written.
     """
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
     except OSError as error:
         raise RunError(f"{out} cannot be written: {disk_reason(error)}; name another place with --out") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"another `selfcorrect reproduce` works in {out}; wait for it, or name another place with --out"
-            ) from None
+    with only_writer(out):
+        cut_torn_line(out / "times.jsonl")
         yield

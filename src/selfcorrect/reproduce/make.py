@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from selfcorrect.errors import SelfCorrectError
 from selfcorrect.experiment import command_line, prepare
 from selfcorrect.measuring.compare import read_evaluation
+from selfcorrect.records.files import write_jsonl
 from selfcorrect.records.lines import episode_row
 from selfcorrect.report import write_report
 from selfcorrect.report.tags import tags_of
@@ -80,7 +81,7 @@ def reproduce(
     jobs = jobs_of(choice, targets)
     if any(not job.finished for job in jobs):
         first = next(row for row in rows_in_order(targets) if row.kind == "trained")
-        prepare(choice.config(first, choice.seeds[0], choice.task_of(targets[0])))
+        prepare(choice.config(first, choice.seeds[0]))
     with claimed(choice.out):
         runner = Runner(choice.out, at_once, watcher)
         runner.run(jobs, stop_requested)
@@ -91,7 +92,7 @@ def _write(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> 
     files: list[Path] = []
     results: list[Result] = []
     failed = dict(failures)
-    measured = Measurements(choice, choice.task_of(targets[0]))
+    measured = Measurements(choice)
     for target in targets:
         try:
             result = MAKERS[target](measured)
@@ -116,7 +117,7 @@ def _provenance(choice: Choice, targets: Sequence[str], failures: dict[str, str]
         command_line(),
         version(),
         choice.model,
-        choice.task_of(targets[0]),
+        choice.task,
         choice.seeds,
         seconds,
         (*(QUICK if choice.quick else ()), *choice.budget_setting, *choice.settings),
@@ -148,10 +149,11 @@ def _browsable(choice: Choice, measured: Measurements, targets: Sequence[str]) -
         return []
     page, sample = choice.out / "report.html", choice.out / "episodes.jsonl"
     write_report(list(paths.values()), page)
-    with sample.open("w", encoding="utf-8") as file:
-        for key, path in paths.items():
-            episodes = sorted(read_evaluation(path, "final"), key=lambda e: (e.problem.id, e.sample))
-            for kind in KINDS:
-                for e in islice((e for e in episodes if kind in tags_of(e)), EPISODES_PER_KIND):
-                    file.write(json.dumps({"row": key, "seed": seed, "kind": kind, **episode_row(e)}) + "\n")
+    rows: list[dict[str, Any]] = []
+    for key, path in paths.items():
+        episodes = sorted(read_evaluation(path, "final"), key=lambda e: (e.problem.id, e.sample))
+        for kind in KINDS:
+            shown = islice((e for e in episodes if kind in tags_of(e)), EPISODES_PER_KIND)
+            rows += [{"row": key, "seed": seed, "kind": kind, **episode_row(e)} for e in shown]
+    write_jsonl(sample, rows, "free room and call the same command again")
     return [page, sample]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +22,18 @@ from selfcorrect.measuring.compare import (
 )
 from selfcorrect.measuring.intervals import Estimate, across_seeds, not_measured
 from selfcorrect.measuring.metrics import CorrectnessMatrix, EvalSummary, correctness_matrix
-from selfcorrect.records.lines import EvalRecord, StepRecord, episode_from_row
+from selfcorrect.records.lines import EvalRecord, StepRecord, read_episodes
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.reproduce.budget import Spent, check_equal, spent
 from selfcorrect.reproduce.choice import Choice
 from selfcorrect.reproduce.jobs import is_finished
-from selfcorrect.reproduce.planning import prompted_job, run_path
+from selfcorrect.reproduce.planning import prompted_job
 from selfcorrect.reproduce.rows import ROWS, Claim
 from selfcorrect.reproduce.verdicts import Verdict, judge
 from selfcorrect.types import Episode, FloatArray
 
+MEASURE_AGAIN = "delete the file to measure it again"
+"""What to do where a measurement's file is damaged."""
 Matrices = dict[int, CorrectnessMatrix]
 """By seed. What greedy answers of the untrained model come to stands under every seed, as the same object."""
 
@@ -42,7 +43,6 @@ class Measurements:
     """Reads what is asked for, and keeps it."""
 
     choice: Choice
-    task: str
     _runs: dict[str, dict[int, MeasuredRun]] = field(default_factory=dict)
 
     def runs(self, key: str) -> dict[int, MeasuredRun]:
@@ -55,7 +55,7 @@ class Measurements:
         """Directories of a trained row's finished runs, by seed."""
         if ROWS[key].kind != "trained":
             return {}
-        paths = {seed: run_path(self.choice, ROWS[key], seed, self.task) for seed in self.choice.seeds_of(ROWS[key])}
+        paths = {seed: self.choice.run_path(ROWS[key], seed) for seed in self.choice.seeds_of(ROWS[key])}
         return {seed: path for seed, path in paths.items() if is_finished(path)}
 
     def rows(self, keys: Sequence[str]) -> dict[str, Row]:
@@ -87,8 +87,8 @@ class Measurements:
         return next((run.base for runs in self._runs.values() for run in runs.values()), None)
 
     def _prompted(self, key: str) -> CorrectnessMatrix | None:
-        file = prompted_job(self.choice, ROWS[key], self.task).target
-        return correctness_matrix(read_episodes(file)) if file.exists() else None
+        file = prompted_job(self.choice, ROWS[key]).target
+        return read_matrix(file) if file.exists() else None
 
     def spent(self, keys: Sequence[str]) -> tuple[dict[str, tuple[Spent, ...]], list[str]]:
         """The budget of every trained row, checked.
@@ -110,24 +110,20 @@ class Measurements:
 
     def summaries(self, key: str) -> dict[int, EvalSummary]:
         """Evaluations as they were recorded, by seed; the base has one, under the first finished seed."""
-        if ROWS[key].kind == "base":
-            return self._base_summary()
-        return {seed: _summary(path, "final") for seed, path in self.paths(key).items()}
-
-    def _base_summary(self) -> dict[int, EvalSummary]:
-        for key in ROWS:
-            for seed, path in self.paths(key).items():
-                return {seed: _summary(path, "base")}
-        return {}
+        name, paths = self._evaluation(key)
+        return {seed: _summary(path, name) for seed, path in paths.items()}
 
     def episodes(self, key: str) -> dict[int, list[Episode]]:
         """Held-out episodes with their texts, by seed; the base's once."""
-        if ROWS[key].kind == "base":
-            for other in ROWS:
-                for seed, path in self.paths(other).items():
-                    return {seed: read_evaluation(path, "base")}
-            return {}
-        return {seed: read_evaluation(path, "final") for seed, path in self.paths(key).items()}
+        name, paths = self._evaluation(key)
+        return {seed: read_evaluation(path, name) for seed, path in paths.items()}
+
+    def _evaluation(self, key: str) -> tuple[str, dict[int, Path]]:
+        """The evaluation that measured a row, and the runs that hold it, by seed; of the base the first finished run."""
+        if ROWS[key].kind != "base":
+            return "final", self.paths(key)
+        first = next((item for other in ROWS for item in self.paths(other).items()), None)
+        return "base", {} if first is None else dict([first])
 
     def steps(self, key: str) -> dict[int, list[StepRecord]]:
         """Training steps by seed."""
@@ -167,21 +163,13 @@ def by_seed_difference(above: dict[int, float] | None, below: dict[int, float] |
     return across_seeds(np.array(values))
 
 
-def read_episodes(file: Path) -> list[Episode]:
-    """Episodes of a measurement's file, which may have further fields.
+def read_matrix(file: Path) -> CorrectnessMatrix:
+    """Who got what right in a measurement's file.
 
     Raises:
         DataError: a line is not an episode.
     """
-    out = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            out.append(episode_from_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}, line {number} is not an episode ({error}); delete the file to measure it again"
-            ) from None
-    return out
+    return correctness_matrix([episode for _, episode in read_episodes(file, MEASURE_AGAIN)])
 
 
 def _summary(path: Path, name: str) -> EvalSummary:

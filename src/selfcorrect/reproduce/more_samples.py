@@ -5,7 +5,6 @@ Run as a script on a run directory: it writes one line per policy and measuremen
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from selfcorrect.engines.base import Engine
 from selfcorrect.experiment import Job, command_line, load_kept, make_engine, prepare
 from selfcorrect.measuring.evaluate import held_out
 from selfcorrect.measuring.test_time import ATTEMPTS, BUDGETS, ScalingCurves, measure_attempts, measure_votes
+from selfcorrect.records.files import read_jsonl, write_jsonl
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import BASE
 
@@ -54,8 +54,8 @@ def read_curves(file: Path) -> dict[str, ScalingCurves]:
     Raises:
         DataError: a line is not of its making.
     """
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {row.pop("policy"): ScalingCurves.from_json(row) for row in rows}
+    way_out = "delete the file to measure it again"
+    return {row.pop("policy"): ScalingCurves.from_json(row) for _, row in read_jsonl(file, way_out, way_out)}
 
 
 def main(run_dir: str, which: str, out: str) -> None:
@@ -64,9 +64,8 @@ def main(run_dir: str, which: str, out: str) -> None:
     settings = run.config.eval.model_copy(update={"attempts": ATTEMPTS})
     job = prepare(run.config.model_copy(update={"eval": settings}), training=True)
     engine = make_engine(job)
-    with Path(out).open("w", encoding="utf-8") as file:
-        for policy, measured in curves(run, job, engine, base="base" in which):
-            file.write(json.dumps({"policy": policy, **measured.to_json()}) + "\n")
+    found = [{"policy": policy, **c.to_json()} for policy, c in curves(run, job, engine, base="base" in which)]
+    write_jsonl(Path(out), found, "free room and measure again")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from selfcorrect.errors import RunError, disk_reason
+from selfcorrect.records.files import write_text
 from selfcorrect.report.standalone import standalone_svg
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS
@@ -64,12 +64,7 @@ def write_claims(results: Sequence[Result], p: Provenance, out: Path) -> Path:
 
 
 def _write(file: Path, text: str) -> Path:
-    part = file.with_name(f".{file.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise RunError(f"{file} could not be written: {disk_reason(error)}; free room and call it again") from None
+    write_text(file, text, "free room and call the same command again")
     return file
 
 
@@ -174,23 +169,8 @@ def as_csv(result: Result, p: Provenance) -> str:
     """One line per number: ours with its interval, then the paper's."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        [
-            "target",
-            "grid",
-            "row",
-            "quantity",
-            "value",
-            "low",
-            "high",
-            "n",
-            "interval",
-            "seeds",
-            "problems",
-            "source",
-            "quick",
-        ]
-    )
+    head = "target grid row quantity value low high n interval seeds problems source quick"
+    writer.writerow(head.split())
     for grid in result.grids:
         for row in grid.rows:
             where = [result.name, grid.title, row.label]

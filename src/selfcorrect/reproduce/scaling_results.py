@@ -23,7 +23,7 @@ from selfcorrect.reproduce.rows import ROWS, TARGETS
 def _scaled(m: Measurements, key: str) -> dict[int, ScalingCurves]:
     """Curves of a row by seed; the base's once, from beside SCoRe's run."""
     policy, row = ("base", ROWS["score"]) if key == "base" else ("kept", ROWS[key])
-    files = {seed: samples_job(m.choice, row, seed, m.task).target for seed in m.paths(row.key)}
+    files = {seed: samples_job(m.choice, row, seed).target for seed in m.paths(row.key)}
     found = {seed: read_curves(file) for seed, file in files.items() if file.exists()}
     return {seed: curves[policy] for seed, curves in found.items() if policy in curves}
 

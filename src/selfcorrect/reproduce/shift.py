@@ -5,7 +5,6 @@ Run as a script on a run directory: it writes every episode, a line each, with `
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from selfcorrect.engines.base import Engine
 from selfcorrect.experiment import Job, load_kept, make_engine, prepare
 from selfcorrect.measuring.evaluate import evaluate, held_out
+from selfcorrect.records.files import write_jsonl
 from selfcorrect.records.lines import episode_row
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.tasks.base import Task
@@ -69,9 +69,7 @@ def main(run_dir: str, out: str) -> None:
     run = RunDirectory.open(Path(run_dir))
     job = prepare(run.config, training=True)
     engine = make_engine(job)
-    with Path(out).open("w", encoding="utf-8") as file:
-        for row in shifted_episodes(run, job, engine):
-            file.write(json.dumps(row) + "\n")
+    write_jsonl(Path(out), list(shifted_episodes(run, job, engine)), "free room and measure again")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from selfcorrect.measuring.compare import Row, matrix_row
 from selfcorrect.measuring.intervals import Estimate
-from selfcorrect.measuring.metrics import correctness_matrix
 from selfcorrect.report.charts import Levels, draw_levels
-from selfcorrect.reproduce.measured import Matrices, Measurements, difference, read_episodes
+from selfcorrect.reproduce.measured import Matrices, Measurements, difference, read_matrix
 from selfcorrect.reproduce.planning import CODE_MEASURES, code_job
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS, Claim, TableRow, paper_tables
@@ -99,7 +98,7 @@ def _code_matrices(m: Measurements, key: str, measure: str) -> Matrices:
     row = ROWS[key]
     seeds = m.choice.seeds_of(row) if row.kind == "trained" else m.choice.seeds[:1]
     files = {seed: code_job(m.choice, row, seed, measure).target for seed in seeds}
-    made = {seed: correctness_matrix(read_episodes(file)) for seed, file in files.items() if file.exists()}
+    made = {seed: read_matrix(file) for seed, file in files.items() if file.exists()}
     return made if row.kind == "trained" else {s: made[seeds[0]] for s in m.choice.seeds if made}
 
 

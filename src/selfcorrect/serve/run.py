@@ -19,7 +19,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from selfcorrect.episodes.endpoint import api_key_from
-from selfcorrect.errors import ConfigError, disk_reason
+from selfcorrect.errors import ConfigError
+from selfcorrect.records.files import disk_reason
 from selfcorrect.serve.app import Limits
 from selfcorrect.serve.connection import Connection
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfcorrect.errors import ConfigError, DataError, RunError
-from selfcorrect.experiment import claim, write_whole
+from selfcorrect.records.files import claim, replacing
 from selfcorrect.records.run_directory import RunDirectory
-from selfcorrect.report.reading import RunData, read_run
+from selfcorrect.report.reading import read_run
 from selfcorrect.sharing.card import Said, build_card, hub_id
 from selfcorrect.sharing.hub import check_push, push
-from selfcorrect.sharing.weights import Form, Weights, choose_form, write_weights
+from selfcorrect.sharing.weights import Weights, choose_form, write_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +50,6 @@ def export_run(
     """
     said = said or Said()
     data = read_run(path)
-    _require_results(path, data)
-    run = RunDirectory.open(path)
-    form = choose_form(run, merge)
-    _refuse_lonely_adapter(data, form, said, push_to)
-    claim(target)
-    if push_to is None:
-        return Shared(_write(run, data, target, form, said, target.name), None)
-    from huggingface_hub import HfApi
-
-    api = HfApi(library_name="selfcorrect")
-    check_push(api, push_to)
-    weights = _write(run, data, target, form, said, push_to.partition("/")[2])
-    return Shared(weights, push(api, target, push_to, private=private))
-
-
-def _write(run: RunDirectory, data: RunData, target: Path, form: Form, said: Said, name: str) -> Weights:
-    made: list[Weights] = []
-
-    def write(part: Path) -> None:
-        made.append(write_weights(run, form, said.base_model, part))
-        build_card(run.path, data, made[0], name, said).save(part / "README.md")
-
-    write_whole(target, write)
-    return made[0]
-
-
-def _require_results(path: Path, data: RunData) -> None:
     if data.state != "finished":
         raise RunError(
             f"{path} is {data.state}: there is no final model and no measurement of it yet; finish it with "
@@ -85,14 +58,26 @@ def _require_results(path: Path, data: RunData) -> None:
     missing = [name for name in ("base", "final") if name not in data.summaries or name not in data.held_out]
     if missing:
         raise DataError(
-            f"{path} holds no evaluation {' and none '.join(map(repr, missing))}, so its card would have no numbers: files of the "
-            "run were removed; put evaluations/ and metrics.jsonl back, or train anew"
+            f"{path} holds no evaluation {' and none '.join(map(repr, missing))}, so its card would have no numbers: files of "
+            "the run were removed; put evaluations/ and metrics.jsonl back, or train again"
         )
-
-
-def _refuse_lonely_adapter(data: RunData, form: Form, said: Said, push_to: str | None) -> None:
+    run = RunDirectory.open(path)
+    form = choose_form(run, merge)
     if form == "adapter" and push_to is not None and said.base_model is None and hub_id(data.config) is None:
         raise ConfigError(
-            f"the adapter belongs to {data.config.model.name}, which is not on the Hub: nobody could load it from there; push the "
-            "merged weights (leave out --adapter), or name the same model on the Hub with --base-model"
+            f"the adapter belongs to {data.config.model.name}, which is not on the Hub: nobody could load it from there; push "
+            "the merged weights (leave out --adapter), or name the same model on the Hub with --base-model"
         )
+    claim(target)
+    api = None
+    if push_to is not None:
+        from huggingface_hub import HfApi
+
+        api = HfApi(library_name="selfcorrect")
+        check_push(api, push_to)
+    name = target.name if push_to is None else push_to.partition("/")[2]
+    with replacing(target, "free room or name another place", "model") as part:
+        weights = write_weights(run, form, said.base_model, part)
+        build_card(run.path, data, weights, name, said).save(part / "README.md")
+    url = push(api, target, push_to, private=private) if api is not None and push_to is not None else None
+    return Shared(weights, url)

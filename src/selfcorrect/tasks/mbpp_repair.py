@@ -11,8 +11,9 @@ from pathlib import Path
 
 from selfcorrect.config.sections import MbppRepairConfig
 from selfcorrect.errors import ConfigError, DataError
+from selfcorrect.records.files import read_jsonl
 from selfcorrect.tasks.base import Answer, Split
-from selfcorrect.tasks.jsonl import read_jsonl, text_field
+from selfcorrect.tasks.jsonl import SET_PATH, text_field
 from selfcorrect.tasks.mbpp import ANSWER, Mbpp
 from selfcorrect.tasks.source import local
 from selfcorrect.types import Problem
@@ -88,7 +89,7 @@ def _repairs(file: Path, tasks: dict[int, Problem]) -> list[Problem]:
         )
     found: dict[tuple[int, str], Problem] = {}
     count: dict[int, int] = {}
-    for where, row in read_jsonl(file):
+    for where, row in read_jsonl(file, SET_PATH):
         attempt, task_id, passed = text_field(row, "attempt", where), row.get("task_id"), row.get("passed", False)
         if not isinstance(task_id, int) or not isinstance(passed, bool):
             fault = (

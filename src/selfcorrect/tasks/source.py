@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.errors import DataError
-from selfcorrect.tasks.jsonl import read_jsonl, split_file
+from selfcorrect.records.files import read_jsonl
+from selfcorrect.tasks.jsonl import SET_PATH, split_file
 from selfcorrect.types import Problem
 
 Row = dict[str, Any]
@@ -112,14 +113,14 @@ class Source:
         if self.path is None:
             return self._hub_rows(split), False
         if self.path.is_dir():
-            return read_jsonl(split_file(self.path, split)), False
+            return read_jsonl(split_file(self.path, split), SET_PATH), False
         named = self._named() if self.path.is_file() else None
         if named is not None and named != split:
             raise DataError(
                 f"task.path {self.path} holds the {named} split by its name, and the {split} split is needed too; set "
                 f"task.path to a directory with {named}.jsonl and {split}.jsonl"
             )
-        return read_jsonl(self.path), named is None and len(self.splits) > 1
+        return read_jsonl(self.path, SET_PATH), named is None and len(self.splits) > 1
 
     def _hub_rows(self, split: str) -> list[tuple[str, Row]]:
         way_out = (

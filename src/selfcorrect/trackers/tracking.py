@@ -12,7 +12,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, RunError
+from selfcorrect.records.files import write_text
 from selfcorrect.records.lines import EvalRecord, Record, StepRecord
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.trackers.base import Tracked, Tracker, evaluation_metrics, step_metrics
@@ -154,12 +155,10 @@ class Tracking:
             ) from None
 
     def _write(self) -> None:
-        part = self._file.with_suffix(".part")
         try:
-            part.write_text(self._state.model_dump_json())
-            part.replace(self._file)
-        except OSError as error:  # the next resume may then send a record twice
-            self._warn(f"{self._file} could not be written: {error.strerror}")
+            write_text(self._file, self._state.model_dump_json(), "the next resume may send some records twice")
+        except RunError as error:
+            self._warn(str(error))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ after them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import time
@@ -19,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from selfcorrect.errors import DataError, RunError, disk_reason
+from selfcorrect.errors import DataError, RunError
+from selfcorrect.records.files import disk_reason, lock
 from selfcorrect.types import Grade, Verdict
 from selfcorrect.verify.cases import Broken, CaseRow
 
@@ -183,13 +183,7 @@ def _opened(out: Path, resume: bool) -> BinaryIO:
         raise RunError(
             f"{out} exists already and is not overwritten; remove it, name another place, or finish it with --resume"
         ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RunError(
-            f"another process is writing to {out}, and two would damage it; wait for it, or stop it"
-        ) from None
+    lock(file, out)
     return file
 
 
