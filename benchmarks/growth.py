@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import cost_model as cm
-from cost_page import measured_tables, write
+from cost_page import PAGE, measured_tables, page
 from growth_fit import RESULT, analyse
 from work import Work, mean_seconds, play_step
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.write_page:
-        write()
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return
     if a.point:
         print(json.dumps(measure(a.point, a.dtype, a.lora, a.steps)))

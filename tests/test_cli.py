@@ -339,7 +339,7 @@ def small_disk(tmp_path):
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("this sandbox refuses mounts")
     yield path
-    subprocess.run(["umount", str(path)], check=True)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def fill(disk, leave):
