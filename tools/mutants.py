@@ -145,8 +145,8 @@ MUTANTS = [
     Mutant(
         "KL from the sampler's log-probs in bfloat16",
         "training/step.py",
-        "None if engine.info.exact_sampler else",
-        "None if True else",
+        "if not engine.info.exact_sampler:",
+        "if False:",
         run("in_bf16_the_kl_of_an_unmoved_policy_is_exactly_0"),
     ),
     Mutant(
@@ -306,8 +306,8 @@ MUTANTS = [
     Mutant(
         "scaled shaping without its one",
         "algorithm/stages.py",
-        "*(1.0 + m.alpha,) * (m.attempts - 1)",
-        "*(m.alpha,) * (m.attempts - 1)",
+        "*(1.0 + m.alpha,) * (attempts - 1)",
+        "*(m.alpha,) * (attempts - 1)",
         METHODS,
     ),
     Mutant(
@@ -380,8 +380,8 @@ MUTANTS = [
     Mutant(
         "groups without signal left out of the denominator",
         "algorithm/sequences.py",
-        "sum(len(group) for group in groups)",
-        "sum(len(g) for g in groups if len({e.attempts[-1].correct for e in g}) > 1) or 1",
+        "(1.0 / len(episodes))",
+        "(1.0 / (sum(len(g) for g in layout.groups if len({e.attempts[-1].correct for e in g}) > 1) or 1))",
         ROLLOUT,
     ),
     Mutant(
@@ -400,16 +400,16 @@ MUTANTS = [
     ),
     Mutant(
         "sign of the KL",
-        "algorithm/credit.py",
-        "- credit.kl_weights_K[k] * pen",
-        "+ credit.kl_weights_K[k] * pen",
+        "algorithm/weights.py",
+        "- credit.kl_weights_K[k] * kl_part",
+        "+ credit.kl_weights_K[k] * kl_part",
         CREDIT,
     ),
     Mutant(
         "KL as a number in attempt 2's return only",
-        "algorithm/credit.py",
-        "weights[g].append(advantages_G[g] - credit.kl_weights_K[k] * penalties_G[g])",
-        "weights[g].append(advantages_G[g] - (k > 0) * credit.kl_weights_K[k] * penalties_G[g])",
+        "algorithm/weights.py",
+        "- credit.kl_weights_K[k] * kl_part",
+        "- (k > 0) * credit.kl_weights_K[k] * kl_part",
         CREDIT,
     ),
     Mutant(
