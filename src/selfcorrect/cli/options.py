@@ -5,21 +5,26 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import TypeVar, get_type_hints
 
 Options = TypeVar("Options")
 
 
 def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Give a command the signature that typer reads: one parameter per field, in order, with the field's default.
+    """Give a command the signature that typer reads: one parameter per field, in order, with the field's default if it has one.
 
     Args:
-        options: a dataclass. Each field has a default and is ``Annotated`` with its ``typer.Argument`` or ``typer.Option``.
+        options: a dataclass. Each field is ``Annotated`` with its ``typer.Argument`` or ``typer.Option``.
     """
     hints = get_type_hints(options, include_extras=True)
     parameters = [
-        inspect.Parameter(f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=f.default, annotation=hints[f.name])
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if f.default is MISSING else f.default,
+            annotation=hints[f.name],
+        )
         for f in fields(options)  # type: ignore[arg-type]  # a dataclass, which the type system cannot ask for
     ]
 

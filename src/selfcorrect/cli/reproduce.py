@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from selfcorrect.cli.options import takes
 from selfcorrect.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -21,31 +23,37 @@ if TYPE_CHECKING:
 PLAIN_LINE_EVERY_S = 60.0
 
 
-def reproduce(
+@dataclass(frozen=True)
+class Options:
+    """Arguments and options of the command."""
+
     target: Annotated[
         str,
         typer.Argument(
             help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, or all."
         ),
-    ],
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of all runs.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None,
+    ]
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of all runs.")] = (
+        None
+    )
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None
     own_seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Model that every run starts from.")] = "tiny",
-    task: Annotated[str | None, typer.Option(help="Task: arithmetic; mbpp for table3.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory of runs and outputs.")] = Path("reproduction"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A look, not a result: 1 seed, few steps and problems.")
-    ] = False,
-    budget: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run; the model's preset.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at once, one thread each.")] = 2,
-    humaneval: Annotated[str | None, typer.Option(help="table3: HumanEval's rows; from the Hub if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print files and verdicts as one JSON object.")] = False,
-) -> None:
+    ] = None
+    model: Annotated[str, typer.Option(help="Model that every run starts from.")] = "tiny"
+    task: Annotated[str | None, typer.Option(help="Task: arithmetic; mbpp for table3.")] = None
+    out: Annotated[Path, typer.Option(help="Directory of runs and outputs.")] = Path("reproduction")
+    quick: Annotated[bool, typer.Option("--quick", help="A look, not a result: 1 seed, few steps and problems.")] = (
+        False
+    )
+    budget: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run; the model's preset.")] = None
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at once, one thread each.")] = 2
+    humaneval: Annotated[str | None, typer.Option(help="table3: HumanEval's rows; from the Hub if not given.")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print files and verdicts as one JSON object.")] = False
+
+
+@takes(Options)
+def reproduce(options: Options) -> None:
     """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
 
     Runs are kept below OUT/runs and used again by their settings; a stopped call goes on where it stopped. `all` is
@@ -61,25 +69,25 @@ def reproduce(
     from selfcorrect.reproduce.make import reproduce as make
     from selfcorrect.training.loop import stop_on_signal
 
-    count = seeds if seeds is not None else 1 if quick else 5
-    if humaneval is not None and target != "table3":
+    o = options
+    if o.humaneval is not None and o.target != "table3":
         raise ConfigError("--humaneval is read by table3 only and would be ignored; drop it")
     choice = Choice(
-        out=out,
-        seeds=tuple(range(count)),
-        own_seeds=own_seeds,
-        model=model,
-        task=task or ("mbpp" if target == "table3" else "arithmetic"),
-        quick=quick,
-        budget=budget,
-        settings=tuple(settings or ()),
-        humaneval=humaneval,
+        out=o.out,
+        seeds=tuple(range(o.seeds or (1 if o.quick else 5))),
+        own_seeds=o.own_seeds,
+        model=o.model,
+        task=o.task or ("mbpp" if o.target == "table3" else "arithmetic"),
+        quick=o.quick,
+        budget=o.budget,
+        settings=tuple(o.settings or ()),
+        humaneval=o.humaneval,
     )
     console = Console(stderr=True)
     with stop_on_signal(_heard) as stop_requested, _Progress(console) as progress:
-        made = make(target, choice, jobs, progress, stop_requested)
+        made = make(o.target, choice, o.jobs, progress, stop_requested)
     lines = [(name, v) for name, verdicts in made.verdicts.items() for v in verdicts]
-    if as_json:
+    if o.as_json:
         verdicts = [{"target": name, **v.to_json()} for name, v in lines]
         print(json.dumps({"files": list(map(str, made.files)), "claims": verdicts, "failures": made.failures}))
     else:
@@ -88,9 +96,9 @@ def reproduce(
         for file in made.files:
             print(file)
     if made.failures:
-        told = "; ".join(f"{name}: {why}" for name, why in made.failures.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in made.failures.items())
         raise RunError(
-            f"{len(made.failures)} of the things asked for are not there ({told}). The logs are in {out / 'runs'}; the same "
+            f"{len(made.failures)} outputs or runs are missing ({reasons}). The logs are in {o.out / 'runs'}; the same "
             "command tries them again"
         )
 
