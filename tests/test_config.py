@@ -133,7 +133,7 @@ READ = {
     },
     "engine": {
         "torch": "sampler sampler_memory_gb device tokens_per_microbatch tokens_per_sampling_batch "
-        "gradient_checkpointing",
+        "deterministic threads gradient_checkpointing",
         "tinker": "base_url timeout_s wait_s",
     },
 }

@@ -211,6 +211,8 @@ def test_attention_on_a_cpu_is_that_of_transformers(dtype, queries, keys, masked
 @pytest.mark.parametrize("lora", [None, (4, 8.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_weights_are_the_published_ones_and_gone_while_training(monkeypatch, lora, dtype):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN multiplies no bfloat16 on this processor, so nothing is packed")
     monkeypatch.setattr(packed, "SMALLEST", 1)
     e = tiny.engine(lora=lora, dtype=dtype)
     linears = e._sampler._packed._linears

@@ -56,7 +56,9 @@ TRAINED = {
     "method.name": Trained("multi_turn", (1,)),
     "play.attempts": Trained("3", (1,)),
     "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
-    "method.shaping": Trained("scaled", (3,)),  # attempt 1's weights are the same, attempt 2's are not
+    "method.shaping": Trained(
+        "scaled", (3,), ("train.samples_per_problem=4",)
+    ),  # attempt 1's weights are the same, attempt 2's are not
     "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
     "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4",)),
     "method.offline_share": Trained("1", (3,)),  # Stage II's alone
@@ -271,6 +273,19 @@ def sampled_batches(settings):
 def probe_sampling_batch(tmp):
     assert sampled_batches({}) == [6]
     assert sampled_batches({"tokens_per_sampling_batch": 16}) == [2, 2, 2]  # 16 slots hold two rows of 3 + 5
+
+
+def probe_deterministic(tmp):
+    engines = [tiny.engine(deterministic=value) for value in (None, True, False)]
+    assert [e.info.deterministic for e in engines] == [True, True, False]
+
+
+def probe_threads(tmp):
+    before = torch.get_num_threads()
+    try:
+        assert [tiny.engine(threads=n).info.threads for n in (1, 2)] == [1, 2]
+    finally:
+        torch.set_num_threads(before)
 
 
 def probe_microbatch(tmp):
@@ -488,6 +503,8 @@ PROBES = {
     "engine.sampler": probe_sampler,
     "engine.sampler_memory_gb": probe_sampler_memory,
     "engine.device": probe_device,
+    "engine.deterministic": probe_deterministic,
+    "engine.threads": probe_threads,
     "engine.tokens_per_microbatch": probe_microbatch,
     "engine.tokens_per_sampling_batch": probe_sampling_batch,
     "engine.gradient_checkpointing": probe_gradient_checkpointing,

@@ -332,6 +332,12 @@ class TorchEngineConfig(Named):
     """sampler=vllm: GiB for its key-value cache, on a CPU or a GPU; its copy of the weights comes on top."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a device, else the CPU."""
+    deterministic: bool | None = None
+    """Equal settings give equal records and weights, bit for bit, on any machine with the same kind of CPU and torch. None:
+    on a CPU with the native sampler, which is where it can be promised; false switches it off."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads. None: one for the embedded models of 0.1 M parameters, which a second thread slows down; otherwise
+    OMP_NUM_THREADS, or one per core."""
     tokens_per_microbatch: int = Field(4_096, ge=1)
     """Padded tokens per forward-backward pass: bounds training memory whatever the batch."""
     tokens_per_sampling_batch: int = Field(131_072, ge=1)

@@ -92,6 +92,10 @@ class EngineInfo:
     exact_sampler: bool = False
     """The sampler's log-probs are the trainer's to within ``EXACT_GAP``. Otherwise the KL terms take the policy's log-probs
     from one more pass of the trainer: the difference between two kinds of pass, summed over an answer, is not a KL."""
+    deterministic: bool = False
+    """Equal settings give equal records and weights, bit for bit, on the same kind of CPU with the same torch."""
+    threads: int | None = None
+    """CPU threads of the passes; None on another device, or if a remote engine does not say."""
     notes: tuple[str, ...] = ()
     """What was found out about a remote engine and is corrected for, or about a sampler with its own weights."""
 

@@ -36,6 +36,7 @@ from selfcorrect.engines.torch_engine.attention import use_cpu_attention
 from selfcorrect.engines.torch_engine.checkpoint import checkpoint_tensors
 from selfcorrect.engines.torch_engine.freed import return_freed_memory
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
+from selfcorrect.engines.torch_engine.repeatable import settle
 from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.engines.torch_engine.weights import Weights
@@ -76,6 +77,7 @@ class TorchEngine:
         self._settings = settings
         self._device = next(model.parameters()).device
         self._base = model
+        deterministic = settle(settings, self._device, sum(p.numel() for p in model.parameters()))
         if settings.gradient_checkpointing:
             recompute_layers(model)
         self._model: Any = model if lora is None else _with_adapters(model, *lora)
@@ -101,6 +103,8 @@ class TorchEngine:
             trainable_parameters=self._weights.count,
             max_length=int(config.max_position_embeddings),
             exact_sampler=next(model.parameters()).dtype == torch.float32,
+            deterministic=deterministic,
+            threads=torch.get_num_threads() if self._device.type == "cpu" else None,
         )
         self._check_scorer()
         if sampler is not None:
