@@ -25,7 +25,8 @@ from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, RunError
 from selfcorrect.experiment import export
 from selfcorrect.records.run_directory import RunDirectory
-from selfcorrect.training.loop import offline_of_step, problems_of_step, stop_on_signal, train
+from selfcorrect.training.context import offline_of_step, problems_of_step
+from selfcorrect.training.loop import stop_on_signal, train
 from selfcorrect.types import Datum, Grade, Verdict
 
 LORA = "model.lora_rank=2"

@@ -35,6 +35,16 @@ class Imitation:
 
 
 @dataclass(frozen=True, slots=True)
+class Demonstrations:
+    """A warm-up: a task's own answers are imitated, and nothing is played."""
+
+    per_step: int
+    learning_rate: float
+    """Of Adam at the first step; it falls linearly to a tenth."""
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One training sequence."""
 

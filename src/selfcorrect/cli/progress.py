@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from selfcorrect.algorithm.stages import Stage
+from selfcorrect.algorithm.stage import Stage
 from selfcorrect.measuring.metrics import EvalSummary
 from selfcorrect.records.lines import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord
 

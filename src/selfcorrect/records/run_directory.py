@@ -148,10 +148,10 @@ class RunDirectory:
 
     def append(self, record: Record) -> None:
         """Add one record to metrics.jsonl."""
-        append_line(self.metrics_file, record.model_dump_json(), self._resume)
+        append_line(self.metrics_file, record.model_dump_json(), self._way_out)
 
     def append_episode(self, row: Mapping[str, Any]) -> None:
-        append_line(self.episodes_file, json.dumps(row), self._resume)
+        append_line(self.episodes_file, json.dumps(row), self._way_out)
 
     def write_evaluation(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write all episodes of one evaluation, replacing an earlier one of the same name only when complete.
@@ -159,7 +159,7 @@ class RunDirectory:
         Raises:
             RunError: the disk refused.
         """
-        write_jsonl(self.path / "evaluations" / f"{name}.jsonl", rows, self._resume)
+        write_jsonl(self.path / "evaluations" / f"{name}.jsonl", rows, self._way_out)
 
     def write_scaling(self, values: Mapping[str, Any]) -> None:
         """Write what ``selfcorrect scale`` measured of this run.
@@ -183,15 +183,20 @@ class RunDirectory:
         """Store the next part under a name."""
         file = self._collected_file(name)
         file.parent.mkdir(exist_ok=True)
-        append_line(file, json.dumps(part), self._resume)
+        append_line(file, json.dumps(part), self._way_out)
 
     def _collected_file(self, name: str) -> Path:
         return self.path / "collected" / f"{name}.jsonl"
 
     @property
-    def _resume(self) -> str:
-        """The way out where the disk refuses a file of a run that is being written."""
-        return f"checkpoints are whole, so free room and continue with `selfcorrect train --resume {self.path}`"
+    def resume(self) -> str:
+        """The command that continues this run."""
+        return f"selfcorrect train --resume {self.path}"
+
+    @property
+    def _way_out(self) -> str:
+        """Where the disk refuses a file of a run that is being written."""
+        return f"checkpoints are whole, so free room and continue with `{self.resume}`"
 
     def records(self) -> list[Record]:
         """All records so far. A last line cut by a crash does not count.
@@ -231,7 +236,7 @@ class RunDirectory:
         Raises:
             RunError: the disk refused; earlier checkpoints are untouched.
         """
-        with replacing(self.checkpoint(progress.step), self._resume, "checkpoint") as part:
+        with replacing(self.checkpoint(progress.step), self._way_out, "checkpoint") as part:
             part.mkdir()
             yield part
             (part / "progress.json").write_text(progress.model_dump_json())
