@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 PLAIN_LINE_EVERY_S = 5.0
 STEPS_TIMED = 20
 """The time left is estimated from this many of the latest steps."""
-MEASURED = {"base": "measuring the base", "final": "measuring the kept checkpoint"}
+MEASURED = {
+    "base": "measuring the base",
+    "final": "measuring the kept checkpoint",
+    "warmed": "measuring the warmed model",
+}
 
 
 def measuring_seconds(run: RunDirectory) -> float | None:

@@ -320,6 +320,8 @@ class SftConfig(Section):
     """Demonstrations in one step."""
     learning_rate: float = Field(1e-4, gt=0)
     """Of Adam at the first step; it falls linearly to a tenth."""
+    eval_problems: int = Field(100, ge=0)
+    """Held-out problems on which the warmed model is measured at the end, greedily; 0 measures nothing."""
 
 
 class TorchEngineConfig(Named):

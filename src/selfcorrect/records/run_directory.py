@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -65,6 +65,13 @@ class Progress(BaseModel):
 class RunDirectory:
     """Files of one run. Use ``create`` or ``open``."""
 
+    settings_name = "config.json"
+    """Its file of settings; the kind of the directory."""
+    command = "train"
+    """Writes and resumes it."""
+    another = "choose another with run_dir=NEW"
+    """The way out where it cannot be created."""
+
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
@@ -73,7 +80,7 @@ class RunDirectory:
         self.scaling_file = path / "scaling.json"
 
     @classmethod
-    def create(cls, config: Config) -> RunDirectory:
+    def create(cls, config: Config) -> Self:
         """Make a new run directory.
 
         Raises:
@@ -88,13 +95,11 @@ class RunDirectory:
             ours = True
             (path / "checkpoints").mkdir()
             (path / "evaluations").mkdir()
-            (path / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+            (path / cls.settings_name).write_text(config.model_dump_json(indent=2) + "\n")
         except OSError as error:
             if ours:
                 shutil.rmtree(path, ignore_errors=True)
-            raise RunError(
-                f"run directory {path} cannot be written: {disk_reason(error)}; choose another place with run_dir=NEW"
-            ) from None
+            raise RunError(f"run directory {path} cannot be written: {disk_reason(error)}; {cls.another}") from None
         free = shutil.disk_usage(path).free
         if free < RUNNING_OUT_OF_ROOM:
             shutil.rmtree(path)
@@ -103,8 +108,8 @@ class RunDirectory:
             )
         return cls(path, config)
 
-    @staticmethod
-    def refuse_existing(config: Config) -> None:
+    @classmethod
+    def refuse_existing(cls, config: Config) -> None:
         """Refuse to write over anything. Looks at the path only: the first check of a command.
 
         Raises:
@@ -114,28 +119,28 @@ class RunDirectory:
         if path.exists():
             raise RunError(
                 f"run directory {path} exists already and is not overwritten: it may hold results. Continue it with "
-                f"`selfcorrect train --resume {path}`, or choose another with run_dir=NEW"
+                f"`{cls(path, config).resume}`, or {cls.another}"
             )
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: Path) -> Self:
         """Open an existing run directory.
 
         Raises:
             RunError: it is not one.
         """
         try:
-            values = json.loads((path / "config.json").read_text())
+            values = json.loads((path / cls.settings_name).read_text())
             if not isinstance(values, dict) or "method" not in values:
                 raise ValueError("it is not the config of a run")
         except (OSError, ValueError):
             raise RunError(
-                f"{path} is not a run directory (no config.json of a run); give the path that `train` printed"
+                f"{path} is not a run directory (no {cls.settings_name} of a run); give the path that `{cls.command}` printed"
             ) from None
         try:
             return cls(path, restore(values))
         except ConfigError as error:
-            raise RunError(f"{path / 'config.json'} was written by another version or changed: {error}") from None
+            raise RunError(f"{path / cls.settings_name} was written by another version or changed: {error}") from None
 
     def abandon(self) -> None:
         """Remove a new run in which nothing has been recorded, so that a failed start leaves nothing behind."""
@@ -189,9 +194,14 @@ class RunDirectory:
         return self.path / "collected" / f"{name}.jsonl"
 
     @property
+    def target(self) -> Path:
+        """The path that the command knows it by."""
+        return self.path
+
+    @property
     def resume(self) -> str:
         """The command that continues this run."""
-        return f"selfcorrect train --resume {self.path}"
+        return f"selfcorrect {self.command} --resume {self.target}"
 
     @property
     def _way_out(self) -> str:
@@ -264,3 +274,24 @@ class RunDirectory:
         for old in complete[:-keep]:
             if best is None or old != self.checkpoint(best):
                 shutil.rmtree(old)
+
+
+class WarmUpDirectory(RunDirectory):
+    """Files of a warm-up, in ``OUT.run`` next to the model that it will write to ``OUT``."""
+
+    settings_name = "warmup.json"
+    command = "sft"
+    another = "remove it, or name another output"
+
+    @staticmethod
+    def of(out: Path) -> Path:
+        """Where the warm-up that writes a model has its files."""
+        return out.with_name(f"{out.name}.run")
+
+    @property
+    def target(self) -> Path:
+        return self.path.with_name(self.path.name.removesuffix(".run"))
+
+    def drop_checkpoints(self) -> None:
+        """Delete what is needed only to resume: the model has been written."""
+        shutil.rmtree(self.path / "checkpoints")
