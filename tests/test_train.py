@@ -208,6 +208,15 @@ def test_killed_in_the_middle_of_a_checkpoint_resumes_from_the_last_good_one(tmp
     assert [r.name for r in run.records() if r.kind == "eval"] == ["base", "final"]
 
 
+def test_a_lora_checkpoint_holds_the_adapters_alone(straight):
+    run, engine, _ = straight(LORA)
+    assert all("lora_" in name for name in weights(run))
+    size = sum(file.stat().st_size for file in run.latest_checkpoint().iterdir())
+    # float32: the adapters, their base, and Adam's two moments; headers and names come on top
+    assert 16 * engine.info.trainable_parameters < size < 16 * engine.info.trainable_parameters + 60_000
+    assert engine.info.trainable_parameters < engine.info.parameters / 2
+
+
 def test_the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window_in_the_final_stage(tmp_path):
     settings = ["train.steps=8", "train.checkpoint_every=1", "train.best_window=2", "method.stage1_share=0.25"]
     run, _engine, progress = toy.run(tmp_path / "run", *settings)
