@@ -474,14 +474,15 @@ def all_keys() -> list[str]:
     return list(keys)
 
 
+def names_of(member: type[Section]) -> tuple[str, ...]:
+    """The names that choose this member of a union; none for a task of the user's own."""
+    return get_args(member.model_fields["name"].annotation)
+
+
 def readers(key: str) -> list[str]:
     """Names of the members of a union that read a setting, e.g. ``method.alpha``; empty elsewhere."""
     section, _, name = key.partition(".")
-    return [
-        c.model_fields["name"].default
-        for c in UNIONS.get(section, [])
-        if name in c.model_fields and c is not ImportedTaskConfig
-    ]
+    return [n for c in UNIONS.get(section, []) if name in c.model_fields for n in names_of(c)]
 
 
 def default_of(key: str) -> Any:
