@@ -73,6 +73,9 @@ class Watcher:
     def on_stage(self, stage, first_step, total_steps):
         self.stages.append((stage.name, first_step, total_steps))
 
+    def on_record(self, record):
+        getattr(self, f"on_{record.kind}")(record)
+
     def on_step(self, record):
         self.steps.append(record)
         self._at_step(record)
@@ -89,7 +92,7 @@ class Watcher:
     def on_measure(self, name, answers, most):
         self.measured.append((name, answers, most))
 
-    def on_evaluation(self, record):
+    def on_eval(self, record):
         self.evaluations.append(record)
 
 

@@ -353,7 +353,7 @@ MUTANTS = [
         "cross-entropy divided by examples",
         "algorithm/imitation.py",
         "t / total,",
-        "t / len(batch),",
+        "t / len(sequences_T),",
         IMITATION,
     ),
     Mutant(

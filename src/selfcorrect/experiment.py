@@ -353,7 +353,7 @@ def _measure(
         run.write_evaluation(e.name, (episode_row(episode) for episode in e.episodes))
         record = EvalRecord(name=e.name, step=step, settings=e.settings, summary=e.summary.to_json(), seconds=e.seconds)
         run.append(record)
-        observer.on_evaluation(record)
+        observer.on_record(record)
     return {e.name: e for e in evaluations}
 
 

@@ -26,19 +26,21 @@ from selfcorrect.training.context import Context
 from selfcorrect.training.kinds import begin, prepare
 from selfcorrect.training.step import Groups
 
+Watched = StepRecord | CollectRecord | AlarmRecord | CheckpointRecord | EvalRecord
+"""What observers are told of."""
+
 
 class Observer(Protocol):
     """Whoever watches a run: the terminal, a tracker. Training never waits for an answer."""
 
-    def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None: ...
-    def on_collect(self, record: CollectRecord) -> None: ...
-    def on_step(self, record: StepRecord) -> None: ...
-    def on_alarm(self, record: AlarmRecord) -> None: ...
-    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
-    def on_measure(self, name: str, answers: int, most: int) -> None:
-        """An evaluation and its controls have got so many answers, of ``most`` at most."""
+    def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None:
+        """A stage begins, or a resumed run continues it."""
 
-    def on_evaluation(self, record: EvalRecord) -> None: ...
+    def on_record(self, record: Watched) -> None:
+        """Something was recorded; collected parts are told as they are sampled."""
+
+    def on_measure(self, name: str, answers: int, most: int) -> None:
+        """Progress of an evaluation and its controls: answers received, and the maximum expected."""
 
 
 class Observers:
@@ -51,29 +53,13 @@ class Observers:
         for o in self._observers:
             o.on_stage(stage, first_step, total_steps)
 
-    def on_collect(self, record: CollectRecord) -> None:
+    def on_record(self, record: Watched) -> None:
         for o in self._observers:
-            o.on_collect(record)
-
-    def on_step(self, record: StepRecord) -> None:
-        for o in self._observers:
-            o.on_step(record)
-
-    def on_alarm(self, record: AlarmRecord) -> None:
-        for o in self._observers:
-            o.on_alarm(record)
-
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
-        for o in self._observers:
-            o.on_checkpoint(record)
+            o.on_record(record)
 
     def on_measure(self, name: str, answers: int, most: int) -> None:
         for o in self._observers:
             o.on_measure(name, answers, most)
-
-    def on_evaluation(self, record: EvalRecord) -> None:
-        for o in self._observers:
-            o.on_evaluation(record)
 
 
 def train(
@@ -114,7 +100,7 @@ def train(
         engine.load(checkpoint)
     history = [r for r in run.records() if isinstance(r, StepRecord)]
     with asyncio.Runner() as runner:
-        context = Context(run, engine, task, task.problems("train"), runner, observer.on_collect, stop_requested)
+        context = Context(run, engine, task, task.problems("train"), runner, observer.on_record, stop_requested)
         context, progress = prepare(context, stages, progress)
         for index in range(progress.stage, len(stages)):
             stage = stages[index]
@@ -168,7 +154,7 @@ def _write_step(run: RunDirectory, record: StepRecord, groups: Groups, observer:
         for episode in group:
             for path in episode.paths:
                 run.append_episode(episode_row(path, step=record.step, stage=record.stage))
-    observer.on_step(record)
+    observer.on_record(record)
 
 
 def _ring(run: RunDirectory, history: Sequence[StepRecord], stages: Sequence[Stage], observer: Observer) -> None:
@@ -178,7 +164,7 @@ def _ring(run: RunDirectory, history: Sequence[StepRecord], stages: Sequence[Sta
     strict = stages[0].name if len(stages) > 1 else None
     for alarm in alarms.check(history, strict):
         run.append(alarm)
-        observer.on_alarm(alarm)
+        observer.on_record(alarm)
 
 
 def _checkpoint(
@@ -205,7 +191,7 @@ def _checkpoint(
     with run.writing_checkpoint(progress) as directory:
         engine.save(directory)
     run.prune(run.config.train.keep_checkpoints, progress.best_step)
-    observer.on_checkpoint(record)
+    observer.on_record(record)
     return progress
 
 

@@ -145,6 +145,8 @@ def _record(
         [a for a in column if a.source == "sampled"] for column in zip(*(e.attempts for e in episodes), strict=True)
     ]
     several = rewards_NK.shape[1] > 1
+    answers = [[a.grade.extracted if a.grade else None for a in e.attempts[-2:]] for e in episodes]
+    changed = [before != after for before, after in answers] if several else []
     gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
     return StepRecord(
         step=progress.step + 1,
@@ -159,7 +161,7 @@ def _record(
         answer_tokens=[_mean([len(a.token_ids or ()) for a in column]) for column in sampled_K],
         zero_variance=list(report.zero_variance_share_K),
         skipped_groups=list(report.skipped_groups_K),
-        answer_change=float(np.mean([_changed(e) for e in episodes])) if several else None,
+        answer_change=float(np.mean(changed)) if several else None,
         fixed=judged_mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1), judged_N) if several else None,
         broken=judged_mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0), judged_N) if several else None,
         grad_norm=result.grad_norm,
@@ -186,8 +188,3 @@ def _accuracy(column: Sequence[Attempt]) -> float | None:
 
 def _verdict(attempt: Attempt) -> Verdict | None:
     return attempt.grade.verdict if attempt.grade else None
-
-
-def _changed(episode: Episode) -> bool:
-    before, after = (a.grade.extracted if a.grade else None for a in episode.attempts[-2:])
-    return before != after

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from selfcorrect.algorithm.imitation import Demonstrations
+from selfcorrect.algorithm.imitation import Demonstrations, cross_entropy_data
 from selfcorrect.algorithm.stage import Stage
 from selfcorrect.config import SftConfig
 from selfcorrect.engines.chat import ChatFormat
@@ -47,22 +47,17 @@ def demonstration_data(
         task: its prompts and instruction stand between the answers.
         demonstrations: problems, each with the answers to give.
     """
-    laid_out = []
+    sequences_T, targets_T = [], []
     for problem, answers in demonstrations:
         messages = task.first_messages(problem)
         tokens = list(chat.prompt_ids(messages))
-        mask = [False] * len(tokens)
+        targets = [False] * len(tokens)
         for k, text in enumerate(answers):
             if k:
-                bridge = chat.bridge_ids(messages, task.instruction, chat.ended(tokens))
-                tokens += bridge
-                mask += [False] * len(bridge)
-            answer = chat.answer_ids(text)
-            tokens += answer
-            mask += [True] * len(answer)
-        laid_out.append((np.array(tokens), np.array(mask)))
-    total = sum(int(mask_T.sum()) for _, mask_T in laid_out)
-    return [
-        Datum(tokens_T, mask_T / total, np.zeros(len(tokens_T)), np.zeros(len(tokens_T), dtype=bool))
-        for tokens_T, mask_T in laid_out
-    ]
+                tokens += chat.bridge_ids(messages, task.instruction, chat.ended(tokens))
+                targets += [False] * (len(tokens) - len(targets))
+            tokens += chat.answer_ids(text)
+            targets += [True] * (len(tokens) - len(targets))
+        sequences_T.append(tokens)
+        targets_T.append(np.array(targets))
+    return cross_entropy_data(sequences_T, targets_T)
