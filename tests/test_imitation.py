@@ -121,15 +121,15 @@ def stages(*overrides):
 
 def test_star_is_three_iterations_from_the_base():
     made = stages("method=star", "train.steps=11")
-    assert [(s.name, s.steps, s.loss, s.imitate.start) for s in made] == [
+    assert [(s.name, s.steps, s.loss, s.objective.start) for s in made] == [
         ("star1", 4, "cross_entropy", "base"),
         ("star2", 4, "cross_entropy", "base"),
         ("star3", 3, "cross_entropy", "base"),
     ]
-    assert {(s.attempts, s.imitate.source, s.imitate.keep_right) for s in made} == {(2, "star", False)}
+    assert {(s.attempts, s.objective.source, s.objective.keep_right) for s in made} == {(2, "star", False)}
     assert made[0].title == "STaR D, iteration 1 of 3"
     plus = stages("method=star", "method.dataset=D+", "method.train_attempt1=true")[0]
-    assert plus.imitate.keep_right and plus.imitate.train_attempt1 and plus.title.startswith("STaR D+")
+    assert plus.objective.keep_right and plus.objective.train_attempt1 and plus.title.startswith("STaR D+")
 
 
 def test_pair_sft_spends_the_responses_of_two_attempts_on_first_ones():

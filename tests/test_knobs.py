@@ -25,11 +25,11 @@ from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.episodes.play import Play, play
 from selfcorrect.errors import ConfigError, ModelError
-from selfcorrect.experiment import prepare
+from selfcorrect.experiment import WARMED, Job, prepare, warm_up
 from selfcorrect.measuring.evaluate import controls, evaluate, held_out
+from selfcorrect.records.run_directory import WarmUpDirectory
 from selfcorrect.tasks import graders, make_task
 from selfcorrect.trackers import base
-from selfcorrect.training.warmup import warm_up
 from test_experiment import whole
 
 STAGE_1, STAGE_2 = (1, 2), (3, 4, 5)
@@ -448,8 +448,9 @@ def probe_eval_controls(tmp):
 
 
 def losses(tmp, *overrides):
-    c = toy.config(tmp, "sft.steps=2", "sft.examples_per_step=3", *overrides)
-    return warm_up(toy.engine(c), toy.Toy(), c, lambda _: None)
+    out = tmp / " ".join(overrides).replace("=", " ")
+    run, _ = toy.warm(out, "sft.steps=2", "sft.examples_per_step=3", *overrides)
+    return [r.loss for r in toy.step_records(run)]
 
 
 def probe_sft_steps(tmp):
@@ -463,6 +464,15 @@ def probe_sft_examples(tmp):
 def probe_sft_rate(tmp):
     slow, fast = losses(tmp), losses(tmp, "sft.learning_rate=1e-2")
     assert slow[0] == fast[0] and fast[1] < slow[1]
+
+
+def probe_sft_eval_problems(tmp):
+    for n in (0, 4):
+        out = tmp / str(n)
+        c = toy.config(WarmUpDirectory.of(out), "sft.steps=1", f"sft.eval_problems={n}")
+        job = Job(c, toy.Toy(), None, None, 0)
+        summary = warm_up(job, WarmUpDirectory.create(c), toy.engine(c), toy.Watcher())
+        assert (summary and summary.n_problems) == (n or None) and (out / WARMED).exists() == (n > 0)
 
 
 def probe_trackers(tmp):
@@ -516,6 +526,7 @@ PROBES = {
     "sft.steps": probe_sft_steps,
     "sft.examples_per_step": probe_sft_examples,
     "sft.learning_rate": probe_sft_rate,
+    "sft.eval_problems": probe_sft_eval_problems,
 }
 
 

@@ -48,6 +48,10 @@ def run(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_train.py::test_{name}" for name in names)
 
 
+def warming(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_warmup.py::test_{name}" for name in names)
+
+
 def sharing(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_export.py::test_{name}" for name in names)
 
@@ -257,22 +261,22 @@ MUTANTS = [
     Mutant(
         "beta2 on attempt 2",
         "algorithm/stages.py",
-        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
-        "betas=(m.beta1,) * held + (m.beta1 + m.beta2,)",
+        "(m.beta1 + m.beta2, m.beta1)",
+        "(m.beta1, m.beta1 + m.beta2)",
         METHODS,
     ),
     Mutant(
         "beta1 dropped on attempt 2 in Stage I",
         "algorithm/stages.py",
-        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
-        "betas=(m.beta1 + m.beta2,) * held + (0.0,)",
+        "(m.beta1 + m.beta2, m.beta1)",
+        "(m.beta1 + m.beta2, 0)",
         METHODS,
     ),
     Mutant(
         "Stage I rewards attempt 1",
         "algorithm/stages.py",
-        "rewards=(0.0,) * held + (1.0,)",
-        "rewards=(1.0,) * held + (1.0,)",
+        "Credit((0, 1)",
+        "Credit((1, 1)",
         METHODS,
     ),
     Mutant(
@@ -284,7 +288,7 @@ MUTANTS = [
     ),
     Mutant(
         "mates whatever their first verdict",
-        "algorithm/variants.py",
+        "algorithm/baselines.py",
         "first_rewards_G == r1)",
         "first_rewards_G >= 0)",
         CREDIT,
@@ -298,21 +302,21 @@ MUTANTS = [
     ),
     Mutant(
         "standardised over uncounted samples",
-        "algorithm/variants.py",
+        "algorithm/baselines.py",
         "np.std(advantages_G[counted_G])",
         "np.std(advantages_G)",
         CREDIT,
     ),
     Mutant(
         "scaled shaping without its one",
-        "algorithm/stages.py",
-        "*(1.0 + m.alpha,) * (attempts - 1)",
-        "*(m.alpha,) * (attempts - 1)",
+        "algorithm/variants.py",
+        "w + credit.alpha for w",
+        "credit.alpha for w",
         METHODS,
     ),
     Mutant(
         "a tree's second attempts count in full",
-        "algorithm/weights.py",
+        "algorithm/trees.py",
         "w / branches for",
         "w for",
         CREDIT,
@@ -349,22 +353,50 @@ MUTANTS = [
         "cross-entropy divided by examples",
         "algorithm/imitation.py",
         "t / total,",
-        "t / len(batch),",
+        "t / len(sequences_T),",
         IMITATION,
     ),
     Mutant(
         "STaR goes on from the policy so far",
-        "training/loop.py",
-        "collector.engine.restore(stage.imitate.start)",
+        "training/kinds.py",
+        "context.engine.restore(how.start)",
         "pass",
         run("star_samples_the_policy_so_far_and_tunes_the_base"),
     ),
     Mutant(
         "collected responses not counted",
-        "training/loop.py",
+        "training/collect.py",
         "progress.sampled_responses + sum(r.sampled_responses for r in records)",
         "progress.sampled_responses",
         run("every_method_samples_the_same_number_of_responses_per_step"),
+    ),
+    Mutant(
+        "more attempts rewarded in Stage I than the last",
+        "algorithm/variants.py",
+        "(w1,) * (attempts - 1) + (w2,)",
+        "(w1,) + (w2,) * (attempts - 1)",
+        METHODS,
+    ),
+    Mutant(
+        "the bonus stays on under scaled shaping",
+        "algorithm/variants.py",
+        "reward_weights_K=rewards, alpha=0)",
+        "reward_weights_K=rewards)",
+        METHODS,
+    ),
+    Mutant(
+        "a resumed warm-up starts its demonstrations again",
+        "training/kinds.py",
+        "progress.stage_step * how.per_step, None)",
+        "0, None)",
+        warming("stopped_and_resumed_is_uninterrupted_bit_for_bit"),
+    ),
+    Mutant(
+        "the warm-up's rate does not fall",
+        "training/kinds.py",
+        "(1 - 0.9 * at.stage_step / stage.steps)",
+        "1",
+        warming("it_is_plain_cross_entropy_on_the_answers_with_a_falling_rate"),
     ),
     Mutant("gamma leaks", "algorithm/credit.py", "+= gamma * returns", "+= returns", CREDIT),
     Mutant(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from selfcorrect.algorithm.stage import STAR_ITERATIONS
 from selfcorrect.config.sections import Config, ImitateConfig, MultiAttemptConfig, ScoreConfig
 from selfcorrect.errors import ConfigError
-
-STAR_ITERATIONS = 3
-"""As in the paper."""
 
 
 def check(config: Config) -> None:
@@ -62,7 +60,9 @@ def _faults_of_attempts(m: MultiAttemptConfig, attempts: int, samples: int) -> I
 
 
 def stage1_steps(m: ScoreConfig, steps: int) -> int:
-    """Steps of Stage I; a step is left for each stage."""
+    """Steps of Stage I. Where there is one, a step is left for each stage."""
+    if m.stage1_share == 0:
+        return 0
     return min(max(1, round(steps * m.stage1_share)), steps - 1)
 
 

@@ -95,7 +95,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
         try:
             with Tracking(run, trackers, partial(say, style="yellow", markup=False)) as tracking:
                 engine = make_engine(job)
-                with stop_on_signal(_announce_stop) as stop, terminal:
+                with stop_on_signal(announce_stop) as stop, terminal:
                     outcome = run_experiment(job, run, engine, Observers(terminal, tracking), console.print, stop)
         except SelfCorrectError:
             run.abandon()  # does nothing once there is a record
@@ -113,6 +113,6 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
 
 
-def _announce_stop() -> None:
+def announce_stop() -> None:
     """Runs in a signal handler, hence a plain write. A step or a measurement may still take minutes."""
     os.write(sys.stderr.fileno(), b"\nstopping after this step; a second signal stops at once\n")

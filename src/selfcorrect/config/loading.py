@@ -24,6 +24,7 @@ from selfcorrect.config.sections import (
     Section,
     all_keys,
     default_of,
+    names_of,
     readers,
 )
 from selfcorrect.errors import ConfigError
@@ -136,15 +137,13 @@ def _member(section: str, name: Any = None) -> type[Section]:
     classes = SECTIONS[section]
     if section not in UNIONS or name is None:
         return classes[0]
-    names = [c.model_fields["name"].default for c in classes]
-    if name in names:
-        return classes[names.index(name)]
+    names = {n: c for c in classes for n in names_of(c)}
+    if isinstance(name, str) and name in names:
+        return names[name]
     if section == "task" and isinstance(name, str):
         return ImportedTaskConfig
     article = "an" if section == "engine" else "a"
-    raise ConfigError(
-        f"{section}.name = {name!r} is not {article} {section}; take one of: {', '.join(map(str, names))}"
-    )
+    raise ConfigError(f"{section}.name = {name!r} is not {article} {section}; take one of: {', '.join(names)}")
 
 
 def _fitting(below: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +241,8 @@ def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None =
         if not isinstance(value, Mapping):
             keys = ", ".join(dict.fromkeys(name for c in SECTIONS[key] for name in c.model_fields))
             raise ConfigError(f"{key!r} is a section, not a value; set one of: {keys}")
-        member = _member(key, value.get("name", below[key].get("name") if below else None))
+        chosen = value.get("name", below[key].get("name") if below else None)
+        member = _member(key, chosen)
         for name in value:
             full = f"{key}.{name}"
             if name in member.model_fields:
@@ -253,7 +253,7 @@ def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None =
                 raise ConfigError(f"unknown setting {full!r}: {_suggest(name, f'{key}.')}")
             *some, last = others
             raise ConfigError(
-                f"{full} = {value[name]!r} would be ignored by {key}={member.model_fields['name'].default}; drop it, or use "
+                f"{full} = {value[name]!r} would be ignored by {key}={chosen or member.model_fields['name'].default}; drop it, or use "
                 f"{key}={' or '.join(filter(None, (', '.join(some), last)))}"
             )
 

@@ -320,6 +320,8 @@ class SftConfig(Section):
     """Demonstrations in one step."""
     learning_rate: float = Field(1e-4, gt=0)
     """Of Adam at the first step; it falls linearly to a tenth."""
+    eval_problems: int = Field(100, ge=0)
+    """Held-out problems on which the warmed model is measured at the end, greedily; 0 measures nothing."""
 
 
 class TorchEngineConfig(Named):
@@ -478,14 +480,15 @@ def all_keys() -> list[str]:
     return list(keys)
 
 
+def names_of(member: type[Section]) -> tuple[str, ...]:
+    """The names that choose this member of a union; none for a task of the user's own."""
+    return get_args(member.model_fields["name"].annotation)
+
+
 def readers(key: str) -> list[str]:
     """Names of the members of a union that read a setting, e.g. ``method.alpha``; empty elsewhere."""
     section, _, name = key.partition(".")
-    return [
-        c.model_fields["name"].default
-        for c in UNIONS.get(section, [])
-        if name in c.model_fields and c is not ImportedTaskConfig
-    ]
+    return [n for c in UNIONS.get(section, []) if name in c.model_fields for n in names_of(c)]
 
 
 def default_of(key: str) -> Any:
