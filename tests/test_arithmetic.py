@@ -18,8 +18,8 @@ from selfcorrect.tasks.arithmetic import (
     draw_problems,
     question,
     solution,
-    split_of,
 )
+from selfcorrect.tasks.procedural import split_of
 from selfcorrect.types import Problem, Verdict
 
 TASK = Arithmetic(4, 6)

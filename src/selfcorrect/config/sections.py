@@ -83,6 +83,40 @@ class SumsConfig(AnyTaskConfig):
         return self
 
 
+class CountdownConfig(AnyTaskConfig):
+    name: Literal["countdown"] = "countdown"
+    pick: Literal["two", "all"] = "two"
+    """two: which two numbers add up to the target. all: an expression that uses every number once."""
+    numbers_min: int = Field(3, ge=3, le=6)
+    """The fewest numbers of a problem."""
+    numbers_max: int = Field(3, ge=3, le=6)
+    """The most numbers of a problem."""
+    largest_number: int = Field(30, ge=9, le=999)
+    """The largest of the numbers; the smallest is 1."""
+    operations: str = "+-*"
+    """pick=all: the operations allowed, two or more of + - * /."""
+    wrong_share: float = Field(0.4, ge=0, le=1)
+    """`selfcorrect sft`: share of the demonstrated attempts that are honest wrong tries, each with a sound check."""
+    demonstrated_attempts: Literal[1, 2] = 2
+    """`selfcorrect sft`: 2 draws both attempts alike and without regard to each other; 1 shows single turns only."""
+    system_message: str | None = None
+    """Before the question. None has none, as some chat templates refuse one; SmolLM2's then writes a long one of its own."""
+
+    @field_validator("operations")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if len(value) < 2 or set(value) - set("+-*/") or len(set(value)) < len(value):
+            raise ValueError("write two or more of + - * /, each once, without spaces")
+        return value
+
+    @model_validator(mode="after")
+    def _form_reads_all(self) -> Self:
+        if self.numbers_min > self.numbers_max:
+            raise ValueError(f"task.numbers_min ({self.numbers_min}) is above task.numbers_max ({self.numbers_max})")
+        ignored = (self.pick == "two", ("operations",), "set task.pick=all")
+        return self.refuse_ignored("task", [ignored])
+
+
 class DataConfig(AnyTaskConfig):
     path: str | None = None
     """File or directory of the data set (math: a Hub id too); None takes the task's own Hub id."""
@@ -148,7 +182,7 @@ class ImportedTaskConfig(VerifierConfig, StoredAttemptsConfig, SumsConfig):
     """A task from ``package.module:make``, which may read any setting of a task."""
 
 
-TASK_NAMES = ("arithmetic", "gsm8k", "math", "mbpp", "mbpp_repair", "humaneval", "own")
+TASK_NAMES = ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "mbpp_repair", "humaneval", "own")
 
 
 def _task_tag(task: Any) -> str:
@@ -158,6 +192,7 @@ def _task_tag(task: Any) -> str:
 
 TaskConfig = Annotated[
     Annotated[ArithmeticConfig, Tag("arithmetic")]
+    | Annotated[CountdownConfig, Tag("countdown")]
     | Annotated[Gsm8kConfig, Tag("gsm8k")]
     | Annotated[MathConfig, Tag("math")]
     | Annotated[MbppConfig, Tag("mbpp")]

@@ -25,7 +25,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfcorrect.tasks.arithmetic import INSTRUCTION, Habits, demonstrate, question, solution, split_of
+from selfcorrect.tasks.arithmetic import INSTRUCTION, Habits, demonstrate, question, solution
+from selfcorrect.tasks.procedural import split_of
 
 BOS, EOS, PAD, USER, ASSISTANT = "<|bos|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (

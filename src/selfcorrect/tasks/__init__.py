@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from selfcorrect.config.sections import (
     ArithmeticConfig,
+    CountdownConfig,
     Gsm8kConfig,
     HumanEvalConfig,
     MathConfig,
@@ -67,6 +68,10 @@ def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per ta
             from selfcorrect.tasks.arithmetic import Arithmetic
 
             return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
+        case CountdownConfig():
+            from selfcorrect.tasks.countdown import Countdown
+
+            return Countdown(config)
         case Gsm8kConfig():
             from selfcorrect.tasks.gsm8k import Gsm8k
 
@@ -96,5 +101,5 @@ def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per ta
 
 
 TASKS: dict[str, Callable[[TaskConfig], Task]] = dict.fromkeys(
-    ("arithmetic", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own"), _built_in
+    ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own"), _built_in
 )

@@ -14,7 +14,6 @@ stable hash of the question alone decides the split.
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -22,14 +21,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfcorrect.tasks.base import Message, Split
+from selfcorrect.tasks.procedural import AnySplit, split_of
 from selfcorrect.types import Grade, Problem, Verdict
 
 INSTRUCTION = (
     "There may be a mistake in the answer above. Check it, correct it if needed, and write the whole answer again."
 )
-AnySplit = Literal["train", "test", "pretrain"]
-BUCKETS: dict[AnySplit, range] = {"test": range(15), "train": range(15, 50), "pretrain": range(50, 100)}
-"""Hash buckets (of 100) per split; ``pretrain`` is what the embedded model and warm-ups are taught on."""
 PER_LENGTH: dict[AnySplit, int] = {"test": 900, "train": 2_200, "pretrain": 3_000}
 """Distinct problems of each number of terms (about what 4 terms have): every length weighs the same in every split."""
 Asks = Literal["last_digit", "sum"]
@@ -153,12 +150,6 @@ def solution(numbers: Sequence[int], off_by: int = 0, asks: Asks = "last_digit")
         value = (value - digit) % 10
         steps.append(str(value))
     return f"Answer: {answer}\nCheck: {''.join(steps)}"
-
-
-def split_of(text: str) -> AnySplit:
-    """The split that a question belongs to, from a hash of its text."""
-    bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % 100
-    return next(name for name, buckets in BUCKETS.items() if bucket in buckets)
 
 
 @functools.cache
