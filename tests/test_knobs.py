@@ -60,8 +60,8 @@ TRAINED = {
     "method.shaping": Trained(
         "scaled", (3,), ("train.samples_per_problem=4",)
     ),  # attempt 1's weights are the same, attempt 2's are not
-    "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
-    "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4",)),
+    "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4", "method.branches=1")),
+    "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4", "method.branches=1")),
     "method.offline_share": Trained("1", (3,)),  # Stage II's alone
     "method.dataset": Trained("D+", (1,), ("method=star",)),
     "method.train_attempt1": Trained("true", (1,), ("method=star",)),

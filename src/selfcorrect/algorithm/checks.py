@@ -47,7 +47,7 @@ def _faults(config: Config) -> Iterator[str]:
 def _faults_of_attempts(m: MultiAttemptConfig, attempts: int, samples: int) -> Iterator[str]:
     if attempts < 2:
         yield f"method={m.name} needs play.attempts >= 2: there is nothing to correct in a single attempt"
-    if m.branches == 1:
+    if m.branches is None or m.branches == 1:
         return
     if attempts != 2 or m.gamma != 0:
         yield "method.branches above 1 makes trees of two attempts with method.gamma 0; set play.attempts=2 and drop gamma"

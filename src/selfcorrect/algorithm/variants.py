@@ -32,7 +32,7 @@ def varied(rows: list[Stage], config: Config) -> list[Stage]:
     else:
         earlier = [widened(s, attempts) for s in earlier]
     last = replace(widened(last, attempts), offline_share=m.offline_share)
-    stages = [branching(s, m.branches, config.train.samples_per_problem * attempts) for s in (*earlier, last)]
+    stages = [branching(s, m.branches or 1, config.train.samples_per_problem * attempts) for s in (*earlier, last)]
     return _varied_score(stages, m, config) if isinstance(m, ScoreConfig) else stages
 
 

@@ -21,6 +21,7 @@ from selfcorrect.config.sections import (
     UNIONS,
     Config,
     ImportedTaskConfig,
+    MultiAttemptConfig,
     Section,
     all_keys,
     default_of,
@@ -87,6 +88,11 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     _refuse_unknown(given, base := config.model_dump())
     if config.eval.attempts == config.play.attempts:  # where both agree, one follows the other
         base["eval"]["attempts"] = None
+    m = config.method
+    if isinstance(m, MultiAttemptConfig) and m.branches == m.fitting_branches(
+        config.play.attempts, config.train.samples_per_problem
+    ):
+        base["method"]["branches"] = None
     return validate(_merge(_fitting(base, given), given))
 
 
@@ -206,7 +212,9 @@ def preset_name(model: str) -> str:
     """``tiny``, ``smollm2`` or ``language_model``."""
     marker = Path(model) / PRESET_MARKER
     name = marker.read_text(encoding="utf-8").strip() if marker.is_file() else model
-    return name if name in ("tiny", "smollm2") else "language_model"
+    if name in ("tiny", "tiny-rare"):
+        return "tiny"
+    return name if name == "smollm2" else "language_model"
 
 
 def _apply_override(values: dict[str, Any], text: str) -> None:

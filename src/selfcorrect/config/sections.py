@@ -213,6 +213,10 @@ class ReinforceConfig(Named):
     """Divide the reward part of the advantages by its spread in the group, per attempt. Not in the paper."""
 
 
+BRANCHES = 3
+"""Second attempts per first attempt of the default estimator."""
+
+
 class MultiAttemptConfig(ReinforceConfig):
     gamma: float = Field(0.0, ge=0, le=1)
     """Discount between attempts. 0 in the paper; other values show the failure."""
@@ -221,13 +225,25 @@ class MultiAttemptConfig(ReinforceConfig):
     offline_share: float = Field(0.0, ge=0, le=1)
     """Share of a step's problems whose first attempts are stored answers of the base (Stage II and multi_turn). The
     paper names the option and no share; 1 is its ablation "only offline first attempts"."""
-    branches: int = Field(1, ge=1, le=16)
-    """Second attempts per first attempt, each with the others as its baseline. Not in the paper."""
+    branches: int | None = Field(None, ge=1, le=16)
+    """Second attempts per first attempt, each with the others as its baseline: the objective is the paper's, the gradient has
+    less noise (docs/shaping.md). None takes 3, or 1 where trees do not fit the other settings. 1 is the paper's estimator."""
 
     @model_validator(mode="after")
     def _baseline_of_branches(self) -> Self:
         way_out = "set method.branches=1 (all mates in a branch have one first attempt)"
-        return self.refuse_ignored("method", [(self.branches > 1, ("baseline",), way_out)])
+        return self.refuse_ignored("method", [((self.branches or 1) > 1, ("baseline",), way_out)])
+
+    def fitting_branches(self, attempts: int, samples: int) -> int:
+        """The branches that None stands for: 3 where trees are possible and leave at least two first attempts.
+
+        Args:
+            attempts: ``play.attempts``.
+            samples: ``train.samples_per_problem``.
+        """
+        linear = attempts != 2 or self.gamma != 0 or self.baseline != "leave_one_out" or self.standardise
+        linear = linear or getattr(self, "shaping", "progress") == "scaled"  # another answer to the same noise
+        return 1 if linear or samples * attempts < 2 * (1 + BRANCHES) else BRANCHES
 
 
 class ImitateConfig(Named):
@@ -463,6 +479,14 @@ class Config(Section):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value or ()
+
+    @model_validator(mode="after")
+    def _name_the_estimator(self) -> Self:
+        m = self.method
+        if isinstance(m, MultiAttemptConfig) and m.branches is None:
+            branches = m.fitting_branches(self.play.attempts, self.train.samples_per_problem)
+            object.__setattr__(self, "method", m.model_copy(update={"branches": branches}))
+        return self
 
     @model_validator(mode="after")
     def _tinker_trains_adapters(self) -> Self:

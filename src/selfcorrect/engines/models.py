@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["tiny", "smollm2", "directory", "adapter", "hub"]
 
-EMBEDDED = ("tiny", "smollm2")
+SHIPPED = ("tiny", "tiny-rare")
+"""Models of 0.1 M parameters that the package holds; tools/make_tiny.py made them."""
+EMBEDDED = (*SHIPPED, "smollm2")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -51,11 +53,11 @@ def resolve_model(name: str) -> ResolvedModel:
     Raises:
         ModelError: the name refers to nothing, or files are missing.
     """
-    if name == "tiny":
-        tiny = Path(str(resources.files("selfcorrect").joinpath("models/tiny")))
+    if name in SHIPPED:
+        tiny = Path(str(resources.files("selfcorrect").joinpath(f"models/{name}")))
         if not (tiny / "config.json").is_file():
             raise ModelError(
-                f"the embedded model 'tiny' is not at {tiny}: the installation is incomplete; install selfcorrect again"
+                f"the embedded model {name!r} is not at {tiny}: the installation is incomplete; install selfcorrect again"
             )
         return ResolvedModel(str(tiny), "tiny")
     if name == "smollm2":
@@ -72,7 +74,7 @@ def resolve_model(name: str) -> ResolvedModel:
         return ResolvedModel(name, "hub")
     found = "is a file, not a directory" if path.exists() else "does not exist"
     raise ModelError(
-        f"model {name!r} {found}, and is no embedded model either; give {' or '.join(EMBEDDED)}, a directory with "
+        f"model {name!r} {found}, and is no embedded model either; give {', '.join(EMBEDDED)}, a directory with "
         "config.json and the tokenizer's files, or a Hugging Face id of the form owner/name"
     )
 

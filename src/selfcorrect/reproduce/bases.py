@@ -63,7 +63,7 @@ class Recipe:
         return self.steps_sums + self.steps_skills + self.steps_habits
 
 
-def rare(fix: float = 0.01, redo: float = 0.1, slip_edge: float = 0.8, seed: int = 0, short: int = 5) -> Recipe:
+def rare(fix: float = 0.02, redo: float = 0.1, slip_edge: float = 0.8, seed: int = 1, short: int = 5) -> Recipe:
     """A base that fumbles what it knows, changes answers for the worse, and rarely corrects one.
 
     Args:

@@ -45,7 +45,7 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def _imported(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.own import import_callable
+    from selfcorrect.tasks.user_code import import_callable
 
     task: Task = import_callable("task.name", config.name, "make(config) that returns a Task", 1)(config)
     missing = [
