@@ -22,8 +22,8 @@ from selfcorrect.engines.models import (
     check_attention,
     check_length,
     check_vocabulary,
+    load_chat,
     load_config,
-    load_tokenizer,
     resolve_model,
 )
 from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
@@ -89,7 +89,7 @@ def prepare(config: Config, *, training: bool = True) -> Job:
             f"model {config.model.name} is a PEFT adapter, which can be measured but not trained further; merge it into its "
             "base model (merge_and_unload, save_pretrained) and give that directory"
         )
-    chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
+    chat = load_chat(resolved, config)
     attempts = max(config.eval.attempts, config.play.attempts if training else 1)
     feedback = FEEDBACK if config.method.name == "self_refine" else None
     if feedback is not None and config.eval.attempts < 2:

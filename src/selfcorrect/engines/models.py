@@ -4,7 +4,7 @@ This order finds every fault before it costs time:
 
     resolved = resolve_model(name)                       # files and packages only
     config = load_config(resolved)                       # check_attention, check_length
-    tokenizer = load_tokenizer(resolved)                 # ChatFormat(tokenizer), check_vocabulary
+    chat = load_chat(resolved, settings)                 # check_vocabulary
     model = load_model(resolved, dtype="float32", device="cpu")
 """
 
@@ -19,13 +19,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfcorrect.engines.chat import ChatFormat, require_chat_template
+from selfcorrect.engines.chat import ChatFormat, Rendering, require_chat_template
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
 from selfcorrect.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
+
+    from selfcorrect.config import Config
 
 Kind = Literal["tiny", "smollm2", "directory", "adapter", "hub"]
 
@@ -141,6 +143,44 @@ def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_r
         )
     require_chat_template(tokenizer, resolved.path_or_id)
     return tokenizer
+
+
+def load_chat(resolved: ResolvedModel, config: Config) -> ChatFormat:
+    """The model's chat format, under the settings ``model.*`` and ``task.shown_as``. Loads no weights.
+
+    Raises:
+        ModelError: as ``load_tokenizer`` and ``ChatFormat``.
+        ConfigError: a setting would be ignored.
+    """
+    model = config.model
+    tokenizer = load_tokenizer(resolved, model.revision, model.trust_remote_code)
+    rendering = Rendering(model.history, model.template_kwargs, model.think_markers, config.task.shown_as)
+    return ChatFormat(tokenizer, model_end_ids(resolved, model.revision, model.trust_remote_code), rendering)
+
+
+def model_end_ids(
+    resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[int, ...]:
+    """The end ids of the model's generation config; of its configuration where it has none.
+
+    In some families (GLM-4) nothing else says that the next role's token ends an answer.
+
+    Raises:
+        ModelError: as ``load_config``.
+        ConfigError: a revision for something that is not on the Hub.
+    """
+    from transformers import GenerationConfig
+
+    source = _source(base_of(resolved), revision)
+    where = source.pop("pretrained_model_name_or_path")
+    try:
+        found = GenerationConfig.from_pretrained(where, **source).eos_token_id
+    except (OSError, ValueError, TypeError):  # there is none, or it is broken
+        found = None
+    if found is None:
+        found = load_config(resolved, revision, trust_remote_code).get_text_config(decoder=True).eos_token_id
+    ids = found if isinstance(found, list | tuple) else [found]
+    return tuple(i for i in ids if isinstance(i, int) and i >= 0)
 
 
 def load_model(

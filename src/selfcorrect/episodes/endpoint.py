@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import httpx2
 
-from selfcorrect.engines.chat import Messages
+from selfcorrect.engines.chat import Messages, ShownAs, next_messages
 from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import ConfigError, EndpointError
 
@@ -334,6 +334,8 @@ class TextSource:
     """The seed that an answer's request carries."""
     on_fault: Callable[[EndpointError], Reply] = raise_fault
     """Gives the reply for a request that failed, or raises."""
+    shown_as: ShownAs = "assistant"
+    """Who shows an answer to the next attempt."""
 
     async def answer(self, prompts: Sequence[Messages], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
         return list(await asyncio.gather(*map(self._one, prompts, keys)))
@@ -347,4 +349,4 @@ class TextSource:
             return self.on_fault(fault)
 
     def extend(self, messages: Messages, reply: Reply, request: str) -> Messages:
-        return [*messages, {"role": "assistant", "content": reply.text}, {"role": "user", "content": request}]
+        return next_messages(messages, reply.text, request, self.shown_as)

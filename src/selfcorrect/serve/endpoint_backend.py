@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from selfcorrect.engines.chat import ShownAs
 from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import EndpointError
@@ -15,10 +16,11 @@ class EndpointBackend:
     Args:
         endpoint: the upstream server; closed with this.
         instruction: between attempts.
+        shown_as: who shows an answer to the next attempt.
     """
 
-    def __init__(self, endpoint: Endpoint, instruction: str) -> None:
-        self._endpoint, self._instruction = endpoint, instruction
+    def __init__(self, endpoint: Endpoint, instruction: str, shown_as: ShownAs = "assistant") -> None:
+        self._endpoint, self._instruction, self._shown_as = endpoint, instruction, shown_as
 
     async def open(self, request: ChatRequest) -> Conversation:
         """See ``Backend.open``. The upstream server checks the length."""
@@ -27,7 +29,9 @@ class EndpointBackend:
             sample, number = map(int, key)
             return None if request.seed is None else (request.seed + 1_000 * sample) % 2**31 + number
 
-        source = TextSource(self._endpoint, request.max_tokens, request.temperature, seed_of, self._raise_api_error)
+        source = TextSource(
+            self._endpoint, request.max_tokens, request.temperature, seed_of, self._raise_api_error, self._shown_as
+        )
         return Conversation(source, request.messages, self._instruction)
 
     def fault(self) -> str | None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.algorithm.imitation import Example, Imitation, example, paired_episodes, star_episodes
+from selfcorrect.algorithm.imitation import Example, Imitation, examples, paired_episodes, star_episodes
 from selfcorrect.algorithm.stages import Stage
-from selfcorrect.engines.base import Engine, Sampled
-from selfcorrect.episodes.play import GivenFirst, Play, next_prompt, play
+from selfcorrect.engines.base import Engine
+from selfcorrect.engines.chat import Prompt
+from selfcorrect.episodes.play import GivenFirst, Play, play
 from selfcorrect.episodes.table import judged_means
 from selfcorrect.errors import DataError, Interrupted, RunError
 from selfcorrect.records.lines import CollectRecord
@@ -66,7 +67,8 @@ class Collector:
 
         def keep(part: int, groups: Sequence[Sequence[Episode]]) -> Rows:
             rng = np.random.default_rng([self.run.config.seed, self.step, part, 2])
-            return [example(e).to_json() for group in groups for e in self._kept(how, group, rng)]
+            kept = [e for group in groups for e in self._kept(how, group, rng)]
+            return [x.to_json() for e in kept for x in examples(e, how.train_attempt1)]
 
         rows, records = self._parts(stage.name, stage.attempts, stage.samples_per_problem, batches, keep)
         if not rows:
@@ -138,9 +140,8 @@ class Collector:
             return star_episodes(group, how.keep_right)
 
         def prompt_after(first: Attempt) -> tuple[int, ...]:
-            messages = self.task.first_messages(group[0].problem)
-            answer = Sampled(_ids(first), (), "end")
-            return next_prompt(self.engine, messages, self.task.instruction, first.prompt_ids or (), answer)
+            asked = Prompt(first.prompt_ids or (), self.task.first_messages(group[0].problem))
+            return self.engine.chat.extend(asked, _ids(first), self.task.instruction).ids
 
         return paired_episodes(group, how.keep_right, rng, prompt_after)
 

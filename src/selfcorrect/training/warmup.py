@@ -69,7 +69,8 @@ def warm_up(engine: Engine, task: Task, config: Config, say: Callable[[str], Non
 
 
 def _batch(chat: ChatFormat, task: Task, stream: Iterator[tuple[Problem, tuple[str, ...]]], count: int) -> list[Datum]:
-    laid_out = [_lay_out(chat, task, problem, answers) for problem, answers in itertools.islice(stream, count)]
+    drawn = itertools.islice(stream, count)
+    laid_out = [part for problem, answers in drawn for part in _lay_out(chat, task, problem, answers)]
     total = sum(int(mask.sum()) for _, mask in laid_out)
     return [
         Datum(np.array(tokens), mask / total, np.zeros(len(tokens)), np.zeros(len(tokens), dtype=bool))
@@ -77,17 +78,19 @@ def _batch(chat: ChatFormat, task: Task, stream: Iterator[tuple[Problem, tuple[s
     ]
 
 
-def _lay_out(chat: ChatFormat, task: Task, problem: Problem, answers: Sequence[str]) -> tuple[list[int], np.ndarray]:
-    """Token ids of the whole conversation, and a mask of the answers with their end tokens."""
-    messages = task.first_messages(problem)
-    tokens = list(chat.prompt_ids(messages))
-    mask = [False] * len(tokens)
-    for k, text in enumerate(answers):
-        if k:
-            bridge = chat.bridge_ids(messages, task.instruction, chat.ended(tokens))
-            tokens += bridge
-            mask += [False] * len(bridge)
+def _lay_out(
+    chat: ChatFormat, task: Task, problem: Problem, answers: Sequence[str]
+) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of the conversation, each with a mask of its answers and their end tokens.
+
+    One sequence, or one per answer where a later attempt reads a newly rendered conversation.
+    """
+    out: list[tuple[list[int], list[bool]]] = []
+    prompt = chat.begin(task.first_messages(problem))
+    for text in answers:
         answer = chat.answer_ids(text)
-        tokens += answer
-        mask += [True] * len(answer)
-    return tokens, np.array(mask)
+        tokens, mask = out.pop() if out and not chat.renders_anew else ([], [])
+        asked = prompt.ids[len(tokens) :]
+        out.append(([*tokens, *asked, *answer], [*mask, *[False] * len(asked), *[True] * len(answer)]))
+        prompt = chat.extend(prompt, answer, task.instruction)
+    return [(tokens, np.array(mask)) for tokens, mask in out]

@@ -251,7 +251,7 @@ class TorchEngine:
         with self._verb("export"), quiet_progress():
             path.mkdir(parents=True, exist_ok=True)
             self._model.save_pretrained(path)
-            self.chat.tokenizer.save_pretrained(path)
+            self.chat.save(path)
             save_generation_config(self.chat, path)
 
     def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
