@@ -199,7 +199,7 @@ def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, 
     chat = models.load_chat(resolved, config)
     hf_config = models.load_config(resolved, config.model.revision, config.model.trust_remote_code)
     positions = getattr(hf_config.get_text_config(decoder=True), "max_position_embeddings", None)
-    context = min(max_context, positions or max_context)
+    context = min(max_context, positions or max_context, models.steady_length(hf_config) or max_context)
     models.check_attention(hf_config, context)
     models.check_vocabulary(hf_config, chat.tokenizer)
     engine = make_engine(Job(config, task, resolved, chat, context))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Kind = Literal["tiny", "smollm2", "directory", "adapter", "hub"]
 
 EMBEDDED = ("tiny", "smollm2")
+ALIBI = frozenset({"bloom", "mpt"})
+"""Model types whose attention always has a bias by distance. The mask that the sampler gives has no place for it."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -271,8 +273,18 @@ def check_attention(config: Any, max_length: int) -> None:
         max_length: the most positions a sequence may take. A window at least this long never cuts anything off.
 
     Raises:
-        ModelError: recurrent, hybrid or sparse attention, or a window shorter than ``max_length``.
+        ModelError: recurrent, hybrid or sparse attention, positions that enter attention as a bias (alibi), or a window or
+            a range of positions shorter than ``max_length``.
     """
+    if getattr(config, "alibi", False) or config.model_type in ALIBI:
+        raise _not_plain(f"a bias by distance (alibi; model type {config.model_type})")
+    limit = steady_length(config)
+    if limit is not None and limit < max_length:
+        raise ModelError(
+            f"the model changes its rotary positions for sequences beyond {limit} tokens (longrope), for a whole batch at once, "
+            f"and an episode may take {max_length}: tokens would depend on their neighbours, and log-probs would be wrong; "
+            "lower play.max_new_tokens or play.attempts, or take a model with fixed positions"
+        )
     # kind and window of every layer, as transformers' own cache reads them from a configuration
     text = config.get_text_config(decoder=True)
     sliding = getattr(text, "sliding_window", None)
@@ -295,6 +307,23 @@ def check_attention(config: Any, max_length: int) -> None:
             raise _not_plain(f"layers of type {kind}")
     if getattr(_causal_class(config), "_is_stateful", False):
         raise _not_plain(f"a recurrent state (model type {config.model_type})")
+
+
+def steady_length(config: Any) -> int | None:
+    """The longest sequence for which a model's rotary positions are the same for all lengths; None where they always are.
+
+    longrope has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it. transformers picks
+    one by the longest row of a batch.
+    """
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    limits = [
+        int(kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", 0) or 0)
+        for kind in kinds
+        if kind.get("rope_type", kind.get("type")) == "longrope"
+    ]
+    return min(limits) if limits else None
 
 
 def check_length(config: Any, attempts: int, longest: Callable[[int], int]) -> int:
@@ -357,6 +386,8 @@ def _source(resolved: ResolvedModel, revision: str | None) -> dict[str, Any]:
             f"model.revision = {revision!r} would be ignored: {resolved.path_or_id} is not on the Hub; drop the setting"
         )
     location = str(smollm2_directory()) if resolved.kind == "smollm2" else resolved.path_or_id
+    if resolved.kind != "hub":
+        location = str(Path(location).resolve())  # an adapter records it, and is loaded from other directories too
     options: dict[str, Any] = {"local_files_only": True} if resolved.kind != "hub" else {}
     if revision is not None:
         options["revision"] = revision

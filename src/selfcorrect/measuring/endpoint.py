@@ -19,7 +19,8 @@ from typing import IO, Any
 
 from selfcorrect.config import Config
 from selfcorrect.engines.chat import ShownAs
-from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
+from selfcorrect.episodes.completion import REFUSED
+from selfcorrect.episodes.endpoint import Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Play, Reply, graded, play_turns
 from selfcorrect.errors import EndpointError, RunError
 from selfcorrect.measuring.evaluate import FEEDBACK, Firsts, usable_wrong
@@ -231,7 +232,7 @@ class EndpointPlayer:
         refusals: list[EndpointError] = []
 
         def on_fault(fault: EndpointError) -> Reply:
-            if fault.status not in REFUSED:
+            if fault.status not in REFUSED and not fault.one_answer:
                 raise fault
             refusals.append(fault)
             return Reply("", "refused", fault=str(fault))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from selfcorrect.engines.chat import ShownAs
-from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
+from selfcorrect.episodes.completion import REFUSED
+from selfcorrect.episodes.endpoint import Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import EndpointError
 from selfcorrect.serve.correct import Conversation
@@ -42,7 +43,9 @@ class EndpointBackend:
         await self._endpoint.aclose()
 
     def _raise_api_error(self, error: EndpointError) -> Reply:
-        """Clients learn the reason, and not the address of the upstream server."""
+        """Clients learn the reason, and not the address of the upstream server. A refused answer is passed on as one."""
+        if error.filtered is not None:
+            return Reply("", "refused", fault=error.filtered)
         reason = str(error).replace(self._endpoint.base_url, "it")
         if error.timed_out:
             raise ApiError(504, f"the model server was too slow: {reason}", code="upstream_timeout") from None

@@ -71,6 +71,8 @@ def write_weights(run: RunDirectory, form: Form, base_model: str | None, target:
     shutil.copytree(model, target, ignore=shutil.ignore_patterns("README.md", *adapter_files))
     base = ResolvedModel(str(model), "directory") if form == "full" else resolve_model(settings.name)
     rounded = _write_merged(run, base, target) if form == "merged" else None
+    if form == "adapter" and base_model is None and base.kind == "directory":
+        base_model = str(Path(base.path_or_id).resolve())
     if form == "adapter" and base_model is not None:
         _name_base(target / "adapter_config.json", base_model)
     on_hub = settings.model_copy(update={"revision": settings.revision if base.kind == "hub" else None})
