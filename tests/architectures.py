@@ -93,8 +93,17 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 3, window of 4096": ("gemma3_text", {"sliding_window": 4096}),
     "Phi": ("phi", {}),
     "Phi-3": ("phi3", {}),
-    "Phi-3, longrope beyond its first length": ("phi3", {"rope_parameters": LONGROPE}),
-    "Phi-3, longrope within it": ("phi3", {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 64}}),
+    "Phi-3, longrope beyond its first length": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    ),
+    "Phi-3, longrope within it": (
+        "phi3",
+        {
+            "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 64},
+            "original_max_position_embeddings": 64,
+        },
+    ),
     "OLMo 2": ("olmo2", {}),
     "SmolLM3": ("smollm3", {}),
     "GLM-4": ("glm4", {}),

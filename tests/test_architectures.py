@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers.utils import logging
 
 import architectures
 import tiny
-from selfcorrect.engines.base import SampleRequest, SamplingParams
+from selfcorrect.engines.base import CURRENT, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import check_attention, steady_length
 from selfcorrect.engines.torch_engine import TorchEngine
@@ -90,6 +91,24 @@ def test_longrope_is_refused_only_beyond_its_first_length() -> None:
         check_attention(config, 65)
     old = transformers.LlamaConfig()
     assert steady_length(old) is None
+
+
+def test_padding_behind_a_shared_beginning_stays_within_the_longest_sequence(tmp_path: Path) -> None:
+    """Two rows share a long beginning and have short tails; others have a short beginning and a long tail."""
+    engine = architectures.engine(architectures.config("Phi-3, longrope within it"), tmp_path)
+    rng = np.random.default_rng(0)
+    heads = [rng.integers(5, 200, size=n) for n in (58, 20)]
+    tails = [(0, 3), (0, 4), (1, 40), (1, 38)]
+    rows = [np.array([*heads[h], *rng.integers(5, 200, size=n)]) for h, n in tails]
+    wanted = [np.arange(len(row)) >= len(heads[h]) for row, (h, _) in zip(rows, tails, strict=True)]
+    scored = engine.logprobs(
+        [SimpleNamespace(tokens_T=t, sampled_T=w) for t, w in zip(rows, wanted, strict=True)], CURRENT
+    )
+    for row, mask, lp in zip(rows, wanted, scored, strict=True):
+        with torch.no_grad():
+            logits = engine._base(input_ids=torch.tensor(row)[None], use_cache=False).logits[0, :-1].float()
+        plain = logits.log_softmax(-1).gather(1, torch.tensor(row)[1:, None])[:, 0].numpy()
+        assert np.abs(plain[mask[1:]] - lp[mask]).max() < 1e-4
 
 
 def test_layers_that_depend_on_neighbours_are_found_by_running_them() -> None:

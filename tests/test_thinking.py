@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,13 +19,17 @@ import toy
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.imitation import examples
 from selfcorrect.algorithm.sequences import lay_out, policy_gradient_data, sequences
+from selfcorrect.config import load_config
 from selfcorrect.engines.base import CURRENT, Sampled
-from selfcorrect.engines.chat import ChatFormat, Rendering
+from selfcorrect.engines.chat import ChatFormat, Rendering, next_messages
 from selfcorrect.engines.thinking import USUAL
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.episodes.play import Play, Reply, graded, longest_conversation, play
 from selfcorrect.errors import Interrupted, ModelError
+from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.records.lines import episode_from_row, episode_row
+from selfcorrect.report.sample import _entry
+from selfcorrect.sharing.card import _attempt_lines
 from selfcorrect.training.warmup import warm_up
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
@@ -288,8 +293,38 @@ def test_a_thinking_template_names_the_policies():
         chat_format()
 
 
+def test_an_evaluation_says_how_much_was_thinking():
+    thinks, plain = (
+        summarise([e for group in played(x) for e in group]) for x in (engine(kind=ThinksAloud), tiny.engine())
+    )
+    assert all(0 < a.thinking_tokens.value < a.tokens.value for a in thinks.attempts)
+    assert [a.thinking_tokens for a in plain.attempts] == [None, None, None]
+    assert EvalSummary.from_json(json.loads(json.dumps(thinks.to_json()))) == thinks
+
+
+@pytest.mark.parametrize("shown_as", ["user", "document"])
+def test_the_card_plays_attempts_as_the_run_did(shown_as):
+    c = load_config(None, [f"task.shown_as={shown_as}", "eval.attempts=3"])
+    asked = []
+
+    def answer(messages):
+        asked.append(messages[-1]["content"])
+        return "<think>hm</think>4"
+
+    names = {"answer": answer, "instruction": "Again.", "messages": [{"role": "user", "content": "q"}], "print": str}
+    exec(_attempt_lines(c), names)
+    wanted = [{"role": "user", "content": "q"}]
+    for said in asked:
+        assert said == wanted[-1]["content"]
+        wanted = next_messages(wanted, "4", "Again.", shown_as)
+    assert len(asked) == 3
+    assert "thinking of earlier ones" in _attempt_lines(load_config(None, ["model.history=keep"]))
+
+
 def test_thinking_is_folded_apart_from_given_attempts():
     a = Attempt("4", None, None, None, "end", Grade(Verdict.CORRECT, "4"), thinking="2 + 2", thinking_tokens=3)
     row = episode_row(Episode(Problem("p", "q", "4"), 0, (a, replace(a, thinking="", thinking_tokens=0))))
     assert (row["attempts"][0]["thinking"], row["attempts"][0]["thinking_tokens"]) == ("2 + 2", 3)
     assert "thinking" not in row["attempts"][1]
+    shown = _entry({"final": {**row, "level": None}}, 0)["sides"]["final"]["attempts"]
+    assert (shown[0]["thinking"], shown[0]["thinkingTokens"], "thinking" in shown[1]) == ("2 + 2", 3, False)

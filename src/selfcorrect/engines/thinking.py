@@ -45,7 +45,7 @@ class Markers:
             began = rest.lstrip().startswith(self.opening)
             head, closed, tail = rest.partition(self.closing)
             if not (inside or began):
-                if thoughts or not closed or self.opening in head:
+                if thoughts or not closed or (self.opening in head and self != HARMONY):
                     break
             elif not closed:
                 thoughts.append(rest)
@@ -55,7 +55,10 @@ class Markers:
         return Parts(self._plain(thoughts), rest.lstrip("\n") if thoughts else rest, len(text) - len(rest))
 
     def _plain(self, thoughts: list[str]) -> str:
-        return "\n".join(t.lstrip().removeprefix(self.opening).strip() for t in thoughts).strip()
+        plain = (t.lstrip().removeprefix(self.opening) for t in thoughts)
+        if self == HARMONY:  # the start of the next message stands before the closing marker
+            plain = (t.partition("<|end|>")[0] for t in plain)
+        return "\n".join(t.strip() for t in plain).strip()
 
     def open_in(self, prompt: str) -> bool:
         """Whether a prompt ends with the opening marker, so that the answer starts with thinking."""
