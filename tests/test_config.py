@@ -194,7 +194,7 @@ def test_a_new_task_method_or_engine_keeps_what_it_reads_of_the_old_one():
         None, ["task=mbpp", "task.path=data", "task.eval_split=validation", "method.beta1=0.5", "method.alpha=3"]
     )
     changed = override(c, ["task=gsm8k", "method=multi_turn", "engine=tinker", "model.lora_rank=4"])
-    assert changed.task.model_dump() == {"name": "gsm8k", "instruction": None, "path": "data"}
+    assert changed.task.model_dump() == {"name": "gsm8k", "instruction": None, "shown_as": "assistant", "path": "data"}
     assert (changed.method.beta1, changed.engine.name) == (0.5, "tinker")
     with pytest.raises(ConfigError, match="would be ignored by method=multi_turn"):
         override(c, ["method=multi_turn", "method.alpha=4"])

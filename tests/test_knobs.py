@@ -15,11 +15,12 @@ import transformers
 
 import tiny
 import toy
+from families import FAMILIES
 from selfcorrect import experiment
 from selfcorrect.config import all_keys, load_config
 from selfcorrect.engines.base import SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import resolve_model
+from selfcorrect.engines.models import load_chat, resolve_model
 from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 from selfcorrect.engines.torch_engine import TorchEngine
@@ -513,7 +514,61 @@ def probe_trackers(tmp):
         ]
 
 
+def probe_template_kwargs(tmp):
+    asked = [{"role": "user", "content": "q"}]
+    shown = {}
+    for value in ("true", "false"):
+        c = family_config(tmp, "Qwen3", "model.history=keep", f"model.template_kwargs.enable_thinking={value}")
+        chat = load_chat(resolve_model(c.model.name), c)
+        shown[value] = chat.tokenizer.decode(chat.prompt_ids(asked))
+    assert shown["false"] == shown["true"] + "<think>\n\n</think>\n\n"
+
+
+def probe_history(tmp):
+    seconds = {}
+    for history in ("keep", "strip"):
+        c = family_config(tmp, "Qwen3", f"model.history={history}")
+        chat = load_chat(resolve_model(c.model.name), c)
+        answer = chat.answer_ids("<think>hm</think>4")
+        seconds[history] = chat.tokenizer.decode(
+            chat.extend(chat.begin([{"role": "user", "content": "q"}]), answer, "?").ids
+        )
+    assert "hm" in seconds["keep"] and "hm" not in seconds["strip"]
+    with pytest.raises(ModelError, match=r"model\.history=keep"):
+        c = family_config(tmp, "Qwen3")
+        load_chat(resolve_model(c.model.name), c)
+
+
+def probe_think_markers(tmp):
+    c = family_config(tmp, "Llama 3", 'model.think_markers=["<a>", "</a>"]')
+    chat = load_chat(resolve_model(c.model.name), c)
+    assert chat.parts((), chat.answer_ids("<a>hm</a>4")).answer == "4"
+
+
+def probe_shown_as(tmp):
+    for shown_as in ("assistant", "user", "document"):
+        c = family_config(tmp, "Llama 3", f"task.shown_as={shown_as}")
+        chat = load_chat(resolve_model(c.model.name), c)
+        second = chat.extend(chat.begin([{"role": "user", "content": "q"}]), chat.answer_ids("4"), "?")
+        text = chat.tokenizer.decode(second.ids)
+        assert text.count("assistant") == (2 if shown_as == "assistant" else 1)
+        assert ("<document>" in text, "I have this answer" in text) == (shown_as == "document", shown_as == "user")
+
+
+def family_config(tmp, name, *settings):
+    """Settings with a directory that holds a family's tokenizer and a tiny config."""
+    path = tmp / name.replace(" ", "-")
+    if not path.exists():
+        tiny.save_model(path)
+        FAMILIES[name].tokenizer().save_pretrained(path)
+    return load_config(None, [f"model={path}", *settings])
+
+
 PROBES = {
+    "model.template_kwargs": probe_template_kwargs,
+    "model.history": probe_history,
+    "model.think_markers": probe_think_markers,
+    "task.shown_as": probe_shown_as,
     "trackers": probe_trackers,
     "train.checkpoint_every": probe_checkpoint_every,
     "train.keep_checkpoints": probe_keep_checkpoints,

@@ -23,6 +23,7 @@ TESTS_FAILED = 1
 """pytest's exit code when tests ran and one failed; any other says that the mutant did not even run."""
 
 CREDIT, ROLLOUT, METHODS = ("tests/test_credit.py",), ("tests/test_play.py",), ("tests/test_stages.py",)
+FAMILIES = ("tests/test_families.py",)
 IMITATION = ("tests/test_imitation.py",)
 SCALE = ("tests/test_test_time.py",)
 VLLM = ("tests/test_vllm_sampler.py",)
@@ -467,17 +468,59 @@ MUTANTS = [
     ),
     Mutant(
         "attempt 1 decoded and encoded again",
-        "episodes/play.py",
-        "return (*prompt, *answer.token_ids, *engine",
-        "return (*prompt, *engine.chat._encode(engine.chat.tokenizer.decode(answer.token_ids)), *engine",
+        "engines/chat.py",
+        "return Prompt((*prompt.ids, *answer, *bridge), prompt.first, turns)",
+        "return Prompt((*prompt.ids, *self._encode(self.tokenizer.decode(answer)), *bridge), prompt.first, turns)",
         ROLLOUT,
     ),
     Mutant(
         "a cut answer's turn is not closed",
-        "episodes/play.py",
-        "ended = engine.chat.ended(answer.token_ids)",
-        "ended = True",
+        "engines/chat.py",
+        "bridge = self.bridge_ids(prompt.first, request, self.ended(answer))",
+        "bridge = self.bridge_ids(prompt.first, request, True)",
         ROLLOUT,
+    ),
+    Mutant(
+        "an answer's turn is closed twice",
+        "engines/chat.py",
+        "bridge = self.bridge_ids(prompt.first, request, self.ended(answer))",
+        "bridge = self.bridge_ids(prompt.first, request, False)",
+        FAMILIES,
+    ),
+    Mutant(
+        "the model's end ids are not read",
+        "engines/chat.py",
+        "for i in (tokenizer.eos_token_id, *end_ids) if",
+        "for i in (tokenizer.eos_token_id,) if",
+        FAMILIES,
+    ),
+    Mutant(
+        "a stripped history shows the thinking",
+        "engines/chat.py",
+        "turns = (*prompt.turns, (parts.answer.strip(), own, request))",
+        "turns = (*prompt.turns, (self.text(answer).strip(), own, request))",
+        FAMILIES,
+    ),
+    Mutant(
+        "the verdict reads the thinking",
+        "episodes/play.py",
+        "            parts.answer,\n",
+        "            chat.text(ids),\n",
+        ("tests/test_thinking.py::test_the_verdict_reads_the_answer_and_the_record_keeps_the_thinking",),
+    ),
+    Mutant(
+        "longrope runs beyond its first length",
+        "engines/models.py",
+        "if limit is not None and limit < max_length:",
+        "if False:",
+        ("tests/test_architectures.py::test_longrope_is_refused_only_beyond_its_first_length",),
+    ),
+    Mutant(
+        "a failed generation is an answer",
+        "episodes/completion.py",
+        "if error or finish not in ENDED | CUT | FILTERED:",
+        "if False:",
+        ("tests/test_replies.py",),
     ),
     Mutant(
         "given answers are trained on", "algorithm/sequences.py", 'if attempt.source == "given":', "if False:", ROLLOUT

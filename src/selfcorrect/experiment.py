@@ -23,8 +23,8 @@ from selfcorrect.engines.models import (
     check_attention,
     check_length,
     check_vocabulary,
+    load_chat,
     load_config,
-    load_tokenizer,
     resolve_model,
 )
 from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
@@ -95,7 +95,7 @@ def prepare(config: Config, *, training: bool = True) -> Job:
             f"model {config.model.name} is a PEFT adapter, which can be measured but not trained further; merge it into its "
             "base model (merge_and_unload, save_pretrained) and give that directory"
         )
-    chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
+    chat = load_chat(resolved, config)
     attempts = max(config.eval.attempts, config.play.attempts if training else 1)
     feedback = FEEDBACK if config.method.name == "self_refine" else None
     if feedback is not None and config.eval.attempts < 2:
@@ -199,8 +199,7 @@ def run_experiment(
     Raises:
         Interrupted: asked to stop; a checkpoint was written.
     """
-    checkpoint = run.latest_checkpoint()
-    reached = run.read_progress(checkpoint) if checkpoint is not None else None
+    checkpoint, reached = _latest(run, say)
     run.rewind(reached or Progress())
     run.append(_start_record(job, engine, reached.step if reached else None))
     done: dict[str, Evaluation] = {}
@@ -219,7 +218,13 @@ def run_experiment(
             checkpoint = run.latest_checkpoint()
             if error.usable or checkpoint is None:
                 raise
-            again = run.read_progress(checkpoint)
+            if error.damaged is not None and error.damaged != checkpoint:
+                raise
+            if error.damaged is not None:
+                say(f"{checkpoint} cannot be read and is set aside: {error}")
+                run.set_aside(checkpoint)
+            _, again = _latest(run, say)
+            assert again is not None, "a run that has lost its last checkpoint has ended"
             reloads = reloads + 1 if reached is not None and again.step == reached.step else 1
             if reloads > RELOADS:
                 raise
@@ -227,6 +232,21 @@ def run_experiment(
             say(f"{error}. Going on from step {again.step} (try {reloads} of {RELOADS} from there)")
             run.rewind(again)
             run.append(_start_record(job, engine, again.step))
+
+
+def _latest(run: RunDirectory, say: Callable[[str], None]) -> tuple[Path | None, Progress | None]:
+    """The latest checkpoint whose progress can be read; damaged ones are set aside.
+
+    Raises:
+        RunError: none of them can be read.
+    """
+    while (checkpoint := run.latest_checkpoint()) is not None:
+        try:
+            return checkpoint, run.read_progress(checkpoint)
+        except RunError as error:
+            say(f"{error}. It is set aside")
+            run.set_aside(checkpoint)
+    return None, None
 
 
 def _train_and_measure(

@@ -101,14 +101,17 @@ def paired_episodes(
     return out
 
 
-def example(episode: Episode) -> Example:
-    """An episode as one training sequence.
+def examples(episode: Episode, train_attempt1: bool) -> list[Example]:
+    """An episode as training sequences: one, where attempt 2 continues attempt 1, else one per attempt with targets.
 
     Raises:
-        ValueError: its attempts do not continue each other, or have no token ids.
+        ValueError: an attempt has no token ids.
     """
-    (laid_out,) = sequences(episode)
-    return Example(episode.problem.id, tuple(laid_out.tokens_T.tolist()), laid_out.spans)
+    return [
+        Example(episode.problem.id, tuple(s.tokens_T.tolist()), s.spans)
+        for s in sequences(episode)
+        if train_attempt1 or any(k > 0 for k, _, _ in s.spans)
+    ]
 
 
 def batch_of_step(size: int, steps: int, key: Sequence[int], step: int) -> list[int]:

@@ -17,6 +17,33 @@ TINKER_LORA_ALPHA = 32.0
 """The Tinker API has no setting for it: servers take this."""
 
 
+DECIDED_KWARGS = frozenset(
+    (
+        "add_generation_prompt",
+        "bos_token",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "eos_token",
+        "max_length",
+        "messages",
+        "padding",
+        "raise_exception",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    )
+)
+"""Arguments of a rendering that are no choice of the user."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -59,11 +86,46 @@ class ModelConfig(Section):
     """Branch, tag or commit of a Hugging Face id; None takes the newest."""
     trust_remote_code: bool = False
     """Run the Python code that a model's repository brings. It runs as you."""
+    template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template, in every rendering: ``{enable_thinking = false}``, or one by one:
+    ``model.template_kwargs.enable_thinking=false``. A variable that the template does not read is refused."""
+    history: Literal["refuse", "keep", "strip"] = "refuse"
+    """What attempt 2 sees of attempt 1 where the chat template drops thinking from earlier turns. refuse: such a model is
+    an error. keep: the sampled tokens, thinking included. strip: what the template shows, the answer without its thinking;
+    each attempt is then trained in a sequence of its own."""
+    think_markers: tuple[str, str] | None = None
+    """Texts around the model's thinking, for example ``["<think>", "</think>"]``; None takes them from the chat template.
+    What follows the second is the answer that is judged."""
+
+    @field_validator("template_kwargs", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _free_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not name.isidentifier() or name in DECIDED_KWARGS:
+                raise ValueError(
+                    f"{name!r} cannot be set: a rendering decides it itself, or it is no name of a variable"
+                )
+        return value
+
+    @field_validator("think_markers")
+    @classmethod
+    def _both_said(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and (not all(part.strip() for part in value) or value[0] == value[1]):
+            raise ValueError("two different texts are needed: the start and the end of thinking")
+        return value
 
 
 class AnyTaskConfig(Named):
     instruction: str | None = None
     """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
+    shown_as: Literal["assistant", "user", "document"] = "assistant"
+    """Who shows attempt 1 to attempt 2. assistant: its own turn (SCoRe). user, document: the next user turn quotes the
+    answer, as the user's or as a document, and there is no turn of the assistant before attempt 2."""
 
 
 class SumsConfig(AnyTaskConfig):
@@ -506,6 +568,15 @@ class Config(Section):
             raise ValueError(
                 "train.grad_clip would be ignored: SkyRL's server drops it without an error; set train.grad_clip=none, or use "
                 "engine=torch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_needs_own_turns(self) -> Self:
+        if self.method.name == "self_refine" and self.task.shown_as != "assistant":
+            raise ValueError(
+                f"task.shown_as={self.task.shown_as} makes no sense with method=self_refine: its feedback is the assistant's "
+                "own second turn; drop one of them"
             )
         return self
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import Config
-from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
+from selfcorrect.engines.chat import ShownAs
+from selfcorrect.episodes.completion import REFUSED
+from selfcorrect.episodes.endpoint import Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Play, Reply, graded, play_turns
 from selfcorrect.errors import EndpointError, RunError
 from selfcorrect.measuring.evaluate import FEEDBACK, Firsts, usable_wrong
@@ -138,7 +140,11 @@ def settings_of(
         "temperature": config.eval.temperature,
         "max_new_tokens": config.play.max_new_tokens,
         "seed": config.seed,
-        "task_settings": config.task.model_dump(exclude={"name", "path"}),
+        "task_settings": {
+            key: value
+            for key, value in config.task.model_dump(exclude={"name", "path"}).items()
+            if (key, value) != ("shown_as", "assistant")  # which older journals do not have
+        },
         **({"feedback": FEEDBACK} if config.method.name == "self_refine" else {}),
     }
 
@@ -151,6 +157,7 @@ class EndpointPlayer:
         task: prompts, instruction, verdicts.
         journal: an episode that it holds is not played again, unless the endpoint refused it.
         on_episode: called after every new episode.
+        shown_as: who shows an answer to the next attempt.
 
     Raises:
         EndpointError: from every method, where the endpoint kept failing or refused too many episodes (``MOST_REFUSED``,
@@ -158,9 +165,15 @@ class EndpointPlayer:
     """
 
     def __init__(
-        self, endpoint: Endpoint, task: Task, journal: Journal, on_episode: Callable[[], None] = lambda: None
+        self,
+        endpoint: Endpoint,
+        task: Task,
+        journal: Journal,
+        on_episode: Callable[[], None] = lambda: None,
+        shown_as: ShownAs = "assistant",
     ) -> None:
         self._endpoint, self._task, self._journal, self._on_episode = endpoint, task, journal, on_episode
+        self._shown_as = shown_as
         self._refused: Counter[str] = Counter()
 
     async def play(self, name: str, problems: Sequence[Problem], how: Play, firsts: Firsts | None) -> list[Episode]:
@@ -215,12 +228,12 @@ class EndpointPlayer:
         refusals: list[EndpointError] = []
 
         def on_fault(fault: EndpointError) -> Reply:
-            if fault.status not in REFUSED:
+            if fault.status not in REFUSED and not fault.one_answer:
                 raise fault
             refusals.append(fault)
             return Reply("", "refused", fault=str(fault))
 
-        source = TextSource(self._endpoint, how.max_new_tokens, how.temperature, seed_of, on_fault)
+        source = TextSource(self._endpoint, how.max_new_tokens, how.temperature, seed_of, on_fault, self._shown_as)
         (replies,) = await play_turns(
             source,
             self._task.first_messages(problem),

@@ -50,6 +50,8 @@ class StepRecord(_Record):
     """Verifier failures in this step, all attempts."""
     answer_tokens: list[float | None]
     """Mean sampled tokens."""
+    thinking_tokens: list[float | None] | None = None
+    """Of these, mean tokens of thinking. None where no answer of the step holds any."""
     zero_variance: list[float]
     skipped_groups: list[int]
     answer_change: float | None
@@ -163,6 +165,7 @@ def episode_row(episode: Episode, *, step: int | None = None, stage: str | None 
                 "tokens": len(a.token_ids) if a.token_ids is not None else None,
                 "stop": a.stop,
                 "source": a.source,
+                **({"thinking": a.thinking, "thinking_tokens": a.thinking_tokens} if a.thinking else {}),
             }
             for a in episode.attempts
         ],
@@ -206,6 +209,8 @@ def episode_from_row(row: dict[str, Any]) -> Episode:
             grade=None if a["verdict"] is None else Grade(Verdict(a["verdict"]), a["extracted"], a["detail"]),
             source=a["source"],
             parent=k - 1 if k else None,
+            thinking=a.get("thinking", ""),
+            thinking_tokens=a.get("thinking_tokens"),
         )
         for k, a in enumerate(row["attempts"])
     )

@@ -222,6 +222,21 @@ class RunDirectory:
         complete = sorted((self.path / "checkpoints").glob("step-*"))
         return complete[-1] if complete else None
 
+    def set_aside(self, checkpoint: Path) -> None:
+        """Rename a checkpoint that cannot be read, so that the one before it is the latest.
+
+        Raises:
+            RunError: there is none before it.
+        """
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        if self.latest_checkpoint() is None:
+            raise RunError(
+                f"{checkpoint} cannot be read, there is no checkpoint before it, and it is now called {aside.name}; put the "
+                "checkpoint back from a copy, or start a new run"
+            )
+
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:07d}"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.algorithm.imitation import Example, Imitation, example, paired_episodes, star_episodes
+from selfcorrect.algorithm.imitation import Example, Imitation, examples, paired_episodes, star_episodes
 from selfcorrect.algorithm.stage import Stage
-from selfcorrect.engines.base import Sampled
-from selfcorrect.episodes.play import GivenFirst, Play, next_prompt, play
+from selfcorrect.engines.chat import Prompt
+from selfcorrect.episodes.play import GivenFirst, Play, play
 from selfcorrect.episodes.table import judged_means
 from selfcorrect.errors import DataError, Interrupted, RunError
 from selfcorrect.records.lines import CollectRecord
@@ -50,7 +50,8 @@ def examples_of(
 
     def keep(part: int, groups: Groups) -> Rows:
         rng = np.random.default_rng([context.config.seed, first, part, 2])
-        return [example(e).to_json() for group in groups for e in _kept(context, how, group, rng)]
+        kept = [e for group in groups for e in _kept(context, how, group, rng)]
+        return [x.to_json() for e in kept for x in examples(e, how.train_attempt1)]
 
     job = _Job(stage.name, stage.attempts, stage.samples_per_problem, batches, keep)
     rows, records = _collected(context, job, progress, may_sample=progress.stage_step == 0)
@@ -163,9 +164,8 @@ def _kept(context: Context, how: Imitation, group: Sequence[Episode], rng: np.ra
         return star_episodes(group, how.keep_right)
 
     def prompt_after(first: Attempt) -> tuple[int, ...]:
-        messages = context.task.first_messages(group[0].problem)
-        answer = Sampled(_ids(first), (), "end")
-        return next_prompt(context.engine, messages, context.task.instruction, first.prompt_ids or (), answer)
+        asked = Prompt(first.prompt_ids or (), context.task.first_messages(group[0].problem))
+        return context.engine.chat.extend(asked, _ids(first), context.task.instruction).ids
 
     return paired_episodes(group, how.keep_right, rng, prompt_after)
 

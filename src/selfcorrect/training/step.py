@@ -159,6 +159,9 @@ def _record(
         no_answer=[_mean([_verdict(a) is Verdict.NO_ANSWER for a in column]) for column in sampled_K],
         errors=sum(_verdict(a) is Verdict.ERROR for a in attempts),
         answer_tokens=[_mean([len(a.token_ids or ()) for a in column]) for column in sampled_K],
+        thinking_tokens=[_mean([a.thinking_tokens or 0 for a in column]) for column in sampled_K]
+        if any(a.thinking_tokens for a in attempts)
+        else None,
         zero_variance=list(report.zero_variance_share_K),
         skipped_groups=list(report.skipped_groups_K),
         answer_change=float(np.mean(changed)) if several else None,

@@ -47,17 +47,18 @@ def demonstration_data(
         task: its prompts and instruction stand between the answers.
         demonstrations: problems, each with the answers to give.
     """
-    sequences_T, targets_T = [], []
+    sequences_T: list[list[int]] = []
+    targets_T: list[list[bool]] = []
     for problem, answers in demonstrations:
-        messages = task.first_messages(problem)
-        tokens = list(chat.prompt_ids(messages))
-        targets = [False] * len(tokens)
+        prompt = chat.begin(task.first_messages(problem))
         for k, text in enumerate(answers):
-            if k:
-                tokens += chat.bridge_ids(messages, task.instruction, chat.ended(tokens))
-                targets += [False] * (len(tokens) - len(targets))
-            tokens += chat.answer_ids(text)
-            targets += [True] * (len(tokens) - len(targets))
-        sequences_T.append(tokens)
-        targets_T.append(np.array(targets))
-    return cross_entropy_data(sequences_T, targets_T)
+            answer = chat.answer_ids(text)
+            if k == 0 or chat.renders_anew:  # a later attempt that reads a new rendering is a sequence of its own
+                sequences_T.append([])
+                targets_T.append([])
+            tokens, targets = sequences_T[-1], targets_T[-1]
+            asked = prompt.ids[len(tokens) :]
+            tokens += [*asked, *answer]
+            targets += [*[False] * len(asked), *[True] * len(answer)]
+            prompt = chat.extend(prompt, answer, task.instruction)
+    return cross_entropy_data(sequences_T, [np.array(targets) for targets in targets_T])
