@@ -273,6 +273,12 @@ def probe_sampling_batch(tmp):
     assert sampled_batches({"tokens_per_sampling_batch": 16}) == [2, 2, 2]  # 16 slots hold two rows of 3 + 5
 
 
+def probe_drafts(tmp):
+    for settings, drafts in (([], True), (["engine.drafts=false"], False), (["model.dtype=bfloat16"], False)):
+        c = load_config(None, settings)
+        assert tiny.engine(dtype=getattr(torch, c.model.dtype), drafts=c.engine.drafts)._sampler._drafts is drafts
+
+
 def probe_microbatch(tmp):
     for budget, passes in ((16_384, 1), (20, 3)):
         e = tiny.engine(tokens_per_microbatch=budget)
@@ -487,6 +493,7 @@ PROBES = {
     "engine.wait_s": probe_wait,
     "engine.sampler": probe_sampler,
     "engine.sampler_memory_gb": probe_sampler_memory,
+    "engine.drafts": probe_drafts,
     "engine.device": probe_device,
     "engine.tokens_per_microbatch": probe_microbatch,
     "engine.tokens_per_sampling_batch": probe_sampling_batch,

@@ -86,6 +86,8 @@ class Attempt:
     source: Literal["sampled", "given"] = "sampled"
     parent: int | None = None
     """Index in the episode of the attempt this one saw last; None for a first attempt."""
+    drafted: int = 0
+    """Tokens that were read from an earlier attempt and only checked (``engine.drafts``)."""
 
     @property
     def correct(self) -> bool:

@@ -174,6 +174,7 @@ async def graded(
             grade=grade,
             source="given" if is_given else "sampled",
             parent=None if k == 0 else 0 if how.branches > 1 else k - 1,
+            drafted=reply.sampled.drafted if reply.sampled else 0,
         )
 
     return [Episode(problem, g, tuple(attempt(k, r) for k, r in enumerate(replies))) for g, replies in turns.items()]

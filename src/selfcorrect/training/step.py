@@ -16,7 +16,7 @@ from selfcorrect.algorithm.stages import Stage
 from selfcorrect.config import Config, TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
 from selfcorrect.episodes.play import GivenFirst, Play, play
-from selfcorrect.episodes.table import judged_mean
+from selfcorrect.episodes.table import drafted_share_K, judged_mean
 from selfcorrect.records.lines import StepRecord
 from selfcorrect.records.run_directory import Progress
 from selfcorrect.tasks.base import Task
@@ -180,6 +180,7 @@ def _record(
         seconds=seconds,
         sampled_responses=len(attempts),
         beta2_scale=progress.beta2_scale if stage.kl_target is not None else None,
+        drafted=drafted_share_K(episodes),
     )
 
 
