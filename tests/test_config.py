@@ -132,7 +132,7 @@ READ = {
         "self_refine": "",
     },
     "engine": {
-        "torch": "sampler sampler_memory_gb device tokens_per_microbatch tokens_per_sampling_batch "
+        "torch": "sampler sampler_memory_gb drafts device tokens_per_microbatch tokens_per_sampling_batch "
         "deterministic threads gradient_checkpointing",
         "tinker": "base_url timeout_s wait_s",
     },
@@ -174,6 +174,7 @@ def test_an_unknown_method_or_engine_is_refused_with_those_there_are(text, names
         (("task=own", "task.verifier=math", "task.accept_risk=x"), "set task.verifier=code"),
         (("engine.sampler_memory_gb=2",), "set engine.sampler=vllm"),
         (("engine.sampler=vllm", "engine.tokens_per_sampling_batch=9"), "set engine.sampler=native"),
+        (("engine.sampler=vllm", "engine.drafts=true"), "set engine.sampler=native"),
         (("engine=tinker", "model.lora_rank=2", "model.dtype=bfloat16"), "use engine=torch"),
         (("model.lora_alpha=8",), "set model.lora_rank"),
     ],

@@ -80,9 +80,7 @@ def test_row_order_batch_split_and_neighbours_do_not_change_the_tokens():
 def test_caches_held_for_the_next_attempt_stay_within_the_budget_of_one_batch(monkeypatch):
     held = []
     add = PrefixStore.add
-    monkeypatch.setattr(
-        PrefixStore, "add", lambda self, cache, ids: held.append(cache.valid_BS.numel()) or add(self, cache, ids)
-    )
+    monkeypatch.setattr(PrefixStore, "add", lambda self, cache, ids: held.append(cache.slots) or add(self, cache, ids))
     continued = dataclasses.replace(FREE, continued=True)
     sample(tiny.engine(tokens_per_sampling_batch=60), requests(12), continued)
     assert 0 < sum(held) <= 60
@@ -257,7 +255,9 @@ def test_a_continued_answer_reuses_its_cache_and_gives_the_same_tokens():
             engine._sampler.drop_caches()
         fed = []
         forward = engine._sampler._forward
-        engine._sampler._forward = lambda cache, ids, *rest: fed.append(ids.shape[1]) or forward(cache, ids, *rest)
+        engine._sampler._forward = lambda cache, ids, **how: (
+            fed.append(max(map(len, ids))) or forward(cache, ids, **how)
+        )
         longer = [
             SampleRequest((*r.prompt_ids, *s.token_ids, 7, 8, 9), ("second", i))
             for i, (r, s) in enumerate(zip(requests(10), firsts, strict=True))

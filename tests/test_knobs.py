@@ -318,6 +318,12 @@ def probe_threads(tmp):
         torch.set_num_threads(before)
 
 
+def probe_drafts(tmp):
+    for settings, drafts in (([], True), (["engine.drafts=false"], False), (["model.dtype=bfloat16"], False)):
+        c = load_config(None, settings)
+        assert tiny.engine(dtype=getattr(torch, c.model.dtype), drafts=c.engine.drafts)._sampler._drafts is drafts
+
+
 def probe_microbatch(tmp):
     for budget, passes in ((16_384, 1), (20, 3)):
         e = tiny.engine(tokens_per_microbatch=budget)
@@ -604,6 +610,7 @@ PROBES = {
     "engine.wait_s": probe_wait,
     "engine.sampler": probe_sampler,
     "engine.sampler_memory_gb": probe_sampler_memory,
+    "engine.drafts": probe_drafts,
     "engine.device": probe_device,
     "engine.deterministic": probe_deterministic,
     "engine.threads": probe_threads,

@@ -27,6 +27,7 @@ FAMILIES = ("tests/test_families.py",)
 IMITATION = ("tests/test_imitation.py",)
 SCALE = ("tests/test_test_time.py",)
 VLLM = ("tests/test_vllm_sampler.py",)
+DRAFTS = ("tests/test_drafts.py",)
 
 
 def engine(*names: str) -> tuple[str, ...]:
@@ -591,9 +592,37 @@ MUTANTS = [
     Mutant(
         "positions count the padding",
         "engines/torch_engine/sampler.py",
-        "(real_BQ.cumsum(1) - 1).clamp(min=0) + start_B[:, None]",
-        "torch.arange(width)[None] + start_B[:, None]",
+        "positions_BW = cache.lengths_B[:, None] + steps_W",
+        "positions_BW = cache.lengths_B.max() + steps_W.expand_as(real_BW)",
         engine("row_order_batch_split_and_neighbours_do_not_change_the_tokens"),
+    ),
+    Mutant(
+        "draws after a wrong draft count",
+        "engines/torch_engine/sampler.py",
+        "wrong = token != expected or row.ended",
+        "wrong = row.ended",
+        DRAFTS,
+    ),
+    Mutant(
+        "a draft moves the random stream",
+        "engines/torch_engine/sampler.py",
+        "row.uniforms[min(len(row.token_ids) + j, len(row.uniforms) - 1)]",
+        "row.uniforms[len(row.token_ids) - (j > 0)]",
+        DRAFTS,
+    ),
+    Mutant(
+        "a token sees the drafts after it",
+        "engines/torch_engine/sampler.py",
+        "torch.arange(end) <= slots_BW[..., None]",
+        "torch.arange(end) <= slots_BW.amax(1)[:, None, None].expand(-1, width, 1)",
+        DRAFTS,
+    ),
+    Mutant(
+        "a place is lost after one wrong draft",
+        "engines/torch_engine/drafts.py",
+        "if holds or (was == FOLLOWING and predicted not in self._stop_ids):",
+        "if holds:",
+        DRAFTS,
     ),
     Mutant(
         "best checkpoint by attempt 1",

@@ -29,6 +29,7 @@ from selfcorrect.engines.models import (
 )
 from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
 from selfcorrect.episodes.play import longest_conversation
+from selfcorrect.episodes.table import drafted_share_K
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError
 from selfcorrect.measuring.evaluate import (
     FEEDBACK,
@@ -371,7 +372,14 @@ def _measure(
                 say("no wrong first attempt was found to give back: that control has no row")
     for e in evaluations:
         run.write_evaluation(e.name, (episode_row(episode) for episode in e.episodes))
-        record = EvalRecord(name=e.name, step=step, settings=e.settings, summary=e.summary.to_json(), seconds=e.seconds)
+        record = EvalRecord(
+            name=e.name,
+            step=step,
+            settings=e.settings,
+            summary=e.summary.to_json(),
+            seconds=e.seconds,
+            drafted=drafted_share_K(e.episodes),
+        )
         run.append(record)
         observer.on_record(record)
     return {e.name: e for e in evaluations}

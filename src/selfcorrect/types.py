@@ -92,6 +92,8 @@ class Attempt:
     """What the model thought before its answer. ``text`` is what follows it: the part that is judged."""
     thinking_tokens: int | None = None
     """Of ``token_ids``, how many are thinking, markers included. None from an endpoint that does not say."""
+    drafted: int = 0
+    """Tokens that were read from an earlier attempt and only checked (``engine.drafts``)."""
 
     @property
     def correct(self) -> bool:

@@ -174,6 +174,7 @@ def _refuse_unread(config: Config, user: Mapping[str, Any]) -> None:
         ),
         ("engine.sampler_memory_gb", sampler == "native", "engine.sampler=native", "set engine.sampler=vllm"),
         ("engine.tokens_per_sampling_batch", sampler == "vllm", "engine.sampler=vllm", "set engine.sampler=native"),
+        ("engine.drafts", sampler == "vllm", "engine.sampler=vllm", "set engine.sampler=native"),
     ):
         section, name = key.split(".")
         if unread and name in user.get(section, {}):

@@ -445,6 +445,9 @@ class TorchEngineConfig(Named):
     updates in place; the extra selfcorrect[vllm] (docs/engines.md)."""
     sampler_memory_gb: float = Field(4.0, gt=0)
     """sampler=vllm: GiB for its key-value cache, on a CPU or a GPU; its copy of the weights comes on top."""
+    drafts: bool | None = None
+    """Where an answer repeats an earlier attempt, check several tokens per pass: the same answers, in less time
+    (docs/engines.md). None: on with sampler=native in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a device, else the CPU."""
     deterministic: bool | None = None

@@ -57,6 +57,8 @@ class Sampled:
     logprobs: tuple[float, ...]
     """Log-probs in nats of the sampling law (at temperature 0: of the model at temperature 1)."""
     stop: Literal["end", "length"]
+    drafted: int = 0
+    """How many of the tokens were read from an earlier attempt in the prompt and only checked (``engine.drafts``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,7 @@ async def graded(
             parent=None if k == 0 else 0 if how.branches > 1 else k - 1,
             thinking=reply.thinking,
             thinking_tokens=reply.thinking_tokens,
+            drafted=reply.sampled.drafted if reply.sampled else 0,
         )
 
     return [Episode(problem, g, tuple(attempt(k, r) for k, r in enumerate(replies))) for g, replies in turns.items()]

@@ -71,6 +71,8 @@ class StepRecord(_Record):
     """Answers sampled in this step, given ones left out. None in records of an older version: all of its attempts."""
     beta2_scale: float | None = None
     """Factor of method.beta2 in this step, where it is adapted."""
+    drafted: list[float | None] | None = None
+    """Share of the sampled tokens that were read from an earlier attempt and only checked; None in older records."""
     loss: float | None = None
     """Supervised steps only: mean negative log-likelihood per target token, nats. Such a step plays no episodes:
     ``episodes`` counts its training sequences and the lists are empty."""
@@ -121,6 +123,8 @@ class EvalRecord(_Record):
     summary: dict[str, Any]
     """As written by ``metrics.EvalSummary.to_json``."""
     seconds: float
+    drafted: list[float | None] | None = None
+    """As in a step's record, per attempt."""
 
 
 class EndRecord(_Record):

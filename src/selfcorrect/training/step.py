@@ -14,7 +14,7 @@ from selfcorrect.algorithm.variants import credit_of
 from selfcorrect.config import TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, OptimResult
 from selfcorrect.episodes.play import Play, play
-from selfcorrect.episodes.table import judged_mean
+from selfcorrect.episodes.table import drafted_share_K, judged_mean
 from selfcorrect.records.lines import StepRecord
 from selfcorrect.records.run_directory import Progress
 from selfcorrect.training.context import Context, offline_of_step
@@ -175,6 +175,7 @@ def _record(
         seconds=seconds,
         sampled_responses=len(attempts),
         beta2_scale=progress.beta2_scale if stage.kl_target is not None else None,
+        drafted=drafted_share_K(episodes),
     )
 
 

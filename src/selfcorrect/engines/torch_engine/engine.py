@@ -88,8 +88,14 @@ class TorchEngine:
         use_cpu_attention(model)
         self._scorer = Scorer(model)
         config = model.config
+        exact = next(model.parameters()).dtype == torch.float32
         self._sampler: Sampler | VllmSampler = sampler or Sampler(
-            model, config.num_hidden_layers, chat.pad_id, self._device, settings.tokens_per_sampling_batch
+            model,
+            config.num_hidden_layers,
+            chat.pad_id,
+            self._device,
+            settings.tokens_per_sampling_batch,
+            drafts=exact if settings.drafts is None else settings.drafts,
         )
         self.answered: Callable[[int], None] = lambda _n: None
         """See ``TellsProgress``."""
@@ -104,7 +110,7 @@ class TorchEngine:
             parameters=sum(p.numel() for p in self._model.parameters()),
             trainable_parameters=self._weights.count,
             max_length=int(config.max_position_embeddings),
-            exact_sampler=next(model.parameters()).dtype == torch.float32,
+            exact_sampler=exact,
             deterministic=deterministic,
             threads=torch.get_num_threads() if self._device.type == "cpu" else None,
         )
