@@ -59,7 +59,7 @@ TRAINED = {
     "play.attempts": Trained("3", (1,)),
     "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
     "method.shaping": Trained(
-        "scaled", (3,), ("train.samples_per_problem=4",)
+        "scaled", (3,), ("train.samples_per_problem=4", "method.branches=1")
     ),  # attempt 1's weights are the same, attempt 2's are not
     "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4", "method.branches=1")),
     "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4", "method.branches=1")),
