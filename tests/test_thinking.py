@@ -26,6 +26,7 @@ from selfcorrect.engines.thinking import USUAL
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.episodes.play import Play, Reply, graded, longest_conversation, play
 from selfcorrect.errors import Interrupted, ModelError
+from selfcorrect.measuring.evaluate import usable_wrong
 from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.report.sample import _entry
@@ -117,6 +118,14 @@ def test_thinking_without_an_end_is_truncated_and_not_judged(stop):
     how = Play(1, 1, 8, 1.0, (0,))
     (episode,) = asyncio.run(graded(Refuses(), Problem("p", "q", "a"), {0: [reply]}, how, given=False))
     assert episode.attempts[0].grade.verdict is Verdict.TRUNCATED
+
+
+def test_thinking_without_an_end_is_not_given_as_a_wrong_answer():
+    def first(verdict, stop="end"):
+        return Episode(Problem("p", "q", "a"), 0, (Attempt("5", None, None, None, stop, Grade(verdict)),))
+
+    assert usable_wrong(first(Verdict.WRONG))
+    assert not usable_wrong(first(Verdict.TRUNCATED)) and not usable_wrong(first(Verdict.WRONG, "length"))
 
 
 def test_the_verdict_reads_the_answer_and_the_record_keeps_the_thinking():
