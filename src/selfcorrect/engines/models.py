@@ -78,7 +78,7 @@ def resolve_model(name: str) -> ResolvedModel:
         return ResolvedModel(name, "hub")
     found = "is a file, not a directory" if path.exists() else "does not exist"
     raise ModelError(
-        f"model {name!r} {found}, and is no embedded model either; give {' or '.join(EMBEDDED)}, a directory with "
+        f"model {name!r} {found}, and is no embedded model either; give {', '.join(SHIPPED)} or smollm2, a directory with "
         "config.json and the tokenizer's files, or a Hugging Face id of the form owner/name"
     )
 
