@@ -13,7 +13,7 @@ _FINAL_CHANNEL = re.compile(r"<\|channel\|>final[^<\n]{0,80}<\|message\|>")
 _END_OF_TURN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|eom_id|end_of_text|end|return|user|observation)\|>|</s>|<end_of_turn>|<\uff5cend"
 )
-_QUOTES = frozenset("'\"\\")
+_QUOTES = frozenset("'\"")
 _COMMENT = re.compile(r"(?:^|[^#])#(?![#A-Za-z0-9])")
 
 
