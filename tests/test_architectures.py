@@ -94,11 +94,11 @@ def test_longrope_is_refused_only_beyond_its_first_length() -> None:
 
 
 def test_padding_behind_a_shared_beginning_stays_within_the_longest_sequence(tmp_path: Path) -> None:
-    """Two rows share a long beginning and have short tails; others have a short beginning and a long tail."""
+    """Four rows share a long beginning and have short tails; two have a short beginning and a long tail."""
     engine = architectures.engine(architectures.config("Phi-3, longrope within it"), tmp_path)
     rng = np.random.default_rng(0)
     heads = [rng.integers(5, 200, size=n) for n in (58, 20)]
-    tails = [(0, 3), (0, 4), (1, 40), (1, 38)]
+    tails = [(0, 3), (0, 4), (0, 2), (0, 3), (1, 40), (1, 38)]
     rows = [np.array([*heads[h], *rng.integers(5, 200, size=n)]) for h, n in tails]
     wanted = [np.arange(len(row)) >= len(heads[h]) for row, (h, _) in zip(rows, tails, strict=True)]
     scored = engine.logprobs(

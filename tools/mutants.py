@@ -200,8 +200,8 @@ MUTANTS = [
     Mutant(
         "positions start again after a shared prompt",
         "engines/torch_engine/passes.py",
-        "position_ids=starts_B1 + steps_T",
-        "position_ids=0 * starts_B1 + steps_T",
+        "torch.minimum(starts_B1 + steps_T",
+        "torch.minimum(0 * starts_B1 + steps_T",
         engine("a_prompt_computed_once_changes_no_log_prob_and_no_gradient"),
     ),
     Mutant(
@@ -508,6 +508,13 @@ MUTANTS = [
         "            parts.answer,\n",
         "            chat.text(ids),\n",
         ("tests/test_thinking.py::test_the_verdict_reads_the_answer_and_the_record_keeps_the_thinking",),
+    ),
+    Mutant(
+        "padding moves the positions of a batch",
+        "engines/torch_engine/passes.py",
+        "torch.minimum(starts_B1 + steps_T, batch.columns_N.max())",
+        "starts_B1 + steps_T",
+        ("tests/test_architectures.py::test_padding_behind_a_shared_beginning_stays_within_the_longest_sequence",),
     ),
     Mutant(
         "longrope runs beyond its first length",
