@@ -188,7 +188,7 @@ def test_a_copy_takes_few_passes_and_a_new_text_no_more_than_before(monkeypatch,
     share = sum(a.drafted for a in answers) / 160
     assert share >= least_share and (copied or share < 0.02), "a chance hit at most"
     if not copied:
-        assert sum(passes[1:]) <= 1.02 * 39 * 4, "drafts of a text that follows nothing"
+        assert sum(passes[1:]) <= 1.05 * 39 * 4, "drafts of a text that follows nothing"
 
 
 def test_drafts_are_off_in_bfloat16_unless_asked_for_and_switched_off_by_the_setting():

@@ -81,6 +81,8 @@ TRAINED = {
     "train.samples_per_problem": Trained("3", (1,)),
     "play.max_new_tokens": Trained("5", (1,)),
     "train.learning_rate": Trained("2e-2", (1,)),
+    "train.ratio_cap": Trained("1", (1,), ("model.dtype=bfloat16",)),
+    "train.ratio_mask": Trained("1.001", (1,), ("model.dtype=bfloat16",)),
     "train.warmup_steps": Trained("2", (1,)),
     "train.adam_beta1": Trained("0.5", (2, 3)),  # Adam's first step is the same whatever its betas
     "train.adam_beta2": Trained("0.5", (2, 3)),

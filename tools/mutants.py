@@ -27,7 +27,7 @@ FAMILIES = ("tests/test_families.py",)
 IMITATION = ("tests/test_imitation.py",)
 SCALE = ("tests/test_test_time.py",)
 VLLM = ("tests/test_vllm_sampler.py",)
-DRAFTS = ("tests/test_drafts.py",)
+DRAFTS, RATIOS = ("tests/test_drafts.py",), ("tests/test_ratios.py",)
 
 
 def engine(*names: str) -> tuple[str, ...]:
@@ -602,6 +602,34 @@ MUTANTS = [
         "positions_BW = cache.lengths_B[:, None] + steps_W",
         "positions_BW = cache.lengths_B.max() + steps_W.expand_as(real_BW)",
         engine("row_order_batch_split_and_neighbours_do_not_change_the_tokens"),
+    ),
+    Mutant(
+        "ratios are truncated from below",
+        "algorithm/ratios.py",
+        "(gap_T > np.log(cap))",
+        "(gap_T < np.log(cap))",
+        RATIOS,
+    ),
+    Mutant(
+        "a truncated token keeps its ratio",
+        "algorithm/ratios.py",
+        "np.exp(np.log(cap) - gap_T.clip(min=0))",
+        "np.exp(0 * gap_T)",
+        RATIOS,
+    ),
+    Mutant(
+        "sequences below the band stay",
+        "algorithm/ratios.py",
+        "abs(gap_T[datum.sampled_T].mean())",
+        "gap_T[datum.sampled_T].mean()",
+        RATIOS,
+    ),
+    Mutant(
+        "ratios are bounded where the sampler is exact",
+        "config/sections.py",
+        "(None, None) if exact_sampler",
+        "(2.0, 1.5) if exact_sampler",
+        RATIOS,
     ),
     Mutant(
         "draws after a wrong draft count",

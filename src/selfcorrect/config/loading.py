@@ -289,6 +289,8 @@ def _explain(error: Any) -> str:
     path = [part for part in error["loc"] if isinstance(part, str)]  # a number counts the entries of a list
     if path and path[0] in UNIONS:
         del path[1:2]  # pydantic's name of the member
+    if ".".join(path[:2]) in all_keys():
+        del path[2:]  # one of the types that a setting may have
     where, message = ".".join(path), str(error["msg"]).removeprefix("Value error, ")
     if where == "train.samples_per_problem":
         return (

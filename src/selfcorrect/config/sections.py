@@ -415,6 +415,12 @@ class TrainConfig(Section):
     """Decoupled weight decay (AdamW); 0 is Adam, as in the paper."""
     grad_clip: float | None = Field(None, gt=0)
     """Gradient norm limit. Off: it would shrink attempt 1's gradient together with attempt 2's larger one."""
+    ratio_cap: float | Literal["auto"] | None = "auto"
+    """Largest importance ratio (trainer over sampler) that a token counts with; at least 1. auto: 2 where the sampler's
+    log-probs are not the trainer's, none where they are. Costs one forward pass where the sampler is exact."""
+    ratio_mask: float | Literal["auto"] | None = "auto"
+    """Leave out sequences whose geometric mean ratio is above this or below its inverse; above 1. auto: 1.5 or none, as
+    ratio_cap."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the end of a stage always writes one."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -424,6 +430,26 @@ class TrainConfig(Section):
     only, or the whole of a shorter stage."""
     log_problems_per_step: int = Field(2, ge=0)
     """Problems per step whose episodes go into episodes.jsonl in full."""
+
+    @model_validator(mode="after")
+    def _bounds_let_a_ratio_of_1_pass(self) -> Self:
+        if isinstance(self.ratio_cap, float) and not 1 <= self.ratio_cap < float("inf"):
+            raise ValueError(
+                f"train.ratio_cap={self.ratio_cap:g} would shrink tokens on which trainer and sampler agree (ratio 1); take 1 "
+                "or more (2 is usual), auto, or none"
+            )
+        if isinstance(self.ratio_mask, float) and not 1 < self.ratio_mask < float("inf"):
+            raise ValueError(
+                f"train.ratio_mask={self.ratio_mask:g} would leave out every sequence: it is a factor from 1, up or down; take "
+                "more than 1, auto, or none"
+            )
+        return self
+
+    def ratio_bounds(self, exact_sampler: bool) -> tuple[float | None, float | None]:
+        """The cap of a token's ratio and the band of a sequence's, for a sampler that is exact or not."""
+        usual = (None, None) if exact_sampler else (2.0, 1.5)
+        cap, band = (u if v == "auto" else v for u, v in zip(usual, (self.ratio_cap, self.ratio_mask), strict=True))
+        return cap, band
 
 
 class SftConfig(Section):

@@ -71,6 +71,10 @@ class StepRecord(_Record):
     """Answers sampled in this step, given ones left out. None in records of an older version: all of its attempts."""
     beta2_scale: float | None = None
     """Factor of method.beta2 in this step, where it is adapted."""
+    ratio_capped: float | None = None
+    """Share of the trained tokens whose ratio was truncated (train.ratio_cap); None where ratios were not bounded."""
+    ratio_masked: float | None = None
+    """Share of the trained tokens whose sequence was left out (train.ratio_mask)."""
     drafted: list[float | None] | None = None
     """Share of the sampled tokens that were read from an earlier attempt and only checked; None in older records."""
     loss: float | None = None

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from selfcorrect.algorithm.ratios import bound_ratios
 from selfcorrect.algorithm.sequences import BatchReport, last_attempt_from, lay_out, policy_gradient_data
 from selfcorrect.algorithm.stage import Stage
 from selfcorrect.algorithm.variants import credit_of
@@ -53,16 +54,26 @@ def reinforce(context: Context, stage: Stage, progress: Progress) -> tuple[StepR
             held = layout.by_attempt(engine.logprobs(layout.sequences, stage.earlier_reference))
             reference = last_attempt_from(held, reference)
         # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
-        current = None
-        if not engine.info.exact_sampler:
-            current = layout.by_attempt(engine.logprobs(layout.sequences, CURRENT))
+        exact = engine.info.exact_sampler
+        cap, band = config.train.ratio_bounds(exact)
+        bounded = cap is not None or band is not None
+        own = engine.logprobs(layout.sequences, CURRENT) if bounded or not exact else []
+        current = None if exact else layout.by_attempt(own)
     with _timed(seconds, "update"):
         credit = credit_of(stage, progress.beta2_scale)
         data, report = policy_gradient_data(layout, reference, credit, current)
+        ratios = None
+        if bounded:
+            data, ratios = bound_ratios(data, own, cap, band)
         trained = engine.forward_backward(data, stage.loss)
         result = engine.optim_step(adam_of(config.train, progress.stage_step))
         engine.publish()
-    return _record(stage, progress, groups, report, data, trained, result, seconds), groups
+    record = _record(stage, progress, groups, report, data, trained, result, seconds)
+    if ratios is not None:
+        found = {"ratio_capped": ratios.capped, "ratio_masked": ratios.masked}
+        worst = max(record.sampler_mismatch, ratios.largest_gap)  # also in sequences that were left out
+        record = record.model_copy(update={**found, "sampler_mismatch": worst})
+    return record, groups
 
 
 def imitate(
