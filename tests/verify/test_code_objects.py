@@ -104,6 +104,7 @@ OBJECTS = {
     "lower-case class, isinstance": (STACK, "assert isinstance(stack(), stack) and not isinstance(5, stack)"),
     "lower-case class, error": (STACK, "try:\n    stack().pop()\n    assert False\nexcept IndexError as e:\n    assert 'empty' in str(e)"),
     "class in capitals, method": ("class Stack:\n    def __init__(self): self.x = []\n    def push(self, v): self.x.append(v)\n    def __contains__(self, v): return v in self.x", "s = Stack()\ns.push(1)\nassert 1 in s and 2 not in s"),
+    "class in capitals, operator on data": ("class Money:\n    def __init__(self, v): self.v = v\n    def __add__(self, o): return self.v + o\n    def __eq__(self, o): return self.v == o\n    def __contains__(self, o): return o < self.v", "assert Money(5) + 3 == 8 and Money(5) == 5 and 2 in Money(5)"),
     "class in capitals, operator": ("class Vec:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return Vec(self.x + o.x)\n    def __eq__(self, o): return self.x == o.x\n", "assert Vec(1) + Vec(2) == Vec(3)"),
     "closure": ("def adder(n):\n    def add(x): return x + n\n    return add", "assert adder(3)(4) == 7 and adder(1)(1) == 2"),
     "counter in a closure": ("def counter():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n        return n\n    return step", "c = counter()\nassert [c(), c(), c()] == [1, 2, 3]\nassert counter()() == 1"),
@@ -150,7 +151,7 @@ OBJECTS = {
     "made class": ("def f(name): return type(name, (), {'x': 1})", "assert f('A').__name__ == 'A' and f('A')().x == 1"),
     "object as data": (STACK + "s = stack([1])", "s.push(2)\nassert s.pop() == 2"),
     "callable object": ("class f_:\n    def __call__(self, x): return x + 1\nf = f_()", "assert f(1) == 2"),
-    "context-free operators": ("class m:\n    def __init__(self, v): self.v = v\n    def __sub__(self, o): return self.v - o\n    def __rsub__(self, o): return o - self.v\n    def __neg__(self): return -self.v\n    def __abs__(self): return abs(self.v)\n    def __float__(self): return 1.5\n    def __int__(self): return 4\n    def __round__(self, n=0): return 9\n    def __matmul__(self, o): return 8\n    def __iadd__(self, o): self.v += o; return self", "a = m(5)\nassert a - 1 == 4 and 9 - a == 4 and -a == -5 and abs(m(-2)) == 2 and float(a) == 1.5 and int(a) == 4 and round(a) == 9 and a @ 1 == 8\na += 10\nassert a.v == 15"),
+    "operators": ("class m:\n    def __init__(self, v): self.v = v\n    def __sub__(self, o): return m(self.v - o)\n    def __rsub__(self, o): return m(o - self.v)\n    def __mul__(self, o): return self.v * o.v\n    def __neg__(self): return -self.v\n    def __abs__(self): return abs(self.v)\n    def __float__(self): return 1.5\n    def __int__(self): return 4\n    def __round__(self, n=0): return 9\n    def __iadd__(self, o): self.v += o; return self", "a = m(5)\nassert (a - 1).v == 4 and (9 - a).v == 4 and a * m(2) == 10 and -a == -5 and abs(m(-2)) == 2 and float(a) == 1.5 and int(a) == 4 and round(a) == 9\na += 10\nassert a.v == 15"),
 }  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def test_objects_are_judged_right(grader, name):
 FORGEABLE = {
     "dataclass, equal", "dataclass, built by the tests", "dataclass, key", "dataclass, ordered", "enum, looked up", "enum, key", "flag",
     "linked list, passed back", "linked list, built by the tests", "lower-case class, isinstance", "class in capitals, method",
-    "class in capitals, operator",
+    "class in capitals, operator", "class in capitals, operator on data", "enum, another member",
 }  # fmt: skip
 """Only the program can compare its own objects, and some tests run in its process: such a pass earns no reward."""
 

@@ -89,6 +89,8 @@ class _Program:
             return "module"
         if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == MODULE:
             return _ancestry(value)
+        if isinstance(value, type):
+            return "class"
         return "function" if callable(value) else "data"
 
     def describe(self, error: BaseException) -> dict[str, Any]:

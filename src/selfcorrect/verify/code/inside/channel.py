@@ -61,6 +61,8 @@ class Channel:
         """An assertion that failed inside a function of the tests while the program was calling it."""
         self.own_word = ""
         """Why the program could have forged a pass."""
+        self.own_classes: set[str] = set()
+        """Capitalised names of the tests that the program has as classes."""
         self.calls = 0
         self.busy = False
         """A request has been sent and its answer not read."""

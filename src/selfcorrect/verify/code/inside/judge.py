@@ -47,7 +47,9 @@ def _bind(channel: Channel, job: dict[str, Any], kinds: Any) -> dict[str, Any]:
             namespace[name] = importlib.import_module(name)
     for name in job["names"]:
         kind = kinds.get(name)
-        if kind == "function":
+        if kind == "class" and name[:1].isupper():
+            channel.own_classes.add(name)
+        if kind in ("function", "class"):
             namespace[name] = channel.named(name)
         elif kind == "data":
             namespace[name] = channel.apply("get", {"function": name}, (), {})
@@ -82,7 +84,7 @@ def _prompt_namespace(job: dict[str, Any]) -> dict[str, Any]:
 
 def _run_check(channel: Channel, job: dict[str, Any], kinds: Any, namespace: dict[str, Any]) -> None:
     root = job["names"][0]
-    if type(kinds) is not dict or (kinds.get(root) != "function" and type(kinds.get(root)) is not list):
+    if type(kinds) is not dict or (kinds.get(root) not in ("function", "class") and type(kinds.get(root)) is not list):
         raise NameError(f"the program defines no function {root}")
     namespace[root] = channel.named(root)
     for source in job["tests"]:

@@ -96,8 +96,10 @@ def _await(program: Any, value: Any) -> Any:
     return program.loop.run_until_complete(wait())
 
 
-def _related(a: Any, b: Any) -> bool:
-    return issubclass(type(a), type(b)) or issubclass(type(b), type(a))
+def _comparable(a: Any, b: Any) -> bool:
+    """Whether two objects may be equal: an object of one class that claims to equal one of another is not asked."""
+    ours = [getattr(type(value), "__module__", "") == "program" for value in (a, b)]
+    return not all(ours) or issubclass(type(a), type(b)) or issubclass(type(b), type(a))
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -108,8 +110,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "next": _next,
     "anext": _anext,
     "await": _await,
-    "eq": lambda _, a, b: _related(a, b) and bool(a == b),
-    "ne": lambda _, a, b: not _related(a, b) or bool(a != b),
+    "eq": lambda _, a, b: _comparable(a, b) and bool(a == b),
+    "ne": lambda _, a, b: not _comparable(a, b) or bool(a != b),
+    "contains": lambda _, value, item: item in value,
     "instancecheck": lambda _, kind, value: isinstance(value, kind),
     "subclasscheck": lambda _, kind, value: issubclass(value, kind),
     "divmod": lambda _, a, b: divmod(a, b),

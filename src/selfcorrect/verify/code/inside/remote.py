@@ -1,8 +1,12 @@
 """Objects of the program, as the tests see them in the trusted process.
 
 Whatever a test does with such an object is asked of the program. Its reply is plain data or another object: one more
-answer, as of a function. An object never equals plain data, whatever its class says. Where two objects of the program are
-compared, only the program can tell, and the channel notes that it did (``Channel.own_word``).
+answer, as of a function.
+
+What must not happen is that an answer judges itself. So an object never equals plain data, whatever its class says, and no
+operator that has seen plain data of the tests may give plain data back: ``abs(f(2) - 41) < 1e-6`` would tell the program
+to subtract. Where two objects of the program are compared, or a class whose capitalised name the tests use, only the
+program can tell. The channel notes that it did (``Channel.own_word``): such a pass could be forged.
 """
 
 from __future__ import annotations
@@ -67,7 +71,10 @@ class Remote:
     __module__ = "program"
 
     def __getattr__(self, name: str) -> Any:
-        return ask(self, "getattr", name)
+        found = ask(self, "getattr", name)
+        if name not in PREDICATES or not isinstance(found, Remote):
+            return found
+        return lambda *args, **kwargs: _about_data(self, name, lambda: found(*args, **kwargs), *args)
 
     def __setattr__(self, name: str, value: Any) -> None:
         ask(self, "setattr", name, value)
@@ -98,9 +105,14 @@ class Remote:
         return bool(link.truth) if known else ask(self, "truth") is True
 
     def __iter__(self) -> Iterator[Any]:
-        # Membership goes through here as well: a class may claim to hold everything, but has to produce it.
         found = ask(self, "iter")
         return _steps(self) if found is self else iter(found)
+
+    def __contains__(self, item: Any) -> bool:
+        if may_compare(self):
+            return _own_word(self, "contains", item)
+        # A class may claim to hold everything. It has to produce it.
+        return any(item is held or item == held for held in self)
 
     def __reversed__(self) -> Iterator[Any]:
         return iter(ask(self, "reversed"))
@@ -163,26 +175,69 @@ def _steps(iterator: Remote) -> Iterator[Any]:
         yield value
 
 
-def _own_word(value: Any, what: str, other: Any) -> bool:
-    """The program's answer to a question about two of its own objects. Noted where it could turn a test to a pass."""
+PREDICATES = frozenset(
+    """startswith endswith isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace
+    istitle isupper issubset issuperset isdisjoint is_integer count index""".split()  # noqa: SIM905
+)
+"""Methods of plain data that say something about it: an object that has them would judge itself."""
+
+
+def may_compare(value: Any) -> bool:
+    """Whether the tests use the class of an object by a capitalised name, so that they are about that class."""
+    link = link_of(value)
+    return link is not None and link.name in link.channel.own_classes
+
+
+def _own_word(value: Any, what: str, *others: Any) -> bool:
+    """The program's answer to a question about its own objects. Noted, since it could turn a test to a pass."""
     link = link_of(value)
     assert link is not None
-    answer = ask(value, what, other)
+    answer = ask(value, what, *others)
     link.channel.own_word = f"the program compared its own objects ({link.name})"
     return answer is True
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Remote) and not isinstance(value, Substitute)
+
+
+def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any) -> Any:
+    """What an operator gives, unless an object would judge data of the tests."""
+    if isinstance(value, Substitute) and not all(isinstance(other, Remote) for other in others or ("",)):
+        plain = [ask(other, "plain") if isinstance(other, Substitute) else other for other in (value, *others)]
+        if what in PREDICATES:
+            return getattr(plain[0], what)(*plain[1:])
+        return _function_of(what)(*plain)
+    link = link_of(value)
+    assert link is not None
+    answer = compute()
+    if isinstance(answer, Remote) or all(isinstance(other, Remote) for other in others or ("",)):
+        return answer
+    if not may_compare(value):
+        raise ProgramError(f"{link.name} is not plain data, and only the program could say what {what} gives")
+    link.channel.own_word = f"the program judged its own objects ({link.name})"
+    return answer
+
+
+def _function_of(what: str) -> Callable[..., Any]:
+    """The operator of a name in ``BINARY``, of its reflected form ``rsub`` or its in-place form."""
+    if what in BINARY:
+        found: Callable[..., Any] = getattr(operator, {"and": "and_", "or": "or_"}.get(what, what))
+        return found
+    forward = {"divmod": divmod, "rdivmod": divmod}.get(what) or _function_of(what[1:])
+    return (lambda a, b: forward(b, a)) if what.startswith("r") else forward
 
 
 def _compared(value: Any, what: str, other: Any) -> Any:
     link = link_of(value)
     assert link is not None
     if isinstance(value, Substitute):
-        inner = link_of(other)
         return getattr(operator, what)(
-            ask(value, "plain"), ask(other, "plain") if inner and isinstance(other, Substitute) else other
+            ask(value, "plain"), ask(other, "plain") if isinstance(other, Substitute) else other
         )
     if other is None and what in ("eq", "ne"):
         return what == "ne"
-    if link_of(other) is None or isinstance(other, Substitute):
+    if not _is_object(other) and not may_compare(value):
         raise ProgramError(f"{link.name} is not plain data, and only the program could compare it")
     return _own_word(value, what, other)
 
@@ -207,10 +262,16 @@ def _operation(what: str) -> Callable[..., Any]:
     return lambda self, *args: ask(self, what, *args)
 
 
+def _binary(what: str) -> Callable[..., Any]:
+    return lambda self, other, *more: _about_data(self, what, lambda: ask(self, what, other, *more), other)
+
+
 for _name in BINARY:
     for _form in (_name, f"r{_name}", f"i{_name}"):
-        setattr(Remote, f"__{_form}__", _operation(_form))
-for _name in (*UNARY, "round", "divmod", "rdivmod", "dir"):
+        setattr(Remote, f"__{_form}__", _binary(_form))
+for _name in ("divmod", "rdivmod"):
+    setattr(Remote, f"__{_name}__", _binary(_name))
+for _name in (*UNARY, "round", "dir"):
     setattr(Remote, f"__{_name}__", _operation(_name))
 _TEXTS = {f"__{name}__": _words(name) for name in ("str", "repr", "format")}
 for _name, _method in _TEXTS.items():
