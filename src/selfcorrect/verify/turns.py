@@ -18,11 +18,12 @@ _COMMENT = re.compile(r"(?:^|[^#])#(?![#A-Za-z0-9])")
 
 
 def _named(text: str, start: int, end: int, code: bool) -> bool:
-    """Whether a program or a sentence names the tag: a quote touches it or stands on both sides, or it is in a comment."""
+    """Whether a program or a sentence names the tag: a quote touches it or stands on both sides, or a comment holds it."""
     before, after = text[max(0, start - 200) : start].rpartition("\n")[2], text[end : end + 200].partition("\n")[0]
     touched = before[-1:] in _QUOTES or after[:1] in _QUOTES
     around = any(q in before and q in after for q in "'\"`")
-    return bool(touched or around or (code and _COMMENT.search(before)))
+    in_code = code and (before.startswith(("  ", "\t")) or _COMMENT.search(before))  # a docstring is indented
+    return bool(touched or around or in_code)
 
 
 def without_thinking(text: str, *, code: bool = False) -> str:

@@ -175,6 +175,7 @@ class CodeGrader:
             "style": request.style,
             "prompt": request.prompt.replace("\r\n", "\n") if request.style == "humaneval" else "",
             "names": plan.names,
+            "entry_point": request.entry_point or "",
             "modules": plan.modules,
             "fallback": bool(plan.fallback),
             "tests": tests,
@@ -187,13 +188,14 @@ class CodeGrader:
         outcome = report.outcome or {}
         if job.truncated and outcome.get("outcome") == "compile":
             verdict = Verdict.TRUNCATED
-        if job.plan.fallback:
-            detail = f"{detail} [forgeable: ran in the program's process, since {job.plan.fallback}]"
+        forgeable = job.plan.fallback and f"ran in the program's process, since {job.plan.fallback}"
+        if forgeable := forgeable or str(outcome.get("forgeable", "")):
+            detail = f"{detail} [forgeable: {forgeable}]"
             if verdict is Verdict.CORRECT and not self.trust_forgeable:
                 verdict, detail = Verdict.ERROR, f"not counted without trust_forgeable: {detail}"
         shown = job.found.shown[outcome.get("alternative", 0)]
         cost = seconds, report.program.cpu_s, report.program.memory_mb
-        return CodeGrade(verdict, shown, detail, bool(job.plan.fallback), *cost)
+        return CodeGrade(verdict, shown, detail, bool(forgeable), *cost)
 
 
 _OUTCOMES = {

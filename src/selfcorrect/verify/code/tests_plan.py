@@ -120,6 +120,39 @@ def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: 
     return ""
 
 
+_WATCHED = frozenset({"redirect_stdout", "redirect_stderr", "patch", "capsys", "monkeypatch"})
+
+
+def _needs_one_process(trees: list[ast.Module], names: set[str]) -> str:  # one return per reason
+    """Why the tests and the program have to share a process, other than for the program's classes; empty where they need not."""
+    own = {node.name for node in _walk(trees) if isinstance(node, ast.ClassDef)}
+    held: dict[str, str] = {}
+    for node in _walk(trees):
+        if isinstance(node, ast.Assign) and (name := _called(node.value, own)):
+            held.update((target.id, name) for target in node.targets if isinstance(target, ast.Name))
+    for node in _walk(trees):
+        match node:
+            case ast.With(items=items) | ast.AsyncWith(items=items):
+                if any(_name(part) in names for item in items for part in ast.walk(item.context_expr)):
+                    return "a context manager of the program is entered"
+            case ast.ClassDef(bases=bases):
+                if base := next((_name(part) for part in bases if _name(part) in names), ""):
+                    return f"a class of the tests derives from the program's {base}"
+            case (
+                ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stdin" | "stderr")
+                | ast.Attribute(value=ast.Name(id="builtins"), ctx=ast.Store())
+            ):
+                return "the tests watch what the program prints or reads"
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name in _WATCHED:
+                return "the tests watch what the program prints or reads"
+            case ast.Call(func=function) if _name(function) in names:
+                arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+                for part in (inner for argument in arguments for inner in ast.walk(argument)):
+                    if name := _called(part, own) or held.get(_name(part), ""):
+                        return f"an object of the tests' class {name} is passed to the program"
+    return ""
+
+
 @functools.lru_cache(maxsize=4096)
 def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> TestPlan:
     """Read the tests of one problem.
@@ -134,12 +167,12 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
     """
     if not any(test.strip() for test in tests):
         raise DataError("This problem has no tests, so no verdict on a program is possible. Give at least one.")
+    trees = _parse(tests)
     if style == "humaneval":
         if not entry_point:
             raise DataError("A humaneval problem needs entry_point, the name of the function that check() is given.")
-        _parse(tests)
-        return TestPlan((entry_point,), (), "")
-    trees = _parse(tests)
+        root = _entry_root(entry_point)
+        return TestPlan((root,), (), _needs_one_process(trees, {"candidate", root}))
     bound = _bound(trees)
     with_attributes = {_name(node.value) for node in _walk(trees) if isinstance(node, ast.Attribute)}
     modules = tuple(sorted((with_attributes & sys.stdlib_module_names) - bound - {entry_point}))
@@ -153,11 +186,43 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
         names.sort(key=lambda n: n != entry_point)
     if not names:
         raise DataError("These tests call nothing that a program could define, so they cannot judge one.")
-    return TestPlan(tuple(names), modules, _needs_classes(trees, set(names)))
+    fallback = _needs_classes(trees, set(names)) or _needs_one_process(trees, set(names))
+    return TestPlan(tuple(names), modules, fallback)
+
+
+def _entry_root(entry_point: str) -> str:
+    """The program's name that an entry point begins with: ``Solution`` in ``Solution().solve``.
+
+    Raises:
+        DataError: it is no name, attribute or call without arguments.
+    """
+    try:
+        part: ast.expr = ast.parse(entry_point, mode="eval").body
+    except (SyntaxError, ValueError):
+        part = ast.Constant(None)
+    while isinstance(part, ast.Attribute) or (isinstance(part, ast.Call) and not part.args and not part.keywords):
+        part = part.value if isinstance(part, ast.Attribute) else part.func
+    if not isinstance(part, ast.Name):
+        raise DataError(f"entry_point is {entry_point[:80]!r}; give a name, or an expression such as Solution().solve.")
+    return part.id
 
 
 def _parse(tests: tuple[str, ...]) -> list[ast.Module]:
     try:
-        return [ast.parse(test) for test in tests]
-    except (SyntaxError, ValueError) as error:
+        trees = [ast.parse(test) for test in tests]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"A test of this problem is not Python ({error}). Correct that row of the data set.") from None
+    for node in _walk(trees):
+        match node:
+            case ast.Import(names=aliases):
+                modules = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=str(module), level=0):
+                modules = [module]
+            case _:
+                continue
+        if missing := {module.partition(".")[0] for module in modules} - sys.stdlib_module_names:
+            raise DataError(
+                f"The tests import {', '.join(sorted(missing))}, and the sandbox has the standard library only. Rewrite the "
+                "tests of that row without it, or leave the row out."
+            )
+    return trees

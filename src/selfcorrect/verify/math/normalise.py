@@ -49,7 +49,7 @@ PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _CLOCK = re.compile(
     r"(?:(?<=\d)|(?<=\d\s))(?:([aApP])\.\s?[mM]\b\.?|(?<=:\d\d)\s?([aApP])[mM]\b|(?<=:\d\d\s)([aApP])[mM]\b)"
 )
-_DOUBLED = re.compile(r"\\\\(?=[A-Za-z({\[])")
+_DOUBLED = re.compile(r"\\{2,}(?=[A-Za-z({\[])")
 _STRAY_BACKSLASH = re.compile(r"\\(?=\d)")
 _SYNONYMS = [
     (re.compile(pattern), replacement)
@@ -123,7 +123,7 @@ _LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\text\s+(?=\{)"), r"\\text"),
     (re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mathnormal)\s*\{([^{}]*)\}"), _unwrap_font),
     (re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|thinspace(?![A-Za-z])|enspace(?![A-Za-z]))|~"), " "),
-    (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,:]*|[A-Z]?\d+[A-Z]?)((?:\s|\b)[^{}]*)\}"), _unwrap_numeric_text),
+    (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,:/]*|[A-Z]?\d+[A-Z]?)((?:\s|\b)[^{}]*)\}"), _unwrap_numeric_text),
     (re.compile(r"\^\s*(?:\{\s*(?:\\circ|o)\s*\}|\\circ)|\\degree(?![A-Za-z])|\\circ(?![A-Za-z])"), r"\\deg "),
 ]
 """Replacements in LaTeX, in this order."""

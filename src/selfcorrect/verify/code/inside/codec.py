@@ -33,26 +33,31 @@ class CodecError(Exception):
     """The value is not plain data, is too large or too deep, or the message is malformed."""
 
 
-class FunctionRef:
-    """A function of the program, passed back to the program as an argument. Crosses as its name."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+class TooLarge(CodecError):
+    """The value has too many parts or levels."""
 
 
-class _Encoder:
-    def __init__(self) -> None:
-        self.left = MAX_ITEMS
+Refer = Callable[["Encoder", Any, int], Any]
+"""Encodes what is no plain data, such as a function, at a depth; None where it leaves the value to this module."""
+Resolve = Callable[[str, Any, Callable[[Any], Any]], Any]
+"""Decodes a tag that ``Refer`` made: the tag, its body, and how to decode the nodes in it."""
+
+
+class Encoder:
+    """Counts the parts of one message."""
+
+    def __init__(self, refer: Refer | None, scale: int) -> None:
+        self.left = scale * MAX_ITEMS
+        self.depth = scale * MAX_DEPTH
+        self.refer = refer
 
     def encode(self, value: Any, depth: int = 0) -> Any:
         kind = type(value)
         self.left -= 1
         if self.left < 0:
-            raise CodecError("the value has too many parts")
-        if depth > MAX_DEPTH:
-            raise CodecError("the value is nested too deeply")
+            raise TooLarge("the value has too many parts")
+        if depth > self.depth:
+            raise TooLarge("the value is nested too deeply")
         if value is None or kind is bool or kind is float or kind is str:
             return value
         if kind is int:
@@ -70,13 +75,14 @@ class _Encoder:
         return [self.encode(part, depth) for pair in mapping.items() for part in pair]
 
     def _encode_other(self, value: Any, kind: type, depth: int) -> Any:
+        if self.refer is not None and (node := self.refer(self, value, depth)) is not None:
+            return node
         # A subclass crosses as its base value, which is all that a comparison on the trusted side can see. One that
         # compares in its own way means something else by its value, so it does not cross.
-        for base, plain in _BASES.items():
-            if isinstance(value, base):
-                if kind.__eq__ is not base.__eq__ or kind.__ne__ is not base.__ne__:
-                    raise CodecError(f"{kind.__name__} compares in its own way: only plain data crosses")
-                return self.encode(plain(value), depth)
+        if base := base_of(kind):
+            if not compares_like(kind, base):
+                raise CodecError(f"{kind.__name__} compares in its own way: only plain data crosses")
+            return self.encode(BASES[base](value), depth)
         if hasattr(kind, "__next__"):
             taken = list(islice(value, MAX_ITERATOR + 1))
             if len(taken) > MAX_ITERATOR:
@@ -85,7 +91,7 @@ class _Encoder:
         raise CodecError(f"{kind.__name__} is not plain data")
 
 
-_BASES: dict[type, Callable[[Any], Any]] = {
+BASES: dict[type, Callable[[Any], Any]] = {
     int: int.__int__,
     float: float.__float__,
     str: str.__str__,
@@ -99,13 +105,25 @@ _BASES: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def _type_name(_: _Encoder, value: type, __: int) -> Any:
-    if _TYPES.get(value.__name__) is not value:
-        raise CodecError(f"the class {value.__name__} is not plain data")
-    return {"type": value.__name__}
+def base_of(kind: type) -> type | None:
+    """The class of plain data that a class derives from; what a value claims as its ``__class__`` does not count."""
+    return next((base for base in BASES if issubclass(kind, base)), None)
 
 
-_Encode = Callable[[_Encoder, Any, int], Any]
+def compares_like(kind: type, base: type) -> bool:
+    """Whether a subclass leaves equality as its base has it."""
+    return kind.__eq__ is base.__eq__ and kind.__ne__ is base.__ne__
+
+
+def _type_name(encoder: Encoder, value: type, depth: int) -> Any:
+    if _TYPES.get(value.__name__) is value:
+        return {"type": value.__name__}
+    if encoder.refer is not None and (node := encoder.refer(encoder, value, depth)) is not None:
+        return node
+    raise CodecError(f"the class {value.__name__} is not plain data")
+
+
+_Encode = Callable[[Encoder, Any, int], Any]
 _ENCODERS: dict[type, _Encode] = {
     tuple: lambda e, v, d: {"tuple": e.items(v, d)},
     dict: lambda e, v, d: {"dict": e.pairs(v, d)},
@@ -131,7 +149,6 @@ _ENCODERS: dict[type, _Encode] = {
     datetime.datetime: lambda e, v, d: {"datetime": v.isoformat()},
     datetime.timedelta: lambda e, v, d: {"timedelta": [v.days, v.seconds, v.microseconds]},
     array.array: lambda e, v, d: {"array": [v.typecode, *e.items(v, d)]},
-    FunctionRef: lambda e, v, d: {"function": v.name},
 }
 
 
@@ -199,9 +216,9 @@ _FROM_TEXT: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _decode(node: Any, functions: Callable[[str], Any] | None) -> Any:
+def _decode(node: Any, resolve: Resolve | None) -> Any:
     if type(node) is list:
-        return [_decode(v, functions) for v in node]
+        return [_decode(v, resolve) for v in node]
     if type(node) is not dict:
         return node
     if len(node) != 1:
@@ -210,34 +227,38 @@ def _decode(node: Any, functions: Callable[[str], Any] | None) -> Any:
     if tag in _FROM_PARTS:
         if type(body) is not list:
             raise CodecError("a list expected")
-        return _FROM_PARTS[tag]([_decode(v, functions) for v in body])
+        return _FROM_PARTS[tag]([_decode(v, resolve) for v in body])
     if tag in _FROM_TEXT:
         return _FROM_TEXT[tag](body)
-    if tag == "function" and functions is not None:
-        return functions(_text(body))
+    if resolve is not None:
+        return resolve(tag, body, lambda inner: _decode(inner, resolve))
     raise CodecError(f"unknown tag {tag[:40]!r}")
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, refer: Refer | None = None, *, scale: int = 1) -> Any:
     """Turn plain data into JSON nodes.
+
+    Args:
+        refer: encodes values that are no plain data; without it they are refused.
+        scale: how many times the usual size may be.
 
     Raises:
         CodecError: the value, or a part of it, is not plain data, or is too large.
     """
     try:
-        return _Encoder().encode(value)
+        return Encoder(refer, scale).encode(value)
     except RecursionError:
-        raise CodecError("the value is nested too deeply") from None
+        raise TooLarge("the value is nested too deeply") from None
 
 
-def decode(node: Any, functions: Callable[[str], Any] | None = None) -> Any:
-    """Rebuild a value from JSON nodes. ``functions`` resolves function names; only the untrusted side passes it.
+def decode(node: Any, resolve: Resolve | None = None) -> Any:
+    """Rebuild a value from JSON nodes. ``resolve`` decodes the tags of ``Refer``.
 
     Raises:
         CodecError: the message is not one that ``encode`` can produce.
     """
     try:
-        return _decode(node, functions)
+        return _decode(node, resolve)
     except CodecError:
         raise
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:

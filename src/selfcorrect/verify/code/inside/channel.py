@@ -1,0 +1,385 @@
+"""The trusted end of the channel to a program: calls it, and calls the tests' functions for it.
+
+Nothing that the program sends is looked up by name outside its own names and the prompt's classes, and nothing of it is
+unpickled. What it gets is arguments: plain data, names of the standard library, and numbers of the tests' functions.
+"""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from .codec import BASES, CodecError, Encoder, TooLarge, decode, dumps, encode, loads
+from .remote import (
+    VALUED,
+    Link,
+    ProgramError,
+    Remote,
+    coroutine,
+    exception,
+    exception_class,
+    generator,
+    link_of,
+    remote,
+    renew,
+    valued,
+)
+from .wire import FrameTooLarge, recv_frame, send_frame
+
+# Raised inside `next`, `map` or a generator these end a loop quietly: `all(map(f, xs))` would be true.
+# The others must not be caught by a test's `except Exception` when the program meant to leave.
+_CONTROL = {"StopIteration", "StopAsyncIteration", "GeneratorExit", "KeyboardInterrupt", "SystemExit"}
+
+
+class ProgramGone(BaseException):
+    """No more answers will come, or none can be trusted. Not an ``Exception``: tests must not catch it."""
+
+
+class TestsUnusable(BaseException):
+    """The tests ask for something this grader cannot do. The failure is the grader's, not the program's."""
+
+
+_MAX_NESTED = 200
+"""Calls of the tests' functions that are open at once, each within the one before."""
+_FRAMES_PER_CALL = 40
+
+
+class Channel:
+    """The calls to one program. ``broken`` stays set: a test that swallows the error cannot pass."""
+
+    def __init__(self, sock: socket.socket, answer_limit: int) -> None:
+        self.sock = sock
+        self.answer_limit = answer_limit
+        self.broken = ""
+        self.failed = ""
+        """An assertion that failed inside a function of the tests while the program was calling it."""
+        self.own_word = ""
+        """Why the program could have forged a pass."""
+        self.own_classes: set[str] = set()
+        """Capitalised names of the tests that the program has as classes."""
+        self.calls = 0
+        self.busy = False
+        """A request has been sent and its answer not read."""
+        self.classes: dict[str, type] = {}
+        """Classes that the problem's prompt defines: their objects cross by value."""
+        self._objects: dict[tuple[str, Any], Any] = {}
+        self._callbacks: list[Callable[..., Any]] = []
+        self._raised: list[BaseException] = []
+        self._exceptions: dict[tuple[str, type], type] = {}
+        self._nested = 0
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self.broken:
+            raise ProgramGone(self.broken)
+        reply = self._exchange(message)
+        while "callback" in reply:
+            reply = self._exchange(self._called(reply))
+        return reply
+
+    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+        self.busy = True
+        try:
+            send_frame(self.sock, dumps(message))
+            return self.receive()
+        except OSError:
+            raise self.lost("the program ended before it answered") from None
+        finally:
+            self.busy = False
+
+    def receive(self) -> dict[str, Any]:
+        try:
+            data = recv_frame(self.sock, self.answer_limit)
+            if data is None:
+                raise self.lost("the program ended before it answered")
+            return loads(data)
+        except OSError:
+            raise self.lost("the program ended before it answered") from None
+        except (FrameTooLarge, CodecError) as error:
+            raise self.lost(f"the program's channel carried {error}") from None
+
+    def lost(self, why: str) -> ProgramGone:
+        self.broken = self.broken or why
+        return ProgramGone(self.broken)
+
+    def apply(self, what: str, target: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Ask for one operation on a name or an object of the program."""
+        self.calls += 1
+        try:
+            # What the program has sent may be sent back within something larger, which must not make an error of it.
+            inputs = {k: encode(v, self._refer, scale=4) for k, v in (("args", args), ("kwargs", kwargs))}
+        except CodecError as error:
+            name = target.get("function", "an object of the program")
+            raise TestsUnusable(
+                f"an argument of {name} cannot cross: {error}. Rewrite that test with plain data, functions or objects of "
+                "the program's own classes"
+            ) from None
+        return self.result(self.request({"op": what, "target": target, **inputs}))
+
+    def result(self, reply: dict[str, Any]) -> Any:
+        if "raise" in reply:
+            raise self._exception(reply)
+        truth = reply.get("truth") if type(reply.get("truth")) is bool else None
+        if "refused" in reply:
+            why = f"answer refused: {str(reply['refused'])[:300]}"
+            if type(truth) is bool:
+                return Opaque(why, truth)
+            raise ProgramError(why)
+        if "value" not in reply:
+            raise self.lost("the program's channel carried a malformed answer")
+        try:
+            answer = decode(reply["value"], self._resolve)
+        except CodecError as error:
+            raise ProgramError(f"answer refused: {error}") from None
+        if isinstance(answer, Remote) and (link := link_of(answer)):
+            renew(answer, replace(link, truth=truth, at=self.calls))
+        return answer
+
+    def _exception(self, reply: dict[str, Any]) -> BaseException:  # noqa: PLR0911  # one return per kind
+        body = reply["raise"]
+        if not (type(body) is list and len(body) == 3 and all(type(part) is str for part in body)):
+            return self.lost("the program's channel carried a malformed exception")
+        name, base, text = body
+        if base in {"SystemExit", "KeyboardInterrupt", "GeneratorExit"}:
+            return self.lost(f"the program raised {name[:100]}")
+        kind = getattr(builtins, base, None)
+        if base in _CONTROL or not (isinstance(kind, type) and issubclass(kind, Exception)):
+            return ProgramError(f"{name}: {text}")
+        number, chain = reply.get("raised"), reply.get("chain")
+        if type(number) is int and 0 <= number < len(self._raised):
+            original = self._raised[number]
+            if isinstance(original, Exception) and not {k.__name__ for k in type(original).__mro__} & _CONTROL:
+                return original
+        try:
+            args = decode(reply["arguments"], self._resolve)
+            if not chain:
+                return kind(*args)
+            made = exception(self._link(reply, name), self.exception_class(chain, kind), text, tuple(args))
+            made.__dict__.update(decode(reply.get("state", {"dict": []}), self._resolve))
+            return made
+        except (CodecError, KeyError, TypeError, ValueError):
+            return ProgramError(f"{base}: {text}")
+
+    def exception_class(self, chain: Any, kind: type) -> type:
+        """The class for an exception of the program: its own classes by name, the last one first derived from ``kind``.
+
+        Raises:
+            CodecError: the names are none.
+        """
+        if type(chain) is not list or len(chain) > 20 or not all(type(name) is str for name in chain):
+            raise CodecError("names of classes expected")
+        for name in reversed(chain):
+            known = self.classes.get(name)
+            key = _identifier(name), kind
+            if key not in self._exceptions:
+                self._exceptions[key] = known if known and issubclass(known, Exception) else exception_class(*key)
+            kind = self._exceptions[key]
+        return kind
+
+    def _link(self, reply: dict[str, Any], name: str) -> Link | None:
+        number = reply.get("object")
+        return Link(self, {"object": number}, _identifier(name), None, 0) if type(number) is int else None
+
+    def named(self, name: str) -> Remote:
+        """A function or class of the program, known to the tests by its name."""
+        return remote(Link(self, {"function": name}, "function", None, 0), None)
+
+    def _resolve(self, tag: str, body: Any, inner: Callable[[Any], Any]) -> Any:
+        """Decode what the program sends besides plain data."""
+        if tag == "callback" and type(body) is int and 0 <= body < len(self._callbacks):
+            return self._callbacks[body]
+        if tag in ("member", "instance", "derived") and type(body) is list and len(body) == 2:
+            return self._by_value(tag, self.classes[body[0]], inner(body[1]))
+        if tag not in ("object", "over", "valued") or type(body) is not list or len(body) != 5:
+            raise CodecError(f"unknown tag {tag[:40]!r}")
+        number, name, kind, base, plain = body
+        if type(number) is not int or type(name) is not str or type(kind) is not str:
+            raise CodecError("malformed object")
+        if (tag, number) in self._objects:
+            return self._objects[tag, number]
+        link = Link(self, {"object": number}, _identifier(name), None, 0)
+        made: Any
+        if tag == "valued":
+            return valued(link, next(b for b in VALUED if b.__name__ == base), inner(plain))
+        if tag == "over":
+            made = remote(link, next(b for b in BASES if b.__name__ == base))
+        else:
+            made = (
+                generator(link)
+                if kind == "generator"
+                else coroutine(link)
+                if kind == "coroutine"
+                else remote(link, None)
+            )
+        if kind != "coroutine":
+            self._objects[tag, number] = made
+        return made
+
+    @staticmethod
+    def _by_value(tag: str, kind: type, state: Any) -> Any:
+        if tag == "member":
+            return kind[state] if isinstance(kind, enum.EnumMeta) else None
+        base: Any = next((b for b in VALUED if issubclass(kind, b)), None)
+        if tag == "derived":
+            if base is None:
+                raise CodecError("no class of plain data")
+            return base.__new__(kind, state)
+        if type(state) is not dict or base is not None or issubclass(kind, BaseException | enum.Enum):
+            raise CodecError("no state of an object")
+        made = object.__new__(kind)
+        made.__dict__.update(state)
+        return made
+
+    def _refer(self, encoder: Encoder, value: Any, depth: int) -> Any:  # noqa: PLR0911, PLR0912  # one return per kind
+        """Encode what the tests send besides plain data."""
+        if link := link_of(value):
+            return link.target
+        kind = type(value)
+        if self.classes.get(kind.__name__) is kind:
+            if isinstance(value, enum.Enum):
+                return {"member": [kind.__name__, value.name]}
+            if base := next((b for b in VALUED if issubclass(kind, b)), None):
+                return {"derived": [kind.__name__, encoder.encode(BASES[base](value), depth)]}
+            if type(getattr(value, "__dict__", None)) is dict:
+                return {"instance": [kind.__name__, encoder.encode(value.__dict__, depth)]}
+        if isinstance(value, BaseException):
+            return self._exception_node(value)
+        if isinstance(value, type):
+            for (name, _), made in self._exceptions.items():
+                if made is value:
+                    return {"function": name}
+            if self.classes.get(value.__name__) is value:
+                return {"function": value.__name__}
+        if isinstance(value, type(sys)):
+            return {"global": [value.__name__, ""]}
+        if where := _standard(value):
+            return {"global": where}
+        if hasattr(kind, "__next__") and not hasattr(kind, "__length_hint__") and not hasattr(kind, "read"):
+            return {"stream": self._register(_Stream(value))}
+        if callable(value) and not isinstance(value, type):
+            return {"callback": [self._register(value), *_signature(value)]}
+        if kind.__module__.partition(".")[0] in sys.stdlib_module_names and not issubclass(kind, tuple(BASES)):
+            import pickle  # only where it is needed: it costs every job its import
+
+            try:
+                return {"pickle": pickle.dumps(value).hex()}
+            except Exception as error:  # noqa: BLE001  # pickling calls the value's own methods
+                raise CodecError(f"{kind.__name__} is not plain data ({type(error).__name__})") from None
+        return None
+
+    def _register(self, function: Callable[..., Any]) -> int:
+        for number, known in enumerate(self._callbacks):
+            if known is function or (known == function and type(known) is type(function) is type([].append)):
+                return number
+        self._callbacks.append(function)
+        return len(self._callbacks) - 1
+
+    def _exception_node(self, error: BaseException) -> dict[str, Any]:
+        names = [k.__name__ for k in type(error).__mro__]
+        base = next(k.__name__ for k in type(error).__mro__ if k.__module__ == "builtins")
+        self._raised.append(error)
+        return {"exception": [names[0], base, str(error)[:300], len(self._raised) - 1]}
+
+    def _called(self, reply: dict[str, Any]) -> dict[str, Any]:
+        """Call a function of the tests for the program: the message that answers it."""
+        number = reply["callback"]
+        if type(number) is not int or not 0 <= number < len(self._callbacks):
+            raise self.lost("the program's channel carried a malformed call")
+        limit = sys.getrecursionlimit()
+        self._nested += 1
+        try:
+            if self._nested > _MAX_NESTED:
+                raise RecursionError("calls between the tests and the program are nested too deeply")
+            sys.setrecursionlimit(limit + _FRAMES_PER_CALL)
+            args, kwargs = (decode(reply.get(k), self._resolve) for k in ("args", "kwargs"))
+            answer = self._callbacks[number](*args, **kwargs)
+            if hasattr(answer, "cr_frame"):
+                answer = _finished(answer)
+            return {"value": encode(answer, self._refer, scale=4)}
+        except (AssertionError, ProgramError, TooLarge) as error:
+            # The program may swallow it; the tests have failed all the same.
+            self.failed = self.failed or f"{type(error).__name__}: {str(error)[:200]}"
+            return self._exception_node(error)
+        except CodecError as error:
+            raise TestsUnusable(f"an answer of a function of the tests cannot cross: {error}") from None
+        except Exception as error:  # noqa: BLE001  # the program's to catch, or to let through
+            return self._exception_node(error)
+        finally:
+            self._nested -= 1
+            sys.setrecursionlimit(limit)
+
+
+class _Stream:
+    """An iterator of the tests, which the program reads item by item."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self.items = items
+
+    def __call__(self) -> list[Any]:
+        for item in self.items:
+            return [True, item]
+        return [False, None]
+
+
+def _finished(coroutine: Any) -> Any:
+    """The result of a coroutine of the tests; in a thread of its own, since a loop may be running here."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"\W", "_", name)[:100] or "_"
+
+
+def _standard(value: Any) -> list[str]:
+    """[module, name] of a function or class of the standard library; empty for others."""
+    module = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", None)
+    name = getattr(value, "__qualname__", None)
+    if type(module) is not str or type(name) is not str or module.partition(".")[0] not in sys.stdlib_module_names:
+        return []
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return [module, name] if found is value else []
+
+
+def _signature(function: Callable[..., Any]) -> list[Any]:
+    """[name, parameters, asynchronous] of a function of the tests; parameters as [name, kind, has a default], or None."""
+    import inspect
+
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        shown = [[p.name, p.kind.value, p.default is not p.empty] for p in parameters]
+    except (TypeError, ValueError):
+        shown = None
+    return [getattr(function, "__name__", type(function).__name__), shown, inspect.iscoroutinefunction(function)]
+
+
+class Opaque:
+    """An answer that cannot cross, such as one that is too large. It has a truth value (``assert f(x)``) and no more.
+
+    Any comparison is an error, so that an object that claims to equal everything fails every test of its value.
+    """
+
+    __slots__ = ("_truth", "_why")
+
+    def __init__(self, why: str, truth: bool) -> None:
+        self._why = why
+        self._truth = truth
+
+    def __bool__(self) -> bool:
+        return self._truth
+
+    def _refuse(self, *_: object) -> Any:
+        raise ProgramError(self._why)
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __hash__ = __len__ = __iter__ = __str__ = __repr__ = _refuse

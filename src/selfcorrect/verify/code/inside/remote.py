@@ -1,0 +1,371 @@
+"""Objects of the program, as the tests see them in the trusted process.
+
+Whatever a test does with such an object is asked of the program. Its reply is plain data or another object: one more
+answer, as of a function.
+
+What must not happen is that an answer judges itself. So an object never equals plain data, whatever its class says, and no
+operator that has seen plain data of the tests may give plain data back: ``abs(f(2) - 41) < 1e-6`` would tell the program
+to subtract. Where two objects of the program are compared, or a class whose capitalised name the tests use, only the
+program can tell. The channel notes that it did (``Channel.own_word``): such a pass could be forged.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .codec import BASES
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+_LINK = "_selfcorrect_link"
+BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()  # noqa: SIM905
+"""Operators with a reflected and an in-place form, without their underscores."""
+UNARY = "neg pos abs invert int float complex index trunc floor ceil".split()  # noqa: SIM905
+
+
+class ProgramError(Exception):
+    """The program raised an exception of its own class, or gave an answer that the tests may not use in this way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What stands behind an object that the tests hold."""
+
+    channel: Channel
+    target: dict[str, Any]
+    """The node by which the program knows it."""
+    name: str
+    """Of its class."""
+    truth: bool | None
+    """Its truth value, where the program has sent it along."""
+    at: int
+    """The number of calls until then: after the next one the truth value may have changed."""
+
+
+def link_of(value: Any) -> Link | None:
+    """None for what is no object of the program."""
+    if type(value).__module__ != "program":
+        return None
+    try:
+        found = object.__getattribute__(value, _LINK)
+    except AttributeError:
+        return None
+    return found if isinstance(found, Link) else None
+
+
+def ask(value: Any, what: str, *args: Any, **kwargs: Any) -> Any:
+    """The program's answer to one operation on one of its objects."""
+    link = link_of(value)
+    assert link is not None
+    return link.channel.apply(what, link.target, args, kwargs)
+
+
+class Remote:
+    """An object of the program. Public names are all the program's, so this class has none of its own."""
+
+    __slots__ = (_LINK,)
+    __module__ = "program"
+
+    def __getattr__(self, name: str) -> Any:
+        found = ask(self, "getattr", name)
+        if name not in PREDICATES or not isinstance(found, Remote):
+            return found
+        return lambda *args, **kwargs: _about_data(self, name, lambda: found(*args, **kwargs), *args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        ask(self, "setattr", name, value)
+
+    def __delattr__(self, name: str) -> None:
+        ask(self, "delattr", name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return ask(self, "call", *args, **kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        return ask(self, "getitem", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        ask(self, "setitem", key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        ask(self, "delitem", key)
+
+    def __len__(self) -> int:
+        length: int = ask(self, "len")
+        return length
+
+    def __bool__(self) -> bool:
+        link = link_of(self)
+        assert link is not None
+        known = link.truth is not None and link.at == link.channel.calls
+        return bool(link.truth) if known else ask(self, "truth") is True
+
+    def __iter__(self) -> Iterator[Any]:
+        found = ask(self, "iter")
+        return _steps(self) if found is self else iter(found)
+
+    def __contains__(self, item: Any) -> bool:
+        if may_compare(self):
+            return _own_word(self, "contains", item)
+        # A class may claim to hold everything. It has to produce it.
+        return any(item is held or item == held for held in self)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(ask(self, "reversed"))
+
+    def __next__(self) -> Any:
+        more, value = ask(self, "next")
+        if more is not True:
+            raise StopIteration
+        return value
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        yield from ()
+        return ask(self, "await")
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        more, value = ask(self, "anext")
+        if more is not True:
+            raise StopAsyncIteration
+        return value
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return link_of(instance) is not None and _own_word(self, "instancecheck", instance)
+
+    def __subclasscheck__(self, subclass: Any) -> bool:
+        return link_of(subclass) is not None and _own_word(self, "subclasscheck", subclass)
+
+    def __eq__(self, other: Any) -> Any:
+        return self is other or _compared(self, "eq", other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self is not other and _compared(self, "ne", other)
+
+    def __hash__(self) -> int:
+        return hash(ask(self, "hash"))
+
+    def __lt__(self, other: Any) -> Any:
+        return _compared(self, "lt", other)
+
+    def __le__(self, other: Any) -> Any:
+        return _compared(self, "le", other)
+
+    def __gt__(self, other: Any) -> Any:
+        return _compared(self, "gt", other)
+
+    def __ge__(self, other: Any) -> Any:
+        return _compared(self, "ge", other)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ProgramError("an object of the program cannot be copied by the tests")
+
+
+def _steps(iterator: Remote) -> Iterator[Any]:
+    while True:
+        more, value = ask(iterator, "next")
+        if more is not True:
+            return
+        yield value
+
+
+PREDICATES = frozenset(
+    """startswith endswith isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace
+    istitle isupper issubset issuperset isdisjoint is_integer count index""".split()  # noqa: SIM905
+)
+"""Methods of plain data that say something about it: an object that has them would judge itself."""
+
+
+def may_compare(value: Any) -> bool:
+    """Whether the tests use the class of an object by a capitalised name, so that they are about that class."""
+    link = link_of(value)
+    return link is not None and link.name in link.channel.own_classes
+
+
+def _own_word(value: Any, what: str, *others: Any) -> bool:
+    """The program's answer to a question about its own objects. Noted, since it could turn a test to a pass."""
+    link = link_of(value)
+    assert link is not None
+    answer = ask(value, what, *others)
+    link.channel.own_word = f"the program compared its own objects ({link.name})"
+    return answer is True
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Remote) and not isinstance(value, Substitute)
+
+
+def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any) -> Any:
+    """What an operator gives, unless an object would judge data of the tests."""
+    if isinstance(value, Substitute) and not all(isinstance(other, Remote) for other in others or ("",)):
+        plain = [ask(other, "plain") if isinstance(other, Substitute) else other for other in (value, *others)]
+        if what in PREDICATES:
+            return getattr(plain[0], what)(*plain[1:])
+        return _function_of(what)(*plain)
+    link = link_of(value)
+    assert link is not None
+    answer = compute()
+    if isinstance(answer, Remote) or all(isinstance(other, Remote) for other in others or ("",)):
+        return answer
+    if not may_compare(value):
+        raise ProgramError(f"{link.name} is not plain data, and only the program could say what {what} gives")
+    link.channel.own_word = f"the program judged its own objects ({link.name})"
+    return answer
+
+
+def _function_of(what: str) -> Callable[..., Any]:
+    """The operator of a name in ``BINARY``, of its reflected form ``rsub`` or its in-place form."""
+    if what in BINARY:
+        found: Callable[..., Any] = getattr(operator, {"and": "and_", "or": "or_"}.get(what, what))
+        return found
+    forward = {"divmod": divmod, "rdivmod": divmod}.get(what) or _function_of(what[1:])
+    return (lambda a, b: forward(b, a)) if what.startswith("r") else forward
+
+
+def _compared(value: Any, what: str, other: Any) -> Any:
+    link = link_of(value)
+    assert link is not None
+    if isinstance(value, Substitute):
+        return getattr(operator, what)(
+            ask(value, "plain"), ask(other, "plain") if isinstance(other, Substitute) else other
+        )
+    if other is None and what in ("eq", "ne"):
+        return what == "ne"
+    if not _is_object(other) and not may_compare(value):
+        raise ProgramError(f"{link.name} is not plain data, and only the program could compare it")
+    return _own_word(value, what, other)
+
+
+class Substitute(Remote):
+    """An object of a class that derives from plain data and changes more than its names. It compares by its plain value."""
+
+    __slots__ = ()
+
+
+def _words(what: str) -> Callable[..., str]:
+    def method(self: Any, *args: Any) -> str:
+        text = ask(self, what, *args)
+        if type(text) is not str:
+            raise ProgramError(f"{what} gave no text")
+        return text
+
+    return method
+
+
+def _operation(what: str) -> Callable[..., Any]:
+    return lambda self, *args: ask(self, what, *args)
+
+
+def _binary(what: str) -> Callable[..., Any]:
+    return lambda self, other, *more: _about_data(self, what, lambda: ask(self, what, other, *more), other)
+
+
+for _name in BINARY:
+    for _form in (_name, f"r{_name}", f"i{_name}"):
+        setattr(Remote, f"__{_form}__", _binary(_form))
+for _name in ("divmod", "rdivmod"):
+    setattr(Remote, f"__{_name}__", _binary(_name))
+for _name in (*UNARY, "round", "dir"):
+    setattr(Remote, f"__{_name}__", _operation(_name))
+_TEXTS = {f"__{name}__": _words(name) for name in ("str", "repr", "format")}
+for _name, _method in _TEXTS.items():
+    setattr(Remote, _name, _method)
+
+
+def remote(link: Link, over: type | None) -> Remote:
+    """An object for the tests.
+
+    Args:
+        over: the class of plain data that its class derives from and changes; None for other classes.
+    """
+    names = {
+        "__slots__": (),
+        "__module__": "program",
+        "__doc__": property(lambda self: ask(self, "getattr", "__doc__")),
+    }
+    spoof = {"__class__": property(lambda self: over)} if over else {}
+    made: Remote = object.__new__(type(link.name, (Substitute if over else Remote,), names | spoof))
+    renew(made, link)
+    return made
+
+
+def renew(made: Remote, link: Link) -> None:
+    """Replace what stands behind an object."""
+    object.__setattr__(made, _LINK, link)
+
+
+def valued(link: Link, base: type, plain: Any) -> Any:
+    """Plain data of a class that only adds names, such as a named tuple or an ``IntEnum``: the data, with these names."""
+    names = {
+        **_TEXTS,
+        "__getattr__": Remote.__getattr__,
+        "__module__": "program",
+        "__reduce_ex__": Remote.__reduce_ex__,
+    }
+    made: Any = base.__new__(type(link.name, (base,), names), plain)
+    made.__dict__[_LINK] = link
+    return made
+
+
+VALUED = (int, float, str, bytes, tuple, frozenset)
+"""Bases that cannot change, so that a copy in the tests stays true."""
+assert set(VALUED) < set(BASES)
+
+
+def exception(link: Link | None, kind: type, text: str, args: tuple[Any, ...]) -> Exception:
+    """An exception of the program's own class, of which the tests know the names of its classes and its arguments."""
+    made: Exception = kind.__new__(kind, *args)
+    made.args = args
+    made.__dict__["_selfcorrect_text"] = text
+    if link is not None:
+        made.__dict__[_LINK] = link
+    return made
+
+
+def exception_class(name: str, base: type) -> type:
+    """A class for ``except`` clauses, which stands for one of the program."""
+    return type(
+        name, (base,), {"__module__": "program", "__str__": _exception_text, "__getattr__": _exception_attribute}
+    )
+
+
+def _exception_text(error: Any) -> str:
+    return str(error.__dict__.get("_selfcorrect_text", error.args[0] if len(error.args) == 1 else error.args or ""))
+
+
+def _exception_attribute(error: Any, name: str) -> Any:
+    if link_of(error) is None:
+        raise AttributeError(name)
+    return ask(error, "getattr", name)
+
+
+def generator(link: Link) -> Generator[Any, Any, Any]:
+    """A generator of the program: each step is asked for when the tests take it."""
+    how: tuple[str, Any] = "send", None
+    while True:
+        more, value = link.channel.apply("resume", link.target, how, {})
+        if more is not True:
+            return value
+        try:
+            how = "send", (yield value)
+        except GeneratorExit:
+            if not link.channel.busy:  # the collector may end it in the middle of another request
+                link.channel.apply("resume", link.target, ("close", None), {})
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever the tests throw into it
+            how = "throw", error
+
+
+def coroutine(link: Link) -> Coroutine[Any, Any, Any]:
+    """A coroutine of the program. It runs to its end when the tests await it."""
+
+    async def wait() -> Any:
+        return link.channel.apply("await", link.target, (), {})
+
+    return wait()
