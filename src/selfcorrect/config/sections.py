@@ -18,7 +18,7 @@ TINKER_LORA_ALPHA = 32.0
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
 
 
 class Named(Section):
