@@ -103,6 +103,10 @@ def type_words(annotation: Any) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is Union or isinstance(annotation, type(int | None)):
         return " or ".join(type_words(part) for part in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "names with values"
+    if get_origin(annotation) is tuple and Ellipsis not in get_args(annotation):
+        return f"{len(get_args(annotation))} values: each {type_words(get_args(annotation)[0])}"
     if get_origin(annotation) is tuple:
         return f"any number, comma-separated: each {type_words(get_args(annotation)[0])}"
     return TYPES[annotation]
@@ -114,7 +118,7 @@ def bounds_words(field: FieldInfo) -> str:
 
 
 def value_words(value: Any) -> str:
-    if value in (None, ()):
+    if value in (None, (), {}):
         return "`none`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

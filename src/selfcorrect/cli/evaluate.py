@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from selfcorrect.measuring.endpoint import Journal
     from selfcorrect.measuring.evaluate import Evaluation
 
-USED = ("task", "eval", "seed", "play")
+USED = ("task", "eval", "seed", "play", "model.template_kwargs")
 """Settings and whole sections that a measurement behind an endpoint reads; it also reads ``method=self_refine``."""
 DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
 """Fields of a request that the settings decide."""
+TEMPLATE_KWARGS = "chat_template_kwargs"
+"""Field of a request in which vLLM, SGLang and llama.cpp take variables of the chat template."""
 LINE_EVERY_S = 5.0
 
 
@@ -166,7 +168,9 @@ def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> 
         if journal.n_episodes:
             console.print(f"{path} holds {journal.n_episodes} episodes; continuing", highlight=False, soft_wrap=True)
         counts = endpoint.counts
-        player = EndpointPlayer(endpoint, task, journal, _progress_lines(console, journal, counts))
+        player = EndpointPlayer(
+            endpoint, task, journal, _progress_lines(console, journal, counts), config.task.shown_as
+        )
         evaluator = Evaluator.of(player, task, config)
 
         async def measured() -> list[Evaluation]:
@@ -206,7 +210,7 @@ def _endpoint_config(options: EvalOptions, settings: list[str]) -> tuple[Config,
     refuse_ignored(
         [s for s in settings if s not in method],
         USED,
-        "the endpoint decides it; with --base-url only task.*, eval.*, play.*, seed and method=self_refine count",
+        "the endpoint decides it; with --base-url only task.*, eval.*, play.*, seed, model.template_kwargs and method=self_refine count",
     )
     config = read_settings([f"model={json.dumps(options.name)}", *settings])
     if method and config.method.name != "self_refine":
@@ -223,6 +227,12 @@ def _endpoint_config(options: EvalOptions, settings: list[str]) -> tuple[Config,
         raise ConfigError(f"--body {text[:80]!r} is not a JSON object; write for example --body '{{\"top_p\": 0.9}}'")
     if decided := sorted(DECIDED & body.keys()):
         raise ConfigError(f"--body sets {', '.join(decided)}, which the measurement itself decides; drop it")
+    if config.model.template_kwargs:
+        if TEMPLATE_KWARGS in body:
+            raise ConfigError(
+                f"model.template_kwargs and {TEMPLATE_KWARGS} in --body say the same thing; drop one of them"
+            )
+        body[TEMPLATE_KWARGS] = dict(config.model.template_kwargs)
     return config, body
 
 

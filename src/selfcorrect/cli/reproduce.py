@@ -30,7 +30,9 @@ class Options:
 
     target: Annotated[
         str,
-        Argument(help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, or all."),
+        Argument(
+            help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, demo, or all."
+        ),
     ]
     settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings of all runs.")] = None
     seeds: Annotated[int | None, Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None

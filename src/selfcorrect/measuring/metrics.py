@@ -51,6 +51,8 @@ class AttemptSummary:
     """Mean sampled tokens. Attempts that were given or came without token ids are left out."""
     truncated: Estimate
     """Share of sampled attempts stopped by the token cap, answered or not (the verdict ``truncated``: not answered)."""
+    thinking_tokens: Estimate | None = None
+    """Mean tokens of thinking among ``tokens``; None where no attempt has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +214,17 @@ def _attempt(means: _Means, k: int) -> AttemptSummary:
     counted_E = sampled_E & np.array([a.token_ids is not None for a in column], dtype=bool)
     tokens_E = np.array([len(a.token_ids or ()) for a in column])
     cut_E = np.array([a.stop == "length" for a in column])
+    thinking = None
+    if any(a.thinking_tokens for a in column):
+        thinking_E = np.array([a.thinking_tokens or 0 for a in column])
+        thinking = means.mean(per_problem(thinking_E, counted_E), None, _DESCRIPTIVE_RESAMPLES)
     return AttemptSummary(
         accuracy=means.mean(table.accuracy_N(k)),
         n_verifier_errors=int((~table.valid_EK[:, k]).sum()),
         verdict_shares={v.value: float(per_problem(table.is_EK(v)[:, k], everyone).mean()) for v in Verdict},
         tokens=means.mean(per_problem(tokens_E, counted_E), None, _DESCRIPTIVE_RESAMPLES),
         truncated=means.mean(per_problem(cut_E, sampled_E)),
+        thinking_tokens=thinking,
     )
 
 

@@ -99,7 +99,7 @@ def edits(m: Measurements) -> Result:
     return replace(result, drawings=tuple(map(draw_histogram, charts)))
 
 
-def collapse(m: Measurements) -> Result:
+def collapse(m: Measurements, name: str = "collapse") -> Result:
     """Share of episodes whose answer the second attempt repeats, at every training step; sampled at temperature 1."""
     columns = (
         Column("changed_start", "answers changed, start of training"),
@@ -108,7 +108,7 @@ def collapse(m: Measurements) -> Result:
         Column("changed_fall", "fall, start to end", sign=True),
         Column("changed_final", "greedy, held-out"),
     )
-    records = {key: m.steps(key) for key in TARGETS["collapse"].rows}
+    records = {key: m.steps(key) for key in TARGETS[name].rows}
     measured: dict[str, BySeed] = {}
     problems = {}
     for key, runs in records.items():
@@ -120,7 +120,7 @@ def collapse(m: Measurements) -> Result:
         }
         if summaries:
             problems[key] = next(iter(summaries.values())).n_problems
-    result = seed_result("collapse", "Share of changed answers", columns, measured, problems, m)
+    result = seed_result(name, "Share of changed answers", columns, measured, problems, m)
     note = f"Start and end: means of the first and last {WINDOW} steps, or a tenth of the steps where that is fewer."
     drawings = (draw_curves(_unchanged(records)),) if any(records.values()) else ()
     return replace(result, drawings=drawings, notes=(note,))

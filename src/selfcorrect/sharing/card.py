@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfcorrect.config import Config
+from selfcorrect.engines.chat import next_messages
 from selfcorrect.engines.models import EMBEDDED, resolve_model
 from selfcorrect.errors import ModelError
 from selfcorrect.measuring.compare import compare_runs
@@ -58,6 +59,7 @@ def build_card(
         pairs = values.items() if isinstance(values, Mapping) else [("", values)]
         settings += [f"{section}{'.' if key else ''}{key} = {json.dumps(value)}" for key, value in pairs]
     base_id = base_model or hub_id(config)
+    *_, shown = next_messages([{"role": "user", "content": ""}], "{shown}", "{instruction}", config.task.shown_as)
     card: ModelCard = ModelCard.from_template(
         _metadata(data, weights, name, base_id, license),
         template_str=resources.files("selfcorrect").joinpath("sharing/card.md.j2").read_text(encoding="utf-8"),
@@ -79,6 +81,9 @@ def build_card(
         measured=data.evals["final"].settings,
         not_recorded=NOT_RECORDED,
         first_messages=", ".join(lines),
+        quotes_answers=config.task.shown_as != "assistant",
+        quoted=repr(str(shown["content"])),
+        end_of_thinking=repr((config.model.think_markers or ("<think>", "</think>"))[1]),
         asked="\n\n".join(code_block(f"{m['role']}: {m['content']}") for m in messages or []),
         training=_training(data),
         settings=code_block("\n".join(settings)),

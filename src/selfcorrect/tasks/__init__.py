@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from selfcorrect.config.sections import (
     ArithmeticConfig,
+    CountdownConfig,
     Gsm8kConfig,
     HumanEvalConfig,
     MathConfig,
@@ -44,7 +45,7 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def _imported(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.own import import_callable
+    from selfcorrect.tasks.user_code import import_callable
 
     task: Task = import_callable("task.name", config.name, "make(config) that returns a Task", 1)(config)
     missing = [
@@ -67,6 +68,10 @@ def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per ta
             from selfcorrect.tasks.arithmetic import Arithmetic
 
             return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
+        case CountdownConfig():
+            from selfcorrect.tasks.countdown import Countdown
+
+            return Countdown(config)
         case Gsm8kConfig():
             from selfcorrect.tasks.gsm8k import Gsm8k
 
@@ -96,5 +101,5 @@ def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per ta
 
 
 TASKS: dict[str, Callable[[TaskConfig], Task]] = dict.fromkeys(
-    ("arithmetic", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own"), _built_in
+    ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own"), _built_in
 )

@@ -14,7 +14,6 @@ stable hash of the question alone decides the split.
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -22,14 +21,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfcorrect.tasks.base import Message, Split
+from selfcorrect.tasks.procedural import AnySplit, split_of
 from selfcorrect.types import Grade, Problem, Verdict
 
 INSTRUCTION = (
     "There may be a mistake in the answer above. Check it, correct it if needed, and write the whole answer again."
 )
-AnySplit = Literal["train", "test", "pretrain"]
-BUCKETS: dict[AnySplit, range] = {"test": range(15), "train": range(15, 50), "pretrain": range(50, 100)}
-"""Hash buckets (of 100) per split; ``pretrain`` is what the embedded model and warm-ups are taught on."""
 PER_LENGTH: dict[AnySplit, int] = {"test": 900, "train": 2_200, "pretrain": 3_000}
 """Distinct problems of each number of terms (about what 4 terms have): every length weighs the same in every split."""
 Asks = Literal["last_digit", "sum"]
@@ -53,6 +50,12 @@ class Habits:
     fix_long: float
     redo: float
     """Attempt 2 is a fresh try, with slips of its own; otherwise it copies attempt 1."""
+    slip_again: float | None = None
+    """Slips of a fresh second try; None: those of attempt 1."""
+    slip_edge: float | None = None
+    """Slips of attempt 1 at the longest of the short problems; None: slip_short."""
+    off_by_one: bool = False
+    """Slips of attempt 1 at short problems are off by one, up or down; False: by any amount."""
 
 
 WARM_UP = Habits(slip_short=0.3, slip_long=0.5, fix_short=0.3, fix_long=0.3, redo=0.1)
@@ -111,15 +114,20 @@ def demonstrate(
     """Two attempts of a pupil with these habits; problems of up to ``short`` terms count as short."""
     is_short = len(numbers) <= short
     slip = habits.slip_short if is_short else habits.slip_long
+    if len(numbers) == short and habits.slip_edge is not None:
+        slip = habits.slip_edge
+    again = slip if habits.slip_again is None else habits.slip_again
     fix = habits.fix_short if is_short else habits.fix_long
 
-    def error() -> int:
+    def error(slip: float) -> int:
         if rng.random() >= slip:
             return 0
         return rng.randint(1, 9) if asks == "last_digit" else rng.choice(SLIPS_OF_A_SUM)
 
-    first, draw = error(), rng.random()
-    second = 0 if draw < fix else error() if draw < fix + habits.redo else first
+    first, draw = error(slip), rng.random()
+    if first and is_short and habits.off_by_one:
+        first = 1 if first % 2 else 9
+    second = 0 if draw < fix else error(again) if draw < fix + habits.redo else first
     return solution(numbers, first, asks), solution(numbers, second, asks)
 
 
@@ -142,12 +150,6 @@ def solution(numbers: Sequence[int], off_by: int = 0, asks: Asks = "last_digit")
         value = (value - digit) % 10
         steps.append(str(value))
     return f"Answer: {answer}\nCheck: {''.join(steps)}"
-
-
-def split_of(text: str) -> AnySplit:
-    """The split that a question belongs to, from a hash of its text."""
-    bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % 100
-    return next(name for name, buckets in BUCKETS.items() if bucket in buckets)
 
 
 @functools.cache

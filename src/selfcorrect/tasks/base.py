@@ -129,3 +129,15 @@ class Demonstrates(Protocol):
         The problems are neither in the training nor in the test split.
         """
         ...
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """A task whose answers state a check of themselves. No verdict rests on that check."""
+
+    def check_is_sound(self, problem: Problem, text: str) -> bool | None:
+        """Whether the check in an answer is true, also where it truly finds the answer wrong.
+
+        None where the text has no check that can be read.
+        """
+        ...

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from selfcorrect.config.sections import OwnConfig
 from selfcorrect.errors import ConfigError, DataError
@@ -19,6 +13,7 @@ from selfcorrect.tasks.gsm8k import final_line, grade_number, number_key, parse_
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.programs import ProgramTask
 from selfcorrect.tasks.source import Row, Source, local
+from selfcorrect.tasks.user_code import import_callable, judged
 from selfcorrect.types import Grade, Problem, Verdict
 from selfcorrect.verify.code import CodeRequest, plan_tests
 from selfcorrect.verify.math import answer_key
@@ -155,7 +150,10 @@ def make_verifier(name: str | None) -> Grader:
             f"task.verifier = {name!r} names no verifier; take one of: code, {', '.join(sorted(BUILT_IN))}, or name a function of "
             "your own as package.module:function"
         )
-    return _guarded(name, import_callable("task.verifier", name, "verify(question, answer, text, meta)", 4))
+    verify: Verify = import_callable("task.verifier", name, "verify(question, answer, text, meta)", 4)
+    return lambda problem, text, truncated: judged(
+        name, lambda: verify(problem.question, problem.answer, text, dict(problem.meta["row"])), text, truncated
+    )
 
 
 def _words(answer: str) -> str:
@@ -178,50 +176,3 @@ BUILT_IN: dict[str, Grader] = {
 
 KEYS: dict[str, Callable[[str], str]] = {"number": number_key, "math": answer_key}
 """Verifiers for which equal answers may differ in their words."""
-
-
-def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
-    """What ``package.module:function`` names, from the environment or the working directory.
-
-    Args:
-        setting: the setting that names it, for the message.
-        name: the import path.
-        form: how the function is to be written, for the message.
-        arguments: how many it will be given.
-
-    Raises:
-        ConfigError: it cannot be imported, or does not take that many arguments.
-    """
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a file in the working directory is enough
-    try:
-        found = getattr(importlib.import_module(module), function)
-        inspect.signature(found).bind(*range(arguments))
-    except Exception as error:  # a user's module may raise anything while it is imported
-        raise ConfigError(
-            f"{setting} = {name!r} cannot be used: {type(error).__name__}: {error}; it has to name a function {form} in a "
-            "module that can be imported from this environment or from the working directory"
-        ) from error
-    return found
-
-
-def _guarded(name: str, verify: Verify) -> Grader:
-    """A user's function as a grader: what it does wrong is an ``error`` with the reason, never a silent 0."""
-
-    def grade(problem: Problem, text: str, truncated: bool) -> Grade:
-        try:
-            verdict = verify(problem.question, problem.answer, text, dict(problem.meta["row"]))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
-            return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
-        if isinstance(verdict, Grade):
-            return verdict
-        if isinstance(verdict, bool | np.bool_):  # what a comparison of arrays gives
-            verdict = Verdict.CORRECT if verdict else Verdict.TRUNCATED if truncated else Verdict.WRONG
-        if isinstance(verdict, Verdict):
-            # The verifier does not say what it read: the final line, else the whole text, tells two answers apart.
-            shown = final_line(text, truncated=False)
-            return Grade(verdict, text.strip() if isinstance(shown, Grade) else shown, f"by {name}")
-        return Grade(Verdict.ERROR, None, f"{name} returned {type(verdict).__name__}, not bool, Verdict or Grade")
-
-    return grade

@@ -94,8 +94,13 @@ class Tracking:
     ) -> None:
         self._finish()
 
-    def _send(self, record: StepRecord | EvalRecord) -> None:
-        if not self._alive:
+    def on_stage(self, *_: object) -> None:
+        """Trackers receive the numbers of steps and evaluations only."""
+
+    on_measure = on_stage
+
+    def on_record(self, record: Record) -> None:
+        if not self._alive or not isinstance(record, StepRecord | EvalRecord):
             return
         # not at the start: a resumed run first cuts off the records behind its checkpoint
         records: Sequence[Record] = [record] if self._caught_up else [*self._run.records(), record]
@@ -112,12 +117,6 @@ class Tracking:
                         break
                     sent.evaluations.append(r.name)
         self._write()
-
-    def _ignore(self, *_: object) -> None:
-        """Trackers receive the numbers of steps and evaluations only."""
-
-    on_step = on_evaluation = _send
-    on_stage = on_collect = on_alarm = on_checkpoint = on_measure = _ignore
 
     def _finish(self) -> None:
         for tracker in list(self._alive):

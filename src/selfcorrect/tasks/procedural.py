@@ -1,0 +1,152 @@
+"""Problems drawn by a program: the base of such tasks, of this package's and of your own. See docs/your-own-task.md.
+
+A task brings three functions: draw a problem, judge an answer, write an answer. The base does the rest: distinct problems,
+disjoint splits, prompts, references and the demonstrations of `selfcorrect sft`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from selfcorrect.errors import ConfigError
+from selfcorrect.tasks.base import Message, Split
+from selfcorrect.tasks.user_code import judged
+from selfcorrect.types import Grade, Problem, Verdict
+
+AnySplit = Literal["train", "test", "pretrain"]
+BUCKETS: dict[AnySplit, range] = {"test": range(15), "train": range(15, 50), "pretrain": range(50, 100)}
+"""Hash buckets (of 100) per split; ``pretrain`` is what the embedded model and warm-ups are taught on."""
+IN_VAIN = 5_000
+"""Draws in a row without a new problem of a split, after which its space counts as used up."""
+INSTRUCTION = "There might be an error in the answer above. Correct it if so, and write the whole answer again."
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One problem as ``Procedural.draw`` returns it."""
+
+    question: str
+    answer: str
+    """Shown in records, never to the model."""
+    level: str | None = None
+    """Tables can be broken down by it, and controls swap attempts within a level."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """For the other methods of the task."""
+    key: str | None = None
+    """Problems of one key count as the same problem and are in the same split; None takes the question."""
+
+
+class Procedural(ABC):
+    """A task whose problems are drawn. Implements ``Task``, ``Demonstrates`` and ``ChecksItself``."""
+
+    name: str
+    instruction: str = INSTRUCTION
+    system: str | None = None
+    """System message before the question; None has none, as some chat templates refuse one."""
+    counts: Mapping[AnySplit, int] = {"train": 3_000, "test": 1_000, "pretrain": 5_000}
+    """Distinct problems of each split. About 35 %, 15 % and 50 % of all that can be drawn are there for them."""
+    wrong_share: float = 0.4
+    """Share of the demonstrated attempts that are honest wrong tries."""
+    demonstrated_attempts: int = 2
+    """Attempts of one demonstration, each drawn without regard to the others: nothing is taught about correcting."""
+    too_few: str = "let draw() return more different problems, or set lower counts"
+    """The way out where the space is too small for the counts."""
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> Drawn | None:
+        """One problem, from these random numbers alone; None to draw again."""
+
+    @abstractmethod
+    def verify(self, problem: Problem, text: str) -> bool | Verdict | Grade:
+        """Judge what a model wrote, which is untrusted: read it, do not run it. Equal arguments give equal verdicts."""
+
+    @abstractmethod
+    def demonstrate(self, problem: Problem, right: bool, rng: random.Random) -> str:
+        """A whole answer as the model should write it: a right one, or a wrong one in the same form.
+
+        A right answer also serves as the reference, and the token cap is checked against it. Where ``wrong_share`` is 0,
+        no wrong answer is asked for.
+        """
+
+    def check_is_sound(self, problem: Problem, text: str) -> bool | None:
+        """See ``ChecksItself``; a task whose answers check nothing leaves this as it is."""
+        return None
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """See ``Task``: distinct, in a fixed order, the same in every run; drawn once.
+
+        Raises:
+            ConfigError: there are too few for ``counts``.
+        """
+        return self._problems(split)
+
+    def first_messages(self, problem: Problem) -> list[Message]:
+        """See ``Task``: the question, after the system message if there is one."""
+        question: Message = {"role": "user", "content": problem.question}
+        return [question] if self.system is None else [{"role": "system", "content": self.system}, question]
+
+    def reference_answer(self, problem: Problem) -> str:
+        """See ``Task``: the right answer that the problem's id draws."""
+        return self.demonstrate(problem, True, random.Random(f"reference {problem.id}"))
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
+        """See ``Task``; what ``verify`` raises is an ``error`` with the reason."""
+        return judged(f"{type(self).__name__}.verify", lambda: self.verify(problem, text), text, truncated)
+
+    def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
+        """See ``Demonstrates``: independent draws, each wrong with probability ``wrong_share``.
+
+        The attempts of a demonstration have the same chance to be right, whatever came before them. A model that has learnt
+        them gains nothing from attempt 1 to attempt 2.
+
+        Raises:
+            ConfigError: there are too few problems for ``counts``.
+        """
+        problems = self._problems("pretrain")
+        rng = random.Random(f"{self.name} demonstrations {seed}")
+
+        def stream() -> Iterator[tuple[Problem, tuple[str, ...]]]:
+            while True:
+                problem = rng.choice(problems)
+                rights = [rng.random() >= self.wrong_share for _ in range(self.demonstrated_attempts)]
+                yield problem, tuple(self.demonstrate(problem, right, rng) for right in rights)
+
+        return stream()
+
+    @functools.cached_property
+    def _drawn(self) -> dict[AnySplit, tuple[Problem, ...]]:
+        return {}
+
+    def _problems(self, split: AnySplit) -> tuple[Problem, ...]:
+        if split in self._drawn:
+            return self._drawn[split]
+        rng, count = random.Random(f"{self.name} {split}"), self.counts[split]
+        found: dict[str, Problem] = {}
+        in_vain = 0
+        while len(found) < count and in_vain < IN_VAIN:
+            in_vain += 1
+            drawn = self.draw(rng)
+            if drawn is None:
+                continue
+            key = drawn.question if drawn.key is None else drawn.key
+            if key not in found and split_of(key) == split:
+                found[key] = Problem(f"{split}-{key}", drawn.question, drawn.answer, drawn.level, drawn.meta)
+                in_vain = 0
+        if len(found) < count:
+            raise ConfigError(
+                f"task {self.name} has {len(found)} distinct problems for its {split} split and needs {count}: "
+                f"{IN_VAIN:,} draws in a row brought no new one; {self.too_few}"
+            )
+        return self._drawn.setdefault(split, tuple(found.values()))
+
+
+def split_of(key: str) -> AnySplit:
+    """The split that a problem belongs to, from a hash of its key or question."""
+    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % 100
+    return next(name for name, buckets in BUCKETS.items() if bucket in buckets)
