@@ -80,9 +80,10 @@ def test_row_order_batch_split_and_neighbours_do_not_change_the_tokens():
 def test_caches_held_for_the_next_attempt_stay_within_the_budget_of_one_batch(monkeypatch):
     held = []
     add = PrefixStore.add
+    engine = tiny.engine(tokens_per_sampling_batch=60)
     monkeypatch.setattr(PrefixStore, "add", lambda self, cache, ids: held.append(cache.slots) or add(self, cache, ids))
     continued = dataclasses.replace(FREE, continued=True)
-    sample(tiny.engine(tokens_per_sampling_batch=60), requests(12), continued)
+    sample(engine, requests(12), continued)
     assert 0 < sum(held) <= 60
 
 
@@ -232,12 +233,14 @@ def test_packed_weights_are_the_published_ones_and_gone_while_training(monkeypat
         data = sampled_data(e)  # by the new weights
 
 
-def test_a_model_of_another_attention_keeps_it():
+def test_the_attention_is_ours_and_one_that_misreads_the_mask_is_refused():
+    model = tiny.random_model()
+    TorchEngine(model, ChatFormat(tiny.tokenizer()), TorchEngineConfig(device="cpu"))
+    assert model.config._attn_implementation == "selfcorrect_cpu"
     eager = tiny.random_model()
-    eager.set_attn_implementation("eager")
-    for model, kept in ((eager, "eager"), (tiny.random_model(), "selfcorrect_cpu")):
-        TorchEngine(model, ChatFormat(tiny.tokenizer()), TorchEngineConfig(device="cpu"))
-        assert model.config._attn_implementation == kept
+    eager.set_attn_implementation("eager")  # it adds the mask, True and False, to the scores
+    with pytest.raises(ModelError, match="differ from a plain forward pass"):
+        TorchEngine(eager, ChatFormat(tiny.tokenizer()), TorchEngineConfig(device="cpu"))
 
 
 def test_layers_that_run_again_get_whole_sequences():
