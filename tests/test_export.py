@@ -36,10 +36,10 @@ from selfcorrect.measuring.evaluate import held_out
 from selfcorrect.measuring.metrics import summarise
 from selfcorrect.records.lines import AlarmRecord
 from selfcorrect.records.run_directory import RunDirectory
-from selfcorrect.sharing import Shared, export_run
-from selfcorrect.sharing.card import Said
+from selfcorrect.sharing import export_run
 from selfcorrect.sharing.hub import check_push, push
 from selfcorrect.sharing.markdown import code, code_block, plain
+from selfcorrect.sharing.weights import Weights
 from selfcorrect.tasks.arithmetic import INSTRUCTION
 from selfcorrect.types import Attempt
 
@@ -137,7 +137,8 @@ A_STEP_OF_BFLOAT16 = 0.125
 
 @dataclass(frozen=True)
 class Exported:
-    made: Shared
+    weights: Weights
+    url: str | None
     path: Path
     engine: TorchEngine
     attempts: list[Attempt]
@@ -154,13 +155,13 @@ def exported(trained, tmp_path_factory):
     out, ours, jobs = tmp_path_factory.mktemp("out"), {}, []
     for name, (settings, merge, _) in FORMS.items():
         path = out / name.replace(" ", "-")
-        made = export_run(trained(*settings), path, merge=merge)
+        weights, url = export_run(trained(*settings), path, merge=merge)
         engine, episodes = played(trained(*settings))
         assert any(e.attempts[0].token_ids != e.attempts[1].token_ids for e in episodes)
         attempts = [a for e in episodes for a in e.attempts]
-        ours[name] = made, path, engine, attempts, episodes[0].problem.question
+        ours[name] = weights, url, path, engine, attempts, episodes[0].problem.question
         prompts = [a.prompt_ids for a in attempts]
-        jobs.append({"path": str(path), "form": made.weights.form, "dtype": made.weights.dtype, "prompts": prompts})
+        jobs.append({"path": str(path), "form": weights.form, "dtype": weights.dtype, "prompts": prompts})
     said = fresh_process("-c", GENERATE, input=json.dumps(jobs)).splitlines()
     answers = [[tuple(ids) for ids in json.loads(line)] for line in said]
     return {name: Exported(*known, theirs) for (name, known), theirs in zip(ours.items(), answers, strict=True)}
@@ -170,8 +171,8 @@ def exported(trained, tmp_path_factory):
 def test_plain_libraries_give_the_same_greedy_tokens_in_a_fresh_process(exported, name):
     """Exactly in float32. In bfloat16 a sum depends on how it is split: answers may part where two tokens are level."""
     x = exported[name]
-    assert (x.made.weights.form, x.made.url) == (FORMS[name][2], None)
-    if x.made.weights.dtype == "float32":
+    assert (x.weights.form, x.url) == (FORMS[name][2], None)
+    if x.weights.dtype == "float32":
         assert x.elsewhere == [a.token_ids for a in x.attempts]
     pairs = zip(x.attempts, x.elsewhere, strict=True)
     assert max(lead(x.engine, a.prompt_ids, a.token_ids, theirs) for a, theirs in pairs) <= A_STEP_OF_BFLOAT16
@@ -187,7 +188,7 @@ def test_the_code_on_the_card_runs_and_answers_like_our_engine(exported, name):
 
 def test_merging_into_bfloat16_rounds_once_and_says_how_much(trained, tmp_path):
     run, out = trained(*LORA, *BFLOAT16), tmp_path / "out"
-    made = export_run(run, out)
+    weights, _ = export_run(run, out)
     base, merged = load_file(TINY / "model.safetensors"), load_file(out / "model.safetensors")
     adapter = load_file(run / "model" / "adapter_model.safetensors")
     scale = 32.0 / 4  # lora_alpha / rank
@@ -201,9 +202,9 @@ def test_merging_into_bfloat16_rounds_once_and_says_how_much(trained, tmp_path):
         assert torch.allclose(merged[name].float(), exact, rtol=1.01 * 2**-8, atol=1e-7)
         lost += float((merged[name].float() - exact).square().sum())
         update += float(delta.square().sum())
-    assert made.weights.rounded == pytest.approx((lost / update) ** 0.5, rel=1e-3)
-    assert 0.01 < made.weights.rounded < 1
-    assert f"changed the weights by {made.weights.rounded:.1%} of the norm" in (out / "README.md").read_text()
+    assert weights.rounded == pytest.approx((lost / update) ** 0.5, rel=1e-3)
+    assert 0.01 < weights.rounded < 1
+    assert f"changed the weights by {weights.rounded:.1%} of the norm" in (out / "README.md").read_text()
 
 
 def with_settings(run, section, **values):
@@ -264,9 +265,10 @@ def test_the_card_says_what_the_records_say(finished, tmp_path):
     # second attempts every 8th problem copies too: 5 right ones; 4 and 24 break, 5 and 25 stay wrong. Right in the end:
     # 10 - 2 of those right at first, and 30 - 2 of those wrong.
     summary = summarise(made_runs.held_out(trained=True))
-    assert [e.value for e in (summary.accuracy(2), summary.i_to_c, summary.c_to_i)] == [36 / 40, 28 / 40, 2 / 40]
-    cells = [summary.accuracy(1), summary.accuracy(2), summary.delta, summary.i_to_c, summary.c_to_i]
-    texts = [e.text(sign=e is summary.delta) for e in cells]
+    first = summary.revisions[0]
+    assert [e.value for e in (summary.accuracy(2), first.i_to_c, first.c_to_i)] == [36 / 40, 28 / 40, 2 / 40]
+    cells = [summary.accuracy(1), summary.accuracy(2), first.delta, first.i_to_c, first.c_to_i]
+    texts = [e.text(sign=e is first.delta) for e in cells]
     assert [c.strip() for c in trained.split("|")[2:-1]] == [*texts, "40", "1"]
     assert base.split("|")[4].strip().startswith("+0.0")
     for said in (
@@ -287,7 +289,7 @@ def test_what_is_not_known_is_left_out_and_what_the_user_says_is_taken(finished,
     run = finished()
     silent = card_of(run, tmp_path / "a")
     assert silent.data.license is None and silent.data.base_model is None
-    told = card_of(run, tmp_path / "b", said=Said("owner/base", "mit"))
+    told = card_of(run, tmp_path / "b", base_model="owner/base", license="mit")
     assert (told.data.license, told.data.base_model) == ("mit", "owner/base")
     assert "The model `owner/base`" in told.text
 
@@ -341,7 +343,7 @@ def test_texts_of_users_break_neither_the_header_nor_the_page(tmp_path, text):
     run.append(AlarmRecord(step=1, name=text, message=text))
     made_runs.finish(run)
     shutil.copytree(TINY, run.path / "model")
-    card = card_of(run.path, tmp_path / text.replace("/", "").replace("\x00", ""), said=Said(license="mit"))
+    card = card_of(run.path, tmp_path / text.replace("/", "").replace("\x00", ""), license="mit")
     assert card.data.license == "mit" and card.data.tags == ["selfcorrect", "self-correction", "score"]
     tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open" and t.tag == "h2"]
@@ -450,8 +452,8 @@ def refusal(status, message):
 def test_a_push_makes_a_private_model_of_everything_unless_told_otherwise(finished, tmp_path, monkeypatch, public):
     hub = Hub()
     monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: hub)
-    made = export_run(finished(), tmp_path / "out", push_to="me/model", private=not public)
-    assert made.url == "https://hub/me/model"
+    _, url = export_run(finished(), tmp_path / "out", push_to="me/model", private=not public)
+    assert url == "https://hub/me/model"
     assert [name for name, _ in hub.asked] == ["whoami", "repo_exists", "create_repo", "upload_folder"]
     assert hub.asked[2][1] == {"repo_id": "me/model", "private": not public, "repo_type": "model"}
     assert {"README.md", "model.safetensors", "tokenizer.json", "generation_config.json"} <= hub.asked[3][1]["files"]
@@ -478,7 +480,7 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_written(finished, t
 
 def test_an_id_that_is_none_and_a_model_that_exists_are_refused():
     for wrong in ("model", "a/b/c", "me/--x", "me/mo del", ""):
-        with pytest.raises(EndpointError, match="is no id of a model on the Hub"):
+        with pytest.raises(EndpointError, match="is not an id of a model on the Hub"):
             check_push(Hub(), wrong)
     hub = Hub()
     hub.exists = True
@@ -494,7 +496,7 @@ def test_an_upload_that_fails_says_how_to_go_on(tmp_path):
 def test_an_adapter_that_nobody_could_load_is_not_pushed(trained, tmp_path):
     with pytest.raises(ConfigError, match="nobody could load it from there"):
         export_run(trained(*LORA), tmp_path / "out", merge=False, push_to="me/model")
-    export_run(trained(*LORA), tmp_path / "named", merge=False, said=Said(base_model="me/base"))
+    export_run(trained(*LORA), tmp_path / "named", merge=False, base_model="me/base")
     config = json.loads((tmp_path / "named" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "me/base"
 

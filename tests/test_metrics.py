@@ -62,11 +62,11 @@ def test_accuracies_and_flips_by_hand() -> None:
     assert (s.n_problems, s.n_episodes, s.n_verifier_errors) == (10, 10, 0)
     assert s.accuracy(1).value == pytest.approx(0.5)  # p0-p3, p6: 5 of 10
     assert s.accuracy(2).value == pytest.approx(0.6)  # p0-p5: 6 of 10
-    assert s.i_to_c.value == pytest.approx(0.2)  # p4, p5 of ALL 10, not of the 5 wrong ones
-    assert s.c_to_i.value == pytest.approx(0.1)  # p6
-    assert s.delta.value == pytest.approx(0.1)  # 0.2 - 0.1
-    assert s.delta_first_last == s.delta
-    assert s.delta.kind == "paired bootstrap over problems" and s.accuracy(1).n == 10
+    assert s.revisions[0].i_to_c.value == pytest.approx(0.2)  # p4, p5 of ALL 10, not of the 5 wrong ones
+    assert s.revisions[0].c_to_i.value == pytest.approx(0.1)  # p6
+    assert s.revisions[0].delta.value == pytest.approx(0.1)  # 0.2 - 0.1
+    assert s.delta_first_last == s.revisions[0].delta
+    assert s.revisions[0].delta.kind == "paired bootstrap over problems" and s.accuracy(1).n == 10
 
 
 def test_intervals_are_those_of_a_bootstrap_over_problems() -> None:
@@ -76,9 +76,11 @@ def test_intervals_are_those_of_a_bootstrap_over_problems() -> None:
     t1 = s.accuracy(1)
     assert (t1.low, t1.high) == (pytest.approx(0.451, abs=0.004), pytest.approx(0.549, abs=0.004))
     # delta: +1, -1, 0 with 0.2, 0.1, 0.7: variance 0.3 - 0.01 = 0.29, standard error 0.0269, interval 0.1 +- 0.053
-    assert s.delta.low == pytest.approx(0.047, abs=0.004) and s.delta.high == pytest.approx(0.153, abs=0.004)
-    wide = summarise(many, level=0.99).delta
-    assert wide.level == 0.99 and wide.low < s.delta.low and wide.high > s.delta.high
+    assert s.revisions[0].delta.low == pytest.approx(0.047, abs=0.004) and s.revisions[0].delta.high == pytest.approx(
+        0.153, abs=0.004
+    )
+    wide = summarise(many, level=0.99).revisions[0].delta
+    assert wide.level == 0.99 and wide.low < s.revisions[0].delta.low and wide.high > s.revisions[0].delta.high
 
 
 def test_the_seed_moves_the_intervals_only() -> None:
@@ -91,8 +93,8 @@ def test_a_perfect_run_still_has_bounds() -> None:
     s = summarise([episode(f"p{i}", C, C) for i in range(10)])
     unseen = 1 - 0.05 ** (1 / 10)  # see stats.bootstrap_mean: equal rows
     assert (s.accuracy(1).low, s.accuracy(1).high) == (pytest.approx(1 - unseen), 1.0)
-    assert (s.c_to_i.low, s.c_to_i.high) == (0.0, pytest.approx(unseen))
-    assert (s.delta.low, s.delta.high) == (pytest.approx(-unseen), pytest.approx(unseen))
+    assert (s.revisions[0].c_to_i.low, s.revisions[0].c_to_i.high) == (0.0, pytest.approx(unseen))
+    assert (s.revisions[0].delta.low, s.revisions[0].delta.high) == (pytest.approx(-unseen), pytest.approx(unseen))
 
 
 def test_the_level_reaches_every_estimate() -> None:
@@ -141,15 +143,18 @@ def test_verifier_errors_leave_pair_by_pair_and_are_counted() -> None:
     assert s.n_verifier_errors == 3 and [a.n_verifier_errors for a in s.attempts] == [2, 2]
     assert (s.accuracy(1).value, s.accuracy(1).n) == (pytest.approx(2 / 3), 3)  # a, b, d: b and d are right
     assert (s.accuracy(2).value, s.accuracy(2).n) == (pytest.approx(1 / 3), 3)  # a, c, d: a is right
-    assert (s.delta.value, s.delta.n) == (0.0, 2)  # a: +1, d: -1; not 1/3 - 2/3
-    assert (s.i_to_c.value, s.c_to_i.value, s.i_to_c.n) == (0.5, 0.5, 2)
+    assert (s.revisions[0].delta.value, s.revisions[0].delta.n) == (0.0, 2)  # a: +1, d: -1; not 1/3 - 2/3
+    assert (s.revisions[0].i_to_c.value, s.revisions[0].c_to_i.value, s.revisions[0].i_to_c.n) == (0.5, 0.5, 2)
     assert s.revisions[0].answer_changed.n == 2, "an answer that our verifier failed on is no answer to compare"
     assert s.revisions[0].edit_ratio.n == 5, "texts need no verifier"
 
 
 def test_only_errors_is_not_measured() -> None:
     s = summarise([episode("a", E, E)])
-    assert str(s.accuracy(1)) == str(s.delta) == str(s.i_to_c) == "n/a" and s.n_verifier_errors == 1
+    assert (
+        str(s.accuracy(1)) == str(s.revisions[0].delta) == str(s.revisions[0].i_to_c) == "n/a"
+        and s.n_verifier_errors == 1
+    )
 
 
 def test_answer_change_by_hand() -> None:
@@ -196,14 +201,14 @@ def test_three_attempts_by_hand() -> None:
     first, second = s.revisions
     assert (first.i_to_c.value, first.c_to_i.value, first.delta.value) == (0.5, 0.25, 0.25)  # a, d mended; c spoilt
     assert (second.i_to_c.value, second.c_to_i.value, second.delta.value) == (0.5, 0.25, 0.25)  # b, c mended; d spoilt
-    assert s.delta_first_last.value == 0.5 and s.delta.value == 0.25
+    assert s.delta_first_last.value == 0.5 and s.revisions[0].delta.value == 0.25
     assert str(s.accuracy(4)) == str(s.accuracy(0)) == "n/a"
 
 
 def test_one_attempt_has_accuracy_and_no_delta() -> None:
     s = summarise([episode("a", C), episode("b", W)])
     assert s.accuracy(1).value == 0.5 and s.revisions == ()
-    assert str(s.delta) == str(s.delta_first_last) == str(s.i_to_c) == str(s.c_to_i) == "n/a"
+    assert (str(s.delta_first_last), s.revisions) == ("n/a", ())
 
 
 def test_feedback_turns_are_passed_over() -> None:
@@ -218,7 +223,7 @@ def test_samples_are_averaged_within_their_problem() -> None:
     assert (s.n_problems, s.n_episodes) == (2, 5)
     assert (s.accuracy(1).value, s.accuracy(1).n) == (pytest.approx(0.375), 2)
     assert s.attempts[0].verdict_shares["correct"] == pytest.approx(0.375)
-    assert s.delta.value == pytest.approx((0.25 + 0) / 2)
+    assert s.revisions[0].delta.value == pytest.approx((0.25 + 0) / 2)
     # The unit is the problem: 8 copies of each sample must not narrow the interval.
     rng = np.random.default_rng(0)
     right = rng.random(60) < 0.5
@@ -230,7 +235,7 @@ def test_samples_are_averaged_within_their_problem() -> None:
 def test_empty_input_prints_na_and_never_zero() -> None:
     s = summarise([])
     assert (s.n_problems, s.n_episodes, s.attempts, s.revisions) == (0, 0, (), ())
-    for e in (s.accuracy(1), s.accuracy(2), s.delta, s.i_to_c, s.c_to_i, s.delta_first_last):
+    for e in (s.accuracy(1), s.accuracy(2), s.delta_first_last):
         assert str(e) == "n/a" and math.isnan(e.value)
     assert by_level([]) == {} and correctness_matrix([]).correct_NK.shape == (0, 0)
     nothing = paired_estimate([np.empty(0)], [np.empty(0)], (-1, 1))

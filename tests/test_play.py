@@ -330,7 +330,7 @@ def test_a_feedback_turn_is_asked_for_shown_and_not_graded():
     assert len(summary.attempts) == 2
     row = episode_row(episode)
     assert [a["verdict"] is None for a in row["attempts"]] == [False, True, False]
-    assert summarise([episode_from_row(row)]).delta == summary.delta
+    assert summarise([episode_from_row(row)]).revisions[0].delta == summary.revisions[0].delta
 
 
 def test_the_longest_conversation_counts_feedback_turns():

@@ -176,7 +176,9 @@ def test_counts_are_those_of_the_episodes(found):
     assert found.one_verdict[4][0] == pytest.approx(sum(same) / 6)
     told = numbers(found, toy.Toy())
     assert told.one_verdict == found.one_verdict[4][1] and told.cap_hits[4] == max(found.cap_hits[4])
-    assert told.accuracy_first == found.sampled.accuracy(1).value and told.fixed == found.sampled.i_to_c.value
+    assert (
+        told.accuracy_first == found.sampled.accuracy(1).value and told.fixed == found.sampled.revisions[0].i_to_c.value
+    )
     assert told.can_warm_up
     assert found.sampling_seconds(48) == pytest.approx(48 * found.tokens_per_episode / found.tokens_per_s)
 

@@ -140,7 +140,7 @@ def test_methods_are_compared_where_the_runs_fit_together(tmp_path):
 def test_a_run_that_has_only_begun_says_n_a_and_never_0(tmp_path):
     run = only(made.begin(tmp_path / "run").path)
     assert run.state == "Started; nothing measured yet"
-    assert all(not row.measured and row.n == row.delta == "n/a" for row in run.results)
+    assert all(row.n == row.delta == "n/a" for row in run.results)
     assert (run.curves, run.flows, run.edits, run.levels, run.alarms) == ((), (), None, None, ())
     made.begin(tmp_path / "bare").metrics_file.unlink()
     text = build_report([tmp_path / "bare"])
@@ -154,7 +154,7 @@ def test_a_run_without_a_base_evaluation(tmp_path):
     made.evaluate(run, "final", made.held_out(trained=True), at_step=19)
     made.finish(run)
     page = only(run.path)
-    assert [r.measured for r in page.results] == [False, True]
+    assert [r.n != "n/a" for r in page.results] == [False, True]
     assert page.results[0].accuracies == ("n/a", "n/a")
     assert len(page.flows) == 1 and [label for label, _ in page.edits.series] == ["trained"]
     assert all("base" not in e["sides"] for e in sample_episodes([read_run(run.path)]).entries)
@@ -167,7 +167,7 @@ def test_a_run_that_is_going_on(tmp_path):
     page = only(run.path)
     assert page.state.startswith("Not finished: step 12 of 20; last record ")
     assert page.curves[0].marks[-1] == (11, "best so far")
-    assert [r.measured for r in page.results] == [True, False]
+    assert [r.n != "n/a" for r in page.results] == [True, False]
     sides = [set(e["sides"]) for e in sample_episodes([read_run(run.path)]).entries]
     assert sides.count({"base"}) == 40 and sides.count({"training"}) == 24
 
@@ -181,7 +181,7 @@ def test_one_attempt_has_no_flow_and_no_change(tmp_path):
     assert (page.flows, page.edits, page.levels) == ((), None, None)
     change = next(c for c in page.curves if c.title.startswith("Answers changed"))
     assert draw_curves(change).rows[0][1:] == ("n/a", "n/a", "n/a")
-    assert {"one-right", "one-wrong"} <= read_run(run.path).held_out["base"].tag_counts.keys()
+    assert {"one-right", "one-wrong"} <= {tag for e in read_run(run.path).held_out["base"].lines for tag in e.tags}
     assert len(build_report([run.path])) > 10_000
 
 

@@ -30,15 +30,15 @@ from selfcorrect.measuring.test_time import (
 )
 from selfcorrect.records.lines import EndRecord, episode_row
 from selfcorrect.records.run_directory import RunDirectory
-from selfcorrect.reproduce import make, more_samples
+from selfcorrect.reproduce import kept, make
 from selfcorrect.reproduce.budget import Spent, check_equal
 from selfcorrect.reproduce.choice import Choice, config_hash, planned_cost, rows_in_order, targets_of
-from selfcorrect.reproduce.diagnostics import _ends, mended
+from selfcorrect.reproduce.diagnostics import corrected, ends
 from selfcorrect.reproduce.jobs import Job, Runner, claimed, finished_seconds
+from selfcorrect.reproduce.kept import shifted_episodes
 from selfcorrect.reproduce.measured import Measurements
-from selfcorrect.reproduce.planning import jobs_of, prompted_job, shift_job
+from selfcorrect.reproduce.planning import jobs_of, prompted_job, script_job
 from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, Claim, paper_tables
-from selfcorrect.reproduce.shift import shifted_episodes
 from selfcorrect.reproduce.tables import code_table, table
 from selfcorrect.reproduce.verdicts import judge
 
@@ -426,7 +426,7 @@ def write_all(c, target):
     write_runs(c, target)
     for seed in c.seeds if target == "shift" else ():
         for key in TARGETS["shift"].rows:
-            write_shift(shift_job(c, ROWS[key], seed).target)
+            write_shift(script_job(c, ROWS[key], seed, "shift").target)
     for job in jobs_of(c, [target]) if target in ("scaling", "attempts") else ():
         if not job.is_run:
             write_curves(job)
@@ -501,7 +501,7 @@ def write_curves(job):
 
     votes = VoteCurve(tuple(BudgetRow(k, share(5), share(7), share(2), share(1), share(3)) for k in BUDGETS), 10, 0)
     row = AttemptCurve(tuple(share(4 if k < 2 else 6) for k in range(ATTEMPTS)), (share(2),) * ATTEMPTS, 10, 0)
-    policies = ("base", "kept") if "base+kept" in job.command else ("kept",)
+    policies = ("base", "kept") if "scaling+base" in job.command else ("kept",)
     lines = [
         {"policy": p, **ScalingCurves("m", 1, "c", replace(votes, settings={"temperature": 0.7}), row).to_json()}
         for p in policies
@@ -514,7 +514,7 @@ def test_more_responses_and_attempts_are_measured_once_per_seed_and_the_base_onc
     write_runs(c, "attempts")
     both = [job for job in jobs_of(c, ["scaling", "attempts"]) if not job.is_run]
     assert len({job.target for job in both}) == len(both) == 2 * len(c.seeds)  # SCoRe and multi-turn, one file for both
-    assert sum("base+kept" in job.command for job in both) == 1
+    assert sum("scaling+base" in job.command for job in both) == 1
     for job in both:
         write_curves(job)
     scaling, attempts = (make.MAKERS[t](Measurements(c)) for t in ("scaling", "attempts"))
@@ -527,11 +527,11 @@ def test_more_responses_and_attempts_are_measured_once_per_seed_and_the_base_onc
 
 
 def test_more_samples_are_of_the_kept_checkpoint_and_of_the_base(tmp_path, monkeypatch):
-    monkeypatch.setattr(more_samples, "BUDGETS", (1, 2))
-    monkeypatch.setattr(more_samples, "ATTEMPTS", 2)
+    monkeypatch.setattr(kept, "BUDGETS", (1, 2))
+    monkeypatch.setattr(kept, "ATTEMPTS", 2)
     run, _, _ = toy.run(tmp_path / "run", "train.learning_rate=0.05")
     job = SimpleNamespace(config=run.config, task=toy.Toy())
-    found = dict(more_samples.curves(run, job, toy.engine(run.config), base=True))
+    found = dict(kept.scaling_curves(run, job, toy.engine(run.config), base=True))
     assert list(found) == ["base", "kept"] and (found["base"].step, found["kept"].step) == (None, run_step(run))
     untrained = toy.engine(run.config)
     untrained.publish()
@@ -542,7 +542,7 @@ def test_more_samples_are_of_the_kept_checkpoint_and_of_the_base(tmp_path, monke
     assert texts[0] != texts[1]  # the weights have moved
     file = tmp_path / "curves.jsonl"
     file.write_text("".join(json.dumps({"policy": p, **c.to_json()}) + "\n" for p, c in found.items()))
-    assert more_samples.read_curves(file)["kept"].votes.rows == found["kept"].votes.rows
+    assert kept.read_curves(file)["kept"].votes.rows == found["kept"].votes.rows
 
 
 def run_step(run):
@@ -550,7 +550,7 @@ def run_step(run):
 
 
 def write_shift(file):
-    """Test problems: 4 wrong first attempts of its own, 1 mended; 2 of the base's, both mended. Training: none wrong."""
+    """Test problems: 4 wrong first attempts of its own, 1 corrected; 2 of the base's, both corrected. Training: none wrong."""
     pairs = {
         ("test", "own"): ["-+", "--", "--", "--", "++"],
         ("test", "base"): ["-+", "-+", "++"],
@@ -566,9 +566,9 @@ def write_shift(file):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_the_rate_of_mended_answers_is_of_the_wrong_ones(tmp_path):
+def test_the_rate_of_corrected_answers_is_of_the_wrong_ones(tmp_path):
     write_shift(tmp_path / "s.jsonl")
-    rates = mended(tmp_path / "s.jsonl")
+    rates = corrected(tmp_path / "s.jsonl")
     assert (rates["test_own"].value, rates["test_own"].n, rates["test_base"].value) == (0.25, 4, 1.0)
     assert rates["test_gap"].value == 0.75 and not rates["test_gap"].has_interval
     assert rates["train_own"].n == 0 and rates["train_gap"].n == 0  # nothing was wrong: n/a, not 0
@@ -602,12 +602,12 @@ def test_collapse_is_measured_at_the_ends_of_training_and_of_stage_1():
         SimpleNamespace(stage="stage1" if i < 20 else "stage2", answer_change=0.5 - i / 100 if i < 20 else 0.1)
         for i in range(40)
     ]
-    ends = _ends(steps)  # 40 steps: windows of 4
-    assert ends["changed_start"] == pytest.approx(0.5 - 1.5 / 100)
-    assert ends["changed_stage1"] == pytest.approx(0.5 - 17.5 / 100)
-    assert ends["changed_end"] == pytest.approx(0.1)
-    assert "changed_stage1" not in _ends(steps[20:])
-    assert ends["changed_fall"] == pytest.approx(ends["changed_start"] - 0.1)
+    found = ends(steps)  # 40 steps: windows of 4
+    assert found["changed_start"] == pytest.approx(0.5 - 1.5 / 100)
+    assert found["changed_stage1"] == pytest.approx(0.5 - 17.5 / 100)
+    assert found["changed_end"] == pytest.approx(0.1)
+    assert "changed_stage1" not in ends(steps[20:])
+    assert found["changed_fall"] == pytest.approx(found["changed_start"] - 0.1)
 
 
 def test_a_broken_run_does_not_keep_other_targets_from_being_written(tmp_path):
@@ -615,7 +615,7 @@ def test_a_broken_run_does_not_keep_other_targets_from_being_written(tmp_path):
     write_runs(c, "collapse")
     path = c.run_path(ROWS["multi_turn"], 0)
     (path / "evaluations" / "final.jsonl").write_text('{"problem": 1}\n')
-    made_now = make._write(c, ["levels", "collapse"], {})
+    made_now = make.write_outputs(c, ["levels", "collapse"], {})
     assert "collapse" in made_now.verdicts and made_now.failures.keys() == {"levels", "report.html"}
 
 

@@ -245,7 +245,7 @@ def test_attempts_in_a_row_by_hand():
 )
 def test_budgets_that_cannot_be_spent_both_ways_are_refused(budgets, says):
     with pytest.raises(ConfigError, match=says):
-        scale.check_budgets(budgets)
+        scale.check_votes(make_task(task_config(name="arithmetic")), budgets)
 
 
 REFUSED = {
@@ -339,7 +339,7 @@ def test_attempts_in_a_row_begin_as_an_evaluation_does(embedded):
     assert len(curve.accuracy_K) == len(curve.gain_K) == 10
     plain = evaluate(engine, task, problems, EvalConfig(attempts=2, controls=False), 16).summary
     assert [e.value for e in curve.accuracy_K[:2]] == [plain.accuracy(1).value, plain.accuracy(2).value]
-    assert curve.gain_K[1].value == plain.delta.value
+    assert curve.gain_K[1].value == plain.revisions[0].delta.value
 
 
 def test_a_curve_goes_through_json_and_back(embedded):

@@ -15,6 +15,7 @@ import pytest
 import made_runs
 import tiny
 import toy
+from selfcorrect import trackers
 from selfcorrect.config import load_config
 from selfcorrect.errors import ConfigError, Interrupted
 from selfcorrect.experiment import run_experiment
@@ -134,7 +135,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_warning_and_the_run_goes_on(tm
     assert outcome.progress.step == 5 and steps_of(sound) == [1, 2, 3, 4, 5]
     assert steps_of(broken) == [1]
     (said,) = warnings
-    assert "tracker broken failed and is not told any more: ConnectionError: the network is gone" in said
+    assert "tracker broken failed and receives nothing more: ConnectionError: the network is gone" in said
     assert outcome.run.records()[-1].kind == "end"
     assert (broken.finished, sound.finished) == (0, 1)
 
@@ -212,7 +213,7 @@ def test_a_run_whose_tracker_cannot_start_leaves_nothing_and_resume_can_do_witho
         made.append(Fake(name, "start" if len(made) == 0 else None))
         return made[-1]
 
-    monkeypatch.setattr(base, "_make", make)
+    monkeypatch.setattr(trackers, "make_trackers", lambda names: [make(name) for name in names])
     model = tiny.save_model(tmp_path / "m")
     train = [
         "train",
@@ -233,7 +234,9 @@ def test_a_run_whose_tracker_cannot_start_leaves_nothing_and_resume_can_do_witho
 
 def test_resume_takes_other_trackers(cli, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(base, "_make", lambda name: made.append(Fake(name)) or made[-1])
+    monkeypatch.setattr(
+        trackers, "make_trackers", lambda names: [made.append(Fake(name)) or made[-1] for name in names]
+    )
     model = tiny.save_model(tmp_path / "m")
     run = toy.config(tmp_path / "run", f"model={model}", "trackers=wandb", "eval.controls=false")
     directory = RunDirectory.create(run)

@@ -108,9 +108,9 @@ MUTANTS = [
     ),
     Mutant(
         "shift gives the trained model its own first attempts as the base's",
-        "reproduce/shift.py",
-        "    engine.restore(BASE)\n",
-        "",
+        "reproduce/kept.py",
+        "    load_kept(run, engine)\n    engine.restore(BASE)\n",
+        "    load_kept(run, engine)\n",
         reproduced("shift_plays_the_kept_checkpoint_after_the_bases_first_attempts"),
     ),
     Mutant(
@@ -892,16 +892,16 @@ MUTANTS = [
     ),
     Mutant(
         "export: a gain that is not shown is not called so",
-        "sharing/card.py",
-        "if gain.low > 0:",
-        "if gain.high > -1:",
+        "sharing/card.md.j2",
+        "not gain.low > 0",
+        "not gain.high > -1",
         sharing("a_last_attempt_that_is_not_better_is_called_so"),
     ),
     Mutant(
         "a step played again is sent to a tracker again",
         "trackers/tracking.py",
-        "return record.step <= self.step if",
-        "return False if",
+        "r.step > sent.step:",
+        "r.step > 0:",
         ("tests/test_trackers.py::test_steps_that_are_played_again_after_a_crash_are_not_sent_again",),
     ),
 ]

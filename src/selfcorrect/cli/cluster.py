@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from selfcorrect.errors import ConfigError, RunError
 from selfcorrect.records.files import disk_reason
 
 
 def cluster(
-    model: Annotated[str, typer.Argument(help="Hub id or directory; the server and the run must use the same name.")],
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs per machine; 0 uses SkyRL's JAX backend on a CPU.")] = 0,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; several are joined with Ray.")] = 1,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that hold one copy of the model.")] = 1,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapters.")] = 32,
-    host: Annotated[str, typer.Option(help="Address to listen on. The server asks for no API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    write: Annotated[Path | None, typer.Option(help="Write the files into this new directory.")] = None,
+    model: Annotated[str, Argument(help="Hub id or directory; the server and the run must use the same name.")],
+    gpus: Annotated[int, Option(min=0, help="GPUs per machine; 0 uses SkyRL's JAX backend on a CPU.")] = 0,
+    nodes: Annotated[int, Option(min=1, help="Machines; several are joined with Ray.")] = 1,
+    tensor_parallel: Annotated[int, Option(min=1, help="GPUs that hold one copy of the model.")] = 1,
+    rank: Annotated[int, Option(min=1, help="Rank of the LoRA adapters.")] = 32,
+    host: Annotated[str, Option(help="Address to listen on. The server asks for no API key.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535)] = 8000,
+    write: Annotated[Path | None, Option(help="Write the files into this new directory.")] = None,
 ) -> None:
     """Print how to start SkyRL's Tinker server for engine=tinker: on a CPU, on GPUs, on several machines.
 

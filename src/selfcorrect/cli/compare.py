@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from selfcorrect.cli.options import AsJson
 from selfcorrect.errors import DataError
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories; the base of the first is the baseline row.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare methods in one table with intervals, on the same held-out problems.
 

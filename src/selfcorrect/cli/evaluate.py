@@ -6,14 +6,15 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from selfcorrect.cli.options import takes
+from selfcorrect.cli.options import AsJson, takes
 from selfcorrect.cli.settings import long_form, model_and_settings, read_settings, refuse_ignored
 from selfcorrect.config import Config
 from selfcorrect.errors import ConfigError, DataError, EndpointError, Interrupted
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from selfcorrect.measuring.evaluate import Evaluation
 
 USED = ("task", "eval", "seed", "play", "model.template_kwargs")
-"""Settings, or whole sections, that a measurement behind an endpoint reads; ``method=self_refine`` is one more."""
+"""Settings and whole sections that a measurement behind an endpoint reads; it also reads ``method=self_refine``."""
 DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
 """Fields of a request that the settings decide."""
 TEMPLATE_KWARGS = "chat_template_kwargs"
@@ -40,42 +41,29 @@ class EvalOptions:
 
     model: Annotated[
         str | None,
-        typer.Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory; none with --base-url."),
+        Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory; none with --base-url."),
     ] = None
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k.")
-    ] = None
-    out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False
+    settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k.")] = None
+    out: Annotated[Path | None, Option(help="Also write every episode to this JSONL file.")] = None
+    as_json: AsJson = False
     base_url: Annotated[
-        str | None, typer.Option(help="Measure a model behind this OpenAI-compatible endpoint (up to /v1).")
+        str | None, Option(help="Measure a model behind this OpenAI-compatible endpoint (up to /v1).")
     ] = None
-    name: Annotated[str | None, typer.Option("--model", help="With --base-url: the endpoint's name of the model.")] = (
+    name: Annotated[str | None, Option("--model", help="With --base-url: the endpoint's name of the model.")] = None
+    api_key_env: Annotated[str | None, Option(help="With --base-url: the environment variable that holds the key.")] = (
         None
     )
-    api_key_env: Annotated[
-        str | None, typer.Option(help="With --base-url: the environment variable that holds the key.")
-    ] = None
-    concurrency: Annotated[int | None, typer.Option(min=1, help="With --base-url: requests in flight at once (8).")] = (
-        None
-    )
+    concurrency: Annotated[int | None, Option(min=1, help="With --base-url: requests in flight at once (8).")] = None
     rate: Annotated[
-        float | None, typer.Option(min=0.01, help="With --base-url: requests per minute; no limit if not given.")
+        float | None, Option(min=0.01, help="With --base-url: requests per minute; no limit if not given.")
     ] = None
     retries: Annotated[
-        int | None, typer.Option(min=0, help="With --base-url: times a failing request is sent again (5).")
+        int | None, Option(min=0, help="With --base-url: times a failing request is sent again (5).")
     ] = None
-    timeout: Annotated[
-        float | None, typer.Option(min=0.1, help="With --base-url: seconds to wait for one answer (120).")
-    ] = None
-    body: Annotated[
-        str | None, typer.Option(help="With --base-url: further fields of every request, a JSON object.")
-    ] = None
-
-    @property
-    def given(self) -> list[str]:
-        """The settings in their long form."""
-        return [long_form(s) for s in self.settings or []]
+    timeout: Annotated[float | None, Option(min=0.1, help="With --base-url: seconds to wait for one answer (120).")] = (
+        None
+    )
+    body: Annotated[str | None, Option(help="With --base-url: further fields of every request, a JSON object.")] = None
 
 
 @takes(EvalOptions)
@@ -88,8 +76,9 @@ def evaluate(options: EvalOptions) -> None:
 
     Behind an endpoint: `selfcorrect eval --base-url http://localhost:8000/v1 --model NAME task=gsm8k`
     """
+    settings = [long_form(s) for s in options.settings or []]
     if options.base_url is not None:
-        _with_endpoint(options, options.base_url)
+        _with_endpoint(options, settings, options.base_url)
         return
     of_endpoint = {
         "model": options.name,
@@ -108,16 +97,16 @@ def evaluate(options: EvalOptions) -> None:
         raise ConfigError(
             "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --base-url URL --model NAME"
         )
-    _with_engine(options, options.model)
+    _with_engine(options, settings, options.model)
 
 
-def _with_engine(options: EvalOptions, model: str) -> None:
+def _with_engine(options: EvalOptions, settings: list[str], model: str) -> None:
     from selfcorrect.experiment import load_kept, make_engine, prepare
     from selfcorrect.measuring.evaluate import EnginePlayer, Evaluator, held_out
     from selfcorrect.records.files import claim, write_jsonl
     from selfcorrect.records.lines import episode_row
 
-    run, config = model_and_settings(model, options.given)
+    run, config = model_and_settings(model, settings)
     if options.out is not None:
         claim(options.out)
     job = prepare(config, training=False)
@@ -146,11 +135,10 @@ def _print(options: EvalOptions, results: list[Evaluation], title: str, more: Ma
     show(summary_table({r.name: r.summary for r in results}, title))
 
 
-def _with_endpoint(options: EvalOptions, base_url: str) -> None:
+def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> None:
     from rich.console import Console
 
-    config = _endpoint_config(options)
-    body = _body(options.body or "{}", config.model.template_kwargs)
+    config, body = _endpoint_config(options, settings)
     from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.measuring.endpoint import EndpointPlayer, Journal, journal_path, settings_of, was_refused
     from selfcorrect.measuring.evaluate import Evaluator, check_attempts, held_out
@@ -179,8 +167,10 @@ def _with_endpoint(options: EvalOptions, base_url: str) -> None:
     with Journal.opened(path, settings_of(endpoint, task, problems, config, body)) as journal:
         if journal.n_episodes:
             console.print(f"{path} holds {journal.n_episodes} episodes; continuing", highlight=False, soft_wrap=True)
-        progress = _progress(console, journal, endpoint.counts)
-        player = EndpointPlayer(endpoint, task, journal, progress, config.task.shown_as)
+        counts = endpoint.counts
+        player = EndpointPlayer(
+            endpoint, task, journal, _progress_lines(console, journal, counts), config.task.shown_as
+        )
         evaluator = Evaluator.of(player, task, config)
 
         async def measured() -> list[Evaluation]:
@@ -189,14 +179,12 @@ def _with_endpoint(options: EvalOptions, base_url: str) -> None:
 
         try:
             results = asyncio.run(measured())
-        except KeyboardInterrupt:
-            raise Interrupted(_how_to_continue("stopped", journal, path)) from None
-        except EndpointError as error:
-            raise EndpointError(
-                f"{error}. {_how_to_continue('So far', journal, path)}", status=error.status, timed_out=error.timed_out
-            ) from None
+        except (KeyboardInterrupt, EndpointError) as error:
+            kept = f"{journal.n_episodes} finished episodes are in {path}; the same command continues from there"
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"stopped: {kept}") from None
+            raise EndpointError(f"{error}. So far: {kept}", status=error.status, timed_out=error.timed_out) from None
     refused = {r.name: [e.problem.id for e in r.episodes if was_refused(e)] for r in results}
-    counts = endpoint.counts
     requests = {"sent": counts.sent, "retried": counts.retried, "reasons": counts.reasons}
     title = f"{model} at {endpoint.base_url} on {task.name}"
     _print(options, results, title, {"refused": refused, "requests": requests, "episodes": str(path)})
@@ -208,11 +196,11 @@ def _with_endpoint(options: EvalOptions, base_url: str) -> None:
     print(f"episodes {path}\nrequests {counts.sent} sent, {counts.retried} of them again {_reasons(counts)}".rstrip())
 
 
-def _endpoint_config(options: EvalOptions) -> Config:
-    """The settings of a measurement behind an endpoint, none of which would be ignored."""
+def _endpoint_config(options: EvalOptions, settings: list[str]) -> tuple[Config, dict[str, Any]]:
+    """The settings of a measurement behind an endpoint, none of which would be ignored, and --body as an object."""
     if not options.name:
         raise ConfigError("--base-url needs --model NAME, the name by which the endpoint knows the model")
-    settings = [*([long_form(options.model)] if options.model else []), *options.given]
+    settings = [*([long_form(options.model)] if options.model else []), *settings]
     for setting in settings:
         if "=" not in setting:
             raise ConfigError(
@@ -230,11 +218,7 @@ def _endpoint_config(options: EvalOptions) -> Config:
             f"{method[-1]} would be ignored: behind an endpoint nothing is trained, and only method=self_refine plays "
             "differently; drop it"
         )
-    return config
-
-
-def _body(text: str, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The further fields of every request."""
+    text = options.body or "{}"
     try:
         body = json.loads(text)
     except ValueError:
@@ -243,16 +227,16 @@ def _body(text: str, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"--body {text[:80]!r} is not a JSON object; write for example --body '{{\"top_p\": 0.9}}'")
     if decided := sorted(DECIDED & body.keys()):
         raise ConfigError(f"--body sets {', '.join(decided)}, which the measurement itself decides; drop it")
-    if template_kwargs:
+    if config.model.template_kwargs:
         if TEMPLATE_KWARGS in body:
             raise ConfigError(
                 f"model.template_kwargs and {TEMPLATE_KWARGS} in --body say the same thing; drop one of them"
             )
-        body[TEMPLATE_KWARGS] = dict(template_kwargs)
-    return body
+        body[TEMPLATE_KWARGS] = dict(config.model.template_kwargs)
+    return config, body
 
 
-def _progress(console: Console, journal: Journal, counts: Counts) -> Any:
+def _progress_lines(console: Console, journal: Journal, counts: Counts) -> Callable[[], None]:
     """To be called after every episode: prints a line every few seconds."""
     last = time.monotonic()
 
@@ -260,16 +244,10 @@ def _progress(console: Console, journal: Journal, counts: Counts) -> Any:
         nonlocal last
         if time.monotonic() - last > LINE_EVERY_S:
             last = time.monotonic()
-            line = (
-                f"{journal.n_episodes} episodes, {counts.sent} requests, {counts.retried} sent again {_reasons(counts)}"
-            )
-            console.print(line.rstrip(), highlight=False, markup=False)
+            requests = f"{counts.sent} requests, {counts.retried} sent again {_reasons(counts)}".rstrip()
+            console.print(f"{journal.n_episodes} episodes, {requests}", highlight=False, markup=False)
 
     return on_episode
-
-
-def _how_to_continue(what: str, journal: Journal, path: Path) -> str:
-    return f"{what}: {journal.n_episodes} finished episodes are in {path}; the same command continues from there"
 
 
 def _reasons(counts: Counts) -> str:

@@ -1,4 +1,4 @@
-"""Commands whose arguments and options are the fields of a dataclass."""
+"""Options that several commands share, and commands whose options are the fields of a dataclass."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import TypeVar, get_type_hints
+from typing import Annotated, TypeVar, get_type_hints
 
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Options = TypeVar("Options")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -54,6 +55,7 @@ class TerminalObserver:
 
     def __init__(self, console: Console, measuring_s: float | None = None) -> None:
         self._console = console
+        self._print = partial(console.print, highlight=False, soft_wrap=True, markup=False)
         self._live: Live | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -150,13 +152,10 @@ class TerminalObserver:
             self._print(f"{self._stage.title} {_line(record)}  left {duration(left)}{', ' if note else ''}{note}")
 
     def _line_due(self) -> bool:
-        due = time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S
-        if due:
-            self._last_line = time.monotonic()
-        return due
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if time.monotonic() - self._last_line <= PLAIN_LINE_EVERY_S:
+            return False
+        self._last_line = time.monotonic()
+        return True
 
 
 def duration(seconds: float) -> str:

@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-import typer
+from typer import Argument, Option
 
 from selfcorrect.cli.options import takes
 from selfcorrect.errors import ConfigError, RunError
@@ -29,34 +30,30 @@ class Options:
 
     target: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, demo, or all."
         ),
     ]
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of all runs.")] = (
-        None
-    )
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None
+    settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings of all runs.")] = None
+    seeds: Annotated[int | None, Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None
     own_seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
+        int | None, Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
     ] = None
-    model: Annotated[str, typer.Option(help="Model that every run starts from.")] = "tiny"
-    task: Annotated[str | None, typer.Option(help="Task: arithmetic; mbpp for table3.")] = None
-    out: Annotated[Path, typer.Option(help="Directory of runs and outputs.")] = Path("reproduction")
-    quick: Annotated[bool, typer.Option("--quick", help="A look, not a result: 1 seed, few steps and problems.")] = (
-        False
-    )
-    budget: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of every run; the model's preset.")] = None
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at once, one thread each.")] = 2
-    humaneval: Annotated[str | None, typer.Option(help="table3: HumanEval's rows; from the Hub if not given.")] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print files and verdicts as one JSON object.")] = False
+    model: Annotated[str, Option(help="Model that every run starts from.")] = "tiny"
+    task: Annotated[str | None, Option(help="Task: arithmetic; mbpp for table3.")] = None
+    out: Annotated[Path, Option(help="Directory of runs and outputs.")] = Path("reproduction")
+    quick: Annotated[bool, Option("--quick", help="A look, not a result: 1 seed, few steps and problems.")] = False
+    budget: Annotated[int | None, Option(min=1, help="Optimiser steps of every run; the model's preset.")] = None
+    jobs: Annotated[int, Option(min=1, help="Processes at once, one thread each.")] = 2
+    humaneval: Annotated[str | None, Option(help="table3: HumanEval's rows; from the Hub if not given.")] = None
+    as_json: Annotated[bool, Option("--json", help="Print files and verdicts as one JSON object.")] = False
 
 
 @takes(Options)
 def reproduce(options: Options) -> None:
     """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
 
-    Runs are kept below OUT/runs and used again by their settings; a stopped call goes on where it stopped. `all` is
+    Runs are kept below OUT/runs and used again by their settings; a stopped call continues where it stopped. `all` is
     every target but table3, which needs a code model.
 
     Example: `selfcorrect reproduce table4 --seeds 5`
@@ -84,7 +81,7 @@ def reproduce(options: Options) -> None:
         humaneval=o.humaneval,
     )
     console = Console(stderr=True)
-    with stop_on_signal(_heard) as stop_requested, _Progress(console) as progress:
+    with stop_on_signal(_announce_stop) as stop_requested, _Progress(console) as progress:
         made = make(o.target, choice, o.jobs, progress, stop_requested)
     lines = [(name, v) for name, verdicts in made.verdicts.items() for v in verdicts]
     if o.as_json:
@@ -103,18 +100,18 @@ def reproduce(options: Options) -> None:
         )
 
 
-def _heard() -> None:
+def _announce_stop() -> None:
     """A plain write: this runs in a signal handler."""
     os.write(sys.stderr.fileno(), b"\nstopping: every run writes a checkpoint first; once more stops at once\n")
 
 
 class _Progress:
-    """What is running, how many are left and for how long: a live line on a terminal, now and then a line elsewhere."""
+    """What is running, and how many are left for how long: a live line on a terminal, else a line every minute."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
 
-        self._console = console
+        self._say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
         self._last_line = time.monotonic()
 
@@ -146,9 +143,6 @@ class _Progress:
         elif time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S:
             self._last_line = time.monotonic()
             self._say(line)
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

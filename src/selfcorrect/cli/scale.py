@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from selfcorrect.cli.options import AsJson
 from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError
-from selfcorrect.measuring.test_time import (
-    ATTEMPTS,
-    BUDGETS,
-    TEMPERATURE,
-    check_budgets,
-    check_temperature,
-    check_votes,
-)
+from selfcorrect.measuring.test_time import ATTEMPTS, BUDGETS, TEMPERATURE, check_votes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selfcorrect.engines.base import Engine
-    from selfcorrect.measuring.test_time import AttemptCurve, OnProgress, ScalingCurves, VoteCurve
-    from selfcorrect.tasks.base import Task
-    from selfcorrect.types import Episode
+    from selfcorrect.measuring.test_time import AttemptCurve, OnProgress, VoteCurve
+    from selfcorrect.records.run_directory import RunDirectory
 
 LINE_EVERY_S = 5.0
 READ = ("model", "task", "engine", "seed", "eval.problems", "play.max_new_tokens")
-"""Settings that count here; a section stands for all of its own."""
+"""Settings and whole sections that this command reads."""
 OPTIONS = {"eval.attempts": "--attempts", "eval.temperature": "--temperature", "eval.samples": "--budget"}
-"""Of `selfcorrect eval`; here each is an option."""
+"""Settings of `selfcorrect eval` that are options here."""
 
 
 class Only(StrEnum):
@@ -49,19 +40,19 @@ class Only(StrEnum):
 def scale(
     model: Annotated[
         str,
-        typer.Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory.", metavar="MODEL_OR_RUN"),
+        Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory.", metavar="MODEL_OR_RUN"),
     ],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k limit=200.")
+        list[str] | None, Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k limit=200.")
     ] = None,
-    budget: Annotated[
-        str, typer.Option(help="Numbers of sampled responses per problem, rising: 1 or even.")
-    ] = ",".join(map(str, BUDGETS)),
-    attempts: Annotated[int, typer.Option(min=2, max=10, help="Attempts in a row, greedy.")] = ATTEMPTS,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples that vote.")] = TEMPERATURE,
-    only: Annotated[Only | None, typer.Option(help="Measure one of the two alone.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write every episode to this JSONL file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    budget: Annotated[str, Option(help="Numbers of sampled responses per problem, rising: 1 or even.")] = ",".join(
+        map(str, BUDGETS)
+    ),
+    attempts: Annotated[int, Option(min=2, max=10, help="Attempts in a row, greedy.")] = ATTEMPTS,
+    temperature: Annotated[float, Option(min=0.0, help="Of the samples that vote.")] = TEMPERATURE,
+    only: Annotated[Only | None, Option(help="Measure one of the two alone.")] = None,
+    out: Annotated[Path | None, Option(help="Also write every episode to this JSONL file.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what more responses buy: majority votes with and without correction, and many attempts in a row.
 
@@ -71,28 +62,12 @@ def scale(
     """
     from selfcorrect.cli.tables import show
     from selfcorrect.experiment import command_line, load_kept, make_engine, prepare
-    from selfcorrect.measuring.test_time import ScalingCurves
-    from selfcorrect.records.files import claim
+    from selfcorrect.measuring.evaluate import held_out
+    from selfcorrect.measuring.test_time import ScalingCurves, measure_attempts, measure_votes
+    from selfcorrect.records.files import claim, write_jsonl
+    from selfcorrect.records.lines import episode_row
 
-    given = [long_form(s) for s in settings or []]
-    for setting in given:
-        key = setting.partition("=")[0].strip()
-        if "=" in setting and key not in READ and key.partition(".")[0] not in READ:
-            way_out = f"give {OPTIONS[key]}" if key in OPTIONS else "drop it"
-            raise ConfigError(f"setting {key!r} would be ignored by `selfcorrect scale`; {way_out}")
-    run, config = model_and_settings(model, given)
-    try:
-        budgets = tuple(int(part) for part in budget.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"--budget {budget!r} is not a list of whole numbers; write for example --budget 1,2,4,8"
-        ) from None
-    plan = _Plan(
-        budgets=budgets if only is not Only.ATTEMPTS else (),
-        temperature=temperature,
-        attempts=attempts if only is not Only.VOTES else 0,
-    )
-    config = _checked(config, plan)
+    run, config, budgets = _checked(model, settings or [], budget, temperature, attempts, only)
     if run is not None and run.scaling_file.exists():
         raise RunError(
             f"{run.scaling_file} holds an earlier measurement and is not overwritten; move or remove it first"
@@ -105,72 +80,64 @@ def scale(
     engine = make_engine(job, frozen=run is None)
     step = None if run is None else load_kept(run, engine)
     engine.publish()
-    votes, row = _measured(engine, job.task, config, plan)
+    played = (engine, job.task, held_out(job.task, config.eval.problems), config.play.max_new_tokens)
+    shared: dict[str, Any] = {"seed": config.seed, "on_progress": _progress_lines()}
+    votes = row = None
+    if only is not Only.ATTEMPTS:
+        votes = measure_votes(*played, budgets=budgets, temperature=temperature, **shared)
+    if only is not Only.VOTES:
+        row = measure_attempts(*played, attempts=attempts, **shared)
     curves = ScalingCurves(model, step, command_line(), votes, row)
     if run is not None:
         run.write_scaling(curves.to_json())
     if out is not None:
-        _write_episodes(out, curves)
+        measured = {"votes": votes.episodes if votes else (), "attempts": row.episodes if row else ()}
+        rows = ({"measurement": name, **episode_row(e)} for name, episodes in measured.items() for e in episodes)
+        write_jsonl(out, rows, "name another place with --out")
     if as_json:
         print(json.dumps(curves.to_json()))
         return
     title = f"{model} on {job.task.name}"
-    if curves.votes is not None:
-        show(_vote_table(curves.votes, title))
-    if curves.attempts is not None:
-        show(_attempt_table(curves.attempts, title))
+    for table in (_vote_table(votes, title) if votes else None, _attempt_table(row, title) if row else None):
+        if table is not None:
+            show(table)
     if run is not None:
         print(f"{run.scaling_file} holds the numbers; `selfcorrect report {run.path}` draws them")
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What to measure."""
-
-    budgets: tuple[int, ...]
-    """Empty: no votes."""
-    temperature: float
-    """Of the votes."""
-    attempts: int
-    """In a row; 0: none."""
-
-
-def _checked(config: Config, plan: _Plan) -> Config:
-    """The settings with the longest conversation in them, after all checks that need no data.
+def _checked(
+    model: str, settings: list[str], budget: str, temperature: float, attempts: int, only: Only | None
+) -> tuple[RunDirectory | None, Config, tuple[int, ...]]:
+    """The run, the settings with the longest conversation in them, and the budgets; all checks that need no data.
 
     Raises:
-        ConfigError: the plan or the task does not fit.
+        ConfigError: a setting would be ignored, or the options or the task do not fit.
     """
     from selfcorrect.tasks import make_task
 
+    given = [long_form(s) for s in settings]
+    for setting in given:
+        key = setting.partition("=")[0].strip()
+        if "=" in setting and key not in READ and key.partition(".")[0] not in READ:
+            way_out = f"give {OPTIONS[key]}" if key in OPTIONS else "drop it"
+            raise ConfigError(f"setting {key!r} would be ignored by `selfcorrect scale`; {way_out}")
+    run, config = model_and_settings(model, given)
+    try:
+        budgets = tuple(int(part) for part in budget.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--budget {budget!r} is not a list of whole numbers; write for example --budget 1,2,4,8"
+        ) from None
     if config.method.name == "self_refine":
         raise ConfigError(
             "method=self_refine asks for feedback between attempts, which `selfcorrect scale` does not play; measure it with "
             "`selfcorrect eval MODEL method=self_refine`"
         )
-    longest = plan.attempts
-    if plan.budgets:
-        check_budgets(plan.budgets)
-        check_temperature(plan.temperature)
-        check_votes(make_task(config.task))
-        longest = max(longest, 2 if plan.budgets[-1] > 1 else 1)
-    return override(config, [f"eval.attempts={longest}", "eval.samples=1"])
-
-
-def _measured(engine: Engine, task: Task, config: Config, plan: _Plan) -> tuple[VoteCurve | None, AttemptCurve | None]:
-    from selfcorrect.measuring.evaluate import held_out
-    from selfcorrect.measuring.test_time import measure_attempts, measure_votes
-
-    asked = (engine, task, held_out(task, config.eval.problems), config.play.max_new_tokens)
-    seed, on_progress = config.seed, _progress_lines()
-    votes = row = None
-    if plan.budgets:
-        votes = measure_votes(
-            *asked, budgets=plan.budgets, temperature=plan.temperature, seed=seed, on_progress=on_progress
-        )
-    if plan.attempts:
-        row = measure_attempts(*asked, attempts=plan.attempts, seed=seed, on_progress=on_progress)
-    return votes, row
+    longest = 1 if only is Only.VOTES else attempts
+    if only is not Only.ATTEMPTS:
+        check_votes(make_task(config.task), budgets, temperature)
+        longest = max(longest, 2 if budgets[-1] > 1 else 1)
+    return run, override(config, [f"eval.attempts={longest}", "eval.samples=1"]), budgets
 
 
 def _progress_lines() -> OnProgress:
@@ -191,36 +158,9 @@ def _progress_lines() -> OnProgress:
     return on_progress
 
 
-def _write_episodes(out: Path, curves: ScalingCurves) -> None:
-    from selfcorrect.records.files import write_jsonl
-    from selfcorrect.records.lines import episode_row
-
-    measured: list[tuple[str, Sequence[Episode]]] = []
-    if curves.votes is not None:
-        measured.append(("votes", curves.votes.episodes))
-    if curves.attempts is not None:
-        measured.append(("attempts", curves.attempts.episodes))
-    rows = ({"measurement": name, **episode_row(e)} for name, episodes in measured for e in episodes)
-    write_jsonl(out, rows, "name another place with --out")
-
-
 def _vote_table(curve: VoteCurve, title: str) -> Table:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{title}: majority votes at T = {curve.settings['temperature']:g}",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for name in (
-        "responses",
-        "K parallel",
-        "K/2, each corrected once",
-        "difference",
-        "gain of K parallel",
-        "of K/2 corrected",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    heads = ("K parallel", "K/2, each corrected once", "difference", "gain of K parallel", "of K/2 corrected")
+    table = _table(f"{title}: majority votes at T = {curve.settings['temperature']:g}", "responses", *heads)
     for row in curve.rows:
         gains = (e.text(sign=True) for e in (row.difference, row.parallel_gain, row.corrected_gain))
         table.add_row(str(row.responses), row.parallel.text(), row.corrected.text(), *gains)
@@ -234,16 +174,21 @@ def _vote_table(curve: VoteCurve, title: str) -> Table:
 
 
 def _attempt_table(curve: AttemptCurve, title: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=f"{title}: attempts in a row", title_justify="left", caption_justify="left")
-    for name in ("attempt", "accuracy", "gain over attempt 1"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(f"{title}: attempts in a row", "attempt", "accuracy", "gain over attempt 1")
     for k, (accuracy, gain) in enumerate(zip(curve.accuracy_K, curve.gain_K, strict=True), 1):
         table.add_row(str(k), accuracy.text(), gain.text(sign=True))
     table.caption = (
         f"percent, greedy, {_problems(curve)}; 95 % interval by bootstrap over problems; gain paired by problem"
     )
+    return table
+
+
+def _table(title: str, *heads: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
     return table
 
 

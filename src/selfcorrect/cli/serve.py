@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from selfcorrect.cli.options import takes
 from selfcorrect.cli.settings import find_run, read_settings, refuse_ignored
@@ -34,42 +34,40 @@ USED_BEFORE_A_BACKEND = ("task", "play.max_new_tokens", "model.template_kwargs")
 class ServeOptions:
     """The command line of ``selfcorrect serve``."""
 
-    model: Annotated[
-        str | None, typer.Argument(help="Model or run directory, as for `eval`; none with --backend-url.")
-    ] = None
+    model: Annotated[str | None, Argument(help="Model or run directory, as for `eval`; none with --backend-url.")] = (
+        None
+    )
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings, e.g. engine.device=cpu.")
+        list[str] | None, Argument(metavar="[key=value ...]", help="Settings, e.g. engine.device=cpu.")
     ] = None
-    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine a key is needed.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000
-    name: Annotated[str | None, typer.Option(help="Name of the model for clients; else its own.")] = None
-    attempts: Annotated[int, typer.Option(min=1, help="Attempts unless a request says otherwise.")] = 2
-    max_attempts: Annotated[int, typer.Option(min=1, help="The most attempts a request may ask for.")] = 4
-    max_votes: Annotated[int, typer.Option(min=1, help="The most votes a request may ask for.")] = 16
+    host: Annotated[str, Option(help="Address to listen at; beyond this machine a key is needed.")] = "127.0.0.1"
+    port: Annotated[int, Option(min=0, max=65535, help="0 takes a free one.")] = 8000
+    name: Annotated[str | None, Option(help="Name of the model for clients; else its own.")] = None
+    attempts: Annotated[int, Option(min=1, help="Attempts unless a request says otherwise.")] = 2
+    max_attempts: Annotated[int, Option(min=1, help="The most attempts a request may ask for.")] = 4
+    max_votes: Annotated[int, Option(min=1, help="The most votes a request may ask for.")] = 16
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The highest token cap of an attempt (at least 1024, or the model's own).")
+        int | None, Option(min=1, help="The highest token cap of an attempt (at least 1024, or the model's own).")
     ] = None
     max_context: Annotated[
-        int | None, typer.Option(min=16, help="Tokens of the longest conversation (8192, or the model's positions).")
+        int | None, Option(min=16, help="Tokens of the longest conversation (8192, or the model's positions).")
     ] = None
-    max_body_kib: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 256
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests at once; more are told to come again.")] = 128
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole answer.")] = 120.0
-    grace: Annotated[float, typer.Option(min=0.0, help="Seconds for unfinished answers when stopping.")] = 20.0
-    instruction: Annotated[
-        str | None, typer.Option(help="Correction instruction between attempts; else the task's.")
-    ] = None
+    max_body_kib: Annotated[int, Option(min=1, help="Largest request body.")] = 256
+    max_requests: Annotated[int, Option(min=1, help="Requests at once; more are asked to come again.")] = 128
+    timeout: Annotated[float, Option(min=0.1, help="Seconds for a whole answer.")] = 120.0
+    grace: Annotated[float, Option(min=0.0, help="Seconds for unfinished answers when stopping.")] = 20.0
+    instruction: Annotated[str | None, Option(help="Correction instruction between attempts; else the task's.")] = None
     api_key_env: Annotated[
         str | None,
-        typer.Option(help="Environment variable with the key that clients must send (SELFCORRECT_API_KEY, if set)."),
+        Option(help="Environment variable with the key that clients must send (SELFCORRECT_API_KEY, if set)."),
     ] = None
-    api_key_file: Annotated[Path | None, typer.Option(help="File with that key, instead of the variable.")] = None
+    api_key_file: Annotated[Path | None, Option(help="File with that key, instead of the variable.")] = None
     backend_url: Annotated[
-        str | None, typer.Option(help="Serve from this OpenAI-compatible endpoint (up to /v1) instead of a model.")
+        str | None, Option(help="Serve from this OpenAI-compatible endpoint (up to /v1) instead of a model.")
     ] = None
-    backend_model: Annotated[str | None, typer.Option(help="With --backend-url: its name of the model.")] = None
+    backend_model: Annotated[str | None, Option(help="With --backend-url: its name of the model.")] = None
     backend_key_env: Annotated[
-        str | None, typer.Option(help="With --backend-url: the environment variable with its key.")
+        str | None, Option(help="With --backend-url: the environment variable with its key.")
     ] = None
 
 
@@ -87,7 +85,9 @@ def serve(options: ServeOptions) -> None:
             f"`selfcorrect serve` needs {' and '.join(missing)}, which are not installed; install them with "
             "`pip install 'selfcorrect[serve]'`"
         )
+    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.serve.app import Limits, make_app
+    from selfcorrect.serve.endpoint_backend import EndpointBackend
     from selfcorrect.serve.protocol import Bounds
     from selfcorrect.serve.run import (
         KEY_VARIABLE,
@@ -98,6 +98,7 @@ def serve(options: ServeOptions) -> None:
         server_key,
         url_of,
     )
+    from selfcorrect.tasks import make_task
 
     o = options
     config = _config(o)
@@ -122,7 +123,14 @@ def serve(options: ServeOptions) -> None:
         batcher: Batcher | None = None
         backend: Backend
         if o.backend_url is not None:
-            backend = _endpoint_backend(o, o.backend_url, config)
+            # a little less than this server's own limit, so that the error names a slow upstream server
+            patience = Patience(concurrency=o.max_requests, retries=2, timeout_s=0.95 * o.timeout)
+            upstream_key = api_key_from(o.backend_key_env, os.environ)
+            body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
+            endpoint = Endpoint(
+                o.backend_url, o.backend_model or "", api_key=upstream_key, patience=patience, body=body
+            )
+            backend = EndpointBackend(endpoint, make_task(config.task).instruction, config.task.shown_as)
         else:
             from selfcorrect.serve.engine_backend import Batcher, EngineBackend
 
@@ -207,16 +215,3 @@ def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, 
         load_kept(run, engine)
     engine.publish()
     return engine, task.instruction, context
-
-
-def _endpoint_backend(options: ServeOptions, url: str, config: Config) -> Backend:
-    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
-    from selfcorrect.serve.endpoint_backend import EndpointBackend
-    from selfcorrect.tasks import make_task
-
-    # a little less than this server's own limit, so that the error names a slow upstream server
-    patience = Patience(concurrency=options.max_requests, retries=2, timeout_s=0.95 * options.timeout)
-    key = api_key_from(options.backend_key_env, os.environ)
-    body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
-    endpoint = Endpoint(url, options.backend_model or "", api_key=key, patience=patience, body=body)
-    return EndpointBackend(endpoint, make_task(config.task).instruction, config.task.shown_as)

@@ -37,11 +37,11 @@ def read_settings(arguments: Sequence[str]) -> Config:
 
 
 def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) -> None:
-    """Refuse settings that a command would not read.
+    """Refuse settings that a command would not read. A config file among them is skipped.
 
     Args:
-        settings: ``key=value`` each; a config file among them is skipped.
-        used: settings, or whole sections, that it reads.
+        settings: ``key=value`` each.
+        used: settings and whole sections that the command reads.
         reason: why the others are not read, and which are.
 
     Raises:
@@ -68,11 +68,7 @@ def long_form(setting: str) -> str:
 
 
 def model_and_settings(model: str, given: Sequence[str]) -> tuple[RunDirectory | None, Config]:
-    """What a command measures: a model with the settings given, or a run with its own settings and the given changes.
-
-    Args:
-        model: name, directory or run directory.
-        given: settings in their long form.
+    """What a command measures: a model with the given settings (in their long form), or a run with such changes to its own.
 
     Raises:
         ConfigError: a setting is wrong, or names another model than the run's.

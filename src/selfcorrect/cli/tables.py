@@ -23,13 +23,8 @@ def summary_table(rows: Mapping[str, EvalSummary], title: str) -> Table:
     for name in (*(f"t{k + 1}" for k in range(attempts)), *revision, "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, s in rows.items():
-        cells = [a.accuracy.text() for a in s.attempts] + ["n/a"] * (attempts - len(s.attempts))
-        if s.revisions:
-            r = s.revisions[-1]
-            cells += [r.delta.text(sign=True), r.i_to_c.text(), r.c_to_i.text(), r.answer_changed.text()]
-        else:
-            cells += ["n/a"] * len(revision)
-        table.add_row(name, *cells, str(s.n_problems))
+        accuracies, last = s.texts(attempts)
+        table.add_row(name, *accuracies, *last[: len(revision)], str(s.n_problems))
     table.caption = (
         "percent; 95 % intervals by bootstrap over problems (one training seed: not the spread between seeds)"
     )

@@ -57,7 +57,20 @@ def load_config(file: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     Raises:
         ConfigError: unknown key, wrong type, out of range, or settings in conflict; the message names the way out.
     """
-    user = _read_toml(file) if file is not None else {}
+    user: dict[str, Any] = {}
+    if file is not None:
+        try:
+            user = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"config file {file} does not exist; give the path of a TOML file, or key=value settings"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config file {file} is not valid TOML: {error}; correct that line") from None
+        except OSError as error:
+            raise ConfigError(
+                f"config file {file} cannot be read: {error.strerror}; check the path and its permissions"
+            ) from None
     for key in user.keys() & SECTIONS.keys():
         if not isinstance(user[key], dict) and "name" in SECTIONS[key][0].model_fields:
             user[key] = {"name": user[key]}
@@ -85,7 +98,8 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     given: dict[str, Any] = {}
     for text in overrides:
         _apply_override(given, text)
-    _refuse_unknown(given, base := config.model_dump())
+    base = config.model_dump()
+    _refuse_unknown(given, base)
     if config.eval.attempts == config.play.attempts:  # where both agree, one follows the other
         base["eval"]["attempts"] = None
     m = config.method
@@ -164,38 +178,19 @@ def _fitting(below: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]
 def _refuse_unread(config: Config, user: Mapping[str, Any]) -> None:
     """Refuse settings that others switch off, where the user wrote them. A preset may hold them."""
     tinker, sampler = config.engine.name == "tinker", getattr(config.engine, "sampler", None)
-    for key, unread, reason, way_out in (
+    no_adapters = config.model.lora_rank == 0
+    for key, is_unread, reason, way_out in (
         ("model.dtype", tinker, "engine=tinker: the server decides", "use engine=torch"),
-        (
-            "model.lora_alpha",
-            config.model.lora_rank == 0,
-            "model.lora_rank=0: there are no adapters",
-            "set model.lora_rank",
-        ),
+        ("model.lora_alpha", no_adapters, "model.lora_rank=0: there are no adapters", "set model.lora_rank"),
         ("engine.sampler_memory_gb", sampler == "native", "engine.sampler=native", "set engine.sampler=vllm"),
         ("engine.tokens_per_sampling_batch", sampler == "vllm", "engine.sampler=vllm", "set engine.sampler=native"),
         ("engine.drafts", sampler == "vllm", "engine.sampler=vllm", "set engine.sampler=native"),
     ):
         section, name = key.split(".")
-        if unread and name in user.get(section, {}):
+        if is_unread and name in user.get(section, {}):
             value = getattr(getattr(config, section), name)
             if value != default_of(key):
                 raise ConfigError(f"{key} = {value!r} would be ignored with {reason}; drop it, or {way_out}")
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"config file {file} does not exist; give the path of a TOML file, or key=value settings"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {file} is not valid TOML: {error}; correct that line") from None
-    except OSError as error:
-        raise ConfigError(
-            f"config file {file} cannot be read: {error.strerror}; check the path and its permissions"
-        ) from None
 
 
 def _preset(model: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ DECIDED_KWARGS = frozenset(
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
 
 
 class Named(Section):

@@ -1,4 +1,4 @@
-"""Runs side by side: per method, over seeds, on the same held-out problems."""
+"""Compares runs: per method, over seeds, on the same held-out problems."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,16 +14,17 @@ from selfcorrect.config import Config, default_of, load_config
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
 from selfcorrect.measuring.metrics import CorrectnessMatrix, correctness_matrix
-from selfcorrect.measuring.records import plain_record
+from selfcorrect.measuring.records import Storable
 from selfcorrect.records.lines import read_episodes
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Episode, FloatArray
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(Storable):
     """One method (or one variant of it, or the base) over its seeds."""
 
+    NAME: ClassVar[str] = "row"
     name: str
     t1: Estimate
     t2: Estimate
@@ -37,13 +38,10 @@ class Row:
     seeds: int
     problems: int
 
-    def to_json(self) -> dict[str, Any]:
-        return plain_record(self)
-
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """A finished run, as far as rows are made of it."""
+    """What rows need of a finished run."""
 
     method: str
     seed: int
@@ -76,8 +74,8 @@ def compare_runs(runs: Sequence[Path], labels: Sequence[str] | None = None) -> l
 
     Args:
         runs: finished run directories.
-        labels: one per run, naming its row. Without them a row is a method; where runs of one method differ in more
-            than the seed, each variant is a row and its label says what is not at the model's defaults.
+        labels: one per run: the name of its row. Without them a row is a method; where runs of one method differ in
+            more than the seed, each variant is a row, whose label gives the settings that are not the model's defaults.
 
     Raises:
         DataError: unfinished runs, runs measured on different problems, or runs of one label that differ in more than
@@ -89,22 +87,31 @@ def compare_runs(runs: Sequence[Path], labels: Sequence[str] | None = None) -> l
 def compare_measured(measured: Sequence[MeasuredRun], labels: Sequence[str] | None = None) -> list[Row]:
     """``compare_runs`` of runs that have been read."""
     names = list(labels) if labels is not None else _labels(measured)
-    rows_of = {name: [m for m, n in zip(measured, names, strict=True) if n == name] for name in dict.fromkeys(names)}
-    ids = {m.final.problem_ids for m in measured} | {m.base.problem_ids for m in measured}
-    if len(ids) > 1:
+    rows = {name: [run for run, n in zip(measured, names, strict=True) if n == name] for name in dict.fromkeys(names)}
+    if len({run.final.problem_ids for run in measured} | {run.base.problem_ids for run in measured}) > 1:
         raise DataError(
             "these runs were measured on different held-out problems, so their rows cannot be paired; give runs with the same "
             "task and eval settings"
         )
-    models = list(dict.fromkeys(m.model for m in measured))
+    models = list(dict.fromkeys(run.model for run in measured))
     if len(models) > 1:
         raise DataError(
             f"these runs start from different models ({', '.join(models)}), so they have no common base; compare the runs of "
             "one model at a time"
         )
-    for name, members in rows_of.items():
-        _refuse_unlike(name, members)
-    if any(not np.array_equal(m.base.correct_NK, measured[0].base.correct_NK, equal_nan=True) for m in measured):
+    for name, runs in rows.items():
+        for i, run in enumerate(runs):
+            if any(run.seed == other.seed for other in runs[:i]):
+                raise DataError(
+                    f"two of these runs are {name} with seed {run.seed}: they are not independent; give each row and seed once"
+                )
+            common = run.settings.keys() & runs[0].settings
+            if different := sorted(key for key in common if run.settings[key] != runs[0].settings[key]):
+                raise DataError(
+                    f"two runs labelled {name} differ in more than the seed ({', '.join(different)}), so they cannot share a "
+                    "row; give them labels of their own"
+                )
+    if any(not np.array_equal(run.base.correct_NK, measured[0].base.correct_NK, equal_nan=True) for run in measured):
         raise DataError(
             "these runs did not start from the same base model (their base evaluations differ), so one base row cannot stand "
             "for all; compare runs of one model"
@@ -112,43 +119,25 @@ def compare_measured(measured: Sequence[MeasuredRun], labels: Sequence[str] | No
     if not measured:
         return []
     base = measured[0].base  # greedy and untrained: one base, whatever the seed
-    return [
-        matrix_row("base", [(base, base)]),
-        *(matrix_row(name, [(m.final, m.base) for m in members]) for name, members in rows_of.items()),
-    ]
+    trained = [matrix_row(name, [(run.final, run.base) for run in runs]) for name, runs in rows.items()]
+    return [matrix_row("base", [(base, base)]), *trained]
 
 
 def _labels(measured: Sequence[MeasuredRun]) -> list[str]:
-    """The method, and with it the settings in which this run is not at the defaults but another of that method differs."""
+    """The method, and the settings that are not at their defaults and differ between runs of that method."""
     out = []
-    for m in measured:
-        variants = [o.settings for o in measured if o.method == m.method]
-        moved = [key for key in m.settings if any(v.get(key) != m.settings[key] for v in variants)]
+    for run in measured:
+        variants = [other.settings for other in measured if other.method == run.method]
+        moved = [key for key in run.settings if any(v.get(key) != run.settings[key] for v in variants)]
         if moved:
-            defaults = _flat(load_config(None, [f"model.name={json.dumps(m.model)}"]))
-            moved = [key for key in moved if m.settings[key] != defaults.get(key, default_of(key))]
-        out.append(" ".join([m.method, *(f"{key}={json.dumps(m.settings[key])}" for key in moved)]))
+            defaults = _flat(load_config(None, [f"model.name={json.dumps(run.model)}"]))
+            moved = [key for key in moved if run.settings[key] != defaults.get(key, default_of(key))]
+        out.append(" ".join([run.method, *(f"{key}={json.dumps(run.settings[key])}" for key in moved)]))
     return out
 
 
-def _refuse_unlike(name: str, members: Sequence[MeasuredRun]) -> None:
-    """Seeds may differ within a row, and nothing else; no seed may come twice."""
-    first = members[0]
-    for i, m in enumerate(members):
-        if any(m.seed == other.seed for other in members[:i]):
-            raise DataError(
-                f"two of these runs are {name} with seed {m.seed}: they are not independent; give each row and seed once"
-            )
-        different = sorted(k for k in m.settings.keys() & first.settings if m.settings[k] != first.settings[k])
-        if different:
-            raise DataError(
-                f"two runs labelled {name} differ in more than the seed ({', '.join(different)}), so they cannot share a row; "
-                "give them labels of their own"
-            )
-
-
 def read_measured(path: Path) -> MeasuredRun:
-    """Read what rows are made of.
+    """Read what rows need of a run.
 
     Raises:
         RunError: not a run directory.
@@ -166,29 +155,14 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def matrix_row(name: str, pairs: Sequence[tuple[CorrectnessMatrix, CorrectnessMatrix]]) -> Row:
-    """A row from who got what right.
-
-    Args:
-        name: of the row.
-        pairs: per seed the model's own matrix and its base's, on the same problems.
-    """
-
-    def estimate(quantity: str) -> Estimate:
+    """A row from who got what right: per seed the model's own matrix and its base's, on the same problems."""
+    own = {}
+    for quantity, support in SUPPORT.items():
         values = [per_problem(final, quantity) for final, _ in pairs]
-        return paired_estimate([np.zeros(len(v)) for v in values], values, SUPPORT[quantity])
-
+        own[quantity] = paired_estimate([np.zeros(len(v)) for v in values], values, support)
     bases, finals = ([per_problem(pair[i], "t2") for pair in pairs] for i in (1, 0))
-    return Row(
-        name=name,
-        t1=estimate("t1"),
-        t2=estimate("t2"),
-        delta=estimate("delta"),
-        i_to_c=estimate("i_to_c"),
-        c_to_i=estimate("c_to_i"),
-        t2_over_base=paired_estimate(bases, finals, (-1, 1)),
-        seeds=len(pairs),
-        problems=len(pairs[0][0].problem_ids),
-    )
+    over_base = paired_estimate(bases, finals, (-1, 1))
+    return Row(name, **own, t2_over_base=over_base, seeds=len(pairs), problems=len(pairs[0][0].problem_ids))
 
 
 SUPPORT: dict[str, tuple[float, float]] = {

@@ -1,4 +1,4 @@
-"""Measuring a model on held-out problems: t1..tN with intervals, and whether attempt 2 reads attempt 1 at all.
+"""Measures a model on held-out problems: t1..tN with intervals, and whether attempt 2 reads attempt 1 at all.
 
 An ``Evaluator`` says what is measured; a ``Player`` plays it, with an engine here or with an endpoint
 (``selfcorrect.measuring.endpoint``).
@@ -26,8 +26,8 @@ FEEDBACK = (
     "Read your answer again, step by step. Say which steps are right, and if one is wrong, which one and why. Do not write "
     "a new answer yet."
 )
-"""Self-Refine's feedback request (Madaan et al. 2023, in our words). Fixed, and blind to whether the answer is right; the
-refinement then follows the task's own instruction."""
+"""Self-Refine's feedback request (Madaan et al. 2023, in other words). It is fixed and does not depend on whether the answer
+is right; the task's own instruction then asks for the refinement."""
 
 TRIES_FOR_A_WRONG_ANSWER = 8
 """First answers sampled per problem when looking for a wrong one to give."""
@@ -55,7 +55,7 @@ class Player(Protocol):
         ...
 
     async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
-        """One wrong answer of the model's own per problem, where one of ``how.samples`` is (see ``usable_wrong``)."""
+        """One wrong answer of the model per problem, where one of ``how.samples`` is usable (see ``usable_wrong``)."""
         ...
 
     def stored(self, problems: Sequence[Problem], samples: int) -> Firsts | None:
@@ -96,38 +96,30 @@ class Evaluator:
     async def evaluate(self, problems: Sequence[Problem], name: str, firsts: Firsts | None = None) -> Evaluation:
         """Play every problem and summarise; ``firsts`` None takes the first answers that the task itself stores."""
         start = time.perf_counter()
-        wanted = self.settings
+        attempts, samples, temperature = self.settings.attempts, self.settings.samples, self.settings.temperature
         if firsts is None:
-            firsts = self.player.stored(problems, wanted.samples)
-        how = Play(
-            wanted.attempts,
-            wanted.samples,
-            self.max_new_tokens,
-            wanted.temperature,
-            (self.seed,),
-            feedback=self.feedback,
-        )
+            firsts = self.player.stored(problems, samples)
+        how = Play(attempts, samples, self.max_new_tokens, temperature, (self.seed,), feedback=self.feedback)
         episodes = await self.player.play(name, problems, how, firsts)
-        described = {
+        settings = {
             "task": self.task.name,
             "problems": len(problems),
-            "attempts": wanted.attempts,
-            "samples": wanted.samples,
-            "temperature": wanted.temperature,
+            "attempts": attempts,
+            "samples": samples,
+            "temperature": temperature,
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
             **({"feedback": self.feedback} if self.feedback is not None else {}),
         }
         summary = summarise(episodes, seed=self.seed)
-        return Evaluation(name, episodes, summary, described, time.perf_counter() - start)
+        return Evaluation(name, episodes, summary, settings, time.perf_counter() - start)
 
     async def controls(self, measured: Evaluation) -> list[Evaluation]:
         """Measure the second attempt again after first attempts that it did not write.
 
-        ``swapped``: another problem's first attempt (of the same level where there is one). A model that uses attempt 1
-        loses most of its gain. ``given-wrong``: a wrong first attempt of its own at the same problem, sampled at
-        temperature 1; problems at which none of a few samples is wrong are left out. A task that gives first attempts
-        is itself that kind of measurement and has no ``given-wrong``.
+        ``swapped``: another problem's first attempt, of the same level where there is one; a model that uses attempt 1
+        loses most of its gain. ``given-wrong``: a wrong first attempt of its own, sampled at temperature 1; problems
+        without one are left out, and a task that gives first attempts has no such control.
 
         Args:
             measured: a plain evaluation of the same weights; its first attempts are those that are swapped.
@@ -229,13 +221,15 @@ def answers_per_problem(settings: EvalConfig, with_controls: bool) -> int:
 
 
 def partners(problems: Sequence[Problem]) -> dict[str, str]:
-    """Another problem's id for each problem: the next one of the same level, else simply the next one."""
+    """Another problem's id for each problem: the next one of the same level, else simply another one."""
     by_level: dict[str | None, list[Problem]] = {}
     for p in problems:
         by_level.setdefault(p.level, []).append(p)
-    rings = [ring for ring in by_level.values() if len(ring) > 1]
-    alone = [ring[0] for ring in by_level.values() if len(ring) == 1]
-    partner = {p.id: ring[(i + 1) % len(ring)].id for ring in rings for i, p in enumerate(ring)}
-    for p in alone:
-        partner[p.id] = next((q.id for q in problems if q.id != p.id), p.id)
+    partner = {}
+    for same in by_level.values():
+        for i, p in enumerate(same):
+            if len(same) > 1:
+                partner[p.id] = same[(i + 1) % len(same)].id
+            else:
+                partner[p.id] = next((q.id for q in problems if q.id != p.id), p.id)
     return partner

@@ -1,6 +1,6 @@
 """Intervals for the numbers in a table: over problems within one run, over seeds across runs.
 
-Which one is right depends on what the sentence in the paper or README claims:
+Which one is right depends on the claim:
 
 ==============================  =========================================================================
 claim                           function
@@ -11,11 +11,9 @@ claim                           function
 "method b beats method a"       `paired_across_seeds`: seed s of both shares what the seed fixes
 ==============================  =========================================================================
 
-Rows of different seeds are never pooled as independent: problems answered by one checkpoint share its luck in training,
-so S * N pooled rows hold far less than S * N rows' worth of information, and the pooled interval is too narrow.
-
-An interval over seeds speaks of the problems that were used. It holds no uncertainty from drawing other problems, which
-all seeds share; for that, look at the interval over problems of each seed.
+Rows of different seeds are never pooled as independent: the answers of one checkpoint share its luck in training, so the
+pooled interval is too narrow. An interval over seeds speaks of the problems that were used. For the uncertainty from
+drawing other problems, which all seeds share, look at the interval over problems of each seed.
 
 Shape suffixes: ``_N`` problems, ``_S`` seeds. Values are in the unit of the input (shares in [0, 1], not per cent).
 """
@@ -23,14 +21,13 @@ Shape suffixes: ``_N`` problems, ``_S`` seeds. Values are in the unit of the inp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selfcorrect.errors import DataError
+from selfcorrect.measuring.records import Number, Storable
 
 RESAMPLES = 10_000
 _CELLS_PER_CHUNK = 2_000_000
@@ -42,13 +39,14 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Storable):
     """A mean with its interval. ``n == 0`` is "not measured": value, low and high are nan, and it prints n/a."""
 
-    value: float
-    low: float
+    NAME: ClassVar[str] = "estimate"
+    value: Number
+    low: Number
     """nan where there is no interval; ``kind`` then says why."""
-    high: float
+    high: Number
     n: int
     """Independent units behind the value: problems for a bootstrap, seeds for a t interval."""
     level: float = 0.95
@@ -81,28 +79,9 @@ class Estimate:
         level = f"{self.level * 100:g} % " if self.has_interval else ""
         return f"{self.text()} ({level}{self.kind}, n = {self.n})"
 
-    def to_json(self) -> dict[str, Any]:
-        """A dict that strict JSON can hold: nan becomes null."""
-        return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Estimate:
-        """The inverse of `to_json`.
-
-        Raises:
-            DataError: a field is missing or unknown.
-        """
-        try:
-            return cls(**{**data, **{key: math.nan for key in ("value", "low", "high") if data[key] is None}})
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"This is not a stored estimate: {error!r}. It needs value, low, high, n, level and kind. "
-                "Write the file again with this version, for instance by evaluating the run once more."
-            ) from error
-
 
 def not_measured(level: float = 0.95, kind: str = "no data") -> Estimate:
-    """The estimate from no data at all. It prints n/a."""
+    """The estimate from no data. It prints n/a."""
     return Estimate(math.nan, math.nan, math.nan, 0, level, kind)
 
 
@@ -116,12 +95,10 @@ def bootstrap_mean(
 ) -> Estimate:
     """Mean with a percentile bootstrap interval over problems (Efron & Tibshirani 1993, chapter 13).
 
-    Right for one checkpoint, with one value per problem. Several samples of a problem must be averaged first: they are
-    not independent of each other. Wrong for "this method scores p", where the training seed varies too: `across_seeds`.
-    A share within a few problems of 0 or 1 gets an interval that is too narrow, as with every percentile bootstrap.
-
-    The order of the rows does not change the result. Few distinct values (0/1 above all) are resampled through their
-    multinomial counts, which is the same law as drawing rows.
+    For one checkpoint, with one value per problem: average several samples of a problem first, they are not independent.
+    For "this method scores p", where the training seed varies too, use `across_seeds`. A share within a few problems of
+    0 or 1 gets an interval that is too narrow, as with every percentile bootstrap. The order of the rows does not change
+    the result. Few distinct values (0/1 above all) are resampled by their multinomial counts: the same law, and faster.
 
     Args:
         x_N: finite values, one per problem; shape [N]; N = 0 gives n/a.
@@ -129,9 +106,9 @@ def bootstrap_mean(
         resamples: bootstrap means drawn. Memory stays below about 50 MB up to two million problems.
         level: of the interval.
         support: smallest and largest possible value of a row, (0, 1) for a share. Used only where every row has the
-            same value, so that resampling says nothing: were other values more common than 1 - (1 - level)^(1/N), one
-            would have been seen with probability ``level``, which bounds the mean ("rule of three": 3/N at 95 %).
-            Without it such an interval is nan, never of width 0.
+            same value and resampling says nothing. If other values were more common than 1 - (1 - level)^(1/N), one
+            would have been seen with probability ``level``; this bounds the mean ("rule of three": 3/N at 95 %).
+            Without ``support`` such an interval is nan, never of width 0.
 
     Raises:
         ValueError: x_N is not a flat array of finite numbers, or a setting is out of range.
@@ -143,7 +120,14 @@ def bootstrap_mean(
     if n == 0:
         return not_measured(level)
     if x_N[0] == x_N[-1]:
-        return _all_equal(float(x_N[0]), n, level, support)
+        value = float(x_N[0])
+        if support is None:
+            return Estimate(value, math.nan, math.nan, n, level, "no interval: every problem has the same value")
+        if not support[0] <= value <= support[1]:
+            raise ValueError(f"the value {value} lies outside the stated support {support}")
+        unseen = 1 - (1 - level) ** (1 / n)
+        low, high = value - unseen * (value - support[0]), value + unseen * (support[1] - value)
+        return Estimate(value, low, high, n, level, "bound over problems, every one having the same value")
     means_R = _resampled_means(x_N, np.random.default_rng(seed), resamples)
     low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(x_N.mean()), float(low), float(high), n, level, "bootstrap over problems")
@@ -160,15 +144,15 @@ def paired_difference(
 ) -> Estimate:
     """Mean of b - a with a bootstrap that resamples problems, keeping each problem's pair together.
 
-    Right for two checkpoints, or two attempts of one, on the same problems in the same order. How hard a problem is
-    cancels, so the interval is narrower than that of two separate runs (on MATH-500 about 1.2 against 2.2 points of
-    standard error). It says nothing of another training seed: `paired_across_seeds`.
+    For two checkpoints, or two attempts of one, on the same problems in the same order. The difficulty of a problem
+    cancels, so the interval is narrower than that of two separate runs (on MATH-500 a standard error of about 1.2
+    against 2.2 points). For another training seed, use `paired_across_seeds`.
 
     Args:
         a_N: values of the first, one per problem; shape [N].
         b_N: values of the second, row i being the same problem as row i of a_N; shape [N].
-        seed: see `bootstrap_mean`, as for resamples and level.
-        support: smallest and largest possible *difference*, (-1, 1) for shares; see `bootstrap_mean`.
+        seed: as in `bootstrap_mean`, like resamples and level.
+        support: smallest and largest possible *difference*, (-1, 1) for shares.
 
     Raises:
         ValueError: as `bootstrap_mean`; also where the lengths differ.
@@ -181,10 +165,9 @@ def paired_difference(
 def across_seeds(values_S: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean of one number per training seed with Student's t interval, S - 1 degrees of freedom.
 
-    Right for "this method scores p on these problems". Each value is a seed's own mean over problems; nothing else of
-    the problems enters, so values pooled from rows of several seeds have no place here. With one seed there is no
-    interval: low and high are nan and ``kind`` says so. Seeds that agree to the last bit give a width of 0, which
-    ``kind`` points out.
+    For "this method scores p on these problems". Each value is one seed's mean over problems; rows of several seeds are
+    never pooled. With one seed there is no interval: low and high are nan, and ``kind`` says so. Seeds that agree to the
+    last bit give a width of 0, which ``kind`` points out.
 
     Args:
         values_S: finite, one per seed; shape [S]; S = 0 gives n/a.
@@ -211,12 +194,12 @@ def across_seeds(values_S: ArrayLike, level: float = 0.95) -> Estimate:
 def paired_across_seeds(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean of b - a over seeds with Student's t interval on the S differences.
 
-    Right for "method b beats method a" where seed s of both shares what the seed fixes (base model, data order): what
-    they share cancels. Where they share nothing it still covers, with a wider interval than need be.
+    For "method b beats method a" where seed s of both has the same base model and data order: what they share cancels.
+    Where they share nothing, the interval still covers, but is wider than necessary.
 
     Args:
         a_S: one number per seed of the first method; shape [S].
-        b_S: one number per seed of the second, in the same order of seeds; shape [S].
+        b_S: the same of the second, in the same order of seeds; shape [S].
         level: of the interval.
 
     Raises:
@@ -242,16 +225,6 @@ def _difference(a: ArrayLike, b: ArrayLike, level: float) -> Floats:
     return b_N - a_N
 
 
-def _all_equal(value: float, n: int, level: float, support: tuple[float, float] | None) -> Estimate:
-    if support is None:
-        return Estimate(value, math.nan, math.nan, n, level, "no interval: every problem has the same value")
-    if not support[0] <= value <= support[1]:
-        raise ValueError(f"the value {value} lies outside the stated support {support}")
-    unseen = 1 - (1 - level) ** (1 / n)
-    low, high = value - unseen * (value - support[0]), value + unseen * (support[1] - value)
-    return Estimate(value, low, high, n, level, "bound over problems, every one having the same value")
-
-
 def _resampled_means(x_N: Floats, rng: np.random.Generator, resamples: int) -> Floats:
     n = len(x_N)
     values_U, counts_U = np.unique(x_N, return_counts=True)
@@ -260,9 +233,10 @@ def _resampled_means(x_N: Floats, rng: np.random.Generator, resamples: int) -> F
     rows = max(1, _CELLS_PER_CHUNK // width)
     means_R = np.empty(resamples)
     for start in range(0, resamples, rows):
-        m = min(rows, resamples - start)
+        size = min(rows, resamples - start)
         if by_counts:
-            means_R[start : start + m] = rng.multinomial(n, counts_U / n, size=m) @ values_U / n
+            means = rng.multinomial(n, counts_U / n, size=size) @ values_U / n
         else:
-            means_R[start : start + m] = x_N[rng.integers(0, n, size=(m, n))].mean(axis=1)
+            means = x_N[rng.integers(0, n, size=(size, n))].mean(axis=1)
+        means_R[start : start + size] = means
     return means_R

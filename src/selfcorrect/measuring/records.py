@@ -1,37 +1,59 @@
-"""Results as JSON and back: frozen dataclasses of numbers, estimates, lists, and further such dataclasses."""
+"""Results as JSON and back."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
 
-from selfcorrect.measuring.intervals import Estimate
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
 
+from selfcorrect.errors import DataError
 
-def plain(value: Any) -> Any:
-    """What strict JSON can hold. Fields that a comparison leaves out are not stored."""
-    if isinstance(value, Estimate):
-        return value.to_json()
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return plain_record(value) if is_dataclass(value) else value
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: None if math.isnan(value) else value),
+]
+"""A float in strict JSON, which has no nan: null stands for it."""
 
 
-def plain_record(record: Any) -> dict[str, Any]:
-    """``plain`` of a dataclass."""
-    return {f.name: plain(getattr(record, f.name)) for f in fields(record) if f.compare}
+class Storable:
+    """A base of frozen dataclasses that are stored as JSON."""
+
+    __slots__ = ()
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    NAME: ClassVar[str]
+    """What an error calls such a value, such as ``evaluation``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that strict JSON can hold."""
+        stored: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json")
+        return stored
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`, without the fields that it leaves out.
+
+        Raises:
+            DataError: a field is missing, unknown or of another type.
+        """
+        try:
+            value: Self = _adapter(cls).validate_python(data)
+        except ValidationError as error:
+            found = error.errors()[0]
+            where = ".".join(map(str, found["loc"])) or "the whole"
+            raise DataError(
+                f"This is not a stored {cls.NAME} ({where}: {found['msg']}). Its fields are not those that this version "
+                "writes. Measure again, or read the file with the version that wrote it."
+            ) from error
+        return value
 
 
-def loaded(value: Any) -> Any:
-    """The inverse of ``plain``, up to dataclasses, which stay dicts. An estimate is what has a ``kind``."""
-    if isinstance(value, Mapping):
-        return Estimate.from_json(value) if "kind" in value else dict(value)
-    return tuple(loaded(item) for item in value) if isinstance(value, list | tuple) else value
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
-def loaded_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one flat record."""
-    return {name: loaded(value) for name, value in data.items()}
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]

@@ -1,4 +1,4 @@
-"""Charts as values, drawn as SVG, with a sentence and a table of the same numbers. report.css has colours and dashes."""
+"""Draws charts as SVG, each with a sentence and a table of the same numbers. report.css has the colours and dashes."""
 
 from __future__ import annotations
 
@@ -161,9 +161,16 @@ def draw_flow(chart: Flow) -> Drawing:
             ("broken", rw, TOP + rr * unit, wrong_right),
             ("fixed", wr, wrong_left, TOP + rr * unit),
         )
+        start, stop = x(k) + 6, x(k + 1) - 6
+        middle = (start + stop) / 2
         for name, n, left, right in bands:
+            thick = n * unit
+            d = (
+                f"M{start:.1f} {left:.2f}C{middle:.1f} {left:.2f} {middle:.1f} {right:.2f} {stop:.1f} {right:.2f}"
+                f"v{thick:.2f}C{middle:.1f} {right + thick:.2f} {middle:.1f} {left + thick:.2f} {start:.1f} {left + thick:.2f}Z"
+            )
             if n:
-                shapes.append(_band(x(k) + 6, x(k + 1) - 6, left, right, n * unit, name.replace(" ", "-")))
+                shapes.append(shape("path", f"band {name.replace(' ', '-')}", d=d))
         for name, n in (("kept right", rr), ("broken", rw), ("fixed", wr), ("kept wrong", ww)):
             rows.append((f"{k + 1} to {k + 2}", name, f"{n:,}", _number(n / total if total else None, "share")))
     for k, right in enumerate(rights):
@@ -351,15 +358,6 @@ def _marks(marks: Sequence[tuple[float, str]]) -> list[Markup]:
         out.append(_segment(at, MARK_ROWS_Y[row], at, HEIGHT - BOTTOM, "mark"))
         out.append(_text(at + aside, MARK_ROWS_Y[row], label, anchor, "mark-label"))
     return out
-
-
-def _band(x1: float, x2: float, y1: float, y2: float, thick: float, name: str) -> Markup:
-    middle = (x1 + x2) / 2
-    d = (
-        f"M{x1:.1f} {y1:.2f}C{middle:.1f} {y1:.2f} {middle:.1f} {y2:.2f} {x2:.1f} {y2:.2f}v{thick:.2f}"
-        f"C{middle:.1f} {y2 + thick:.2f} {middle:.1f} {y1 + thick:.2f} {x1:.1f} {y1 + thick:.2f}Z"
-    )
-    return shape("path", f"band {name}", d=d)
 
 
 def _segment(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:

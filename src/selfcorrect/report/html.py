@@ -27,14 +27,9 @@ MARK = '<meta name="generator" content="selfcorrect report">'
 
 
 def write_report(runs: Sequence[Path], out: Path) -> int:
-    """Write the page of some runs. An earlier report is replaced only once the new one is complete.
+    """Write the page of some runs, in their order, and return its size in bytes.
 
-    Args:
-        runs: run directories, in the order of the page.
-        out: the HTML file.
-
-    Returns:
-        Its size in bytes.
+    An earlier report is replaced only once the new one is complete.
 
     Raises:
         RunError: a run cannot be read, or ``out`` is a file other than a report, or cannot be written.
@@ -62,7 +57,8 @@ def render(page: Page, sample: Sample) -> str:
     """HTML of the page and its episodes. All text in it is escaped, and invisible characters are shown."""
     style, script = _asset("report/report.css"), _asset("assets/word_diff.js") + "\n" + _asset("report/report.js")
     # Only this style and this script may load or run: a second defence behind the escaping.
-    policy = f"style-src {_hash(style)}; script-src {_hash(script)}"
+    digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script))
+    policy = "style-src 'sha256-{}'; script-src 'sha256-{}'".format(*digests)
     episodes = json.dumps(sample.to_json(), ensure_ascii=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":  # nothing in it may end the script element or begin a comment
         episodes = episodes.replace(sign, f"\\u{ord(sign):04x}")
@@ -93,10 +89,6 @@ def render(page: Page, sample: Sample) -> str:
         episodes=Markup(episodes),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
-
-
-def _hash(content: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def _asset(name: str) -> str:

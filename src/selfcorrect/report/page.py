@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -30,7 +30,6 @@ class Result:
     """One row of the table of results."""
 
     name: str
-    measured: bool
     n: str
     accuracies: tuple[str, ...]
     delta: str
@@ -104,11 +103,22 @@ CURVES = (
 
 def build_page(runs: Sequence[RunData], paths: Sequence[Path]) -> Page:
     """The page of some runs, in their order."""
-    methods, note = _methods(runs, paths)
     ranges = {}
     for metric in CURVES:
         values = [v for run in runs for record in run.steps for v in metric.values(record)]
         ranges[metric.title] = axis_range(values, share=metric.unit == "share")
+    methods: tuple[Row, ...] = ()
+    note = ""
+    if unfinished := [run.name for run in runs if any(name not in run.held_out for name in MAIN)]:
+        note = (
+            "Methods are compared once every run has its base and its final evaluation; still missing in: "
+            f"{', '.join(unfinished)}."
+        )
+    else:
+        try:
+            methods = tuple(replace(row, name=METHODS.get(row.name, row.name)) for row in compare_runs(paths))
+        except DataError as error:
+            note = f"Methods are not compared: {error}."
     return Page(tuple(_run_page(run, ranges) for run in runs), methods, note)
 
 
@@ -122,6 +132,10 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
         for name in MAIN
         if name in run.summaries and run.summaries[name].revisions
     )
+    settings = []
+    for section, values in c.model_dump().items():
+        named = {f"{section}.{key}": v for key, v in values.items()} if isinstance(values, dict) else {section: values}
+        settings += [(name, json.dumps(value, ensure_ascii=False)) for name, value in named.items()]
     return RunPage(
         name=run.name,
         title=f"{METHODS.get(c.method.name, c.method.name)}, {c.model.name}, {c.task.name}, seed {c.seed}",
@@ -135,7 +149,7 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
         scaling=scaling_charts(run.scaling) if run.scaling is not None else (),
         alarms=_alarms(run),
         facts=_facts(run),
-        settings=_settings(run),
+        settings=tuple(settings),
     )
 
 
@@ -161,16 +175,11 @@ def _result(name: str, run: RunData, attempts: int) -> Result:
     words = NAMES.get(main, main) + (f", {control}" if control else "")
     summary = run.summaries.get(name)
     if summary is None:
-        return Result(words, False, "n/a", ("n/a",) * attempts, *["n/a"] * 5)
+        return Result(words, "n/a", ("n/a",) * attempts, *["n/a"] * 5)
     if name == "final":
         words += f" (step {run.evals[name].step:,})"
-    cells = ["n/a"] * 5
-    if summary.revisions:
-        last = summary.revisions[-1]
-        cells = [last.delta.text(sign=True)]
-        cells += [e.text() for e in (last.i_to_c, last.c_to_i, last.answer_changed, last.copied)]
-    accuracies = tuple(summary.accuracy(k + 1).text() for k in range(attempts))
-    return Result(words, True, f"{summary.n_problems:,}", accuracies, *cells)
+    accuracies, last = summary.texts(attempts)
+    return Result(words, f"{summary.n_problems:,}", tuple(accuracies), *last)
 
 
 def _curves(metric: Metric, run: RunData, limits: tuple[float, float]) -> Curves:
@@ -178,11 +187,10 @@ def _curves(metric: Metric, run: RunData, limits: tuple[float, float]) -> Curves
         Line(metric.labels[i] if metric.labels else f"attempt {i + 1}", i, column)
         for i, column in enumerate(zip_longest(*map(metric.values, run.steps)))
     ]
-    marks: list[tuple[float, str]] = [
-        (before.step + 0.5, f"{STAGES.get(after.stage, after.stage)} begins")
-        for before, after in pairwise(run.steps)
-        if before.stage != after.stage
-    ]
+    marks: list[tuple[float, str]] = []
+    for before, after in pairwise(run.steps):
+        if before.stage != after.stage:
+            marks.append((before.step + 0.5, f"{STAGES.get(after.stage, after.stage)} begins"))
     if run.kept_step is not None:
         marks.append((run.kept_step, "kept" if run.state == "finished" else "best so far"))
     steps = tuple(r.step for r in run.steps)
@@ -227,30 +235,30 @@ def _levels(run: RunData) -> Levels | None:
 
 def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
     """Accuracy by number of responses, and by number of attempts in a row, as far as they were measured."""
-    charts = []
+    found: list[tuple[str, str, Sequence[int], dict[str, tuple[int, Sequence[Estimate]]]]] = []
     if curves.votes is not None:
         rows = curves.votes.rows
-        parallel, corrected = [row.parallel for row in rows], [row.corrected for row in rows]
-        lines = {"K parallel, majority vote": (0, parallel), "K/2 corrected once, majority vote": (1, corrected)}
+        lines = {
+            "K parallel, majority vote": (0, [row.parallel for row in rows]),
+            "K/2 corrected once, majority vote": (1, [row.corrected for row in rows]),
+        }
         title = f"Accuracy by sampled responses, T = {curves.votes.settings.get('temperature', 'n/a')}"
-        charts.append(_accuracies(title, "response", [row.responses for row in rows], lines))
+        found.append((title, "response", [row.responses for row in rows], dict(lines)))
     if curves.attempts is not None:
         values = curves.attempts.accuracy_K
-        numbers = range(1, len(values) + 1)
-        charts.append(_accuracies("Accuracy by attempts in a row", "attempt", numbers, {"accuracy": (1, values)}))
+        counts = range(1, len(values) + 1)
+        found.append(("Accuracy by attempts in a row", "attempt", counts, {"accuracy": (1, values)}))
+    charts = []
+    for title, axis, numbers, by_label in found:
+        drawn = []
+        for label, (style, estimates) in by_label.items():
+            points = tuple(e.value if e.n else None for e in estimates)
+            spread = tuple((e.low, e.high) if e.n else (None, None) for e in estimates)
+            drawn.append(Line(label, style, points, spread))
+        limits = axis_range([high for line in drawn for _, high in line.spread], share=True)
+        doubling = axis == "response"
+        charts.append(Curves(title, "share", tuple(numbers), tuple(drawn), *limits, axis=axis, doubling=doubling))
     return tuple(charts)
-
-
-def _accuracies(
-    title: str, axis: str, counts: Sequence[int], lines: Mapping[str, tuple[int, Sequence[Estimate]]]
-) -> Curves:
-    drawn = []
-    for label, (style, estimates) in lines.items():
-        values = tuple(e.value if e.n else None for e in estimates)
-        spread = tuple((e.low, e.high) if e.n else (None, None) for e in estimates)
-        drawn.append(Line(label, style, values, spread))
-    limits = axis_range([high for line in drawn for _, high in line.spread], share=True)
-    return Curves(title, "share", tuple(counts), tuple(drawn), *limits, axis=axis, doubling=axis == "response")
 
 
 def _alarms(run: RunData) -> tuple[Alarm, ...]:
@@ -283,26 +291,3 @@ def _facts(run: RunData) -> tuple[tuple[str, str], ...]:
     if run.end is not None:
         facts.append(("training", f"{run.end.train_seconds:,.0f} s, {run.end.sampled_tokens:,} tokens sampled"))
     return tuple(facts)
-
-
-def _settings(run: RunData) -> tuple[tuple[str, str], ...]:
-    out = []
-    for section, values in run.config.model_dump().items():
-        if isinstance(values, dict):
-            out += [(f"{section}.{key}", json.dumps(value, ensure_ascii=False)) for key, value in values.items()]
-        else:
-            out.append((section, json.dumps(values, ensure_ascii=False)))
-    return tuple(out)
-
-
-def _methods(runs: Sequence[RunData], paths: Sequence[Path]) -> tuple[tuple[Row, ...], str]:
-    unfinished = [run.name for run in runs if any(name not in run.held_out for name in MAIN)]
-    if unfinished:
-        return (), (
-            "Methods are compared once every run has its base and its final evaluation; still missing in: "
-            f"{', '.join(unfinished)}."
-        )
-    try:
-        return tuple(replace(row, name=METHODS.get(row.name, row.name)) for row in compare_runs(paths)), ""
-    except DataError as error:
-        return (), f"Methods are not compared: {error}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from selfcorrect.types import Attempt, Episode, Grade, Problem
 MAIN = ("base", "final")
 """Evaluations whose episodes are read. The controls need their summaries only."""
 TRAINING_TAIL_BYTES = 16 * 2**20
-"""How much of episodes.jsonl is read, from its end: the latest training episodes."""
+"""Read from the end of episodes.jsonl: the latest training episodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,6 @@ class Episodes:
     is_whole: bool = True
     """False if only the end of the file was read."""
 
-    @property
-    def tag_counts(self) -> Counter[str]:
-        return Counter(tag for line in self.lines for tag in line.tags)
-
 
 @dataclass(frozen=True, slots=True)
 class RunData:
@@ -71,7 +66,8 @@ class RunData:
     starts: tuple[StartRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     alarms: tuple[AlarmRecord, ...] = ()
-    checkpoints: tuple[CheckpointRecord, ...] = ()
+    kept_step: int | None = None
+    """Step of the best checkpoint so far."""
     evals: dict[str, EvalRecord] = field(default_factory=dict)
     summaries: dict[str, EvalSummary] = field(default_factory=dict)
     end: EndRecord | None = None
@@ -86,11 +82,6 @@ class RunData:
         if self.end is not None:
             return self.end.reason
         return "unfinished" if self.steps or self.evals else "begun"
-
-    @property
-    def kept_step(self) -> int | None:
-        """Step of the best checkpoint so far, or None."""
-        return next((c.step for c in reversed(self.checkpoints) if c.best), None)
 
 
 def read_run(path: Path) -> RunData:
@@ -119,7 +110,7 @@ def read_run(path: Path) -> RunData:
         starts=tuple(r for r in records if isinstance(r, StartRecord)),
         steps=tuple(r for r in records if isinstance(r, StepRecord)),
         alarms=tuple(r for r in records if isinstance(r, AlarmRecord)),
-        checkpoints=tuple(r for r in records if isinstance(r, CheckpointRecord)),
+        kept_step=next((r.step for r in reversed(records) if isinstance(r, CheckpointRecord) and r.best), None),
         evals=evals,
         summaries={name: EvalSummary.from_json(r.summary) for name, r in evals.items()},
         end=records[-1] if records and isinstance(records[-1], EndRecord) else None,
@@ -165,15 +156,11 @@ def _index(file: Path, *, bare: bool) -> Episodes:
                 ) from None
             lines.append(Location(file, offset, episode.problem.id, episode.sample, tags_of(episode), row.get("step")))
             offset += len(raw)
-            if bare:
-                episodes.append(_without_texts(episode))
+            if bare:  # what the flows and the tables by level need; all texts would fill the memory
+                attempts = tuple(
+                    Attempt("", None, None, None, a.stop, a.grade and Grade(a.grade.verdict), a.source)
+                    for a in episode.attempts
+                )
+                problem = Problem(episode.problem.id, "", "", episode.problem.level)
+                episodes.append(Episode(problem, episode.sample, attempts))
     return Episodes(tuple(lines), tuple(episodes), is_whole)
-
-
-def _without_texts(episode: Episode) -> Episode:
-    """What the flows and the tables by level need. All texts would fill the memory."""
-    attempts = tuple(
-        Attempt("", None, None, None, a.stop, grade=a.grade and Grade(a.grade.verdict), source=a.source)
-        for a in episode.attempts
-    )
-    return Episode(Problem(episode.problem.id, "", "", episode.problem.level), episode.sample, attempts)

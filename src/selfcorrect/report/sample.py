@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,7 +22,7 @@ MOST_BYTES = 3 * 2**20
 TRAINING_SHARE = 0.25
 """Share of training episodes, if a run has been evaluated too."""
 SHORT_CHARACTERS = 200
-"""Shown of ids, levels and extracted answers."""
+"""Shown of an id, a level or an extracted answer."""
 
 Entry = dict[str, Any]
 
@@ -39,17 +40,18 @@ class Sample:
 
 
 def sample_episodes(runs: Sequence[RunData], most: int = MOST_EPISODES, most_bytes: int = MOST_BYTES) -> Sample:
-    """Choose and read episodes of all runs, equally many of each.
-
-    The same runs give the same sample.
-    """
+    """Choose and read episodes of all runs, equally many of each. The same runs give the same sample."""
     entries: list[Entry] = []
     totals = []
     for number, run in enumerate(runs):
         entries += _of_run(run, number, most // len(runs), most_bytes // len(runs))
         sources = {"trained": run.held_out.get("final"), "base": run.held_out.get("base"), "training": run.training}
         counts = {
-            name: {"all": len(e.lines), **e.tag_counts, **({} if e.is_whole else {"partial": True})}
+            name: {
+                "all": len(e.lines),
+                **Counter(tag for line in e.lines for tag in line.tags),
+                **({} if e.is_whole else {"partial": True}),
+            }
             for name, e in sources.items()
             if e is not None and e.lines
         }

@@ -18,12 +18,7 @@ _BACKGROUND = "svg { background: var(--paper); } .title { font-weight: 600; }"
 
 
 def standalone_svg(drawings: Sequence[Drawing], note: str = "") -> str:
-    """One SVG file with the charts below each other.
-
-    Args:
-        drawings: from the functions of charts.py.
-        note: a line at the top, for a warning.
-    """
+    """One SVG file with the charts below each other; ``note`` is a line at the top, for a warning."""
     style = resources.files("selfcorrect.report").joinpath("report.css").read_text(encoding="utf-8")
     parts: list[Markup] = []
     y = 0.0

@@ -1,1 +1,1 @@
-"""The paper's tables and diagnostics: runs what is missing, measures, and writes ours beside the paper's figures."""
+"""The paper's tables and diagnostics: runs what is missing, measures, and writes the results next to the paper's figures."""

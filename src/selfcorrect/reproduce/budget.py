@@ -1,4 +1,4 @@
-"""The paper compares methods at the same budget of samples and gradient steps. Here that is checked on the records."""
+"""Checks in the records that the methods of a table had the same budget of samples and gradient steps, as in the paper."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from selfcorrect.reproduce.rows import ROWS
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one finished run has used, from its records."""
+    """What one finished run has used."""
 
     seed: int
     steps: int
     """Gradient steps."""
     responses: int
-    """Sampled ones; those of evaluations are left out."""
+    """Sampled in training, not in evaluations."""
     tokens: int
     sequences: int
-    """Training sequences over all steps: of an imitating stage fewer than it sampled, because most are not kept."""
+    """Training sequences over all steps. An imitating stage has fewer than it sampled: it keeps some only."""
 
 
 def spent(run: RunDirectory) -> Spent:
-    """Read what a finished run has used.
+    """Read it from the records.
 
     Raises:
         DataError: it has not finished.
@@ -40,21 +40,20 @@ def spent(run: RunDirectory) -> Spent:
 
 
 def check_equal(rows: Mapping[str, Sequence[Spent]]) -> list[str]:
-    """Hold the rows of one table against each other, seed by seed.
+    """Compare the budgets of the rows of one table, seed by seed.
 
     Args:
-        rows: by the key of the row; trained rows only.
+        rows: trained rows, by their key.
 
     Returns:
-        A sentence for every row that spent less for a reason that it states.
+        A sentence for every row that spent less and states why.
 
     Raises:
         DataError: a row differs without a stated reason.
     """
-    strict = {key: runs for key, runs in rows.items() if not ROWS[key].budget_note}
     norm: dict[int, tuple[str, Spent]] = {}
-    for key, runs in strict.items():
-        for s in runs:
+    for key, runs in rows.items():
+        for s in runs if not ROWS[key].budget_note else ():
             other, first = norm.setdefault(s.seed, (key, s))
             if (s.steps, s.responses) != (first.steps, first.responses):
                 raise DataError(
@@ -62,20 +61,20 @@ def check_equal(rows: Mapping[str, Sequence[Spent]]) -> list[str]:
                     f"{first.steps:,} steps and {first.responses:,} sampled responses against {s.steps:,} and {s.responses:,}. "
                     "No table is made of them; give both the same train.steps and samples, or report the fault if they had"
                 )
-    return [note for key, runs in rows.items() if key not in strict for note in _stated(key, runs, norm)]
-
-
-def _stated(key: str, runs: Sequence[Spent], norm: Mapping[int, tuple[str, Spent]]) -> list[str]:
-    pairs = [(s, norm[s.seed][1]) for s in runs if s.seed in norm]
-    if any(s.steps != full.steps or s.responses > full.responses for s, full in pairs):
-        raise DataError(
-            f"the row {ROWS[key].label!r} has other gradient steps than the rest of its table, or more sampled responses; no "
-            "table is made of them"
-        )
-    shares = [s.responses / full.responses for s, full in pairs]
-    if all(share == 1 for share in shares):
-        return []
-    return [
-        f"NOT the same budget: {ROWS[key].label} sampled {100 * sum(shares) / len(shares):.1f} % of the other rows' responses "
-        f"({ROWS[key].budget_note})"
-    ]
+    notes = []
+    for key, runs in rows.items():
+        if not (reason := ROWS[key].budget_note):
+            continue
+        pairs = [(s, norm[s.seed][1]) for s in runs if s.seed in norm]
+        if any(s.steps != full.steps or s.responses > full.responses for s, full in pairs):
+            raise DataError(
+                f"the row {ROWS[key].label!r} has other gradient steps than the rest of its table, or more sampled responses; no "
+                "table is made of them"
+            )
+        shares = [s.responses / full.responses for s, full in pairs]
+        if any(share != 1 for share in shares):
+            percent = 100 * sum(shares) / len(shares)
+            notes.append(
+                f"NOT the same budget: {ROWS[key].label} sampled {percent:.1f} % of the other rows' responses ({reason})"
+            )
+    return notes

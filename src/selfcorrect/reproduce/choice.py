@@ -1,4 +1,4 @@
-"""The options of a call, and the config of every run that follows from them. All is checked before anything runs."""
+"""The options of a call, and the config of every run. Everything is checked before anything runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, TableRow
 
 EMBEDDED = "tiny"
 QUICK = ("train.steps=20", "train.problems_per_step=8", "eval.problems=200")
-"""A quick look: every method takes its steps, and none of them learns anything in so few."""
+"""A quick look: every method takes its steps, but so few that none learns anything."""
 WITHOUT_CONTROLS = "eval.controls=false"
-"""Controls double the time of an evaluation and no table shows them. A setting of the call switches them on."""
+"""Controls double the time of an evaluation, and no table shows them. ``eval.controls=true`` switches them on."""
 NOT_FOR_ALL = ("seed", "run_dir", *(f"{s}{name}" for s in ("method", "model", "task") for name in ("", ".name")))
 
 
@@ -28,7 +28,7 @@ class Choice:
     out: Path
     seeds: tuple[int, ...]
     own_seeds: int | None = None
-    """How many of the seeds rows get that the paper does not have; None: all."""
+    """Number of seeds for rows that the paper does not have; None: all."""
     model: str = EMBEDDED
     task: str = "arithmetic"
     quick: bool = False
@@ -55,16 +55,17 @@ class Choice:
             f"model.name={json.dumps(self.model)}",
             f"task.name={json.dumps(self.task)}",
             WITHOUT_CONTROLS,
-            *(QUICK if self.quick else ()),
-            *self.budget_setting,
-            *self.settings,
+            *self.common,
             *row.settings,
             f"seed={seed}",
         ]
 
     @property
-    def budget_setting(self) -> tuple[str, ...]:
-        return () if self.budget is None else (f"train.steps={self.budget}",)
+    def common(self) -> tuple[str, ...]:
+        """The settings of all runs that follow from --quick and --budget, and those given."""
+        quick = QUICK if self.quick else ()
+        budget = () if self.budget is None else (f"train.steps={self.budget}",)
+        return (*quick, *budget, *self.settings)
 
     def config(self, row: TableRow, seed: int) -> Config:
         """The resolved config of one run.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
-from selfcorrect.measuring.metrics import EvalSummary, by_level
+from selfcorrect.measuring.metrics import by_level
 from selfcorrect.records.lines import StepRecord, read_episodes
 from selfcorrect.report.charts import (
     Curves,
@@ -22,59 +22,85 @@ from selfcorrect.report.charts import (
     draw_histogram,
     draw_levels,
 )
-from selfcorrect.reproduce.measured import MEASURE_AGAIN, Measurements, by_seed_difference
-from selfcorrect.reproduce.planning import shift_job
+from selfcorrect.reproduce.kept import FIRSTS, SPLITS
+from selfcorrect.reproduce.measured import MEASURE_AGAIN, Measurements
+from selfcorrect.reproduce.planning import script_job
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result, over_seeds
 from selfcorrect.reproduce.rows import ROWS, TARGETS, paper_tables
-from selfcorrect.reproduce.shift import FIRSTS, SPLITS
-from selfcorrect.reproduce.verdicts import Verdict, judge
-from selfcorrect.types import Episode
+from selfcorrect.reproduce.verdicts import judge
 
-BySeed = dict[int, float]
+BySeed = dict[int, dict[str, Estimate]]
+"""Of one row: seed -> quantity -> estimate. What a seed did not measure is missing."""
+WINDOW = 10
+LENGTHS: dict[str, Callable[[str], int]] = {"characters": len, "lines": lambda text: len(text.splitlines())}
 
-EDIT_COLUMNS = (
-    Column("edit_ratio", "edit-distance ratio"),
-    Column("copied", "copied"),
-    Column("answer_changed", "answer changed"),
-)
+
+def seed_result(
+    name: str,
+    title: str,
+    columns: Sequence[Column],
+    measured: Mapping[str, BySeed],
+    problems: Mapping[str, int],
+    m: Measurements,
+) -> Result:
+    """A target with one value per seed: its grid, and its claims judged by the differences of the seeds.
+
+    ``title`` is the grid's; ``measured`` and ``problems`` are by row. A quantity that a seed lacks is left out of the row.
+    """
+    paper = paper_tables().get(name)
+    lines = []
+    for key, by_seed in measured.items():
+        seeds = list(by_seed.values())
+        shown = [c.key for c in columns if seeds and all(c.key in values for values in seeds)]
+        cells = {quantity: over_seeds([values[quantity] for values in seeds]) for quantity in shown}
+        figures = paper.figures(key) if paper is not None else {}
+        note = "" if seeds else "not measured"
+        lines.append(GridRow(ROWS[key].label, cells, len(seeds), problems.get(key, 0), figures, note))
+    verdicts = []
+    for claim in TARGETS[name].claims:
+        sides = []
+        for side in (claim.above, claim.below):
+            found = {} if side is None else measured[side]
+            values = {
+                s: q[claim.quantity].value for s, q in found.items() if claim.quantity in q and q[claim.quantity].n
+            }
+            if side is None:
+                values = dict.fromkeys(m.choice.seeds, 0.0)
+            elif side == "base" and values:  # untrained and greedy: one measurement stands for all seeds
+                values = dict.fromkeys(m.choice.seeds, next(iter(values.values())))
+            sides.append(values)
+        above, below = sides
+        differences = [above[s] - below[s] for s in sorted(above.keys() & below.keys())]
+        verdicts.append(judge(claim, across_seeds(differences)))
+    setting, source = (paper.setting, paper.source) if paper is not None else ("", "")
+    grid = Grid(title, tuple(columns), tuple(lines), setting, source)
+    return Result(name, TARGETS[name].title, (grid,), tuple(verdicts))
 
 
 def edits(m: Measurements) -> Result:
     """How far second attempts are from first ones, on held-out problems; greedy."""
-    target = TARGETS["edits"]
-    summaries = {key: m.summaries(key) for key in target.rows}
-    lines, series = [], []
-    for key, found in summaries.items():
-        last = [s.revisions[-1] for s in found.values()]
-        cells = {c.key: over_seeds([getattr(r, c.key) for r in last]) for c in EDIT_COLUMNS} if last else {}
-        lines.append(_line(key, cells, list(found.values())))
+    columns = (
+        Column("edit_ratio", "edit-distance ratio"),
+        Column("copied", "copied"),
+        Column("answer_changed", "answer changed"),
+    )
+    measured: dict[str, BySeed] = {}
+    problems, series = {}, []
+    for key in TARGETS["edits"].rows:
+        summaries = m.summaries(key)
+        last = {seed: s.revisions[-1] for seed, s in summaries.items()}
+        measured[key] = {seed: {c.key: getattr(r, c.key) for c in columns} for seed, r in last.items()}
         if last:
-            counts = np.sum([r.edit_histogram for r in last], axis=0)
-            series.append((ROWS[key].label, tuple(int(n) for n in counts)))
-    grid = Grid(target.title, EDIT_COLUMNS, tuple(lines))
-
-    def of(key: str, quantity: str) -> BySeed:
-        return {seed: getattr(s.revisions[-1], quantity).value for seed, s in summaries[key].items()}
-
+            problems[key] = next(iter(summaries.values())).n_problems
+            counts = np.sum([r.edit_histogram for r in last.values()], axis=0)
+            series.append((ROWS[key].label, tuple(counts.tolist())))
     charts = [Histogram(f"{row[0]}: held-out problems of all seeds", (series[0], row)) for row in series[1:]]
-    return Result("edits", target.title, (grid,), judged_by_seed("edits", of), tuple(map(draw_histogram, charts)))
+    result = seed_result("edits", TARGETS["edits"].title, columns, measured, problems, m)
+    return replace(result, drawings=tuple(map(draw_histogram, charts)))
 
 
 def collapse(m: Measurements, name: str = "collapse") -> Result:
     """Share of episodes whose answer the second attempt repeats, at every training step; sampled at temperature 1."""
-    target = TARGETS[name]
-    records = {key: m.steps(key) for key in target.rows}
-    curves = {key: _unchanged(runs) for key, runs in records.items() if runs}
-    lines = []
-    for key, runs in records.items():
-        cells = {}
-        if runs:
-            by_run = [_ends(steps) for steps in runs.values()]
-            ends = {q: across_seeds(np.array([e[q] for e in by_run])) for q in by_run[0]}
-            final = over_seeds([s.revisions[-1].answer_changed for s in m.summaries(key).values()])
-            cells = ends | {"changed_final": final}
-        figures = paper_tables()["collapse"].figures(key)
-        lines.append(_line(key, cells, list(m.summaries(key).values()), figures))
     columns = (
         Column("changed_start", "answers changed, start of training"),
         Column("changed_stage1", "end of Stage I"),
@@ -82,30 +108,25 @@ def collapse(m: Measurements, name: str = "collapse") -> Result:
         Column("changed_fall", "fall, start to end", sign=True),
         Column("changed_final", "greedy, held-out"),
     )
-    paper = paper_tables()["collapse"]
-    grid = Grid("Share of changed answers", columns, tuple(lines), paper.setting, paper.source)
-
-    def of(key: str, quantity: str) -> BySeed:
-        return {seed: _ends(steps)[quantity] for seed, steps in records[key].items()}
-
-    drawings = [draw_curves(_curves(curves, records))] if curves else []
-    notes = (
-        f"Start and end: means of the first and last {WINDOW} steps, or a tenth of the steps where that is fewer.",
-    )
-    return Result(
-        name,
-        target.title,
-        (grid,),
-        judged_by_seed("collapse", of) if name == "collapse" else (),
-        tuple(drawings),
-        notes=notes,
-    )
+    records = {key: m.steps(key) for key in TARGETS[name].rows}
+    measured: dict[str, BySeed] = {}
+    problems = {}
+    for key, runs in records.items():
+        summaries = m.summaries(key)
+        measured[key] = {
+            seed: {quantity: across_seeds([value]) for quantity, value in ends(steps).items()}
+            | {"changed_final": summaries[seed].revisions[-1].answer_changed}
+            for seed, steps in runs.items()
+        }
+        if summaries:
+            problems[key] = next(iter(summaries.values())).n_problems
+    result = seed_result(name, "Share of changed answers", columns, measured, problems, m)
+    note = f"Start and end: means of the first and last {WINDOW} steps, or a tenth of the steps where that is fewer."
+    drawings = (draw_curves(_unchanged(records)),) if any(records.values()) else ()
+    return replace(result, drawings=drawings, notes=(note,))
 
 
-WINDOW = 10
-
-
-def _ends(steps: Sequence[StepRecord]) -> dict[str, float]:
+def ends(steps: Sequence[StepRecord]) -> dict[str, float]:
     """Share of changed answers at the start, at the end of Stage I where there is one, at the end, and the fall."""
     played = [(r.stage, r.answer_change) for r in steps if r.answer_change is not None]
     n = max(1, min(WINDOW, len(played) // 10))
@@ -115,73 +136,49 @@ def _ends(steps: Sequence[StepRecord]) -> dict[str, float]:
     return {"changed_start": start, **stage1, "changed_end": end, "changed_fall": start - end}
 
 
-def _unchanged(runs: dict[int, list[StepRecord]]) -> dict[int, float | None]:
-    """Mean over seeds of 1 - answer change, by step."""
-    by_step: dict[int, list[float]] = {}
-    for steps in runs.values():
-        for r in steps:
+def _unchanged(records: Mapping[str, dict[int, list[StepRecord]]]) -> Curves:
+    """The chart of 1 - answer change by step, as the mean over seeds."""
+    curves: dict[str, dict[int, list[float]]] = {}
+    for key, runs in records.items():
+        for r in (record for steps in runs.values() for record in steps):
             if r.answer_change is not None:
-                by_step.setdefault(r.step, []).append(1 - r.answer_change)
-    return {step: float(np.mean(values)) for step, values in sorted(by_step.items())}
-
-
-def _curves(curves: dict[str, dict[int, float | None]], records: dict[str, dict[int, list[StepRecord]]]) -> Curves:
-    steps = sorted({step for curve in curves.values() for step in curve})
-    lines = tuple(
-        Line(ROWS[key].label, i, tuple(curve.get(step) for step in steps))
-        for i, (key, curve) in enumerate(curves.items())
-    )
+                curves.setdefault(key, {}).setdefault(r.step, []).append(1 - r.answer_change)
+    numbers = sorted({step for curve in curves.values() for step in curve})
+    lines = []
+    for i, (key, curve) in enumerate(curves.items()):
+        values = tuple(float(np.mean(curve[step])) if step in curve else None for step in numbers)
+        lines.append(Line(ROWS[key].label, i, values))
     low, high = axis_range([v for line in lines for v in line.values], share=True)
-    staged = next((runs for key, runs in records.items() if key == "score" and runs), {})
-    marks = [
-        (before.step + 0.5, "Stage II begins")
-        for before, after in pairwise(next(iter(staged.values()), []))
-        if before.stage != after.stage
-    ]
+    first_run = next(iter(records["score"].values()), [])
+    marks = [(a.step + 0.5, "Stage II begins") for a, b in pairwise(first_run) if a.stage != b.stage]
     title = "Unchanged answers in training, mean over seeds"
-    return Curves(title, "share", tuple(steps), lines, low, high, tuple(marks))
+    return Curves(title, "share", tuple(numbers), tuple(lines), low, high, tuple(marks))
 
 
 def shift(m: Measurements) -> Result:
-    """Of the wrong first attempts, how many the kept checkpoint mends: its own, and the base's to the same problems."""
-    target = TARGETS["shift"]
-    rates = {key: _shift_rates(m, key) for key in target.rows}
-    names = {"test": "held-out", "train": "training"}
+    """Share of wrong first attempts that the kept checkpoint corrects: its own, and the base's to the same problems."""
+    splits = {"test": "held-out", "train": "training"}
     columns = tuple(
-        Column(f"{split}_{what}", f"{words}, {names[split]} problems", sign=what == "gap")
+        Column(f"{split}_{what}", f"{words}, {splits[split]} problems", sign=what == "gap")
         for split in SPLITS
         for what, words in (("own", "own first attempts"), ("base", "the base's"), ("gap", "base's minus own"))
     )
-    lines = []
-    for key, by_seed in rates.items():
-        values = list(by_seed.values())
-        cells = {c.key: over_seeds([v[c.key] for v in values]) for c in columns} if values else {}
-        n = max((v["test_base"].n for v in values), default=0)
-        lines.append(GridRow(ROWS[key].label, cells, len(values), n, note="" if values else "not measured"))
-    grid = Grid("Wrong first attempts that the second attempt makes right", columns, tuple(lines))
-    labels = tuple(c.head for c in columns if not c.sign)
-    shown = [(line.label, tuple(line.cells[c.key] for c in columns if not c.sign)) for line in lines if line.cells]
-    drawing = draw_levels(Levels("Wrong first attempts mended, 95 % intervals", labels, tuple(shown), "row"))
-
-    def of(key: str, quantity: str) -> BySeed:
-        return {seed: v[quantity].value for seed, v in rates[key].items() if v[quantity].n}
-
-    notes = (
-        "Of the wrong first attempts only, so n differs between columns; problems: wrong first attempts of the base.",
-    )
-    return Result("shift", target.title, (grid,), judged_by_seed("shift", of), (drawing,), notes=notes)
+    measured: dict[str, BySeed] = {}
+    for key in TARGETS["shift"].rows:
+        files = {seed: script_job(m.choice, ROWS[key], seed, "shift").target for seed in m.paths(key)}
+        measured[key] = {seed: corrected(file) for seed, file in files.items() if file.exists()}
+    problems = {key: max((v["test_base"].n for v in found.values()), default=0) for key, found in measured.items()}
+    title = "Wrong first attempts that the second attempt makes right"
+    result = seed_result("shift", title, columns, measured, problems, m)
+    rates = [c for c in columns if not c.sign]
+    rows = [(row.label, tuple(row.cells[c.key] for c in rates)) for row in result.grids[0].rows if row.cells]
+    heads = tuple(c.head for c in rates)
+    chart = Levels("Wrong first attempts corrected, 95 % intervals", heads, tuple(rows), "row")
+    note = "Of the wrong first attempts only, so n differs between columns; problems: wrong first attempts of the base."
+    return replace(result, drawings=(draw_levels(chart),), notes=(note,))
 
 
-def _shift_rates(m: Measurements, key: str) -> dict[int, dict[str, Estimate]]:
-    out = {}
-    for seed in m.paths(key):
-        file = shift_job(m.choice, ROWS[key], seed).target
-        if file.exists():
-            out[seed] = mended(file)
-    return out
-
-
-def mended(file: Path) -> dict[str, Estimate]:
+def corrected(file: Path) -> dict[str, Estimate]:
     """Share of wrong first attempts made right, by ``<split>_<whose first attempts>``, and the gap between the two.
 
     The two sides have wrong first attempts at different problems, so the gap of a single run has no interval.
@@ -195,60 +192,32 @@ def mended(file: Path) -> dict[str, Estimate]:
     return rates | {name: across_seeds(np.array([gap] if np.isfinite(gap) else [])) for name, gap in gaps.items()}
 
 
-LENGTHS: dict[str, Callable[[str], int]] = {"characters": len, "lines": lambda text: len(text.splitlines())}
-
-
 def levels(m: Measurements) -> Result:
     """Accuracy at each difficulty, and how much longer second attempts are, in characters and in steps (lines)."""
     target = TARGETS["levels"]
     episodes = {key: m.episodes(key) for key in target.rows}
     tables = {key: [by_level(found) for found in runs.values()] for key, runs in episodes.items() if runs}
-    rows = []
-    for level in dict.fromkeys(level for made in tables.values() for t in made for level in t):
-        for key, made in tables.items():
-            known = [t[level] for t in made if level in t]
+    accuracy, shown = [], []
+    for level in dict.fromkeys(level for found in tables.values() for table in found for level in table):
+        last = []
+        for key, found in tables.items():
+            known = [table[level] for table in found if level in table]
             cells = {"t1": over_seeds([row[0] for row in known]), "t2": over_seeds([row[-1] for row in known])}
             problems = max((row[0].n for row in known), default=0)
-            rows.append((level or "no level", key, GridRow(ROWS[key].label, cells, len(known), problems)))
-    by_name = dict.fromkeys(name for name, _, _ in rows)
-    shown = [(name, tuple(row.cells["t2"] for level, _, row in rows if level == name)) for name in by_name]
+            accuracy.append(GridRow(f"{level or 'no level'}: {ROWS[key].label}", cells, len(known), problems))
+            last.append(cells["t2"])
+        shown.append((level or "no level", tuple(last)))
+    lengths = []
+    for key, runs in episodes.items():
+        cells = {}
+        for name, size in LENGTHS.items() if runs else ():
+            changes = [[size(e.attempts[-1].text) - size(e.attempts[0].text) for e in found] for found in runs.values()]
+            cells[name] = over_seeds([bootstrap_mean(np.array(change)) for change in changes])
+        lengths.append(GridRow(ROWS[key].label, cells, len(runs), len(next(iter(runs.values()), []))))
     chart = Levels("Percent correct at the last attempt", tuple(ROWS[key].label for key in tables), tuple(shown))
-    accuracy = tuple(replace(row, label=f"{name}: {row.label}") for name, _, row in rows)
+    length_columns = tuple(Column(name, name, scale=1, sign=True) for name in LENGTHS)
     grids = (
-        Grid("Accuracy by level", (Column("t1", "t1"), Column("t2", "t2")), accuracy),
-        Grid("Change from the first to the last attempt, mean", LENGTH_COLUMNS, tuple(_length_lines(episodes))),
+        Grid("Accuracy by level", (Column("t1", "t1"), Column("t2", "t2")), tuple(accuracy)),
+        Grid("Change from the first to the last attempt, mean", length_columns, tuple(lengths)),
     )
     return Result("levels", target.title, grids, (), (draw_levels(chart),))
-
-
-LENGTH_COLUMNS = tuple(Column(key, key, scale=1, sign=True) for key in LENGTHS)
-
-
-def _length_lines(episodes: dict[str, dict[int, list[Episode]]]) -> list[GridRow]:
-    lines = []
-    for key, runs in episodes.items():
-        cells = {name: over_seeds([_change(found, size) for found in runs.values()]) for name, size in LENGTHS.items()}
-        problems = len(next(iter(runs.values()), []))
-        lines.append(GridRow(ROWS[key].label, cells if runs else {}, len(runs), problems))
-    return lines
-
-
-def _change(episodes: Sequence[Episode], size: Callable[[str], int]) -> Estimate:
-    return bootstrap_mean(np.array([size(e.attempts[-1].text) - size(e.attempts[0].text) for e in episodes]))
-
-
-def _line(
-    key: str, cells: dict[str, Estimate], summaries: Sequence[EvalSummary], paper: dict[str, float] | None = None
-) -> GridRow:
-    problems = summaries[0].n_problems if summaries else 0
-    note = "" if cells else "not measured"
-    return GridRow(ROWS[key].label, cells, len(summaries), problems, paper or {}, note)
-
-
-def judged_by_seed(target: str, of: Callable[[str, str], BySeed]) -> tuple[Verdict, ...]:
-    """Claims about numbers that have one value per seed."""
-    out = []
-    for claim in TARGETS[target].claims:
-        sides = [None if key is None else of(key, claim.quantity) for key in (claim.above, claim.below)]
-        out.append(judge(claim, by_seed_difference(*sides)))
-    return tuple(out)

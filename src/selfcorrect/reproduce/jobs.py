@@ -1,4 +1,4 @@
-"""The processes behind the tables: what is missing, in order, a few at once; stopped cleanly, continued where they stopped.
+"""The processes behind the tables: runs what is missing, in order, a few at once; stops cleanly and continues later.
 
 OUT/runs/<row>-s<seed>-<hash>/             a run of `selfcorrect train`
 OUT/runs/<row>-s<seed>-<hash>[.what].jsonl episodes of a measurement of it
@@ -41,7 +41,7 @@ class Job:
     is_run: bool
     total_steps: int = 0
     needs: Path | None = None
-    """A run that must have finished before."""
+    """A run that must finish first."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Job:
 
     @property
     def command_now(self) -> tuple[str, ...]:
-        """The command that starts it, or continues an interrupted run."""
+        """The command that starts the job, or continues an interrupted run."""
         if self.is_run and self.target.exists():
             return (*SELFCORRECT, "train", "--resume", str(self.target))
         return self.command
@@ -99,7 +99,7 @@ class Status:
 
 
 class Watcher(Protocol):
-    """Whoever shows the progress."""
+    """Shows the progress."""
 
     def on_begin(self, job: Job, resumed: bool) -> None: ...
     def on_end(self, job: Job, seconds: float, failure: str | None) -> None: ...
@@ -120,7 +120,7 @@ class _Child:
         return time.monotonic() - self.began
 
     def has_ended(self, options: int = os.WNOHANG) -> bool:
-        """Like ``process.poll``, or ``process.wait`` with options 0; also records the processor time, which is lost later."""
+        """Like ``process.poll``, or ``process.wait`` with options 0; also keeps the processor time, which is lost later."""
         if self.process.returncode is None:
             pid, status, usage = os.wait4(self.process.pid, options)
             if pid:
@@ -155,7 +155,15 @@ class Runner:
         try:
             while waiting or children:
                 if stop_requested():
-                    self._stop(children)
+                    for child in children:  # one SIGINT each: a run writes a checkpoint after its step
+                        child.process.send_signal(signal.SIGINT)
+                    for child in children:  # a second Ctrl-C here kills them
+                        child.has_ended(options=0)
+                        self._note(child, "stopped")
+                    children.clear()
+                    raise Interrupted(
+                        f"stopped as asked; runs so far are in {self.out / 'runs'}. Call the same command again to continue"
+                    )
                 ready = (job for job in list(waiting) if job.needs is None or is_finished(job.needs))
                 while len(children) < self.at_once and (job := next(ready, None)) is not None:
                     waiting.remove(job)
@@ -179,7 +187,7 @@ class Runner:
 
     def _start(self, job: Job) -> _Child:
         first, resumed = job.step, job.is_run and job.target.exists()
-        with self._log(job).open("wb") as log:
+        with (self.out / "runs" / f"{job.name}.log").open("wb") as log:
             process = subprocess.Popen(
                 job.command_now,
                 stdin=subprocess.DEVNULL,
@@ -195,27 +203,13 @@ class Runner:
         """Record how a process ended; whether its job has finished."""
         job, code, failure = child.job, child.process.returncode, None
         if code != 0 or not job.finished:
-            words = [line.strip() for line in self._log(job).read_text(errors="replace").split("\n") if line.strip()]
-            last = words[-1].removeprefix("selfcorrect: ") if words else "it printed nothing"  # an error is one line
+            printed = (self.out / "runs" / f"{job.name}.log").read_text(errors="replace").strip()
+            last = printed.rpartition("\n")[2].strip() or "it printed nothing"  # an error is one line
+            last = last.removeprefix("selfcorrect: ")
             failure = self.failures[job.name] = f"exit code {code}: {last}"
         self._note(child, "finished" if failure is None else "failed")
         self.watcher.on_end(job, child.seconds, failure)
         return failure is None
-
-    def _stop(self, children: list[_Child]) -> None:
-        """One SIGINT to each: a run writes a checkpoint after its step. A second Ctrl-C here kills them."""
-        for child in children:
-            child.process.send_signal(signal.SIGINT)
-        for child in children:
-            child.has_ended(options=0)
-            self._note(child, "stopped")
-        children.clear()
-        raise Interrupted(
-            f"stopped as asked; runs so far are in {self.out / 'runs'}. Call the same command again to continue"
-        )
-
-    def _log(self, job: Job) -> Path:
-        return self.out / "runs" / f"{job.name}.log"
 
     def _note(self, child: _Child, how: str) -> None:
         row = {
@@ -246,7 +240,7 @@ class Runner:
 
 
 def finished_seconds(out: Path) -> dict[str, tuple[str, float]]:
-    """Row and wall seconds of every finished job, interrupted stretches added up; by its name.
+    """Row and wall seconds of every finished job, by its name; the parts of an interrupted job are added up.
 
     Raises:
         RunError: ``times.jsonl`` is damaged.

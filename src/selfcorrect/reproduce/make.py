@@ -18,7 +18,7 @@ from selfcorrect.records.lines import episode_row
 from selfcorrect.report import write_report
 from selfcorrect.report.tags import tags_of
 from selfcorrect.reproduce import diagnostics, scaling_results, tables
-from selfcorrect.reproduce.choice import QUICK, Choice, refuse_without_code_model, rows_in_order, targets_of
+from selfcorrect.reproduce.choice import Choice, refuse_without_code_model, rows_in_order, targets_of
 from selfcorrect.reproduce.jobs import Runner, Watcher, claimed, finished_seconds
 from selfcorrect.reproduce.measured import Measurements
 from selfcorrect.reproduce.output import Provenance, write_claims, write_result
@@ -47,13 +47,13 @@ KINDS = ("fixed", "broken", "kept-right", "kept-wrong", "copied")
 
 @dataclass(frozen=True)
 class Made:
-    """What a call has left."""
+    """The outputs of a call."""
 
     files: tuple[Path, ...]
     verdicts: dict[str, tuple[Verdict, ...]]
     """By target."""
     failures: dict[str, str]
-    """By job or target: why it is not there."""
+    """By job or target: why it is missing."""
 
 
 def reproduce(
@@ -63,14 +63,14 @@ def reproduce(
     watcher: Watcher,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Made:
-    """Run what is missing for a target, or for all, and write the outputs.
+    """Run what is missing for a target, or for ``all``, and write the outputs.
 
     Args:
         name: a target or ``all``.
         choice: models, seeds and settings.
-        at_once: processes that run side by side, one thread each.
-        watcher: is told what is going on.
-        stop_requested: True ends everything cleanly; the same call goes on later.
+        at_once: processes that run at the same time, one thread each.
+        watcher: shows the progress.
+        stop_requested: True ends everything cleanly; the same call continues later.
 
     Raises:
         SelfCorrectError: something is wrong with the settings, the model or the data, before anything runs.
@@ -86,10 +86,11 @@ def reproduce(
     with claimed(choice.out):
         runner = Runner(choice.out, at_once, watcher)
         runner.run(jobs, stop_requested)
-        return _write(choice, targets, runner.failures)
+        return write_outputs(choice, targets, runner.failures)
 
 
-def _write(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> Made:
+def write_outputs(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> Made:
+    """Write what the finished runs show, target by target."""
     files: list[Path] = []
     results: list[Result] = []
     failed = dict(failures)
@@ -113,17 +114,16 @@ def _write(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> 
 
 def _provenance(choice: Choice, targets: Sequence[str], failures: dict[str, str]) -> Provenance:
     own = {job.name for job in jobs_of(choice, targets)}
-    seconds = sum(s for name, (_, s) in finished_seconds(choice.out).items() if name in own)
     return Provenance(
-        command_line(),
-        version(),
-        choice.model,
-        choice.task,
-        choice.seeds,
-        seconds,
-        (*(QUICK if choice.quick else ()), *choice.budget_setting, *choice.settings),
-        choice.quick,
-        {name: why for name, why in failures.items() if name in own},
+        command=command_line(),
+        version=version(),
+        model=choice.model,
+        task=choice.task,
+        seeds=choice.seeds,
+        seconds=sum(s for name, (_, s) in finished_seconds(choice.out).items() if name in own),
+        settings=choice.common,
+        quick=choice.quick,
+        failures={name: why for name, why in failures.items() if name in own},
     )
 
 
@@ -135,17 +135,17 @@ def version() -> str:
         return named
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        said = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return named
-    return f"{named}, commit {said}"
+    return f"{named}, commit {commit}"
 
 
 def _browsable(choice: Choice, measured: Measurements, targets: Sequence[str]) -> list[Path]:
     """The report page of the first seed's runs, and some episodes of every kind as JSONL."""
-    keys = [key for key in ROWS if any(key in TARGETS[t].rows for t in targets)]
     seed = choice.seeds[0]
-    paths = {key: measured.paths(key)[seed] for key in keys if seed in measured.paths(key)}
+    shown = {key: measured.paths(key) for key in ROWS if any(key in TARGETS[t].rows for t in targets)}
+    paths = {key: by_seed[seed] for key, by_seed in shown.items() if seed in by_seed}
     if not paths:
         return []
     page, sample = choice.out / "report.html", choice.out / "episodes.jsonl"
@@ -154,7 +154,7 @@ def _browsable(choice: Choice, measured: Measurements, targets: Sequence[str]) -
     for key, path in paths.items():
         episodes = sorted(read_evaluation(path, "final"), key=lambda e: (e.problem.id, e.sample))
         for kind in KINDS:
-            shown = islice((e for e in episodes if kind in tags_of(e)), EPISODES_PER_KIND)
-            rows += [{"row": key, "seed": seed, "kind": kind, **episode_row(e)} for e in shown]
+            some = islice((e for e in episodes if kind in tags_of(e)), EPISODES_PER_KIND)
+            rows += [{"row": key, "seed": seed, "kind": kind, **episode_row(e)} for e in some]
     write_jsonl(sample, rows, "free room and call the same command again")
     return [page, sample]

@@ -20,7 +20,7 @@ from selfcorrect.measuring.compare import (
     read_evaluation,
     read_measured,
 )
-from selfcorrect.measuring.intervals import Estimate, across_seeds, not_measured
+from selfcorrect.measuring.intervals import Estimate, not_measured
 from selfcorrect.measuring.metrics import CorrectnessMatrix, EvalSummary, correctness_matrix
 from selfcorrect.records.lines import EvalRecord, StepRecord, read_episodes
 from selfcorrect.records.run_directory import RunDirectory
@@ -28,19 +28,18 @@ from selfcorrect.reproduce.budget import Spent, check_equal, spent
 from selfcorrect.reproduce.choice import Choice
 from selfcorrect.reproduce.jobs import is_finished
 from selfcorrect.reproduce.planning import prompted_job
-from selfcorrect.reproduce.rows import ROWS, Claim
-from selfcorrect.reproduce.verdicts import Verdict, judge
+from selfcorrect.reproduce.rows import ROWS
 from selfcorrect.types import Episode, FloatArray
 
 MEASURE_AGAIN = "delete the file to measure it again"
-"""What to do where a measurement's file is damaged."""
+"""The way out where a measurement's file is damaged."""
 Matrices = dict[int, CorrectnessMatrix]
-"""By seed. What greedy answers of the untrained model come to stands under every seed, as the same object."""
+"""By seed. The untrained model answers greedily: its one result stands under every seed, as the same object."""
 
 
 @dataclass
 class Measurements:
-    """Reads what is asked for, and keeps it."""
+    """Reads results when they are first needed, and keeps them."""
 
     choice: Choice
     _runs: dict[str, dict[int, MeasuredRun]] = field(default_factory=dict)
@@ -71,8 +70,7 @@ class Measurements:
         rows = {row.name: row for row in made}
         base = trained[0][1].base
         for key in keys:
-            matrix = self._prompted(key) if ROWS[key].kind == "prompted" else None
-            if matrix is not None:
+            if (matrix := self._prompted(key)) is not None:
                 rows[key] = matrix_row(key, [(matrix, base)])
         return rows
 
@@ -80,13 +78,14 @@ class Measurements:
         """Who got what right, by seed; empty where a row has not been measured."""
         if ROWS[key].kind == "trained":
             return {seed: run.final for seed, run in self.runs(key).items()}
-        one = self._base() if ROWS[key].kind == "base" else self._prompted(key)
+        one = self._prompted(key)
+        if ROWS[key].kind == "base":
+            one = next((run.base for runs in self._runs.values() for run in runs.values()), None)
         return {} if one is None else dict.fromkeys(self.choice.seeds, one)
 
-    def _base(self) -> CorrectnessMatrix | None:
-        return next((run.base for runs in self._runs.values() for run in runs.values()), None)
-
     def _prompted(self, key: str) -> CorrectnessMatrix | None:
+        if ROWS[key].kind != "prompted":
+            return None
         file = prompted_job(self.choice, ROWS[key]).target
         return read_matrix(file) if file.exists() else None
 
@@ -96,22 +95,18 @@ class Measurements:
         Raises:
             DataError: rows differ without a stated reason.
         """
-        found = {
-            key: tuple(spent(RunDirectory.open(path)) for path in self.paths(key).values())
-            for key in keys
-            if self.paths(key)
-        }
+        paths = {key: self.paths(key).values() for key in keys}
+        found = {key: tuple(spent(RunDirectory.open(p)) for p in of_row) for key, of_row in paths.items() if of_row}
         return found, check_equal(found)
-
-    def judge(self, claim: Claim) -> Verdict:
-        """A claim about a quantity of ``comparison.SUPPORT``, paired by problem and seed."""
-        above, below = (None if key is None else self.matrices(key) for key in (claim.above, claim.below))
-        return judge(claim, difference(above, below, claim.quantity))
 
     def summaries(self, key: str) -> dict[int, EvalSummary]:
         """Evaluations as they were recorded, by seed; the base has one, under the first finished seed."""
         name, paths = self._evaluation(key)
-        return {seed: _summary(path, name) for seed, path in paths.items()}
+        out = {}
+        for seed, path in paths.items():
+            records = [r for r in RunDirectory.open(path).records() if isinstance(r, EvalRecord) and r.name == name]
+            out[seed] = EvalSummary.from_json(records[-1].summary)
+        return out
 
     def episodes(self, key: str) -> dict[int, list[Episode]]:
         """Held-out episodes with their texts, by seed; the base's once."""
@@ -145,22 +140,16 @@ def difference(above: Matrices | None, below: Matrices | None, quantity: str) ->
     if all(a is b for pair in pairs for a, b in zip(pair, pairs[0], strict=True)):
         pairs = pairs[:1]
     highs, lows = [], []
-    for high, low in pairs:
-        values = [None if m is None else per_problem(m, quantity) for m in (high, low)]
-        nothing: FloatArray = np.zeros(max(len(v) for v in values if v is not None))
-        highs.append(nothing if values[0] is None else values[0])
-        lows.append(nothing if values[1] is None else values[1])
+    for pair in pairs:
+        values = [None if matrix is None else per_problem(matrix, quantity) for matrix in pair]
+        zeros: FloatArray = np.zeros(max(len(v) for v in values if v is not None))
+        high, low = (zeros if v is None else v for v in values)
+        highs.append(high)
+        lows.append(low)
     low_end, high_end = SUPPORT[quantity]
     width = high_end - low_end
     support = (-width, width) if above is not None and below is not None else (-high_end, high_end)
     return paired_estimate(lows, highs, support)
-
-
-def by_seed_difference(above: dict[int, float] | None, below: dict[int, float] | None) -> Estimate:
-    """The same for one number per seed; with a single seed there is no interval."""
-    seeds = sorted(set.intersection(*(set(side) for side in (above, below) if side is not None)))
-    values = [(above[s] if above is not None else 0.0) - (below[s] if below is not None else 0.0) for s in seeds]
-    return across_seeds(np.array(values))
 
 
 def read_matrix(file: Path) -> CorrectnessMatrix:
@@ -170,8 +159,3 @@ def read_matrix(file: Path) -> CorrectnessMatrix:
         DataError: a line is not an episode.
     """
     return correctness_matrix([episode for _, episode in read_episodes(file, MEASURE_AGAIN)])
-
-
-def _summary(path: Path, name: str) -> EvalSummary:
-    records = [r for r in RunDirectory.open(path).records() if isinstance(r, EvalRecord) and r.name == name]
-    return EvalSummary.from_json(records[-1].summary)

@@ -14,13 +14,14 @@ from typing import Any, get_args
 
 from selfcorrect.records.files import write_text
 from selfcorrect.report.standalone import standalone_svg
-from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
+from selfcorrect.reproduce.result import Grid, Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS
 from selfcorrect.reproduce.verdicts import Word
 
 NOT_CORRECTED = (
     "Each is judged at 95 % by itself: of twenty differences that are none, one is called a difference by chance."
 )
+WAY_OUT = "free room and call the same command again"
 QUICK_NOTE = "QUICK LOOK, not a result: one seed, few steps, few problems"
 
 
@@ -51,7 +52,10 @@ def write_result(result: Result, p: Provenance, out: Path) -> list[Path]:
     content = {"md": markdown(result, p), "csv": as_csv(result, p), "json": as_json(result, p)}
     if result.drawings:
         content["svg"] = standalone_svg(result.drawings, QUICK_NOTE if p.quick else "")
-    return [_write(out / f"{result.name}.{ending}", text) for ending, text in content.items()]
+    files = {out / f"{result.name}.{ending}": text for ending, text in content.items()}
+    for file, text in files.items():
+        write_text(file, text, WAY_OUT)
+    return list(files)
 
 
 def write_claims(results: Sequence[Result], p: Provenance, out: Path) -> Path:
@@ -60,23 +64,15 @@ def write_claims(results: Sequence[Result], p: Provenance, out: Path) -> Path:
     Raises:
         RunError: the disk refused.
     """
-    return _write(out / "claims.md", claims_page(results, p))
-
-
-def _write(file: Path, text: str) -> Path:
-    write_text(file, text, "free room and call the same command again")
-    return file
-
-
-def claims_page(results: Sequence[Result], p: Provenance) -> str:
-    """All verdicts on one page, target by target."""
     counts = Counter(v.word for result in results for v in result.verdicts)
-    said = ", ".join(f"{counts[word]} {word}" for word in get_args(Word) if counts[word])
-    lines = ["# The paper's claims", "", *_head(p), f"{counts.total()} claims: {said}. {NOT_CORRECTED}", ""]
+    words = ", ".join(f"{counts[word]} {word}" for word in get_args(Word) if counts[word])
+    lines = ["# The paper's claims", "", *_head(p), f"{counts.total()} claims: {words}. {NOT_CORRECTED}", ""]
     for result in results:
         if result.verdicts:
             lines += [f"## [{result.title}]({result.name}.md)", "", *_verdicts(result), ""]
-    return "\n".join(lines)
+    file = out / "claims.md"
+    write_text(file, "\n".join(lines), WAY_OUT)
+    return file
 
 
 def markdown(result: Result, p: Provenance) -> str:
@@ -88,12 +84,20 @@ def markdown(result: Result, p: Provenance) -> str:
     if result.verdicts:
         lines += ["## The paper's claims", "", *_verdicts(result), ""]
         if len(p.seeds) == 1:
-            lines += [
-                "One seed: the intervals are over problems and speak of these checkpoints, not of the methods.",
-                "",
-            ]
+            note = "One seed: the intervals are over problems and speak of these checkpoints, not of the methods."
+            lines += [note, ""]
     if result.budget:
-        lines += ["## Budget, from the records", "", *_budget(result), ""]
+        names = {"steps": "gradient steps", "responses": "sampled responses", "tokens": "sampled tokens"}
+        names["sequences"] = "sequences trained on"
+        lines += ["## Budget, from the records", "", f"| | seeds | {' | '.join(names.values())} |", "|---" * 6 + "|"]
+        for key, runs in result.budget.items():
+            cells = [ROWS[key].label, str(len(runs))]
+            for name in names:
+                low, high = (end(getattr(run, name) for run in runs) for end in (min, max))
+                cells.append(f"{low:,}" if low == high else f"{low:,} to {high:,}")
+            lines.append(_row(cells))
+        same = "Every row has the same gradient steps and sampled responses, seed by seed"
+        lines += ["", *(f"{note}." for note in result.budget_notes or (same,)), ""]
     lines += [f"{note}\n" for note in result.notes]
     lines += [f"Not run: `{name}`: {why}\n" for name, why in p.failures.items()]
     if result.drawings:
@@ -102,71 +106,51 @@ def markdown(result: Result, p: Provenance) -> str:
 
 
 def _head(p: Provenance) -> list[str]:
-    return [*([f"**{QUICK_NOTE}.**", ""] if p.quick else []), _origin(p), ""]
-
-
-def _origin(p: Provenance) -> str:
     settings = f" Settings of all runs: `{' '.join(p.settings)}`." if p.settings else ""
-    return (
+    origin = (
         f"Command: `{p.command}`. {p.version}. Model {p.model}, task {p.task}, seeds {', '.join(map(str, p.seeds))}; greedy "
         f"evaluation.{settings} Percent; 95 % intervals: over several seeds Student's t on the seeds' means, else a bootstrap "
         f"over problems. The processes took {p.seconds:,.0f} s in all, one thread each."
     )
+    return [*([f"**{QUICK_NOTE}.**", ""] if p.quick else []), origin, ""]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _grid(grid: Grid) -> list[str]:
-    """Our columns, then the paper's figures in one cell, marked as such."""
+    """The measured columns, then the paper's figures in one cell, marked as such."""
     paper = [c for c in grid.columns if any(c.key in row.paper for row in grid.rows)]
     heads = ["", *(c.head for c in grid.columns), "seeds", "problems"]
     if paper:
         heads.append(f"{grid.paper_setting}: {' / '.join(c.head for c in paper)}")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = [_row(heads), "|---" * len(heads) + "|"]
     for row in grid.rows:
-        label = f"{row.label} ({row.note})" if row.note else row.label
-        cells = [label, *(c.text(row.cells.get(c.key)) for c in grid.columns), str(row.seeds), str(row.problems)]
+        cells = [f"{row.label} ({row.note})" if row.note else row.label]
+        for c in grid.columns:
+            cells.append(row.cells[c.key].text(scale=c.scale, sign=c.sign) if c.key in row.cells else "n/a")
+        cells += [str(row.seeds), str(row.problems)]
         if paper:
-            cells.append(_paper(row, paper))
-        lines.append(f"| {' | '.join(cells)} |")
+            formats = ((row.paper.get(c.key), "+.1f" if c.sign else ".1f") for c in paper)
+            figures = ["n/a" if figure is None else format(figure, form) for figure, form in formats]
+            cells.append(" / ".join(figures) if row.paper else "")
+        lines.append(_row(cells))
     return lines
-
-
-def _paper(row: GridRow, columns: Sequence[Column]) -> str:
-    if not row.paper:
-        return ""
-    return " / ".join(
-        format(row.paper[c.key], f"{'+' if c.sign else ''}.1f") if c.key in row.paper else "n/a" for c in columns
-    )
 
 
 def _verdicts(result: Result) -> list[str]:
-    names = {c.key: c.head for grid in result.grids for c in grid.columns}
-    lines = ["| claim | verdict | decided by | difference |", "|---|---|---|---|"]
+    heads = {c.key: c.head for grid in result.grids for c in grid.columns}
+    lines = [_row(["claim", "verdict", "decided by", "difference"]), "|---|---|---|---|"]
     for v in result.verdicts:
-        sides = [None if key is None else ROWS[key].label for key in (v.claim.above, v.claim.below)]
-        decided = f"{names[v.claim.quantity]}: {sides[0] or '0'}{f' - {sides[1]}' if sides[1] else ''}"
-        lines.append(f"| {v.claim.text} | **{v.word}** | {decided} | {v.difference.text(sign=True)} |")
+        above, below = (None if key is None else ROWS[key].label for key in (v.claim.above, v.claim.below))
+        decided = f"{heads[v.claim.quantity]}: {above or '0'}{f' - {below}' if below else ''}"
+        lines.append(_row([v.claim.text, f"**{v.word}**", decided, v.difference.text(sign=True)]))
     return lines
 
 
-def _budget(result: Result) -> list[str]:
-    lines = [
-        "| | seeds | gradient steps | sampled responses | sampled tokens | sequences trained on |",
-        "|---|---|---|---|---|---|",
-    ]
-    for key, runs in result.budget.items():
-        cells = [_range([getattr(s, name) for s in runs]) for name in ("steps", "responses", "tokens", "sequences")]
-        lines.append(f"| {ROWS[key].label} | {len(runs)} | {' | '.join(cells)} |")
-    same = "Every row has the same gradient steps and sampled responses, seed by seed."
-    return [*lines, "", *(f"{note}." for note in result.budget_notes or (same.removesuffix("."),))]
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
 def as_csv(result: Result, p: Provenance) -> str:
-    """One line per number: ours with its interval, then the paper's."""
+    """One line per number: the measured ones with their intervals, then the paper's."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     head = "target grid row quantity value low high n interval seeds problems source quick"
@@ -176,15 +160,11 @@ def as_csv(result: Result, p: Provenance) -> str:
             where = [result.name, grid.title, row.label]
             for c in grid.columns:
                 if (e := row.cells.get(c.key)) is not None:
-                    values = [_number(v * c.scale) for v in (e.value, e.low, e.high)]
+                    values = ["" if math.isnan(v) else f"{v * c.scale:.6g}" for v in (e.value, e.low, e.high)]
                     writer.writerow([*where, c.key, *values, e.n, e.kind, row.seeds, row.problems, "ours", p.quick])
             for key, figure in row.paper.items():
                 writer.writerow([*where, key, figure, "", "", "", "", "", "", grid.paper_setting, ""])
     return stream.getvalue()
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def as_json(result: Result, p: Provenance) -> str:
@@ -208,10 +188,7 @@ def as_json(result: Result, p: Provenance) -> str:
         }
         for grid in result.grids
     ]
-    charts: list[dict[str, Any]] = [
-        {"title": d.title, "columns": list(d.head), "rows": [list(row) for row in d.rows]} for d in result.drawings
-    ]
-    made = {
+    content: dict[str, Any] = {
         "target": result.name,
         "title": TARGETS[result.name].title,
         "provenance": asdict(p),
@@ -219,7 +196,7 @@ def as_json(result: Result, p: Provenance) -> str:
         "claims": [v.to_json() for v in result.verdicts],
         "budget": {key: [asdict(s) for s in runs] for key, runs in result.budget.items()},
         "budget_notes": list(result.budget_notes),
-        "charts": charts,
+        "charts": [{"title": d.title, "columns": d.head, "rows": d.rows} for d in result.drawings],
         "notes": list(result.notes),
     }
-    return json.dumps(made, indent=1) + "\n"
+    return json.dumps(content, indent=1) + "\n"

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from selfcorrect.reproduce.choice import Choice, rows_in_order
 from selfcorrect.reproduce.jobs import SELFCORRECT, Job
@@ -22,13 +23,16 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
         ConfigError: settings are wrong for a row.
     """
     rows = rows_in_order(targets)
-    jobs = [
-        run_job(choice, row, seed)
-        for is_core in (True, False)
-        for seed in choice.seeds
-        for row in rows
-        if (row.key in CORE) is is_core and row.kind == "trained" and seed in choice.seeds_of(row)
-    ]
+    trained = [row for row in rows if row.kind == "trained"]
+    jobs = []
+    for group in ([row for row in trained if row.key in CORE], [row for row in trained if row.key not in CORE]):
+        for seed in choice.seeds:
+            for row in group:
+                if seed in choice.seeds_of(row):
+                    path = choice.run_path(row, seed)
+                    settings = (*choice.overrides(row, seed), f"run_dir={json.dumps(str(path))}")
+                    steps = choice.config(row, seed).train.steps
+                    jobs.append(Job(row.key, path, (*SELFCORRECT, "train", *settings), is_run=True, total_steps=steps))
     if "table3" in targets:
         return jobs + [
             code_job(choice, row, seed, measure)
@@ -38,17 +42,10 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
         ]
     jobs += [prompted_job(choice, row) for row in rows if row.kind == "prompted"]
     if "shift" in targets:
-        jobs += [shift_job(choice, ROWS[key], seed) for seed in choice.seeds for key in TARGETS["shift"].rows]
+        jobs += [script_job(choice, ROWS[key], seed, "shift") for seed in choice.seeds for key in TARGETS["shift"].rows]
     more = sorted({key for t in ("scaling", "attempts") if t in targets for key in TARGETS[t].rows} - {"base"})
-    jobs += [samples_job(choice, ROWS[key], seed) for seed in choice.seeds for key in more]
+    jobs += [script_job(choice, ROWS[key], seed, "scaling") for seed in choice.seeds for key in more]
     return jobs
-
-
-def run_job(choice: Choice, row: TableRow, seed: int) -> Job:
-    """A run of `selfcorrect train`."""
-    path = choice.run_path(row, seed)
-    command = (*SELFCORRECT, "train", *choice.overrides(row, seed), f"run_dir={json.dumps(str(path))}")
-    return Job(row.key, path, command, is_run=True, total_steps=choice.config(row, seed).train.steps)
 
 
 def prompted_job(choice: Choice, row: TableRow) -> Job:
@@ -73,20 +70,11 @@ def _eval_job(row: TableRow, path: Path, arguments: Sequence[str], needs: Path |
     return Job(row.key, out, (*SELFCORRECT, "eval", *arguments, "--out", str(out)), is_run=False, needs=needs)
 
 
-def shift_job(choice: Choice, row: TableRow, seed: int) -> Job:
-    """The kept checkpoint after its own and after the base's first attempts."""
-    return _script_job(choice, row, seed, "shift")
-
-
-def samples_job(choice: Choice, row: TableRow, seed: int) -> Job:
-    """The kept checkpoint with more responses and more attempts; with SCoRe's first seed, the base too."""
-    which = "base+kept" if row.key == "score" and seed == choice.seeds[0] else "kept"
-    return _script_job(choice, row, seed, "scaling", which)
-
-
-def _script_job(choice: Choice, row: TableRow, seed: int, what: str, *arguments: str) -> Job:
+def script_job(choice: Choice, row: TableRow, seed: int, what: Literal["shift", "scaling"]) -> Job:
+    """A measurement of the kept checkpoint by ``kept``; ``scaling`` measures the base too, with SCoRe's first seed."""
     run = choice.run_path(row, seed)
     out = run.with_name(f"{run.name}.{what}.jsonl")
-    module = {"shift": "shift", "scaling": "more_samples"}[what]
-    command = (sys.executable, "-m", f"selfcorrect.reproduce.{module}", str(run), *arguments, str(out))
+    with_base = what == "scaling" and row.key == "score" and seed == choice.seeds[0]
+    measure = f"{what}+base" if with_base else what
+    command = (sys.executable, "-m", "selfcorrect.reproduce.kept", measure, str(run), str(out))
     return Job(f"{row.key}.{what}", out, command, is_run=False, needs=run)

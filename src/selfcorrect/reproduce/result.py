@@ -1,4 +1,4 @@
-"""What one target comes to, as plain values: grids of estimates, verdicts on claims, budgets, charts."""
+"""The result of one target as plain values: grids of estimates, verdicts on claims, budgets, charts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ class Column:
     scale: float = 100.0
     """100: a share, shown in percent. 1: a number as it is."""
     sign: bool = False
-
-    def text(self, estimate: Estimate | None) -> str:
-        return "n/a" if estimate is None else estimate.text(scale=self.scale, sign=self.sign)
 
 
 @dataclass(frozen=True, slots=True)

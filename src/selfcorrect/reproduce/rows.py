@@ -98,7 +98,7 @@ TARGETS = {
         ("base", "star_d", "star_d_plus", "pair_sft_d", "pair_sft_d_plus"),
         (
             Claim("the base does worse at its second attempt", "delta", None, "base"),
-            Claim("STaR on D does not mend that: delta stays below 0", "delta", None, "star_d"),
+            Claim("STaR on D does not fix that: delta stays below 0", "delta", None, "star_d"),
             Claim(
                 "right-to-right examples help STaR: delta on D+ is above that on D", "delta", "star_d_plus", "star_d"
             ),
@@ -118,7 +118,7 @@ TARGETS = {
             Claim("... than those of Pair-SFT on D", "t2", "score", "pair_sft_d"),
             Claim("SCoRe's delta is above that of STaR on D+", "delta", "score", "star_d_plus"),
             Claim("SCoRe's delta is above that of Pair-SFT on D", "delta", "score", "pair_sft_d"),
-            Claim("SCoRe mends more wrong answers than the base", "i_to_c", "score", "base"),
+            Claim("SCoRe corrects more wrong answers than the base", "i_to_c", "score", "base"),
             Claim("SCoRe breaks fewer right answers than the base", "c_to_i", "base", "score"),
         ),
     ),
@@ -223,7 +223,7 @@ class PaperTable:
 
     source: str
     setting: str
-    """Whose model and data; stands beside every figure."""
+    """Whose model and data; shown with every figure."""
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
 

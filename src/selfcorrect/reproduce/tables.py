@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from selfcorrect.measuring.compare import Row, matrix_row
 from selfcorrect.measuring.intervals import Estimate
-from selfcorrect.report.charts import Levels, draw_levels
+from selfcorrect.report.charts import Drawing, Levels, draw_levels
 from selfcorrect.reproduce.measured import Matrices, Measurements, difference, read_matrix
 from selfcorrect.reproduce.planning import CODE_MEASURES, code_job
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
-from selfcorrect.reproduce.rows import ROWS, TARGETS, Claim, PaperTable, TableRow, paper_tables
-from selfcorrect.reproduce.verdicts import judge
+from selfcorrect.reproduce.rows import ROWS, TARGETS, PaperTable, TableRow, paper_tables
+from selfcorrect.reproduce.verdicts import Verdict, judge
 
 COLUMNS = (
     Column("t1", "t1"),
@@ -36,7 +36,7 @@ def table(name: str, m: Measurements) -> Result:
     spent, notes = m.spent(target.rows)
     lines = []
     for key in target.rows:
-        cells = cells_of(rows[key]) if key in rows else {}
+        cells = _cells(rows[key]) if key in rows else {}
         if key in rows and "score" in target.rows and key != "score":
             cells[OVER_SCORE.key] = difference(m.matrices(key), m.matrices("score"), "t2")
         lines.append(_line(ROWS[key], rows.get(key), cells, paper.figures(key)))
@@ -46,49 +46,53 @@ def table(name: str, m: Measurements) -> Result:
         name,
         target.title,
         (grid,),
-        tuple(m.judge(claim) for claim in target.claims),
-        (draw_levels(dots(lines)),),
+        _judged(name, {key: m.matrices(key) for key in target.rows}),
+        (_dots(lines),),
         spent,
         tuple(notes),
     )
 
 
-def cells_of(row: Row) -> dict[str, Estimate]:
-    """A row's estimates by column; of the base no difference to itself."""
+def _cells(row: Row) -> dict[str, Estimate]:
+    """A row's estimates by column; the base has no difference to itself."""
     cells = {column.key: getattr(row, column.key) for column in COLUMNS}
     return cells if row.name == "base" else cells | {OVER_BASE.key: row.t2_over_base}
 
 
 def _line(row: TableRow, measured: Row | None, cells: dict[str, Estimate], paper: dict[str, float]) -> GridRow:
-    note = "ours, not in the paper" if row.ours else ""
     if measured is None:
         return GridRow(row.label, {}, 0, 0, paper, "not measured")
+    note = "ours, not in the paper" if row.ours else ""
     return GridRow(row.label, cells, measured.seeds, measured.problems, paper, note)
 
 
-def dots(lines: Sequence[GridRow]) -> Levels:
-    """Both attempts of every measured row."""
+def _judged(name: str, matrices: Mapping[str, Matrices]) -> tuple[Verdict, ...]:
+    """The claims of a table, judged by differences that are paired by problem and seed."""
+    out = []
+    for claim in TARGETS[name].claims:
+        above, below = (None if key is None else matrices[key] for key in (claim.above, claim.below))
+        out.append(judge(claim, difference(above, below, claim.quantity)))
+    return tuple(out)
+
+
+def _dots(lines: Sequence[GridRow]) -> Drawing:
+    """A chart of both attempts of every measured row."""
     rows = tuple((line.label, (line.cells["t1"], line.cells["t2"])) for line in lines if line.cells)
-    return Levels("Percent correct, 95 % intervals", ("attempt 1", "attempt 2"), rows, "row")
+    return draw_levels(Levels("Percent correct, 95 % intervals", ("attempt 1", "attempt 2"), rows, "row"))
 
 
 def code_table(m: Measurements) -> Result:
-    """Table 3: HumanEval and, after given wrong programs, MBPP-R."""
+    """Table 3: HumanEval and, starting from given wrong programs, MBPP-R."""
     target = TARGETS["table3"]
     found = {measure: {key: _code_matrices(m, key, measure) for key in target.rows} for measure in CODE_MEASURES}
     spent, notes = m.spent(target.rows)
     humaneval, repair = (_code_grid(found[measure], measure) for measure in CODE_MEASURES)
-
-    def judged(claim: Claim) -> Estimate:
-        above, below = (None if key is None else found["humaneval"][key] for key in (claim.above, claim.below))
-        return difference(above, below, claim.quantity)
-
     return Result(
         "table3",
         target.title,
         (humaneval, repair),
-        tuple(judge(claim, judged(claim)) for claim in target.claims),
-        (draw_levels(dots(humaneval.rows)),),
+        _judged("table3", found["humaneval"]),
+        (_dots(humaneval.rows),),
         spent,
         tuple(notes),
         ("Claims are judged on HumanEval.",),
@@ -111,8 +115,8 @@ def _code_grid(found: dict[str, Matrices], measure: str) -> Grid:
         row = ROWS[key]
         pairs = [(matrix, base[seed]) for seed, matrix in matrices.items() if seed in base]
         measured = matrix_row(key, pairs if row.kind == "trained" else pairs[:1]) if pairs else None
-        cells = cells_of(measured) if measured is not None else {}
-        if measure == "mbpp_repair":  # attempt 1 is given: what it scores is not the model's
+        cells = _cells(measured) if measured is not None else {}
+        if measure == "mbpp_repair":  # attempt 1 is given: its score is not the model's
             cells = {k: v for k, v in cells.items() if k in ("t2", OVER_BASE.key)}
         lines.append(_line(row, measured, cells, paper.figures(key)))
     title = "HumanEval" if measure == "humaneval" else "MBPP-R, from given wrong programs"

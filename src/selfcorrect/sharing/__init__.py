@@ -1,5 +1,5 @@
 """A finished run as one directory to give away: weights, tokenizer and a model card written from the records."""
 
-from selfcorrect.sharing.export import Shared, export_run
+from selfcorrect.sharing.export import export_run
 
-__all__ = ["Shared", "export_run"]
+__all__ = ["export_run"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +13,7 @@ from selfcorrect.engines.chat import next_messages
 from selfcorrect.engines.models import EMBEDDED, resolve_model
 from selfcorrect.errors import ModelError
 from selfcorrect.measuring.compare import compare_runs
-from selfcorrect.measuring.intervals import Estimate
 from selfcorrect.measuring.labels import model_and_control
-from selfcorrect.measuring.metrics import EvalSummary
-from selfcorrect.records.lines import EvalRecord
 from selfcorrect.report.reading import RunData
 from selfcorrect.report.text import visible
 from selfcorrect.sharing.markdown import code, code_block, plain, table
@@ -34,29 +30,17 @@ if TYPE_CHECKING:
 
 NOT_RECORDED = "not recorded"
 PROBLEM = "{problem}"
-"""Stands for the question in the form of a prompt."""
+"""Stands for the question in a prompt."""
 HUB_DATA = {"gsm8k": GSM8K, "mbpp": MBPP}
 """Data sets of tasks that are read from the Hub unless ``task.path`` names another place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What only the user can say."""
+def build_card(
+    run: Path, data: RunData, weights: Weights, name: str, base_model: str | None = None, license: str | None = None
+) -> ModelCard:
+    """The card of a finished run and of the weights that were written of it.
 
-    base_model: str | None = None
-    """Hub id of the base."""
-    license: str | None = None
-
-
-def build_card(run: Path, data: RunData, weights: Weights, name: str, said: Said) -> ModelCard:
-    """The card of a finished run.
-
-    Args:
-        run: its directory.
-        data: its records.
-        weights: what was written.
-        name: of the exported model.
-        said: what the records cannot know.
+    ``base_model``, the Hub id of the base, and ``license`` take the place of what the settings and the base's card say.
 
     Raises:
         ConfigError: the run's task cannot be made here (a verifier that cannot be imported).
@@ -64,31 +48,46 @@ def build_card(run: Path, data: RunData, weights: Weights, name: str, said: Said
     """
     from huggingface_hub import ModelCard
 
-    config, task = data.config, make_task(data.config.task)
-    gain = next(row.t2_over_base for row in compare_runs([run]) if row.name == config.method.name)
-    template = resources.files("selfcorrect").joinpath("sharing/card.md.j2").read_text(encoding="utf-8")
+    config, task, final = data.config, make_task(data.config.task), data.summaries["final"]
+    messages = _first_messages(task)
+    lines = []
+    for m in messages or [{"role": "user", "content": PROBLEM}]:
+        content = "problem" if m["content"] == PROBLEM else f'{m["content"]!r}.replace("{PROBLEM}", problem)'
+        lines.append(f'{{"role": "{m["role"]}", "content": {content}}}')
+    settings = []
+    for section, values in config.model_dump(mode="json", exclude={"sft", "run_dir", "trackers"}).items():
+        pairs = values.items() if isinstance(values, Mapping) else [("", values)]
+        settings += [f"{section}{'.' if key else ''}{key} = {json.dumps(value)}" for key, value in pairs]
+    base_id = base_model or hub_id(config)
+    *_, shown = next_messages([{"role": "user", "content": ""}], "{shown}", "{instruction}", config.task.shown_as)
     card: ModelCard = ModelCard.from_template(
-        _metadata(data, weights, name, said),
-        template_str=template,
-        name=plain(name),
-        base=_base(config, said),
-        method=config.method.name,
-        version=plain(_version(data)),
-        task=code(config.task.name),
-        weights=_weights(weights),
+        _metadata(data, weights, name, base_id, license),
+        template_str=resources.files("selfcorrect").joinpath("sharing/card.md.j2").read_text(encoding="utf-8"),
+        plain=plain,
+        code=code,
+        code_block=code_block,
+        name=name,
+        data=data,
+        config=config,
+        instruction=repr(task.instruction),
+        weights=weights,
+        base_id=base_id,
+        is_embedded=config.model.name in EMBEDDED,
+        version=data.starts[-1].versions.get("selfcorrect", NOT_RECORDED) if data.starts else NOT_RECORDED,
         results=_results(data),
-        problems=data.summaries["final"].n_problems,
-        interval=_interval(data.summaries["final"]),
-        seed=config.seed,
-        gain=_gain(gain),
-        measured=_measured(data.evals["final"], config),
-        snippet=code_block(_snippet(config, task, weights.form), "python"),
-        asked=_asked(task),
+        final=final,
+        accuracy=final.accuracy(len(final.attempts)),
+        gain=next(row.t2_over_base for row in compare_runs([run]) if row.name == config.method.name),
+        measured=data.evals["final"].settings,
+        not_recorded=NOT_RECORDED,
+        first_messages=", ".join(lines),
+        quotes_answers=config.task.shown_as != "assistant",
+        quoted=repr(str(shown["content"])),
+        end_of_thinking=repr((config.model.think_markers or ("<think>", "</think>"))[1]),
+        asked="\n\n".join(code_block(f"{m['role']}: {m['content']}") for m in messages or []),
         training=_training(data),
-        settings=code_block(_settings(config)),
-        commands=[code_block(start.command, "sh") for start in data.starts],
-        alarms=[f"step {a.step}, {plain(a.name)}: {plain(a.message)}" for a in data.alarms],
-        limits=_limits(data, weights),
+        settings=code_block("\n".join(settings)),
+        is_base_local=config.model.name not in EMBEDDED and hub_id(config) is None,
     )
     return card
 
@@ -102,45 +101,44 @@ def hub_id(config: Config) -> str | None:
     return resolved.path_or_id if resolved.kind == "hub" else None
 
 
-def _metadata(data: RunData, weights: Weights, name: str, said: Said) -> ModelCardData:
+def _metadata(data: RunData, weights: Weights, name: str, base_id: str | None, license: str | None) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
     config = data.config
     hub = _hub_data(config)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub.id,
+            dataset_name=config.task.name,
+            dataset_config=hub.config,
+            dataset_split=getattr(config.task, "eval_split", "test"),
+            metric_type="accuracy",
+            metric_name=f"accuracy at attempt {k}, percent",
+            metric_value=round(100 * attempt.accuracy.value, 1),
+        )
+        for k, attempt in enumerate(data.summaries["final"].attempts if hub else (), 1)
+        if hub and attempt.accuracy.n
+    ]
     return ModelCardData(
-        base_model=said.base_model or hub_id(config),
-        license=said.license or _license_of_base(config),
+        base_model=base_id,
+        license=license or _license_of_base(config),
         library_name="peft" if weights.form == "adapter" else "transformers",
         pipeline_tag="text-generation",
         tags=["selfcorrect", "self-correction", config.method.name],
         datasets=[hub.id] if hub else None,
         model_name=visible(name) if hub else None,
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=hub.id,
-                dataset_name=config.task.name,
-                dataset_config=hub.config,
-                dataset_split=getattr(config.task, "eval_split", "test"),
-                metric_type="accuracy",
-                metric_name=f"accuracy at attempt {k}, percent",
-                metric_value=round(100 * attempt.accuracy.value, 1),
-            )
-            for k, attempt in enumerate(data.summaries["final"].attempts, 1)
-            if attempt.accuracy.n
-        ]
-        if hub
-        else None,
+        eval_results=results if hub else None,
     )
 
 
 def _hub_data(config: Config) -> Hub | None:
-    """The data set that was trained on, where it is known to be one of the Hub's."""
+    """The Hub's data set that was trained on; None for another source."""
     return HUB_DATA.get(config.task.name) if getattr(config.task, "path", None) is None else None
 
 
 def _license_of_base(config: Config) -> str | None:
-    """As the base's own card says it, in its directory or in the Hub's local cache; never guessed, never asked for."""
+    """The license in the base's own card, in its directory or in the Hub's local cache; never guessed, never downloaded."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
     from yaml import YAMLError
 
@@ -156,38 +154,6 @@ def _license_of_base(config: Config) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _base(config: Config, said: Said) -> str:
-    name = said.base_model or hub_id(config)
-    if name is not None:
-        revision = f" (revision {code(config.model.revision)})" if config.model.revision else ""
-        return f"The model {code(name)}{revision}"
-    if config.model.name in EMBEDDED:
-        return f"The model {code(config.model.name)} that comes with selfcorrect"
-    return f"The model in the local directory {code(config.model.name)}"
-
-
-def _version(data: RunData) -> str:
-    return data.starts[-1].versions.get("selfcorrect", NOT_RECORDED) if data.starts else NOT_RECORDED
-
-
-def _weights(weights: Weights) -> str:
-    if weights.form == "full":
-        return f"These are the whole weights, in {weights.dtype}."
-    if weights.form == "adapter":
-        return (
-            "This is a LoRA adapter: it needs the model that it was trained on. It is kept in float32, and was measured "
-            f"beside a base in {weights.dtype}."
-        )
-    text = f"A LoRA adapter was trained; here it is merged into the whole weights, in {weights.dtype}."
-    if weights.dtype == "float32" or weights.rounded is None:
-        return text
-    return (
-        f"{text} Rounding to {weights.dtype} changed the weights by {weights.rounded:.1%} of the norm of the whole update, so "
-        "answers can differ from those measured below, which were made with the adapter beside its base. The adapter "
-        "alone (`selfcorrect export --adapter`) does not have that difference."
-    )
-
-
 def _results(data: RunData) -> str:
     attempts = max(len(s.attempts) for s in data.summaries.values())
     several = attempts > 1
@@ -197,108 +163,17 @@ def _results(data: RunData) -> str:
         who, control = model_and_control(name)
         label = "base" if who == "base" else f"trained ({data.config.method.name})"
         label += f", {control}" if control else ""
-        cells = [a.accuracy.text() for a in s.attempts] + ["n/a"] * (attempts - len(s.attempts))
-        if several and s.revisions:
-            last = s.revisions[-1]
-            cells += [last.delta.text(sign=True), last.i_to_c.text(), last.c_to_i.text()]
-        elif several:
-            cells += ["n/a"] * 3
-        rows.append([plain(label), *cells, str(s.n_problems), "1"])
+        accuracies, last = s.texts(attempts)
+        rows.append([plain(label), *accuracies, *last[: 3 if several else 0], str(s.n_problems), "1"])
     return table(head, rows)
 
 
-def _interval(summary: EvalSummary) -> str:
-    accuracy = summary.accuracy(len(summary.attempts))
-    return f"in brackets {accuracy.level:.0%} intervals ({accuracy.kind})" if accuracy.has_interval else ""
-
-
-def _gain(gain: Estimate) -> str:
-    """Whether the last attempt is better than the base's, as far as this one run can say."""
-    said = f"Last attempt minus the base's last attempt, paired by problem: {gain.text(sign=True)}."
-    if not gain.has_interval:
-        return said
-    if gain.low > 0:
-        return said
-    return f"{said} **On these problems the last attempt is {'worse than' if gain.high < 0 else 'not shown to be better than'} the base's.**"
-
-
-def _measured(final: EvalRecord, config: Config) -> str:
-    s = final.settings
-    parts = {
-        "attempts": "attempts",
-        "max_new_tokens": "new tokens per attempt at most",
-        "samples": "sample(s) per problem",
-    }
-    said = [f"{s.get(key, NOT_RECORDED)} {words}" for key, words in parts.items()]
-    temperature = s.get("temperature", NOT_RECORDED)
-    said.append("greedy decoding" if temperature == 0 else f"temperature {temperature}")
-    return f"{', '.join(said)}, in {config.model.dtype}, by selfcorrect's own sampler and the task's own verifier"
-
-
-def _snippet(config: Config, task: Task, form: str) -> str:
-    adapter = form == "adapter"
-    loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
-    source = "from peft import AutoPeftModelForCausalLM\n" if adapter else ""
-    names = "AutoTokenizer, GenerationConfig" if adapter else "AutoModelForCausalLM, AutoTokenizer, GenerationConfig"
-    return f"""import torch
-{source}from transformers import {names}
-
-name = "."  # this directory, or its id on the Hub
-problem = "Write your problem here."
-instruction = {task.instruction!r}
-
-tokenizer = AutoTokenizer.from_pretrained(name)
-model = {loader}.from_pretrained(name, dtype=torch.{config.model.dtype})
-model.generation_config = GenerationConfig.from_pretrained(name)  # greedy, as measured
-
-
-def answer(messages):
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    written = model.generate(**prompt, max_new_tokens={config.play.max_new_tokens})[0]
-    return tokenizer.decode(written[prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-messages = {_message_lines(task)}
-{_attempt_lines(config)}"""
-
-
-def _attempt_lines(config: Config) -> str:
-    """Python that plays the attempts as the run did."""
-    loop = f"for attempt in range({config.eval.attempts}):"
-    if config.task.shown_as == "assistant":
-        kept = "# in training, later attempts also read the thinking of earlier ones, which this chat template drops\n"
-        return f"""{kept if config.model.history == "keep" else ""}{loop}
-    messages += [{{"role": "user", "content": instruction}}] if attempt else []
-    messages.append({{"role": "assistant", "content": answer(messages)}})
-    print(messages[-1]["content"])"""
-    *_, shown = next_messages([{"role": "user", "content": ""}], "{shown}", "{instruction}", config.task.shown_as)
-    return f"""{loop}
-    written = answer(messages)
-    print(written)
-    shown = written.split({(config.model.think_markers or ("<think>", "</think>"))[1]!r})[-1].strip()
-    messages[-1]["content"] += f{str(shown["content"])!r}"""
-
-
-def _message_lines(task: Task) -> str:
-    """Python that makes the first messages of ``problem``."""
-    parts = []
-    for m in _first_messages(task) or [{"role": "user", "content": PROBLEM}]:
-        content = "problem" if m["content"] == PROBLEM else f'{m["content"]!r}.replace("{PROBLEM}", problem)'
-        parts.append(f'{{"role": "{m["role"]}", "content": {content}}}')
-    return f"[{', '.join(parts)}]"
-
-
 def _first_messages(task: Task) -> list[Message] | None:
-    """The conversation with ``PROBLEM`` in the place of a question; None where a task needs more than a question."""
+    """The first messages with ``PROBLEM`` in place of the question; None where a task needs more than a question."""
     try:
         return list(task.first_messages(Problem("", PROBLEM, "")))
     except Exception:  # noqa: BLE001  # the edge to a user's code; mbpp needs the tests and worked examples of its data
         return None
-
-
-def _asked(task: Task) -> str:
-    asked = _first_messages(task)
-    return "\n\n".join(code_block(f"{m['role']}: {m['content']}") for m in asked) if asked else ""
 
 
 def _training(data: RunData) -> list[tuple[str, str]]:
@@ -322,26 +197,3 @@ def _training(data: RunData) -> list[tuple[str, str]]:
         "started": plain(data.starts[0].time) if data.starts else NOT_RECORDED,
     }
     return list(rows.items())
-
-
-def _settings(config: Config) -> str:
-    lines = []
-    for section, values in config.model_dump(mode="json", exclude={"sft", "run_dir", "trackers"}).items():
-        pairs = values.items() if isinstance(values, Mapping) else [("", values)]
-        lines += [f"{section}{'.' if key else ''}{key} = {json.dumps(value)}" for key, value in pairs]
-    return "\n".join(lines)
-
-
-def _limits(data: RunData, weights: Weights) -> list[str]:
-    final = data.summaries["final"]
-    out = ["One training run on one task: how much another seed, model or task would give is not known from it."]
-    if final.n_verifier_errors:
-        out.append(
-            f"The verifier failed on {final.n_verifier_errors} of {final.n_episodes} episodes, which are left out."
-        )
-    if "final-swapped" not in data.summaries:
-        out.append("Whether attempt 2 reads attempt 1 was not measured (no control with attempt 1 swapped).")
-    if data.config.model.name not in EMBEDDED and weights.form == "adapter" and hub_id(data.config) is None:
-        out.append("The adapter's base is a local directory that this card can only name.")
-    out.append("Safety, bias and abilities outside the task were not measured.")
-    return out

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from selfcorrect.errors import ConfigError, DataError, RunError
 from selfcorrect.records.files import claim, replacing
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.report.reading import read_run
-from selfcorrect.sharing.card import Said, build_card, hub_id
+from selfcorrect.sharing.card import build_card, hub_id
 from selfcorrect.sharing.hub import check_push, push
 from selfcorrect.sharing.weights import Weights, choose_form, write_weights
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What an export made."""
-
-    weights: Weights
-    url: str | None
-    """On the Hub; None where it was not pushed."""
 
 
 def export_run(
@@ -28,19 +18,24 @@ def export_run(
     target: Path,
     *,
     merge: bool | None = None,
-    said: Said | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
     push_to: str | None = None,
     private: bool = True,
-) -> Shared:
+) -> tuple[Weights, str | None]:
     """Write a finished run's model with its card, and push it if asked to.
 
     Args:
         path: a run directory.
         target: the directory to write; must not exist.
         merge: of a run with LoRA: True or None merges the adapter into the weights, False writes the adapter alone.
-        said: what the records cannot know.
-        push_to: id of a model to make on the Hub.
+        base_model: Hub id of the base, where the run names a local directory.
+        license: for the card; None takes the base's own.
+        push_to: id of a model to create on the Hub.
         private: whether that model is.
+
+    Returns:
+        What was written, and its address on the Hub; None where it was not pushed.
 
     Raises:
         RunError: not a finished run, its model is gone, or the target cannot be written.
@@ -48,7 +43,6 @@ def export_run(
         ConfigError: an option that would be ignored, or an adapter that nobody else could load.
         EndpointError: the Hub refuses or cannot be reached.
     """
-    said = said or Said()
     data = read_run(path)
     if data.state != "finished":
         raise RunError(
@@ -63,7 +57,7 @@ def export_run(
         )
     run = RunDirectory.open(path)
     form = choose_form(run, merge)
-    if form == "adapter" and push_to is not None and said.base_model is None and hub_id(data.config) is None:
+    if form == "adapter" and push_to is not None and base_model is None and hub_id(data.config) is None:
         raise ConfigError(
             f"the adapter belongs to {data.config.model.name}, which is not on the Hub: nobody could load it from there; push "
             "the merged weights (leave out --adapter), or name the same model on the Hub with --base-model"
@@ -77,7 +71,7 @@ def export_run(
         check_push(api, push_to)
     name = target.name if push_to is None else push_to.partition("/")[2]
     with replacing(target, "free room or name another place", "model") as part:
-        weights = write_weights(run, form, said.base_model, part)
-        build_card(run.path, data, weights, name, said).save(part / "README.md")
+        weights = write_weights(run, form, base_model, part)
+        build_card(run.path, data, weights, name, base_model, license).save(part / "README.md")
     url = push(api, target, push_to, private=private) if api is not None and push_to is not None else None
-    return Shared(weights, url)
+    return weights, url

@@ -1,4 +1,4 @@
-"""Putting an exported directory on the Hugging Face Hub. What can be refused is refused before anything is written."""
+"""Puts an exported directory on the Hugging Face Hub. All refusals come before anything is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_push(api: HfApi, repo_id: str) -> None:
-    """Ask the Hub whether this user may make that model; writes nothing.
+    """Ask the Hub whether this user may create that model; writes nothing.
 
     Raises:
         EndpointError: not an id, no or a refused token, no network, or the model exists already.
@@ -27,7 +27,7 @@ def check_push(api: HfApi, repo_id: str) -> None:
         if repo_id.count("/") != 1:
             raise HFValidationError("it names no owner")
     except HFValidationError as error:
-        raise EndpointError(f"{repo_id!r} is no id of a model on the Hub ({error}); write OWNER/NAME") from None
+        raise EndpointError(f"{repo_id!r} is not an id of a model on the Hub ({error}); write OWNER/NAME") from None
     with _explained(repo_id, "nothing was written"):
         api.whoami()
         if api.repo_exists(repo_id):
@@ -38,7 +38,7 @@ def check_push(api: HfApi, repo_id: str) -> None:
 
 
 def push(api: HfApi, directory: Path, repo_id: str, *, private: bool) -> str:
-    """Make the model on the Hub, upload the directory as one commit, and return its address.
+    """Create the model on the Hub, upload the directory as one commit, and return its address.
 
     Raises:
         EndpointError: the Hub refused or the network failed; the directory stays as it is.
@@ -58,11 +58,11 @@ def _explained(repo_id: str, state: str) -> Iterator[None]:
         yield
     except LocalTokenNotFoundError:
         raise EndpointError(
-            f"no token for the Hugging Face Hub was found, so {repo_id} cannot be made; `hf auth login`, or set HF_TOKEN; {state}"
+            f"no token for the Hugging Face Hub was found, so {repo_id} cannot be created; `hf auth login`, or set HF_TOKEN; {state}"
         ) from None
     except OfflineModeIsEnabled:
         raise EndpointError(
-            f"HF_HUB_OFFLINE is set, so {repo_id} cannot be made on the Hub; unset it, or export without --push; {state}"
+            f"HF_HUB_OFFLINE is set, so {repo_id} cannot be created on the Hub; unset it, or export without --push; {state}"
         ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None

@@ -1,4 +1,4 @@
-"""What of a run's kept checkpoint is given away: its whole weights, LoRA merged into them, or the adapter alone."""
+"""Writes the weights of a run's kept checkpoint: whole, with LoRA merged into them, or the adapter alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from selfcorrect.engines.models import (
     ResolvedModel,
@@ -29,8 +29,8 @@ class Weights:
     form: Form
     dtype: str
     rounded: float | None = None
-    """merged: norm of what rounding to ``dtype`` changed, over the norm of the whole update. 0 is nothing lost; 1 says that
-    the rounding is as large as what was learned."""
+    """merged: norm of what rounding to ``dtype`` changed, over the norm of the whole update. 0: nothing is lost; 1: the
+    rounding is as large as what was learned."""
 
 
 def choose_form(run: RunDirectory, merge: bool | None) -> Form:
@@ -45,7 +45,7 @@ def choose_form(run: RunDirectory, merge: bool | None) -> Form:
         return "adapter" if merge is False else "merged"
     if not (model / "config.json").is_file():
         raise RunError(
-            f"{model} does not hold the run's model, which `selfcorrect train` writes at its end; put it back, or train anew"
+            f"{model} does not hold the run's model, which `selfcorrect train` writes at its end; put it back, or train again"
         )
     if merge is not None:
         raise ConfigError(
@@ -57,11 +57,7 @@ def choose_form(run: RunDirectory, merge: bool | None) -> Form:
 def write_weights(run: RunDirectory, form: Form, base_model: str | None, target: Path) -> Weights:
     """Write weights, tokenizer and generation config into a new directory.
 
-    Args:
-        run: a finished run.
-        form: from ``choose_form``.
-        base_model: adapter: the name under which others find the base; None keeps the recorded one.
-        target: does not exist yet.
+    In an adapter's config, ``base_model`` is the name under which others find the base; None keeps the recorded one.
 
     Raises:
         ModelError: the base of an adapter cannot be loaded.
@@ -74,43 +70,36 @@ def write_weights(run: RunDirectory, form: Form, base_model: str | None, target:
     if form == "adapter" and base_model is None and base.kind == "directory":
         base_model = str(Path(base.path_or_id).resolve())
     if form == "adapter" and base_model is not None:
-        _name_base(target / "adapter_config.json", base_model)
+        file = target / "adapter_config.json"
+        values = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     on_hub = settings.model_copy(update={"revision": settings.revision if base.kind == "hub" else None})
     save_generation_config(load_chat(base, run.config.model_copy(update={"model": on_hub})), target)
     return Weights(form, settings.dtype, rounded)
 
 
 def _write_merged(run: RunDirectory, base: ResolvedModel, target: Path) -> float:
-    """Add the adapter, in float32, to the base that it was trained beside; round once; return what that lost."""
+    """Add the adapter, in float32, to the base it was trained on; round once.
+
+    Returns:
+        Norm of what rounding the merged weights changed, over the norm of the update.
+    """
     import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
     settings = run.config.model
     revision = settings.revision if base.kind == "hub" else None
     whole = load_model(base, settings.dtype, "cpu", revision, settings.trust_remote_code).float()
+    lost = update = 0.0
     with quiet_progress(), quiet_peft(), torch.no_grad():
         tuned = PeftModel.from_pretrained(whole, str(run.path / "model"))
         dtype = getattr(torch, settings.dtype)
-        rounded = _rounded(tuned, dtype)
-        merged = tuned.merge_and_unload().to(dtype)
-        merged.save_pretrained(target)
-    return rounded
-
-
-def _rounded(tuned: Any, dtype: Any) -> float:
-    """Norm of what rounding the merged weights changes, over the norm of the update."""
-    from peft.tuners.lora import LoraLayer
-
-    lost = update = 0.0
-    for layer in tuned.modules():
-        if isinstance(layer, LoraLayer):
-            delta = layer.get_delta_weight("default").double()
-            exact = layer.get_base_layer().weight.double() + delta
-            lost += float((exact.to(dtype).double() - exact).square().sum())
-            update += float(delta.square().sum())
-    return float((lost / update) ** 0.5) if update else 0.0
-
-
-def _name_base(file: Path, name: str) -> None:
-    values = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**values, "base_model_name_or_path": name}, indent=2) + "\n", encoding="utf-8")
+        for layer in tuned.modules():
+            if isinstance(layer, LoraLayer):
+                delta = layer.get_delta_weight("default").double()
+                exact = layer.get_base_layer().weight.double() + delta
+                lost += float((exact.to(dtype).double() - exact).square().sum())
+                update += float(delta.square().sum())
+        tuned.merge_and_unload().to(dtype).save_pretrained(target)
+    return (lost / update) ** 0.5 if update else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
@@ -21,7 +21,7 @@ NOT_NUMBERS = ("kind", "step", "stage")
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """The run that a tracker is told of."""
+    """The run that a tracker receives."""
 
     id: str
     """The same in every process of a run."""
@@ -32,16 +32,16 @@ class Tracked:
 
 
 class Tracker(Protocol):
-    """Where numbers go. Any method may raise: at the start that stops the command, later it costs the tracker."""
+    """Receives numbers. Any method may raise: at the start this stops the command, later it only drops the tracker."""
 
     name: str
 
     def start(self, run: Tracked) -> None:
-        """Begin the run, or go on with the one of the same id."""
+        """Begin the run, or continue the one with the same id."""
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Some numbers at an optimiser step. Steps never go down but for the kept checkpoint's at the end."""
+        """Numbers at an optimiser step. Steps never go down, except for the kept checkpoint's at the end."""
         ...
 
     def finish(self) -> None: ...
@@ -53,24 +53,30 @@ def make_trackers(names: Sequence[TrackerName]) -> list[Tracker]:
     Raises:
         ConfigError: one is not installed, or cannot be imported.
     """
-    return [_make(name) for name in dict.fromkeys(names)]
-
-
-def _make(name: TrackerName) -> Tracker:
-    try:
-        module = importlib.import_module(f"selfcorrect.trackers.{name}")
-    except ImportError as error:
-        raise ConfigError(
-            f"trackers={name} needs the package {name}, which cannot be imported here ({error}); install it with `pip install "
-            f"'selfcorrect[{name}]'`, or leave the tracker out (trackers=none): all numbers are in the run's records anyway"
-        ) from None
-    return cast(Tracker, module.make())
+    trackers = []
+    for name in dict.fromkeys(names):
+        try:
+            module = importlib.import_module(f"selfcorrect.trackers.{name}")
+        except ImportError as error:
+            raise ConfigError(
+                f"trackers={name} needs the package {name}, which cannot be imported here ({error}); install it with `pip install "
+                f"'selfcorrect[{name}]'`, or leave the tracker out (trackers=none): all numbers are in the run's records anyway"
+            ) from None
+        trackers.append(cast(Tracker, module.make()))
+    return trackers
 
 
 def step_metrics(record: StepRecord) -> dict[str, float]:
     """``train/FIELD``, with ``/t1``, ``/t2``, ... for what is per attempt and ``/PHASE`` for seconds."""
-    values = record.model_dump(exclude=set(NOT_NUMBERS))
-    return {f"train/{field}": float(value) for field, value in _spread(values) if math.isfinite(value)}
+    numbers: dict[str, float] = {}
+    for field, value in record.model_dump(exclude=set(NOT_NUMBERS)).items():
+        if isinstance(value, Mapping):
+            numbers |= {f"{field}/{key}": v for key, v in value.items()}
+        elif isinstance(value, list):
+            numbers |= {f"{field}/t{k}": v for k, v in enumerate(value, 1)}
+        elif value is not None:
+            numbers[field] = value
+    return {f"train/{name}": float(v) for name, v in numbers.items() if math.isfinite(v)}
 
 
 def evaluation_metrics(record: EvalRecord) -> dict[str, float]:
@@ -79,25 +85,8 @@ def evaluation_metrics(record: EvalRecord) -> dict[str, float]:
     estimates = {f"t{k}": a.accuracy for k, a in enumerate(summary.attempts, 1)}
     if summary.revisions:
         last = summary.revisions[-1]
-        estimates |= {
-            "delta": last.delta,
-            "i_to_c": last.i_to_c,
-            "c_to_i": last.c_to_i,
-            "answer_changed": last.answer_changed,
-            "copied": last.copied,
-        }
+        estimates |= {key: getattr(last, key) for key in ("delta", "i_to_c", "c_to_i", "answer_changed", "copied")}
     values: dict[str, float] = {"problems": summary.n_problems, "seconds": record.seconds}
     for key, e in estimates.items():
         values |= {key: e.value, f"{key}_low": e.low, f"{key}_high": e.high}
     return {f"eval/{record.name}/{key}": float(v) for key, v in values.items() if math.isfinite(v)}
-
-
-def _spread(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """One entry per number; what is not measured (None) has none."""
-    for field, value in values.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{field}/{key}", v) for key, v in value.items())
-        elif isinstance(value, list):
-            yield from ((f"{field}/t{k}", v) for k, v in enumerate(value, 1))
-        elif value is not None:
-            yield field, value

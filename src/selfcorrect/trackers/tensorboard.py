@@ -31,5 +31,4 @@ class TensorBoard:
         self._writer.close()
 
 
-def make() -> TensorBoard:
-    return TensorBoard()
+make = TensorBoard

@@ -1,11 +1,11 @@
-"""Telling trackers what is recorded, each record once, over every interruption; and living without them."""
+"""Sends each record to the trackers exactly once, across restarts. A tracker that fails never stops a run."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -20,21 +20,13 @@ from selfcorrect.trackers.base import Tracked, Tracker, evaluation_metrics, step
 
 
 class _Sent(BaseModel):
-    """What one tracker has been told."""
+    """The records that one tracker has received."""
 
     model_config = ConfigDict(extra="forbid")
 
     step: int = 0
+    """The latest one."""
     evaluations: list[str] = []
-
-    def holds(self, record: StepRecord | EvalRecord) -> bool:
-        return record.step <= self.step if isinstance(record, StepRecord) else record.name in self.evaluations
-
-    def add(self, record: StepRecord | EvalRecord) -> None:
-        if isinstance(record, StepRecord):
-            self.step = record.step
-        else:
-            self.evaluations.append(record.name)
 
 
 class _State(BaseModel):
@@ -47,15 +39,15 @@ class _State(BaseModel):
 
 
 class Tracking:
-    """An observer of a run that passes its records on. Use as a context manager, around all that the run does.
+    """An observer that sends the records of a run to trackers. Use as a context manager, around all that the run does.
 
-    The records are the truth: before the first new one, each tracker gets those that it lacks (it was added later, or
-    had failed). A step that is played again after a crash is not sent again. A tracker that fails later is dropped for
-    the rest of the process with one warning.
+    Before the first new record, each tracker receives those that it lacks: it was added later, or had failed. A step that
+    is played again after a crash is not sent again. A tracker that fails is dropped for the rest of the process, with one
+    warning.
 
     Args:
         run: whose records they are.
-        trackers: to be told; none is fine.
+        trackers: the receivers; may be empty.
         warn: shows one line.
     """
 
@@ -71,17 +63,25 @@ class Tracking:
         Raises:
             ConfigError: one cannot be started; those that had been are finished.
         """
-        self._state = self._read() if self._trackers else _State(id="")
+        self._state = _State(id=uuid.uuid4().hex[:8])
+        if self._trackers and self._file.exists():
+            try:
+                self._state = _State.model_validate_json(self._file.read_text(encoding="utf-8"))
+            except (OSError, ValidationError) as error:
+                raise ConfigError(
+                    f"{self._file} cannot be read ({type(error).__name__}), so the trackers' run cannot continue; delete it to "
+                    "begin a new one there"
+                ) from None
         config = self._run.config.model_dump(mode="json")
         tracked = Tracked(self._state.id, self._run.path.resolve().name, self._run.path.resolve(), config)
         for tracker in self._trackers:
             try:
-                with _off_standard_output():
+                with contextlib.redirect_stdout(sys.stderr):
                     tracker.start(tracked)
-            except Exception as error:  # whatever a foreign package raises: the user is told before anything expensive
+            except Exception as error:  # whatever a foreign package raises: before anything expensive
                 self._finish()
                 raise ConfigError(
-                    f"tracker {tracker.name} could not be started: {_line(error)}; mend that, or leave it out (trackers=none, also "
+                    f"tracker {tracker.name} could not be started: {_line(error)}; correct that, or leave it out (trackers=none, also "
                     f"with `selfcorrect train --resume {self._run.path} trackers=none`): all numbers are in the run's records"
                 ) from error
             self._alive.append(tracker)
@@ -94,8 +94,10 @@ class Tracking:
     ) -> None:
         self._finish()
 
-    def on_stage(self, *_args: object) -> None: ...
-    def on_measure(self, *_args: object) -> None: ...
+    def on_stage(self, *_: object) -> None:
+        """Trackers receive the numbers of steps and evaluations only."""
+
+    on_measure = on_stage
 
     def on_record(self, record: Record) -> None:
         if not self._alive or not isinstance(record, StepRecord | EvalRecord):
@@ -104,18 +106,17 @@ class Tracking:
         records: Sequence[Record] = [record] if self._caught_up else [*self._run.records(), record]
         self._caught_up = True
         for tracker in list(self._alive):
-            self._pass_on(tracker, [r for r in records if isinstance(r, StepRecord | EvalRecord)])
+            sent = self._state.sent.setdefault(tracker.name, _Sent())
+            for r in records:
+                if isinstance(r, StepRecord) and r.step > sent.step:
+                    if not self._try(tracker, partial(tracker.log, r.step, step_metrics(r))):
+                        break
+                    sent.step = r.step
+                elif isinstance(r, EvalRecord) and r.name not in sent.evaluations:
+                    if not self._try(tracker, partial(tracker.log, r.step, evaluation_metrics(r))):
+                        break
+                    sent.evaluations.append(r.name)
         self._write()
-
-    def _pass_on(self, tracker: Tracker, records: Sequence[StepRecord | EvalRecord]) -> None:
-        sent = self._state.sent.setdefault(tracker.name, _Sent())
-        for record in records:
-            if sent.holds(record):
-                continue
-            metrics = step_metrics(record) if isinstance(record, StepRecord) else evaluation_metrics(record)
-            if not self._try(tracker, partial(tracker.log, record.step, metrics)):
-                return
-            sent.add(record)
 
     def _finish(self) -> None:
         for tracker in list(self._alive):
@@ -124,39 +125,22 @@ class Tracking:
 
     def _try(self, tracker: Tracker, call: Callable[[], None]) -> bool:
         try:
-            with _off_standard_output():
+            with contextlib.redirect_stdout(sys.stderr):  # some trackers print; standard output holds the result
                 call()
         except Exception as error:  # noqa: BLE001  # the edge to a foreign package: it must not end a run
             self._alive.remove(tracker)
             self._warn(
-                f"tracker {tracker.name} failed and is not told any more: {_line(error)}; the run goes on, its records are complete"
+                f"tracker {tracker.name} failed and receives nothing more: {_line(error)}; the run continues, its records are "
+                "complete"
             )
             return False
         return True
-
-    def _read(self) -> _State:
-        if not self._file.exists():
-            return _State(id=uuid.uuid4().hex[:8])
-        try:
-            return _State.model_validate_json(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise ConfigError(
-                f"{self._file} cannot be read ({type(error).__name__}), so the trackers' run cannot go on; delete it to begin a new "
-                "one there"
-            ) from None
 
     def _write(self) -> None:
         try:
             write_text(self._file, self._state.model_dump_json(), "the next resume may send some records twice")
         except RunError as error:
             self._warn(str(error))
-
-
-@contextlib.contextmanager
-def _off_standard_output() -> Iterator[None]:
-    """Some trackers print; standard output belongs to the command's result."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from selfcorrect.trackers.base import Tracked
 
 
 class Trackio:
-    """Implements ``Tracker``. Runs go on by their name, which therefore holds the id; a new Space is private."""
+    """Implements ``Tracker``. A run continues by its name, which therefore holds the id; a new Space is private."""
 
     name = "trackio"
 
@@ -34,5 +34,4 @@ class Trackio:
         trackio.finish()
 
 
-def make() -> Trackio:
-    return Trackio()
+make = Trackio

@@ -35,5 +35,4 @@ class Wandb:
         self._run.finish()
 
 
-def make() -> Wandb:
-    return Wandb()
+make = Wandb
