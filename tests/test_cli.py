@@ -532,10 +532,15 @@ def test_a_model_is_measured_without_adapters_or_masters(cli, model, monkeypatch
 
 
 def test_eval_of_a_lora_run(cli, model, tmp_path):
-    assert cli(*quick(model, tmp_path / "run", "model.lora_rank=2", "eval.controls=false"))[0] == 0
-    code, out, _ = cli("eval", tmp_path / "run", "--json")
+    code, _, err = cli(*quick(model, tmp_path / "run", "model.lora_rank=2", "eval.controls=false"))
+    assert code == 0, err
+    code, out, err = cli("eval", tmp_path / "run", "--json")
     stored = {r.name: r.summary for r in RunDirectory.open(tmp_path / "run").records() if r.kind == "eval"}
     assert code == 0 and json.loads(out)["plain"]["summary"] == stored["final"]
+    assert err == "no controls: the run was made with eval.controls=false; add eval.controls=true to measure them\n"
+    _, out, err = cli("eval", tmp_path / "run", "--json", "eval.controls=true")
+    assert err == "" and "plain-swapped" in json.loads(out)
+    assert cli("eval", tmp_path / "run", "--json", "eval.controls=false")[2] == ""  # asked for
 
 
 def test_compare_puts_methods_side_by_side(cli, finished):

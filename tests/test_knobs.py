@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -231,6 +233,22 @@ def probe_demonstrations(tmp):
 def probe_system_message(tmp):
     task = countdown("task.system_message=Be brief.")
     assert task.first_messages(task.problems("test")[0])[0] == {"role": "system", "content": "Be brief."}
+
+
+def probe_options(tmp):
+    factors = "task=examples.own_task.factors:make"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent.parent)
+        task = make_task(load_config(None, [factors, "task.options.largest=70"]).task)
+    assert max(p.meta["product"] for p in task.problems("test")) > 60 * 60
+
+
+def probe_dataset(tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        factory = SimpleNamespace(DATASETS={"chess": None})
+        patch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(factory=factory))
+        with pytest.raises(ConfigError, match=r"task.dataset = 'ches' .* did you mean chess\?"):
+            make_task(load_config(None, ["task=reasoning_gym", "task.dataset=ches"]).task)
 
 
 def own_task(tmp, *settings):
@@ -504,6 +522,8 @@ PROBES = {
     "task.terms_max": probe_terms,
     "task.asks": probe_form,
     "task.largest": probe_form,
+    "task.options": probe_options,
+    "task.dataset": probe_dataset,
     "task.pick": probe_pick,
     "task.operations": probe_pick,
     "task.numbers_min": probe_numbers,

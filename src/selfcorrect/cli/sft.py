@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -44,8 +45,8 @@ def sft(
     export(engine, out)
     (out / PRESET_MARKER).write_text(preset_name(config.model.name) + "\n")
     # The directory stores the model's preset but not the task, so the next command repeats the task's settings.
-    task = [
-        f"task.{key}={value}" for key, value in config.task.model_dump(exclude_defaults=True).items() if key != "name"
-    ]
+    given = config.task.model_dump(exclude_defaults=True, exclude={"name"})
+    given |= {f"options.{name}": value for name, value in given.pop("options", {}).items()}
+    task = [f"task.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     print(f"model    {out}")
     print(f"next     {shlex.join(['selfcorrect', 'train', f'model={out}', f'task={config.task.name}', *task])}")
