@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -246,7 +247,7 @@ BAD = {
     ),
     "sft: nothing to show": (
         lambda t, m: ["sft", t / "warm", f"model={m}", *gsm8k(t, LINE), "play.max_new_tokens=60"],
-        ["no demonstrations", "task=arithmetic"],
+        ["no demonstrations", "a method demonstrations (docs/your-own-task.md)"],
     ),
 }
 NEEDS_WEIGHTS = {"no weights"}
@@ -579,6 +580,15 @@ def test_sft_writes_a_model_that_train_starts_from(cli, model, tmp_path):
     code, out, err = cli("sft", tmp_path / "warm", *settings)
     assert code == 0 and str(tmp_path / "warm") in out and "warm-up step 2 of 2" in err
     assert f"train model={tmp_path / 'warm'} task=toy" in out
+    own = ["task.options.sizes=[3,4]", "task.options.name=a b", 'task.options.text="3"']
+    _, out, _ = cli("sft", tmp_path / "again", *settings, *own)
+    (line,) = [line for line in out.splitlines() if line.startswith("next")]
+    command = shlex.split(line.removeprefix("next"))
+    assert load_config(None, command[2:]).task.options == {
+        "sizes": [3, 4],
+        "name": "a b",
+        "text": "3",
+    }  # as they were given
     assert cli(*quick(tmp_path / "warm", tmp_path / "run", "eval.controls=false"))[0] == 0
 
 

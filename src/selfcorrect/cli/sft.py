@@ -46,7 +46,8 @@ def sft(
     (out / PRESET_MARKER).write_text(preset_name(config.model.name) + "\n")
     # The directory stores the model's preset but not the task, so the next command repeats the task's settings.
     given = config.task.model_dump(exclude_defaults=True, exclude={"name"})
-    given |= {f"options.{name}": value for name, value in given.pop("options", {}).items()}
+    options = given.pop("options", {})
     task = [f"task.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
+    task += [f"task.options.{key}={json.dumps(value)}" for key, value in options.items()]  # "3" stays a text
     print(f"model    {out}")
     print(f"next     {shlex.join(['selfcorrect', 'train', f'model={out}', f'task={config.task.name}', *task])}")
