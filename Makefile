@@ -31,13 +31,14 @@ WITH_SMOLLM2 := .venv/.installed-smollm2
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED) ## train the embedded model with SCoRe, into a new directory under runs/, and print the table
-	@run=runs/demo; n=1; \
-	while [ -e "$$run" ]; do n=$$((n + 1)); run="runs/demo-$$n"; done; \
-	$(BIN)/selfcorrect train run_dir="$$run" && $(BIN)/selfcorrect compare "$$run"
+demo: $(INSTALLED) ## train the embedded model with SCoRe and with multi-turn RL; print the table, draw the collapse
+	@out=runs/demo; n=1; \
+	while [ -e "$$out" ]; do n=$$((n + 1)); out="runs/demo-$$n"; done; \
+	$(BIN)/selfcorrect reproduce demo --model tiny-rare --seeds 1 --out "$$out" train.problems_per_step=32 && \
+	$(BIN)/selfcorrect compare "$$out"/runs/*-s0-*/
 
-demo-seeds: $(INSTALLED) ## the demo over several seeds, with multi-turn and single-turn RL at the same budget
-	$(BIN)/selfcorrect reproduce levels --out runs/demo-seeds eval.controls=true
+demo-seeds: $(INSTALLED) ## the demo over five seeds
+	$(BIN)/selfcorrect reproduce demo --model tiny-rare --seeds 5 --out runs/demo-seeds train.problems_per_step=32
 	$(BIN)/selfcorrect compare runs/demo-seeds/runs/*-s[0-4]-*/
 
 test: $(WITH_SMOLLM2) ## all tests except the slow ones and those for a GPU, in parallel

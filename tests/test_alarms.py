@@ -49,6 +49,7 @@ FAULTS = {
     "truncation": {"truncated": [0.0, 0.2]},
     "first attempt moved": {"stage": "stage1", "kl": [0.6, 0.1]},
     "sampler mismatch": {"sampler_mismatch": 1.5},
+    "ratios bounded": {"ratio_capped": 0.01, "ratio_masked": 0.02},
     "verifier errors": {"errors": 1},  # one of 16 answers
 }
 

@@ -141,3 +141,22 @@ def test_habits_are_what_they_say():
     assert same == pytest.approx(0.7 + 0.3 * 0.6, abs=0.03)
     first, _, same = shares(habits, [1, 2, 3, 4, 5])
     assert (first, same) == (pytest.approx(0.1, abs=0.02), 1.0)
+
+
+def test_habits_of_the_rare_base_are_those_of_its_recipe():
+    rng = random.Random(0)
+    habits = Habits(
+        slip_short=0.0,
+        slip_long=0.5,
+        fix_short=0.0,
+        fix_long=0.0,
+        redo=1.0,
+        slip_again=1.0,
+        slip_edge=1.0,
+        off_by_one=True,
+    )
+    for _ in range(300):
+        assert demonstrate([4, 7, 2], habits, 4, rng)[0] == solution([4, 7, 2])  # below the edge: slip_short
+        first, second = demonstrate([4, 7, 2, 5], habits, 4, rng)  # at the edge: slip_edge
+        assert first in (solution([4, 7, 2, 5], 1), solution([4, 7, 2, 5], 9))  # fumbles: one up or one down
+        assert second != solution([4, 7, 2, 5])  # slip_again: a fresh try that always slips

@@ -245,6 +245,15 @@ BAD = {
         lambda t, m: ["sft", run_over(t), f"model={m}"],
         ["exists already and is not overwritten", "name another place"],
     ),
+    "sft: a place of its own": (
+        lambda t, m: ["sft", t / "warm", f"model={m}", "run_dir=there"],
+        ["'run_dir' would be ignored", "warm.run", "drop it"],
+    ),
+    "sft: no output": (lambda t, m: ["sft"], ["sft needs a directory", "selfcorrect sft OUT"]),
+    "sft: nothing to continue": (
+        lambda t, m: ["sft", "--resume", t / "warm"],
+        ["warm.run is not a run directory", "warmup.json"],
+    ),
     "sft: nothing to show": (
         lambda t, m: ["sft", t / "warm", f"model={m}", *gsm8k(t, LINE), "play.max_new_tokens=60"],
         ["no demonstrations", "a method demonstrations (docs/your-own-task.md)"],
@@ -578,7 +587,7 @@ def test_a_finished_run_is_not_resumed(cli, finished):
 def test_sft_writes_a_model_that_train_starts_from(cli, model, tmp_path):
     settings = [*toy.SMALL, f"model={model}", "sft.steps=2", "sft.examples_per_step=2"]
     code, out, err = cli("sft", tmp_path / "warm", *settings)
-    assert code == 0 and str(tmp_path / "warm") in out and "warm-up step 2 of 2" in err
+    assert code == 0 and str(tmp_path / "warm") in out and "Warm-up step 2  loss" in err
     assert f"train model={tmp_path / 'warm'} task=toy" in out
     own = ["task.options.sizes=[3,4]", "task.options.name=a b", 'task.options.text="3"']
     _, out, _ = cli("sft", tmp_path / "again", *settings, *own)

@@ -132,8 +132,8 @@ READ = {
         "self_refine": "",
     },
     "engine": {
-        "torch": "sampler sampler_memory_gb device tokens_per_microbatch tokens_per_sampling_batch "
-        "gradient_checkpointing",
+        "torch": "sampler sampler_memory_gb drafts device tokens_per_microbatch tokens_per_sampling_batch "
+        "deterministic threads gradient_checkpointing",
         "tinker": "base_url timeout_s wait_s",
     },
 }
@@ -174,6 +174,7 @@ def test_an_unknown_method_or_engine_is_refused_with_those_there_are(text, names
         (("task=own", "task.verifier=math", "task.accept_risk=x"), "set task.verifier=code"),
         (("engine.sampler_memory_gb=2",), "set engine.sampler=vllm"),
         (("engine.sampler=vllm", "engine.tokens_per_sampling_batch=9"), "set engine.sampler=native"),
+        (("engine.sampler=vllm", "engine.drafts=true"), "set engine.sampler=native"),
         (("engine=tinker", "model.lora_rank=2", "model.dtype=bfloat16"), "use engine=torch"),
         (("model.lora_alpha=8",), "set model.lora_rank"),
     ],
@@ -194,7 +195,7 @@ def test_a_new_task_method_or_engine_keeps_what_it_reads_of_the_old_one():
         None, ["task=mbpp", "task.path=data", "task.eval_split=validation", "method.beta1=0.5", "method.alpha=3"]
     )
     changed = override(c, ["task=gsm8k", "method=multi_turn", "engine=tinker", "model.lora_rank=4"])
-    assert changed.task.model_dump() == {"name": "gsm8k", "instruction": None, "path": "data"}
+    assert changed.task.model_dump() == {"name": "gsm8k", "instruction": None, "shown_as": "assistant", "path": "data"}
     assert (changed.method.beta1, changed.engine.name) == (0.5, "tinker")
     with pytest.raises(ConfigError, match="would be ignored by method=multi_turn"):
         override(c, ["method=multi_turn", "method.alpha=4"])

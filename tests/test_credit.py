@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from selfcorrect.algorithm.baselines import given_first_advantages, standardised
 from selfcorrect.algorithm.credit import (
     Credit,
     attempt_returns,
@@ -15,8 +16,9 @@ from selfcorrect.algorithm.credit import (
     shaping_bonus,
     zero_variance,
 )
-from selfcorrect.algorithm.variants import adapted_scale, given_first_advantages, standardised
-from selfcorrect.algorithm.weights import group_token_weights, tree_token_weights
+from selfcorrect.algorithm.trees import tree_token_weights
+from selfcorrect.algorithm.variants import adapted_scale
+from selfcorrect.algorithm.weights import group_token_weights
 
 ALL = np.ones((4, 2), dtype=bool)
 # wrong->right, right->right, wrong->wrong, right->wrong

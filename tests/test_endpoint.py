@@ -279,6 +279,27 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, content):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("torn", ['{"set', '{"settings": {"base_url": "htt'])
+def test_a_journal_killed_in_its_first_line_begins_again(tmp_path, torn):
+    path = tmp_path / "e.jsonl"
+    path.write_text(torn)
+    measure(path, pupil, "eval.controls=false")
+    first, *rest = path.read_text().splitlines()
+    assert "base_url" in json.loads(first)["settings"] and len(rest) == 12
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_journal_whose_first_line_alone_must_hold_settings(tmp_path, place):
+    path = tmp_path / "e.jsonl"
+    measure(path, pupil, "eval.controls=false")
+    first, *rest = path.read_text().splitlines()
+    before = "\n".join([*rest[:place], first, *rest[place:]][0 if place else 1 :]) + "\n"
+    path.write_text(before)
+    with pytest.raises(RunError, match="holds something else; it is not overwritten"):
+        measure(path, pupil, "eval.controls=false")
+    assert path.read_text() == before
+
+
 def test_a_fault_keeps_what_was_finished(tmp_path):
     path, asked = tmp_path / "e.jsonl", []
 

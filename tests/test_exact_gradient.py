@@ -158,7 +158,7 @@ def relative_gap(a, b):
 
 def stage(name, method, **settings):
     overrides = [f"method={method}", *(f"method.{k}={v}" for k, v in settings.items())]
-    return next(s.credit for s in plan(load_config(None, overrides)) if s.name == name)
+    return next(s.objective for s in plan(load_config(None, overrides)) if s.name == name)
 
 
 LOUD = {"beta1": 0.2, "beta2": 0.7, "alpha": 10}

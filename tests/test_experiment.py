@@ -1,12 +1,19 @@
 """One run from base evaluation to export, and what happens when it stops on the way."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
+import tiny
 import toy
 from selfcorrect import experiment
+from selfcorrect.cli import train as train_command
+from selfcorrect.config import load_config
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.models import base_of, resolve_model
+from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.errors import Interrupted, RunError
 from selfcorrect.experiment import run_experiment
 from selfcorrect.measuring.compare import read_evaluation
@@ -147,3 +154,56 @@ def test_an_export_replaces_an_older_one_only_when_complete(tmp_path):
     assert (target / "old").exists()
     experiment.export(SimpleNamespace(export=lambda path: path.mkdir()), target)
     assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimiser.pt", "snapshot-base.safetensors", "progress.json"])
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path, file, left):
+    straight = whole(tmp_path / "straight", "eval.controls=false")
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted):
+        whole(tmp_path / "run", "eval.controls=false", stop=lambda: len(watcher.steps) >= 4, watcher=watcher)
+    checkpoint = RunDirectory.open(tmp_path / "run").latest_checkpoint()
+    content = (checkpoint / file).read_bytes()
+    (checkpoint / file).write_bytes(content[: min(left, len(content) // 2)])
+    lines = []
+    run = RunDirectory.open(tmp_path / "run")
+    outcome = run_experiment(job(run.config), run, engine(run.config), toy.Watcher(), lines.append)
+    assert evals(outcome.run) == evals(straight.run)
+    assert toy.step_records(outcome.run) == toy.step_records(straight.run)
+    assert (checkpoint.parent / f"damaged-{checkpoint.name}").is_dir()
+    assert sum("set aside" in line for line in lines) == 1
+
+
+def test_a_run_without_a_readable_checkpoint_says_so(tmp_path):
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted):
+        whole(tmp_path / "run", "eval.controls=false", stop=lambda: len(watcher.steps) >= 1, watcher=watcher)
+    for weights in (tmp_path / "run" / "checkpoints").glob("*/weights.safetensors"):
+        weights.write_bytes(b"")
+    with pytest.raises(RunError, match=r"cannot be read.*no checkpoint before it.*start a new run"):
+        again(tmp_path / "run")
+
+
+def test_resuming_from_elsewhere_recommends_nothing_that_it_refuses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.save_model(tmp_path / "base")
+    c = load_config(None, ["model=base", "task=arithmetic", f"run_dir={tmp_path / 'run'}"])
+    RunDirectory.create(c)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"model\.name = 'base' counts from.*change to that directory") as error:
+        train_command._run(c, RunDirectory.open(tmp_path / "run"), False, [])
+    assert "tiny" not in str(error.value) and "give " not in str(error.value).partition("change to")[0]
+
+
+def test_an_adapter_names_its_base_for_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.save_model(tmp_path / "base")
+    c = load_config(None, ["model=base", "model.lora_rank=2", "model.dtype=float32", "engine.device=cpu"])
+    e = TorchEngine.from_config(resolve_model("base"), ChatFormat(tiny.tokenizer()), c.model, c.engine)
+    e.export(tmp_path / "adapter")
+    named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str((tmp_path / "base").resolve())
+    monkeypatch.chdir("/")
+    assert base_of(resolve_model(str(tmp_path / "adapter"))).path_or_id == named

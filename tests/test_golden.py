@@ -19,6 +19,7 @@ STORED = Path(__file__).parent / "golden"
 TOLERANCE = 0.005
 """Relative, of gradient norms and losses. Stages, rewards and counts are exact."""
 MORE = {
+    "tree": ("method=score", "method.branches=3", "train.samples_per_problem=4"),
     "branches and groups": ("method.branches=2", "train.samples_per_problem=3"),
     "adaptive beta2": ("method.beta2_target=0.01", "seed=1"),  # seed 0 has a draw that the last bit decides
     "interleaved": ("method.interleave=1", "train.steps=4"),
@@ -28,7 +29,8 @@ MORE = {
 """Options beside the rows of `reproduce`."""
 BESIDE = {
     "stage2_star": ("train.steps=6",),
-    "tree": ("train.samples_per_problem=4",),
+    "literal": ("train.samples_per_problem=4",),
+    "multi_turn_literal": ("train.samples_per_problem=4",),
     "given_r1": ("train.samples_per_problem=4",),
     "standardised": ("train.samples_per_problem=4",),
     "kl_to_go": ("method.beta1=0.2",),

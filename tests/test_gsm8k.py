@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.records.files import read_jsonl
 from selfcorrect.tasks import make_task
-from selfcorrect.tasks.gsm8k import Gsm8k, parse_number
+from selfcorrect.tasks.gsm8k import Gsm8k, number_key, parse_number
 from selfcorrect.types import Problem, Verdict
 from task_config import task_config
 
@@ -55,8 +55,9 @@ def test_wrong(answer: str) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "eighteen", "18 or 20", "1_8", "1e1", "18/0", "1,8", "18,00", "<number>", "9" * 200, "--18", "-$-18",
-     "18 apples", "x=18", "(18)", "1 8", "٤", "18..", "∞", "nan", "-"],
+    ["", "eighteen", "18 or 20", "1_8", "18/0", "1,8", "18,00", "<number>", "9" * 200, "--18", "-$-18", "1 8", "٤", "∞",
+     "nan", "-", "18 and a half", "18 not 20", "18 apples and 20 pears", "either 18, 19 or maybe 20 of them", "18 dozen", "18个半",
+     "18或20", "18 (or 20)", "x = 17 or x = 18", "18 x"],
 )  # fmt: skip
 def test_answers_that_are_not_one_number(answer: str) -> None:
     assert verdict(f"Final answer: {answer}") is Verdict.NO_ANSWER
@@ -76,10 +77,73 @@ def test_dressed_lines(line: str) -> None:
     assert verdict(f"Steps\n{line}\n") is Verdict.CORRECT
 
 
+# Rows n01 to n37 of public reports, with siblings. {} is the number.
+LINES = [
+    "Final answer: {}", "\u2705 Final Answer: **{}**", "Final answer: $\\boxed{{{}}}$", "**Final Answer**\n\\[\n\\boxed{{{}}}\n\\]",
+    "Final answer:\n{}", "Final answer:\n\n{}\n", "Final answer:\n\n**{}**", "Final answer:\n$$\n{}\n$$", "Final answer:\n\\boxed{{{}}}",
+    "Final answer: {} dollars.", "Final answer: \\text{{{}}}", "Final answer: \\text{{{} dollars}}", "Final answer: {}\\text{{ dollars}}",
+    "The final answer is {}.", "the final answer is {}", "The final answer is: {}", "So the final answer is {}.", "The final answer is $\\boxed{{{}}}$.",
+    "The **final answer** is: **{}**", "The **final answer** is **{}**.", "**The final answer is {}.**", "Final answer\uff1a {}", "Final answer\uff1a{}\u3002",
+    "Final answer: {} (seventy-three)", "| Final answer: {} |", "| Final answer | {} |", "| **Final answer** | **{}** |", "## Final Answer: {}",
+    "### Final answer\n{}", "**Final answer**\n\n{}", "Final Answer\n-----\n{}", "Final answer = {}", "Final answer - {}", "Final answer \u2014 {}", "Final answer -> {}", "Final answer \u2192 {}",
+    "Final answer {}", "1. Final answer: {}", "\U0001f449 Final answer: {}", "[Final answer: {}]", "(Final answer: {})", "\u201cFinal answer: {}\u201d", "Final answer (in dollars): {}",
+    "Final answer to the problem: {}", "Final answer for Janet is {}", "Final answer: \\({}\\)", "Final answer: \\[{}\\]", "Final answer: $${}$$", "Final answer: `{}`", "Final answer: __{}__",
+    "Final answer: ${}", "Final answer: \\${}", "Final answer: USD {}", "Final answer: {} USD", "Final answer: {}\u5143", "Final answer: {}\u4e2a\u3002", "Final answer: \u5171{}\u4eba", "\u6700\u7ec8\u7b54\u6848\uff1a{}\u5143",
+    "Final answer: about {}", "Final answer: She has {} clips in all.", "Final answer: x = {}", "Final answer: 70 + 3 = {}", "Final answer: {}!", "Final answer: \\mathbf{{{}}}",
+    "Final answer: {} per day", "Final answer: {} kg of rice", "Final answer:\u00a0{}", "Final answer: \u200b{}", "\ufeffFinal answer: {}", "FINAL ANSWER: {}", "final answer:{}<|im_end|>",
+    "Final answer: {}</s>", "Final answer: {}\n\nI hope this helps!", "\\boxed{{{}}}", "It is \\boxed{{{}}}. I put it in \\boxed as asked.", "\\boxed{{{}\\text{{ dollars}}}}",
+    "<think>\nFinal answer: 12\n</think>\nIt is \\boxed{{{}}}", "<think>\nFinal answer: 12\n</think>\nFinal answer: {}", "Final answer: 12\n</think>\n\nFinal answer: {}", "<think>\\boxed{{12}}</think>Final answer: {}",
+    "Final answer: 12\nNo.\nFinal answer: {}", "Final answer: 12\nNo: \\boxed{{{}}}", "\\boxed{{12}}\nFinal answer: {}", "Final answer: {}\n<think>\nFinal answer: 12\n</think>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_that_models_write(line: str) -> None:
+    seventy_three = Problem("t", "How many?", "73")
+    for before in ("So 73.\n", "", "Steps: 5 * 3 = 15.\n\n"):
+        assert TASK.grade(seventy_three, before + line.format("73"), truncated=False).verdict is Verdict.CORRECT
+        assert TASK.grade(seventy_three, before + line.format("74"), truncated=False).verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["73,000", "73{,}000", "73\\,000", "73\u202f000", "73\u2009000", "73\u00a0000", "73\u2007000", "73 000", "73'000", "73\u2019000", "73000", "73000.0", "73,000.00",
+     "73{,}000.00", "\uff17\uff13,\uff10\uff10\uff10", "\uff17\uff13\uff10\uff10\uff10", "\uff17\uff13\uff0c\uff10\uff10\uff10", "\U0001d7d5\U0001d7d1\U0001d7ce\U0001d7ce\U0001d7ce", "7\u200b3000", "73 thousand", "73\\text{ thousand}",
+     "7.3\u4e07", "7.3 \\times 10^4", "73\\!000", "73,\\!000", "\\$73,000", "$73,000$", "\uff0473000", "\uffe573000", "73,000\uff05", "146000/2", "\\frac{146000}{2}"],
+)  # fmt: skip
+def test_spellings_of_one_number(number: str) -> None:
+    many = Problem("t", "How many?", "73,000")
+    for line in (
+        "Final answer: {}",
+        "\\boxed{{{}}}",
+        "The final answer is {}.",
+        "Final answer: \\({}\\)",
+        "Final answer:\n{}",
+    ):
+        assert TASK.grade(many, line.format(number), truncated=False).verdict is Verdict.CORRECT, line
+        assert number_key(number) == number_key("73000") or "times" in number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nFinal answer: 18",
+        "<think>Final answer: 18\n</think>",
+        "<think>\n\\boxed{18}\n</think>\n",
+        "Put it in \\boxed{...}.",
+        "Final answer: \\boxed{}",
+    ],
+)
+def test_what_is_no_answer(text: str) -> None:
+    assert verdict(text) is Verdict.NO_ANSWER
+    assert verdict(text, truncated=True) is Verdict.TRUNCATED
+
+
 def test_no_final_line() -> None:
     assert verdict("It is 18.") is Verdict.NO_ANSWER
-    assert verdict("The Final answer: 18") is Verdict.NO_ANSWER, "the line must start with it"
-    assert verdict("Final answer:\n18") is Verdict.NO_ANSWER
+    assert verdict("My final answers: 18") is Verdict.NO_ANSWER
+    assert verdict("The answer is 18.") is Verdict.NO_ANSWER, "not the asked-for form"
+    assert verdict("Final answer:\n") is Verdict.NO_ANSWER
 
 
 def test_without_a_final_line_the_last_box_is_the_answer() -> None:
@@ -129,7 +193,7 @@ def test_fractions(value: Fraction) -> None:
 @given(st.text(st.sampled_from("0123456789.,-+$%/ \n*_`\\e٤²五")) | st.text())
 def test_parsing_never_raises_and_takes_only_numbers(text: str) -> None:
     if parse_number(text) is not None:
-        assert any(c in "0123456789" for c in text)
+        assert any(c.isdigit() for c in text)
     TASK.grade(EIGHTEEN, f"Final answer: {text}", truncated=False)
 
 

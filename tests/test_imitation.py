@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from selfcorrect.algorithm.imitation import (
     Example,
     batch_of_step,
-    example,
+    examples,
     imitation_data,
     paired_episodes,
     star_episodes,
@@ -81,17 +81,17 @@ def test_pair_sft_has_nothing_for_a_problem_without_a_right_response():
 
 
 def test_an_example_is_one_sequence_with_the_spans_of_its_attempts():
-    made = example(EVERY[0])
+    made = examples(EVERY[0], train_attempt1=False)[0]
     assert made == Example("p", (1, 10, 4, 9, 20, 21, 4), ((0, 1, 3), (1, 4, 7)))
     assert Example.from_json(made.to_json()) == made
 
 
 def test_targets_are_attempt_2_and_the_denominator_is_the_batchs_target_tokens():
     longer = Example("q", (1, 10, 4, 9, 20, 21, 22, 23, 4), ((0, 1, 3), (1, 4, 9)))
-    a, b = imitation_data([example(EVERY[0]), longer], train_attempt1=False)
+    a, b = imitation_data([examples(EVERY[0], train_attempt1=False)[0], longer], train_attempt1=False)
     assert a.weights_T.tolist() == [0, 0, 0, 0, 1 / 8, 1 / 8, 1 / 8]  # 3 + 5 targets
     assert b.weights_T.tolist() == [0, 0, 0, 0, *[1 / 8] * 5]
-    a, b = imitation_data([example(EVERY[0]), longer], train_attempt1=True)
+    a, b = imitation_data([examples(EVERY[0], train_attempt1=False)[0], longer], train_attempt1=True)
     assert a.weights_T.tolist() == [0, 1 / 12, 1 / 12, 0, 1 / 12, 1 / 12, 1 / 12]  # 3 + 5 + 2 + 2
     assert not a.sampled_T.any()  # nothing of it is the current policy's
 
@@ -121,15 +121,15 @@ def stages(*overrides):
 
 def test_star_is_three_iterations_from_the_base():
     made = stages("method=star", "train.steps=11")
-    assert [(s.name, s.steps, s.loss, s.imitate.start) for s in made] == [
+    assert [(s.name, s.steps, s.loss, s.objective.start) for s in made] == [
         ("star1", 4, "cross_entropy", "base"),
         ("star2", 4, "cross_entropy", "base"),
         ("star3", 3, "cross_entropy", "base"),
     ]
-    assert {(s.attempts, s.imitate.source, s.imitate.keep_right) for s in made} == {(2, "star", False)}
+    assert {(s.attempts, s.objective.source, s.objective.keep_right) for s in made} == {(2, "star", False)}
     assert made[0].title == "STaR D, iteration 1 of 3"
     plus = stages("method=star", "method.dataset=D+", "method.train_attempt1=true")[0]
-    assert plus.imitate.keep_right and plus.imitate.train_attempt1 and plus.title.startswith("STaR D+")
+    assert plus.objective.keep_right and plus.objective.train_attempt1 and plus.title.startswith("STaR D+")
 
 
 def test_pair_sft_spends_the_responses_of_two_attempts_on_first_ones():

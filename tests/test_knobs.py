@@ -17,22 +17,23 @@ import transformers
 
 import tiny
 import toy
+from families import FAMILIES
 from selfcorrect import experiment
 from selfcorrect.config import all_keys, load_config
 from selfcorrect.engines.base import SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import resolve_model
+from selfcorrect.engines.models import load_chat, resolve_model
 from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.episodes.play import Play, play
 from selfcorrect.errors import ConfigError, ModelError
-from selfcorrect.experiment import prepare
+from selfcorrect.experiment import WARMED, Job, prepare, warm_up
 from selfcorrect.measuring.evaluate import controls, evaluate, held_out
+from selfcorrect.records.run_directory import WarmUpDirectory
 from selfcorrect.tasks import graders, make_task
 from selfcorrect.trackers import base
-from selfcorrect.training.warmup import warm_up
 from test_experiment import whole
 
 STAGE_1, STAGE_2 = (1, 2), (3, 4, 5)
@@ -59,9 +60,11 @@ TRAINED = {
     "method.name": Trained("multi_turn", (1,)),
     "play.attempts": Trained("3", (1,)),
     "method.alpha": Trained("0", (3,)),  # the bonus is Stage II's alone
-    "method.shaping": Trained("scaled", (3,)),  # attempt 1's weights are the same, attempt 2's are not
-    "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4",)),
-    "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4",)),
+    "method.shaping": Trained(
+        "scaled", (3,), ("train.samples_per_problem=4", "method.branches=1")
+    ),  # attempt 1's weights are the same, attempt 2's are not
+    "method.baseline": Trained("given_first", (1,), ("train.samples_per_problem=4", "method.branches=1")),
+    "method.standardise": Trained("true", (1,), ("train.samples_per_problem=4", "method.branches=1")),
     "method.offline_share": Trained("1", (3,)),  # Stage II's alone
     "method.dataset": Trained("D+", (1,), ("method=star",)),
     "method.train_attempt1": Trained("true", (1,), ("method=star",)),
@@ -80,6 +83,8 @@ TRAINED = {
     "train.samples_per_problem": Trained("3", (1,)),
     "play.max_new_tokens": Trained("5", (1,)),
     "train.learning_rate": Trained("2e-2", (1,)),
+    "train.ratio_cap": Trained("1", (1,), ("model.dtype=bfloat16",)),
+    "train.ratio_mask": Trained("1.001", (1,), ("model.dtype=bfloat16",)),
     "train.warmup_steps": Trained("2", (1,)),
     "train.adam_beta1": Trained("0.5", (2, 3)),  # Adam's first step is the same whatever its betas
     "train.adam_beta2": Trained("0.5", (2, 3)),
@@ -320,6 +325,25 @@ def probe_sampling_batch(tmp):
     assert sampled_batches({"tokens_per_sampling_batch": 16}) == [2, 2, 2]  # 16 slots hold two rows of 3 + 5
 
 
+def probe_deterministic(tmp):
+    engines = [tiny.engine(deterministic=value) for value in (None, True, False)]
+    assert [e.info.deterministic for e in engines] == [True, True, False]
+
+
+def probe_threads(tmp):
+    before = torch.get_num_threads()
+    try:
+        assert [tiny.engine(threads=n).info.threads for n in (1, 2)] == [1, 2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def probe_drafts(tmp):
+    for settings, drafts in (([], True), (["engine.drafts=false"], False), (["model.dtype=bfloat16"], False)):
+        c = load_config(None, settings)
+        assert tiny.engine(dtype=getattr(torch, c.model.dtype), drafts=c.engine.drafts)._sampler._drafts is drafts
+
+
 def probe_microbatch(tmp):
     for budget, passes in ((16_384, 1), (20, 3)):
         e = tiny.engine(tokens_per_microbatch=budget)
@@ -480,8 +504,9 @@ def probe_eval_controls(tmp):
 
 
 def losses(tmp, *overrides):
-    c = toy.config(tmp, "sft.steps=2", "sft.examples_per_step=3", *overrides)
-    return warm_up(toy.engine(c), toy.Toy(), c, lambda _: None)
+    out = tmp / " ".join(overrides).replace("=", " ")
+    run, _ = toy.warm(out, "sft.steps=2", "sft.examples_per_step=3", *overrides)
+    return [r.loss for r in toy.step_records(run)]
 
 
 def probe_sft_steps(tmp):
@@ -497,6 +522,15 @@ def probe_sft_rate(tmp):
     assert slow[0] == fast[0] and fast[1] < slow[1]
 
 
+def probe_sft_eval_problems(tmp):
+    for n in (0, 4):
+        out = tmp / str(n)
+        c = toy.config(WarmUpDirectory.of(out), "sft.steps=1", f"sft.eval_problems={n}")
+        job = Job(c, toy.Toy(), None, None, 0)
+        summary = warm_up(job, WarmUpDirectory.create(c), toy.engine(c), toy.Watcher())
+        assert (summary and summary.n_problems) == (n or None) and (out / WARMED).exists() == (n > 0)
+
+
 def probe_trackers(tmp):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "_make", lambda name: f"tracker {name}")
@@ -506,7 +540,61 @@ def probe_trackers(tmp):
         ]
 
 
+def probe_template_kwargs(tmp):
+    asked = [{"role": "user", "content": "q"}]
+    shown = {}
+    for value in ("true", "false"):
+        c = family_config(tmp, "Qwen3", "model.history=keep", f"model.template_kwargs.enable_thinking={value}")
+        chat = load_chat(resolve_model(c.model.name), c)
+        shown[value] = chat.tokenizer.decode(chat.prompt_ids(asked))
+    assert shown["false"] == shown["true"] + "<think>\n\n</think>\n\n"
+
+
+def probe_history(tmp):
+    seconds = {}
+    for history in ("keep", "strip"):
+        c = family_config(tmp, "Qwen3", f"model.history={history}")
+        chat = load_chat(resolve_model(c.model.name), c)
+        answer = chat.answer_ids("<think>hm</think>4")
+        seconds[history] = chat.tokenizer.decode(
+            chat.extend(chat.begin([{"role": "user", "content": "q"}]), answer, "?").ids
+        )
+    assert "hm" in seconds["keep"] and "hm" not in seconds["strip"]
+    with pytest.raises(ModelError, match=r"model\.history=keep"):
+        c = family_config(tmp, "Qwen3")
+        load_chat(resolve_model(c.model.name), c)
+
+
+def probe_think_markers(tmp):
+    c = family_config(tmp, "Llama 3", 'model.think_markers=["<a>", "</a>"]')
+    chat = load_chat(resolve_model(c.model.name), c)
+    assert chat.parts((), chat.answer_ids("<a>hm</a>4")).answer == "4"
+
+
+def probe_shown_as(tmp):
+    for shown_as in ("assistant", "user", "document"):
+        c = family_config(tmp, "Llama 3", f"task.shown_as={shown_as}")
+        chat = load_chat(resolve_model(c.model.name), c)
+        second = chat.extend(chat.begin([{"role": "user", "content": "q"}]), chat.answer_ids("4"), "?")
+        text = chat.tokenizer.decode(second.ids)
+        assert text.count("assistant") == (2 if shown_as == "assistant" else 1)
+        assert ("<document>" in text, "I have this answer" in text) == (shown_as == "document", shown_as == "user")
+
+
+def family_config(tmp, name, *settings):
+    """Settings with a directory that holds a family's tokenizer and a tiny config."""
+    path = tmp / name.replace(" ", "-")
+    if not path.exists():
+        tiny.save_model(path)
+        FAMILIES[name].tokenizer().save_pretrained(path)
+    return load_config(None, [f"model={path}", *settings])
+
+
 PROBES = {
+    "model.template_kwargs": probe_template_kwargs,
+    "model.history": probe_history,
+    "model.think_markers": probe_think_markers,
+    "task.shown_as": probe_shown_as,
     "trackers": probe_trackers,
     "train.checkpoint_every": probe_checkpoint_every,
     "train.keep_checkpoints": probe_keep_checkpoints,
@@ -544,7 +632,10 @@ PROBES = {
     "engine.wait_s": probe_wait,
     "engine.sampler": probe_sampler,
     "engine.sampler_memory_gb": probe_sampler_memory,
+    "engine.drafts": probe_drafts,
     "engine.device": probe_device,
+    "engine.deterministic": probe_deterministic,
+    "engine.threads": probe_threads,
     "engine.tokens_per_microbatch": probe_microbatch,
     "engine.tokens_per_sampling_batch": probe_sampling_batch,
     "engine.gradient_checkpointing": probe_gradient_checkpointing,
@@ -556,6 +647,7 @@ PROBES = {
     "sft.steps": probe_sft_steps,
     "sft.examples_per_step": probe_sft_examples,
     "sft.learning_rate": probe_sft_rate,
+    "sft.eval_problems": probe_sft_eval_problems,
 }
 
 
@@ -567,7 +659,7 @@ def test_a_setting_does_what_it_says(tmp_path, key):
 def test_no_setting_is_without_a_test():
     assert TRAINED.keys() | PROBES.keys() == set(all_keys())
     assert not TRAINED.keys() & PROBES.keys()
-    assert len(all_keys()) <= 90  # a reader has to be able to look through them
+    assert len(all_keys()) <= 95  # a reader has to be able to look through them
 
 
 def test_controls_measure_swapped_and_wrong_first_attempts(tmp_path):

@@ -109,7 +109,7 @@ def test_names_that_stand_for_nothing(name: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     if name == "":
         name = "no model"
-    with pytest.raises(ModelError, match=r"does not exist.*tiny or smollm2, a directory .*owner/name"):
+    with pytest.raises(ModelError, match=r"does not exist.*tiny, tiny-rare or smollm2, a directory .*owner/name"):
         resolve_model(name)
 
 

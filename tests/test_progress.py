@@ -72,7 +72,7 @@ def test_the_time_left_of_a_run_counts_its_last_measurement(monkeypatch):
     observer = TerminalObserver(Console(file=text, width=300), measuring_s=300.0)
     observer.on_stage(toy_stage(), 0, 10)
     record = made_runs.step(4, "stage1").model_copy(update={"seconds": {"sample": 20.0, "update": 10.0}})
-    observer.on_step(record)
+    observer.on_record(record)
     assert "left 3 min, run 8 min" in text.getvalue()  # 6 steps of 30 s; and 300 s
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.stages import plan
+from selfcorrect.algorithm.variants import credit_of
 from selfcorrect.config import load_config
 from selfcorrect.errors import ConfigError
 
@@ -18,26 +19,26 @@ def stages(*overrides):
 
 def test_score():
     first, second = stages("train.steps=10", "method.stage1_share=0.4")
-    assert first.credit == Credit((0.0, 1.0), (0.75, 0.25), alpha=0.0, gamma=0.0)
-    assert second.credit == Credit((1.0, 1.0), (0.25, 0.25), alpha=10.0, gamma=0.0)
+    assert first.objective == Credit((0.0, 1.0), (0.75, 0.25), alpha=0.0, gamma=0.0)
+    assert second.objective == Credit((1.0, 1.0), (0.25, 0.25), alpha=10.0, gamma=0.0)
     assert (first.name, first.steps, second.name, second.steps) == ("stage1", 4, "stage2", 6)
 
 
 def test_score_with_three_attempts_holds_all_but_the_last_in_stage_1():
     first, second = stages("play.attempts=3")
-    assert first.credit == Credit((0.0, 0.0, 1.0), (0.75, 0.75, 0.25))
-    assert second.credit == Credit((1.0, 1.0, 1.0), (0.25,) * 3, alpha=10.0)
+    assert first.objective == Credit((0.0, 0.0, 1.0), (0.75, 0.75, 0.25))
+    assert second.objective == Credit((1.0, 1.0, 1.0), (0.25,) * 3, alpha=10.0)
 
 
 def test_multi_turn_has_neither_stage_1_nor_bonus():
     (only,) = stages("method=multi_turn", "train.steps=10")
-    assert only.credit == Credit((1.0, 1.0), (0.25, 0.25))
+    assert only.objective == Credit((1.0, 1.0), (0.25, 0.25))
     assert only.steps == 10
 
 
 def test_single_turn_spends_the_same_responses_on_one_attempt():
     (only,) = stages("method=single_turn", "train.samples_per_problem=4")
-    assert only.credit == Credit((1.0,), (0.25,))
+    assert only.objective == Credit((1.0,), (0.25,))
     assert only.attempts * only.samples_per_problem == 2 * 4
 
 
@@ -64,11 +65,11 @@ def test_the_recipe_for_three_attempts():
         "stage1b",
         2,
     )
-    assert first.credit == Credit((0.0, 1.0), (0.75, 0.25))
-    assert (first.earlier_reference, first.freeze) == ("base", None)
-    assert second.credit == Credit((0.0, 0.0, 1.0), (0.75, 0.75, 0.25))
+    assert first.objective == Credit((0.0, 1.0), (0.75, 0.25))
+    assert (first.earlier_reference, first.freeze) == ("base", "base")
+    assert second.objective == Credit((0.0, 0.0, 1.0), (0.75, 0.75, 0.25))
     assert (second.earlier_reference, second.freeze) == ("stage1a", "stage1a")
-    assert third.credit == Credit((1.0, 1.0, 1.0), (0.25,) * 3, alpha=10.0)
+    assert third.objective == Credit((1.0, 1.0, 1.0), (0.25,) * 3, alpha=10.0)
     assert (third.earlier_reference, third.freeze, third.steps) == ("base", None, 7)
     assert [s.samples_per_problem * s.attempts for s in (first, second, third)] == [12, 12, 12]
 
@@ -86,13 +87,13 @@ def test_interleaving_alternates_the_two_stages():
     made = stages("method.interleave=3", "train.steps=12", "train.warmup_steps=3")
     first, second = stages()
     assert [(s.name, s.steps) for s in made] == [("stage1", 3), ("stage2", 3)] * 2
-    assert {s.credit for s in made} == {first.credit, second.credit}
+    assert {s.objective for s in made} == {first.objective, second.objective}
 
 
 def test_star_in_stage_2_starts_from_the_policy_of_stage_1():
     first, *others = stages("method.stage2=star", "train.steps=10", "method.dataset=D+")
-    assert first.credit == stages()[0].credit and first.steps == 4
-    assert [(s.name, s.steps, s.loss, s.imitate.start, s.imitate.keep_right) for s in others] == [
+    assert first.objective == stages()[0].objective and first.steps == 4
+    assert [(s.name, s.steps, s.loss, s.objective.start, s.objective.keep_right) for s in others] == [
         (f"stage2_star{i}", 2, "cross_entropy", "stage1", True) for i in (1, 2, 3)
     ]
     assert [s.freeze for s in others] == ["stage1", None, None]
@@ -108,10 +109,10 @@ def test_branches_spend_the_same_responses_on_fewer_first_attempts():
 
 def test_adaptive_beta2_scales_beta2_alone_and_in_stage_1_alone():
     first, second = stages("method.beta2_target=0.2")
-    assert first.credit_at(2.0).kl_weights_K == (0.25 + 2 * 0.5, 0.25)
-    assert first.credit_at(1.0) == first.credit
-    assert second.credit_at(2.0) is second.credit
-    assert stages()[0].credit_at(2.0) == first.credit  # not adapted
+    assert credit_of(first, 2.0).kl_weights_K == (0.25 + 2 * 0.5, 0.25)
+    assert credit_of(first, 1.0) == first.objective
+    assert credit_of(second, 2.0) is second.objective
+    assert credit_of(stages()[0], 2.0) == first.objective  # not adapted
 
 
 @pytest.mark.parametrize(
@@ -151,19 +152,19 @@ def test_stages_that_cannot_be_are_refused_with_the_way_out(settings, says):
 
 def test_score_without_stage_1_is_stage_2_alone():
     (only,) = stages("method.stage1_share=0", "method.beta2=0.1", "train.steps=1")
-    assert only.credit == Credit((1.0, 1.0), (0.25, 0.25), alpha=10.0)
+    assert only.objective == Credit((1.0, 1.0), (0.25, 0.25), alpha=10.0)
     assert (only.name, only.steps) == ("stage2", 1)
 
 
 def test_scaled_shaping_is_1_plus_alpha_on_every_later_attempt_and_no_bonus():
     first, second = stages("method.shaping=scaled", "play.attempts=3")
-    assert first.credit == stages("play.attempts=3")[0].credit
-    assert second.credit == Credit((1.0, 11.0, 11.0), (0.25,) * 3)
+    assert first.objective == stages("play.attempts=3")[0].objective
+    assert second.objective == Credit((1.0, 11.0, 11.0), (0.25,) * 3)
 
 
 def test_the_ablations_of_the_credit_reach_every_stage():
     for stage in stages("method.standardise=true", "method.baseline=given_first"):
-        assert stage.credit.standardise and stage.credit.baseline == "given_first"
+        assert stage.objective.standardise and stage.objective.baseline == "given_first"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_a_setting_that_other_settings_leave_unread_is_refused(settings, way_out
 
 def test_gamma_and_the_kl_credit_reach_every_stage():
     for stage in stages("method.gamma=0.5", "method.kl_credit=to_go"):
-        assert (stage.credit.gamma, stage.credit.kl_credit) == (0.5, "to_go")
+        assert (stage.objective.gamma, stage.objective.kl_credit) == (0.5, "to_go")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, RunError
 from selfcorrect.experiment import export
 from selfcorrect.records.run_directory import RunDirectory
-from selfcorrect.training.loop import offline_of_step, problems_of_step, stop_on_signal, train
+from selfcorrect.training.context import offline_of_step, problems_of_step
+from selfcorrect.training.loop import stop_on_signal, train
 from selfcorrect.types import Datum, Grade, Verdict
 
 LORA = "model.lora_rank=2"
@@ -205,6 +206,15 @@ def test_killed_in_the_middle_of_a_checkpoint_resumes_from_the_last_good_one(tmp
     assert [r.resumed_from_step for r in run.records() if r.kind == "start"] == [None, 2]
     assert [r.reason for r in run.records() if r.kind == "end"] == ["finished"]
     assert [r.name for r in run.records() if r.kind == "eval"] == ["base", "final"]
+
+
+def test_a_lora_checkpoint_holds_the_adapters_alone(straight):
+    run, engine, _ = straight(LORA)
+    assert all("lora_" in name for name in weights(run))
+    size = sum(file.stat().st_size for file in run.latest_checkpoint().iterdir())
+    # float32: the adapters, their base, and Adam's two moments; headers and names come on top
+    assert 16 * engine.info.trainable_parameters < size < 16 * engine.info.trainable_parameters + 60_000
+    assert engine.info.trainable_parameters < engine.info.parameters / 2
 
 
 def test_the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window_in_the_final_stage(tmp_path):

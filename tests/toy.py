@@ -7,8 +7,9 @@ from pathlib import Path
 import tiny
 from selfcorrect.config import Config, load_config
 from selfcorrect.engines.torch_engine import TorchEngine
-from selfcorrect.records.run_directory import RunDirectory
+from selfcorrect.records.run_directory import RunDirectory, WarmUpDirectory
 from selfcorrect.training.loop import train
+from selfcorrect.training.warmup import warm_up_stage
 from selfcorrect.types import Grade, Problem, Verdict
 
 SMALL = (
@@ -72,6 +73,9 @@ class Watcher:
     def on_stage(self, stage, first_step, total_steps):
         self.stages.append((stage.name, first_step, total_steps))
 
+    def on_record(self, record):
+        getattr(self, f"on_{record.kind}")(record)
+
     def on_step(self, record):
         self.steps.append(record)
         self._at_step(record)
@@ -88,7 +92,7 @@ class Watcher:
     def on_measure(self, name, answers, most):
         self.measured.append((name, answers, most))
 
-    def on_evaluation(self, record):
+    def on_eval(self, record):
         self.evaluations.append(record)
 
 
@@ -122,6 +126,20 @@ def resume(run_dir: Path, *, watcher: Watcher | None = None, task: Toy | None = 
     directory.rewind(directory.read_progress(checkpoint))
     e = engine(directory.config)
     return directory, e, train(directory, e, task or Toy(), watcher or Watcher())
+
+
+def warm(out: Path, *overrides: str, watcher: Watcher | None = None, stop=lambda: False):
+    """A warm-up by the shipped loop, new or resumed; returns (its directory, engine)."""
+    path = WarmUpDirectory.of(out)
+    if path.exists():
+        directory = WarmUpDirectory.open(path)
+        checkpoint = directory.latest_checkpoint()
+        directory.rewind(directory.read_progress(checkpoint))
+    else:
+        directory = WarmUpDirectory.create(config(path, *overrides))
+    e = engine(directory.config)
+    train(directory, e, Toy(), watcher or Watcher(), stop, [warm_up_stage(directory.config.sft)])
+    return directory, e
 
 
 def step_records(run: RunDirectory):

@@ -11,7 +11,7 @@ import toy
 from selfcorrect.cli import main
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.tasks import TASKS
-from selfcorrect.training import loop as training
+from selfcorrect.training import context as training
 
 TASKS["toy"] = lambda config: toy.Toy()
 

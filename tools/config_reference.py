@@ -111,6 +111,10 @@ def type_words(annotation: Any) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is Union or isinstance(annotation, type(int | None)):
         return " or ".join(type_words(part) for part in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "names with values"
+    if get_origin(annotation) is tuple and Ellipsis not in get_args(annotation):
+        return f"{len(get_args(annotation))} values: each {type_words(get_args(annotation)[0])}"
     if get_origin(annotation) is tuple:
         return f"any number, comma-separated: each {type_words(get_args(annotation)[0])}"
     return TYPES[annotation]

@@ -1,203 +1,28 @@
-"""Makes the embedded model `tiny`: tokenizer, pretraining, an ordinary Hugging Face directory.
+"""Makes an embedded model: an ordinary Hugging Face directory, from a recipe of ``selfcorrect.reproduce.bases``.
 
-    OMP_NUM_THREADS=1 python tools/make_tiny.py OUT        (about 4 minutes on one idle core)
+    python tools/make_tiny.py tiny OUT        (about 5 minutes on one idle core)
 
-What the base is taught, in three phases, always with loss on the assistant's turns only, on problems whose hash keeps
-them out of the training and test splits:
-
-- sums: one attempt at short problems (3 to 4 terms), answers right;
-- skills: two attempts. Answers to short problems are right, those to longer ones are guesses followed by a sound check.
-  Attempt 2 is the right solution with probability 0.5, else mostly a copy of attempt 1;
-- habits: as skills, but short answers are off with probability 0.4, and attempt 2 is right only with probability 0.02
-  (short) or 0.005 (long), a fresh try with probability 0.1, and a copy otherwise.
-
-So the base answers short problems at once, guesses at longer ones (by teaching, not for want of capacity: trained on
-right answers it would learn those too), knows how to check, can in principle use the check, and rarely does.
+The recipes say what each base was taught. The shipped weights are reproduced bit for bit on the same kind of processor.
 """
 
 from __future__ import annotations
 
-import random
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfcorrect.tasks.arithmetic import INSTRUCTION, Habits, demonstrate, question, solution
-from selfcorrect.tasks.procedural import split_of
-
-BOS, EOS, PAD, USER, ASSISTANT = "<|bos|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-Digits = list[int]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights."""
-
-    seed: int = 0
-    longest: int = 6
-    short: int = 4
-    short_share: float = 0.4
-    skills: Habits = field(default=Habits(slip_short=0.0, slip_long=0.9, fix_short=0.5, fix_long=0.5, redo=0.1))
-    habits: Habits = field(default=Habits(slip_short=0.4, slip_long=0.9, fix_short=0.02, fix_long=0.005, redo=0.1))
-    hidden: int = 64
-    layers: int = 2
-    heads: int = 4
-    steps_sums: int = 900
-    steps_skills: int = 1300
-    steps_habits: int = 400
-    batch: int = 128
-    learning_rate: float = 4e-3
-
-    @property
-    def steps(self) -> int:
-        return self.steps_sums + self.steps_skills + self.steps_habits
-
-
-def draw(n: int, seed: int, terms: tuple[int, int]) -> list[Digits]:
-    """Problems of the pretraining split, repeats allowed, uniform in the number of terms."""
-    rng, out = random.Random(f"pretrain:{seed}"), []
-    while len(out) < n:
-        digits = [rng.randint(1, 9) for _ in range(rng.randint(*terms))]
-        if split_of(question(digits)) == "pretrain":
-            out.append(digits)
-    return out
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, digits apart, no splitting at spaces: a frequent phrase is one token, any text survives."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        min_frequency=2,
-        special_tokens=[PAD, BOS, EOS, USER, ASSISTANT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = [t for d in draw(200, 0, (4, 8)) for t in (question(d), solution(d), INSTRUCTION)]
-    core.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=256,
-    )
-
-
-def conversation(digits: Digits, answers: tuple[str, ...]) -> list[dict[str, str]]:
-    turns = [{"role": "user", "content": question(digits)}, {"role": "assistant", "content": answers[0]}]
-    for text in answers[1:]:
-        turns += [{"role": "user", "content": INSTRUCTION}, {"role": "assistant", "content": text}]
-    return turns
-
-
-def render(chat: list[dict[str, str]]) -> str:
-    """The chat template in Python: rendering 300,000 chats with Jinja would take minutes."""
-    return BOS + "".join(f"<|{m['role']}|>{m['content']}{EOS}" for m in chat)
-
-
-def batches(recipe: Recipe) -> Iterator[list[list[dict[str, str]]]]:
-    """The batches of conversations of all three phases."""
-    rng = random.Random(recipe.seed)
-    phases = [
-        (recipe.steps_sums, 1.0),
-        (recipe.steps_skills, recipe.short_share),
-        (recipe.steps_habits, recipe.short_share),
-    ]
-    for phase, (steps, share) in enumerate(phases):
-        total = steps * recipe.batch
-        shorts = round(total * share)
-        seed = 10 * recipe.seed + phase
-        problems = draw(shorts, seed, (3, recipe.short)) + draw(
-            total - shorts, seed, (recipe.short + 1, recipe.longest)
-        )
-        rng.shuffle(problems)
-        habits = recipe.habits if phase == 2 else recipe.skills
-        attempts = 1 if phase == 0 else 2
-        for i in range(0, total, recipe.batch):
-            yield [
-                conversation(d, demonstrate(d, habits, recipe.short, rng)[:attempts])
-                for d in problems[i : i + recipe.batch]
-            ]
-
-
-def encode(chats: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, right-padded, and labels: -100 outside the assistant's turns; both of shape [B, T]."""
-    rows = [e.ids for e in tokenizer.backend_tokenizer.encode_batch([render(c) for c in chats])]
-    width = max(map(len, rows))
-    ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows])
-    user, assistant = tokenizer.convert_tokens_to_ids([USER, ASSISTANT])
-    in_answer = (ids == assistant).cumsum(1) == (ids == user).cumsum(1)
-    spoken = in_answer & (ids != assistant) & (ids != tokenizer.pad_token_id) & ((ids == user).cumsum(1) > 0)
-    return ids, ids.masked_fill(~spoken, -100)
-
-
-def pretrain(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
-    """Next-token training on fresh documents; AdamW, short warm-up, linear decay over the second half."""
-    torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=3 * recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    start = time.time()
-    for step, chats in enumerate(batches(recipe)):
-        scale = min(1.0, (step + 1) / 100, 2 * (1 - step / recipe.steps))
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * scale
-        ids, labels = encode(chats, tokenizer)
-        hidden = model.model(ids[:, :-1]).last_hidden_state
-        keep = labels[:, 1:] != -100
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[keep]), labels[:, 1:][keep])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 250 == 249:
-            print(f"step {step + 1}  loss {loss.item():.4f}  {time.time() - start:.0f} s", flush=True)
-    return model.eval()
+from selfcorrect.reproduce.bases import EMBEDDED, conversation, pretrain, render
 
 
 def main() -> None:
-    out, recipe = Path(sys.argv[1]), Recipe()
-    tokenizer = make_tokenizer()
+    if len(sys.argv) != 3 or sys.argv[1] not in EMBEDDED:
+        sys.exit(f"usage: python tools/make_tiny.py {{{','.join(EMBEDDED)}}} OUT")
+    recipe, out = EMBEDDED[sys.argv[1]], Path(sys.argv[2])
+    print(recipe)
+    model, tokenizer = pretrain(recipe, say=lambda line: print(line, flush=True))
     sample = conversation([4, 7, 2], ("a", "b"))
     assert tokenizer.apply_chat_template(sample, tokenize=False) == render(sample), "render() is not the chat template"
-    print(recipe, f"vocabulary {len(tokenizer)}")
-    model = pretrain(tokenizer, recipe)
-    model.generation_config = GenerationConfig.from_model_config(
-        model.config
-    )  # end and padding ids, no sampling defaults
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     print(f"{model.num_parameters():,} parameters -> {out}; measure with: selfcorrect eval {out} task=arithmetic")

@@ -23,9 +23,11 @@ TESTS_FAILED = 1
 """pytest's exit code when tests ran and one failed; any other says that the mutant did not even run."""
 
 CREDIT, ROLLOUT, METHODS = ("tests/test_credit.py",), ("tests/test_play.py",), ("tests/test_stages.py",)
+FAMILIES = ("tests/test_families.py",)
 IMITATION = ("tests/test_imitation.py",)
 SCALE = ("tests/test_test_time.py",)
 VLLM = ("tests/test_vllm_sampler.py",)
+DRAFTS, RATIOS = ("tests/test_drafts.py",), ("tests/test_ratios.py",)
 
 
 def engine(*names: str) -> tuple[str, ...]:
@@ -46,6 +48,10 @@ def clients(*names: str) -> tuple[str, ...]:
 
 def run(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_train.py::test_{name}" for name in names)
+
+
+def warming(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_warmup.py::test_{name}" for name in names)
 
 
 def sharing(*names: str) -> tuple[str, ...]:
@@ -202,8 +208,8 @@ MUTANTS = [
     Mutant(
         "positions start again after a shared prompt",
         "engines/torch_engine/passes.py",
-        "position_ids=starts_B1 + steps_T",
-        "position_ids=0 * starts_B1 + steps_T",
+        "torch.minimum(starts_B1 + steps_T",
+        "torch.minimum(0 * starts_B1 + steps_T",
         engine("a_prompt_computed_once_changes_no_log_prob_and_no_gradient"),
     ),
     Mutant(
@@ -265,22 +271,22 @@ MUTANTS = [
     Mutant(
         "beta2 on attempt 2",
         "algorithm/stages.py",
-        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
-        "betas=(m.beta1,) * held + (m.beta1 + m.beta2,)",
+        "(m.beta1 + m.beta2, m.beta1)",
+        "(m.beta1, m.beta1 + m.beta2)",
         METHODS,
     ),
     Mutant(
         "beta1 dropped on attempt 2 in Stage I",
         "algorithm/stages.py",
-        "betas=(m.beta1 + m.beta2,) * held + (m.beta1,)",
-        "betas=(m.beta1 + m.beta2,) * held + (0.0,)",
+        "(m.beta1 + m.beta2, m.beta1)",
+        "(m.beta1 + m.beta2, 0)",
         METHODS,
     ),
     Mutant(
         "Stage I rewards attempt 1",
         "algorithm/stages.py",
-        "rewards=(0.0,) * held + (1.0,)",
-        "rewards=(1.0,) * held + (1.0,)",
+        "Credit((0, 1)",
+        "Credit((1, 1)",
         METHODS,
     ),
     Mutant(
@@ -292,7 +298,7 @@ MUTANTS = [
     ),
     Mutant(
         "mates whatever their first verdict",
-        "algorithm/variants.py",
+        "algorithm/baselines.py",
         "first_rewards_G == r1)",
         "first_rewards_G >= 0)",
         CREDIT,
@@ -306,21 +312,21 @@ MUTANTS = [
     ),
     Mutant(
         "standardised over uncounted samples",
-        "algorithm/variants.py",
+        "algorithm/baselines.py",
         "np.std(advantages_G[counted_G])",
         "np.std(advantages_G)",
         CREDIT,
     ),
     Mutant(
         "scaled shaping without its one",
-        "algorithm/stages.py",
-        "*(1.0 + m.alpha,) * (attempts - 1)",
-        "*(m.alpha,) * (attempts - 1)",
+        "algorithm/variants.py",
+        "w + credit.alpha for w",
+        "credit.alpha for w",
         METHODS,
     ),
     Mutant(
         "a tree's second attempts count in full",
-        "algorithm/weights.py",
+        "algorithm/trees.py",
         "w / branches for",
         "w for",
         CREDIT,
@@ -357,22 +363,50 @@ MUTANTS = [
         "cross-entropy divided by examples",
         "algorithm/imitation.py",
         "t / total,",
-        "t / len(batch),",
+        "t / len(sequences_T),",
         IMITATION,
     ),
     Mutant(
         "STaR goes on from the policy so far",
-        "training/loop.py",
-        "collector.engine.restore(stage.imitate.start)",
+        "training/kinds.py",
+        "context.engine.restore(how.start)",
         "pass",
         run("star_samples_the_policy_so_far_and_tunes_the_base"),
     ),
     Mutant(
         "collected responses not counted",
-        "training/loop.py",
+        "training/collect.py",
         "progress.sampled_responses + sum(r.sampled_responses for r in records)",
         "progress.sampled_responses",
         run("every_method_samples_the_same_number_of_responses_per_step"),
+    ),
+    Mutant(
+        "more attempts rewarded in Stage I than the last",
+        "algorithm/variants.py",
+        "(w1,) * (attempts - 1) + (w2,)",
+        "(w1,) + (w2,) * (attempts - 1)",
+        METHODS,
+    ),
+    Mutant(
+        "the bonus stays on under scaled shaping",
+        "algorithm/variants.py",
+        "reward_weights_K=rewards, alpha=0)",
+        "reward_weights_K=rewards)",
+        METHODS,
+    ),
+    Mutant(
+        "a resumed warm-up starts its demonstrations again",
+        "training/kinds.py",
+        "progress.stage_step * how.per_step, None)",
+        "0, None)",
+        warming("stopped_and_resumed_is_uninterrupted_bit_for_bit"),
+    ),
+    Mutant(
+        "the warm-up's rate does not fall",
+        "training/kinds.py",
+        "(1 - 0.9 * at.stage_step / stage.steps)",
+        "1",
+        warming("it_is_plain_cross_entropy_on_the_answers_with_a_falling_rate"),
     ),
     Mutant("gamma leaks", "algorithm/credit.py", "+= gamma * returns", "+= returns", CREDIT),
     Mutant(
@@ -443,17 +477,66 @@ MUTANTS = [
     ),
     Mutant(
         "attempt 1 decoded and encoded again",
-        "episodes/play.py",
-        "return (*prompt, *answer.token_ids, *engine",
-        "return (*prompt, *engine.chat._encode(engine.chat.tokenizer.decode(answer.token_ids)), *engine",
+        "engines/chat.py",
+        "return Prompt((*prompt.ids, *answer, *bridge), prompt.first, turns)",
+        "return Prompt((*prompt.ids, *self._encode(self.tokenizer.decode(answer)), *bridge), prompt.first, turns)",
         ROLLOUT,
     ),
     Mutant(
         "a cut answer's turn is not closed",
-        "episodes/play.py",
-        "ended = engine.chat.ended(answer.token_ids)",
-        "ended = True",
+        "engines/chat.py",
+        "bridge = self.bridge_ids(prompt.first, request, self.ended(answer))",
+        "bridge = self.bridge_ids(prompt.first, request, True)",
         ROLLOUT,
+    ),
+    Mutant(
+        "an answer's turn is closed twice",
+        "engines/chat.py",
+        "bridge = self.bridge_ids(prompt.first, request, self.ended(answer))",
+        "bridge = self.bridge_ids(prompt.first, request, False)",
+        FAMILIES,
+    ),
+    Mutant(
+        "the model's end ids are not read",
+        "engines/chat.py",
+        "for i in (tokenizer.eos_token_id, *end_ids) if",
+        "for i in (tokenizer.eos_token_id,) if",
+        FAMILIES,
+    ),
+    Mutant(
+        "a stripped history shows the thinking",
+        "engines/chat.py",
+        "turns = (*prompt.turns, (parts.answer.strip(), own, request))",
+        "turns = (*prompt.turns, (self.text(answer).strip(), own, request))",
+        FAMILIES,
+    ),
+    Mutant(
+        "the verdict reads the thinking",
+        "episodes/play.py",
+        "            parts.answer,\n",
+        "            chat.text(ids),\n",
+        ("tests/test_thinking.py::test_the_verdict_reads_the_answer_and_the_record_keeps_the_thinking",),
+    ),
+    Mutant(
+        "padding moves the positions of a batch",
+        "engines/torch_engine/passes.py",
+        "torch.minimum(starts_B1 + steps_T, batch.columns_N.max())",
+        "starts_B1 + steps_T",
+        ("tests/test_architectures.py::test_padding_behind_a_shared_beginning_stays_within_the_longest_sequence",),
+    ),
+    Mutant(
+        "longrope runs beyond its first length",
+        "engines/models.py",
+        "if limit is not None and limit < max_length:",
+        "if False:",
+        ("tests/test_architectures.py::test_longrope_is_refused_only_beyond_its_first_length",),
+    ),
+    Mutant(
+        "a failed generation is an answer",
+        "episodes/completion.py",
+        "if error or finish not in ENDED | CUT | FILTERED:",
+        "if False:",
+        ("tests/test_replies.py",),
     ),
     Mutant(
         "given answers are trained on", "algorithm/sequences.py", 'if attempt.source == "given":', "if False:", ROLLOUT
@@ -524,9 +607,65 @@ MUTANTS = [
     Mutant(
         "positions count the padding",
         "engines/torch_engine/sampler.py",
-        "(real_BQ.cumsum(1) - 1).clamp(min=0) + start_B[:, None]",
-        "torch.arange(width)[None] + start_B[:, None]",
+        "positions_BW = cache.lengths_B[:, None] + steps_W",
+        "positions_BW = cache.lengths_B.max() + steps_W.expand_as(real_BW)",
         engine("row_order_batch_split_and_neighbours_do_not_change_the_tokens"),
+    ),
+    Mutant(
+        "ratios are truncated from below",
+        "algorithm/ratios.py",
+        "(gap_T > np.log(cap))",
+        "(gap_T < np.log(cap))",
+        RATIOS,
+    ),
+    Mutant(
+        "a truncated token keeps its ratio",
+        "algorithm/ratios.py",
+        "np.exp(np.log(cap) - gap_T.clip(min=0))",
+        "np.exp(0 * gap_T)",
+        RATIOS,
+    ),
+    Mutant(
+        "sequences below the band stay",
+        "algorithm/ratios.py",
+        "abs(gap_T[datum.sampled_T].mean())",
+        "gap_T[datum.sampled_T].mean()",
+        RATIOS,
+    ),
+    Mutant(
+        "ratios are bounded where the sampler is exact",
+        "config/sections.py",
+        "(None, None) if exact_sampler",
+        "(2.0, 1.5) if exact_sampler",
+        RATIOS,
+    ),
+    Mutant(
+        "draws after a wrong draft count",
+        "engines/torch_engine/sampler.py",
+        "wrong = token != expected or row.ended",
+        "wrong = row.ended",
+        DRAFTS,
+    ),
+    Mutant(
+        "a draft moves the random stream",
+        "engines/torch_engine/sampler.py",
+        "row.uniforms[min(len(row.token_ids) + j, len(row.uniforms) - 1)]",
+        "row.uniforms[len(row.token_ids) - (j > 0)]",
+        DRAFTS,
+    ),
+    Mutant(
+        "a token sees the drafts after it",
+        "engines/torch_engine/sampler.py",
+        "torch.arange(end) <= slots_BW[..., None]",
+        "torch.arange(end) <= slots_BW.amax(1)[:, None, None].expand(-1, width, 1)",
+        DRAFTS,
+    ),
+    Mutant(
+        "a place is lost after one wrong draft",
+        "engines/torch_engine/drafts.py",
+        "if holds or (was == FOLLOWING and predicted not in self._stop_ids):",
+        "if holds:",
+        DRAFTS,
     ),
     Mutant(
         "best checkpoint by attempt 1",

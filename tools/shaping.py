@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 from selfcorrect.algorithm.credit import Credit  # noqa: E402
-from selfcorrect.algorithm.weights import group_token_weights, tree_token_weights  # noqa: E402
+from selfcorrect.algorithm.trees import tree_token_weights  # noqa: E402
+from selfcorrect.algorithm.weights import group_token_weights  # noqa: E402
 from selfcorrect.measuring.intervals import bootstrap_mean  # noqa: E402
 from test_exact_gradient import ANSWERS, PAIRS, R1, R2, answer_logprobs, make_engine  # noqa: E402  (found by the path)
 

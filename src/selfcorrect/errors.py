@@ -1,5 +1,7 @@
 """Errors a user can meet. Each message names the fault, the reason and the way out, in one paragraph."""
 
+from pathlib import Path
+
 
 class SelfCorrectError(Exception):
     """Base of every error this package raises on purpose. The command line prints it without a traceback."""
@@ -20,13 +22,14 @@ class ModelError(SelfCorrectError):
 
 
 class EngineError(SelfCorrectError):
-    """An engine verb failed. ``usable`` says whether the engine can go on."""
+    """An engine verb failed. ``usable`` says whether the engine can go on; ``damaged`` is a checkpoint that cannot be read."""
 
     exit_code = 3
 
-    def __init__(self, message: str, *, usable: bool) -> None:
+    def __init__(self, message: str, *, usable: bool, damaged: Path | None = None) -> None:
         super().__init__(message)
         self.usable = usable
+        self.damaged = damaged
 
 
 class RunError(SelfCorrectError):
@@ -36,15 +39,27 @@ class RunError(SelfCorrectError):
 class EndpointError(SelfCorrectError):
     """A model server cannot be reached, answers too late, or refuses.
 
-    ``status`` is its HTTP status, None where no answer came; ``timed_out`` says that it was too slow.
+    ``status`` is its HTTP status, None where no answer came; ``timed_out`` says that it was too slow. ``one_answer`` says
+    that only this answer failed, and others may come. ``filtered`` has the words with which a filter, or the model itself,
+    refused.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, status: int | None = None, timed_out: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        timed_out: bool = False,
+        one_answer: bool = False,
+        filtered: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.timed_out = timed_out
+        self.one_answer = one_answer
+        self.filtered = filtered
 
 
 class Interrupted(SelfCorrectError):

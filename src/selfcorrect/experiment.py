@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from selfcorrect.algorithm.stages import plan
-from selfcorrect.config import Config, TinkerEngineConfig
+from selfcorrect.config import PRESET_MARKER, Config, TinkerEngineConfig, preset_name
 from selfcorrect.engines.base import Engine, TellsProgress
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import (
@@ -22,12 +23,13 @@ from selfcorrect.engines.models import (
     check_attention,
     check_length,
     check_vocabulary,
+    load_chat,
     load_config,
-    load_tokenizer,
     resolve_model,
 )
 from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
 from selfcorrect.episodes.play import longest_conversation
+from selfcorrect.episodes.table import drafted_share_K
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError
 from selfcorrect.measuring.evaluate import (
     FEEDBACK,
@@ -38,13 +40,18 @@ from selfcorrect.measuring.evaluate import (
     evaluate,
     held_out,
 )
+from selfcorrect.measuring.metrics import EvalSummary
 from selfcorrect.records.files import replacing
 from selfcorrect.records.lines import EndRecord, EvalRecord, StartRecord, episode_row
-from selfcorrect.records.run_directory import Progress, RunDirectory
+from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDirectory
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import GetsReady, GivesFirst, LeavesOut, Task
 from selfcorrect.training.loop import Observer, train
+from selfcorrect.training.warmup import warm_up_stage
 from selfcorrect.types import Problem
+
+WARMED = "warmed.json"
+"""What a warm-up measured, in the directory of its model."""
 
 RELOADS = 3
 """Times that a run goes on from one checkpoint by itself after its engine was lost."""
@@ -89,7 +96,7 @@ def prepare(config: Config, *, training: bool = True) -> Job:
             f"model {config.model.name} is a PEFT adapter, which can be measured but not trained further; merge it into its "
             "base model (merge_and_unload, save_pretrained) and give that directory"
         )
-    chat = ChatFormat(load_tokenizer(resolved, config.model.revision, config.model.trust_remote_code))
+    chat = load_chat(resolved, config)
     attempts = max(config.eval.attempts, config.play.attempts if training else 1)
     feedback = FEEDBACK if config.method.name == "self_refine" else None
     if feedback is not None and config.eval.attempts < 2:
@@ -193,8 +200,7 @@ def run_experiment(
     Raises:
         Interrupted: asked to stop; a checkpoint was written.
     """
-    checkpoint = run.latest_checkpoint()
-    reached = run.read_progress(checkpoint) if checkpoint is not None else None
+    checkpoint, reached = _latest(run, say)
     run.rewind(reached or Progress())
     run.append(_start_record(job, engine, reached.step if reached else None))
     done: dict[str, Evaluation] = {}
@@ -213,7 +219,13 @@ def run_experiment(
             checkpoint = run.latest_checkpoint()
             if error.usable or checkpoint is None:
                 raise
-            again = run.read_progress(checkpoint)
+            if error.damaged is not None and error.damaged != checkpoint:
+                raise
+            if error.damaged is not None:
+                say(f"{checkpoint} cannot be read and is set aside: {error}")
+                run.set_aside(checkpoint)
+            _, again = _latest(run, say)
+            assert again is not None, "a run that has lost its last checkpoint has ended"
             reloads = reloads + 1 if reached is not None and again.step == reached.step else 1
             if reloads > RELOADS:
                 raise
@@ -221,6 +233,21 @@ def run_experiment(
             say(f"{error}. Going on from step {again.step} (try {reloads} of {RELOADS} from there)")
             run.rewind(again)
             run.append(_start_record(job, engine, again.step))
+
+
+def _latest(run: RunDirectory, say: Callable[[str], None]) -> tuple[Path | None, Progress | None]:
+    """The latest checkpoint whose progress can be read; damaged ones are set aside.
+
+    Raises:
+        RunError: none of them can be read.
+    """
+    while (checkpoint := run.latest_checkpoint()) is not None:
+        try:
+            return checkpoint, run.read_progress(checkpoint)
+        except RunError as error:
+            say(f"{error}. It is set aside")
+            run.set_aside(checkpoint)
+    return None, None
 
 
 def _train_and_measure(
@@ -258,14 +285,70 @@ def load_kept(run: RunDirectory, engine: Engine) -> int:
     return kept
 
 
-def export(engine: Engine, target: Path) -> None:
+def export(engine: Engine, target: Path, more: Mapping[str, str] | None = None) -> None:
     """Write the model directory, replacing an earlier one only when complete.
+
+    Args:
+        engine: writes its current weights.
+        target: the directory.
+        more: text files in it, by name.
 
     Raises:
         RunError: the disk refused; an earlier one is untouched.
     """
     with replacing(target, "free room or name another place", "model") as part:
         engine.export(part)
+        for name, text in (more or {}).items():
+            (part / name).write_text(text, encoding="utf-8")
+
+
+def warm_up(
+    job: Job,
+    run: WarmUpDirectory,
+    engine: Engine,
+    observer: Observer,
+    say: Callable[[str], None] = lambda _text: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> EvalSummary | None:
+    """Train on the task's demonstrations, measure, and write the model next to the run directory.
+
+    The measurement is greedy, on the first ``sft.eval_problems`` held-out problems. It is also ``WARMED`` in the model's
+    directory.
+
+    Args:
+        job, run, engine, observer, say, stop_requested: as for ``run_experiment``.
+
+    Returns:
+        The measurement; None where the settings ask for none.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint was written.
+    """
+    config = job.config
+    checkpoint = run.latest_checkpoint()
+    reached = run.read_progress(checkpoint) if checkpoint is not None else Progress()
+    run.rewind(reached)
+    run.append(_start_record(job, engine, reached.step if checkpoint is not None else None))
+    try:
+        progress = train(run, engine, job.task, observer, stop_requested, [warm_up_stage(config.sft)])
+    except Interrupted:
+        run.append(_end_record(run, "interrupted"))
+        raise
+    files = {PRESET_MARKER: preset_name(config.model.name) + "\n"}
+    summary = None
+    if config.sft.eval_problems:
+        wanted = {"problems": config.sft.eval_problems, "samples": 1, "temperature": 0.0, "controls": False}
+        greedy = config.model_copy(update={"eval": config.eval.model_copy(update=wanted)})
+        (measured,) = _measure(
+            replace(job, config=greedy), run, engine, "warmed", progress.step, say, observer
+        ).values()
+        summary = measured.summary
+        values = {"command": command_line(), "settings": measured.settings, "summary": summary.to_json()}
+        files[WARMED] = json.dumps(values, indent=1) + "\n"
+    export(engine, run.target, files)
+    run.append(_end_record(run, "finished"))
+    run.drop_checkpoints()
+    return summary
 
 
 def _measure(
@@ -289,9 +372,16 @@ def _measure(
                 say("no wrong first attempt was found to give back: that control has no row")
     for e in evaluations:
         run.write_evaluation(e.name, (episode_row(episode) for episode in e.episodes))
-        record = EvalRecord(name=e.name, step=step, settings=e.settings, summary=e.summary.to_json(), seconds=e.seconds)
+        record = EvalRecord(
+            name=e.name,
+            step=step,
+            settings=e.settings,
+            summary=e.summary.to_json(),
+            seconds=e.seconds,
+            drafted=drafted_share_K(e.episodes),
+        )
         run.append(record)
-        observer.on_evaluation(record)
+        observer.on_record(record)
     return {e.name: e for e in evaluations}
 
 

@@ -38,7 +38,8 @@ class Verdict(StrEnum):
     NO_ANSWER = "no_answer"
     """The text ended on its own but holds no answer in the asked-for form."""
     TRUNCATED = "truncated"
-    """The token cap cut the text before it held an answer: a wrong setting more often than a wrong model."""
+    """The token cap cut the text before it held an answer: a wrong setting more often than a wrong model. Thinking that
+    never ends counts as cut."""
     TIMEOUT = "timeout"
     """The candidate's program or expression used up its limits."""
     ERROR = "error"
@@ -73,6 +74,7 @@ class Attempt:
     """One answer of the model (or a given one), with everything needed to weight its tokens."""
 
     text: str
+    """The answer, without its thinking."""
     prompt_ids: tuple[int, ...] | None
     """Everything before the answer, as fed to the model; None from a text-only endpoint."""
     token_ids: tuple[int, ...] | None
@@ -86,6 +88,12 @@ class Attempt:
     source: Literal["sampled", "given"] = "sampled"
     parent: int | None = None
     """Index in the episode of the attempt this one saw last; None for a first attempt."""
+    thinking: str = ""
+    """What the model thought before its answer. ``text`` is what follows it: the part that is judged."""
+    thinking_tokens: int | None = None
+    """Of ``token_ids``, how many are thinking, markers included. None from an endpoint that does not say."""
+    drafted: int = 0
+    """Tokens that were read from an earlier attempt and only checked (``engine.drafts``)."""
 
     @property
     def correct(self) -> bool:

@@ -210,7 +210,7 @@ def test_a_score_step_is_that_of_the_torch_engine_from_the_same_adapter(engine, 
     task = toy.Toy()
     how = Play(2, 4, 8, 1.0, ("score", stage))
     groups = asyncio.run(play(engine, task, task.problems("train")[:6], how))
-    credit = plan(load_config(None, ["method=score"]))[stage].credit
+    credit = plan(load_config(None, ["method=score"]))[stage].objective
     steps = []
     for one in (engine, peer):
         layout = lay_out(groups)

@@ -43,3 +43,15 @@ def mbpp_rows():
 
 def mbpp(completion, *tests, form="code", **more):
     return CodeRequest("mbpp", tests or ("assert f(2) == 41",), completion, form, **more)
+
+
+def first_that_compiles(found):
+    """The alternative that the sandbox would run; empty where none compiles."""
+    for sources in found.alternatives:
+        try:
+            for source in sources:
+                compile(source, "<program>", "exec")
+        except (SyntaxError, ValueError):
+            continue
+        return sources
+    return ()

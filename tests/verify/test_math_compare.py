@@ -325,9 +325,115 @@ e ||| e^1
 32_9 ||| 32_{9}
 11011_2 ||| 11011_2
 1, 2, 3, 6 ||| 6, 3, 2, 1
+\frac13 ||| 0.\dot{3}
+\frac13 ||| 0.\dot3
+\frac13 ||| 0.\dot 3
+\frac13 ||| .\dot{3}
+\frac16 ||| 0.1\dot{6}
+0.\dot{3} ||| \frac13
+0.\dot{3} ||| 0.\overline{3}
+\frac17 ||| 0.\dot{1}4285\dot{7}
+\frac17 ||| 0.\dot{1}\dot{4}\dot{2}\dot{8}\dot{5}\dot{7}
+\frac{4}{33} ||| 0.\dot{1}\dot{2}
+\frac{4}{33} ||| 0.\bar{12}
+\frac13 ||| 0.\bar3
+\frac13 ||| 0.\overline 3
+\frac13 ||| 0.(3)
+\frac13 ||| 0.3̇
+\frac16 ||| 0.16̇
+\frac{4}{33} ||| 0.1̇2̇
+\frac17 ||| 0.1̇4285̇7̇
+\frac13 ||| 0.3̅
+\frac{4}{33} ||| 0.1̅2̅
+\frac13 ||| 0.333...
+\frac13 ||| 0.333\ldots
+\frac13 ||| 0.3333…
+\frac16 ||| 0.1666\dots
+\frac{4}{33} ||| 0.121212\cdots
+-\frac13 ||| -0.\dot{3}
+\frac{7}{3} ||| 2.\dot{3}
+12 ||| 12个
+12 ||| 12元
+12 ||| 12人
+12 ||| 12天
+12 ||| 12度
+12 ||| 12岁
+12 ||| 12 个
+12 ||| 12小时
+12 ||| 12平方厘米
+12 ||| 12千米
+12 ||| 12公斤
+12 ||| 12\text{个}
+12 ||| 12\text{ 元}
+12 ||| 共12个
+12 ||| 答案是12
+12 ||| 约12米
+12 ||| 12分钟。
+12 ||| １２
+12 ||| １２个
+12 ||| １２．０
+-12 ||| －１２
+(1,2) ||| （１，２）
+\frac12 ||| １／２
+12 ||| ￥12
+12 ||| ¥12
+12 ||| ₹12
+12 ||| 12円
+12 ||| 12歳
+12 ||| 12メートル
+12 ||| 12개
+12 ||| 12원
+12 ||| 12명
+12 ||| 12 рублей
+12 ||| 12 кг
+12 ||| 12 años
+12 ||| 12 Äpfel
+12 ||| 12 mètres
+12 ||| 12 đồng
+12 ||| 12 บาท
+12\text{ cm} ||| 12厘米
+12厘米 ||| 12 cm
+12\text{ hours} ||| 12小时
+120000 ||| 12万
+120000 ||| 12万元
+12000 ||| 12 тысяч рублей
+12000 ||| 12 тыс. рублей
+12\% ||| 12％
+12345 ||| 12 345
+12345 ||| 12 345
+12345 ||| $12 345$
+x=12 ||| ｘ＝12
+12 ||| 𝟏𝟐
 """
 
 UNEQUAL = r"""
+\frac13 ||| 0.33...
+\pi ||| 3.14159...
+\frac13 ||| 0.3\dot{4}
+0.\dot{3} ||| 0.3
+0.\dot{3} ||| 0.\dot{4}
+\frac{1}{7} ||| 0.1\dot{4}285\dot{7}
+\frac{3}{5} ||| 0.\dot{6}
+12 ||| 13个
+12 ||| 12万
+12 ||| 12百
+12 ||| 12半
+12 ||| 12个半
+12 ||| 12多个
+12 ||| 12或13
+12 ||| 12个或13个
+12 ||| 不是12
+12 ||| 非12
+12 ||| 12以上
+12 ||| 12 или 13
+12 ||| 12 тысяч
+12\text{ m} ||| 12厘米
+12厘米 ||| 12米
+12天 ||| 12小时
+12元 ||| 12美元
+(1,2) ||| （２，１）
+123 ||| 1 23
+\frac{1}{3} ||| 3分之2
 52_8 ||| 52_9
 42 ||| \neq 42
 42 ||| \ne 42
@@ -575,6 +681,18 @@ def test_equal_answers_are_correct(grader: MathGrader, gold: str, answer: str) -
 def test_unequal_answers_are_wrong(grader: MathGrader, gold: str, answer: str) -> None:
     grade = grader.grade(gold, answer, bare=True)
     assert grade.verdict is Verdict.WRONG, grade.detail
+
+
+@pytest.mark.parametrize(
+    ("gold", "given"),
+    [
+        ("42", "4\ufeff2"),
+        ("42", "\ufeff42"),
+        ("42", "4\u200b2"),
+    ],
+)
+def test_characters_without_a_width_and_thin_spaces(grader: MathGrader, gold: str, given: str) -> None:
+    assert grader.grade(gold, given, bare=True).verdict is Verdict.CORRECT
 
 
 @pytest.mark.parametrize(("gold", "answer"), pairs(EQUAL) + pairs(UNEQUAL))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from selfcorrect.algorithm.stage import STAR_ITERATIONS
 from selfcorrect.config.sections import Config, ImitateConfig, MultiAttemptConfig, ScoreConfig
 from selfcorrect.errors import ConfigError
-
-STAR_ITERATIONS = 3
-"""As in the paper."""
 
 
 def check(config: Config) -> None:
@@ -49,7 +47,7 @@ def _faults(config: Config) -> Iterator[str]:
 def _faults_of_attempts(m: MultiAttemptConfig, attempts: int, samples: int) -> Iterator[str]:
     if attempts < 2:
         yield f"method={m.name} needs play.attempts >= 2: there is nothing to correct in a single attempt"
-    if m.branches == 1:
+    if m.branches is None or m.branches == 1:
         return
     if attempts != 2 or m.gamma != 0:
         yield "method.branches above 1 makes trees of two attempts with method.gamma 0; set play.attempts=2 and drop gamma"
@@ -62,7 +60,9 @@ def _faults_of_attempts(m: MultiAttemptConfig, attempts: int, samples: int) -> I
 
 
 def stage1_steps(m: ScoreConfig, steps: int) -> int:
-    """Steps of Stage I; a step is left for each stage."""
+    """Steps of Stage I. Where there is one, a step is left for each stage."""
+    if m.stage1_share == 0:
+        return 0
     return min(max(1, round(steps * m.stage1_share)), steps - 1)
 
 

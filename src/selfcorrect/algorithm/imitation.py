@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from selfcorrect.algorithm.sequences import sequences
-from selfcorrect.types import BASE, Attempt, Datum, Episode
+from selfcorrect.types import BASE, Attempt, BoolArray, Datum, Episode
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,16 @@ class Imitation:
     train_attempt1: bool
     start: str = BASE
     """Snapshot that training starts from, once the current policy has been sampled: STaR tunes the base anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrations:
+    """A warm-up: a task's own answers are imitated, and nothing is played."""
+
+    per_step: int
+    learning_rate: float
+    """Of Adam at the first step; it falls linearly to a tenth."""
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +101,17 @@ def paired_episodes(
     return out
 
 
-def example(episode: Episode) -> Example:
-    """An episode as one training sequence.
+def examples(episode: Episode, train_attempt1: bool) -> list[Example]:
+    """An episode as training sequences: one, where attempt 2 continues attempt 1, else one per attempt with targets.
 
     Raises:
-        ValueError: its attempts do not continue each other, or have no token ids.
+        ValueError: an attempt has no token ids.
     """
-    (laid_out,) = sequences(episode)
-    return Example(episode.problem.id, tuple(laid_out.tokens_T.tolist()), laid_out.spans)
+    return [
+        Example(episode.problem.id, tuple(s.tokens_T.tolist()), s.spans)
+        for s in sequences(episode)
+        if train_attempt1 or any(k > 0 for k, _, _ in s.spans)
+    ]
 
 
 def batch_of_step(size: int, steps: int, key: Sequence[int], step: int) -> list[int]:
@@ -120,22 +133,30 @@ def batch_of_step(size: int, steps: int, key: Sequence[int], step: int) -> list[
 
 
 def imitation_data(batch: Sequence[Example], train_attempt1: bool) -> list[Datum]:
-    """Cross-entropy weights: 1 / (target tokens of the batch) on every target token, 0 on all others.
+    """The step's examples as training data: attempt 2's tokens are targets, attempt 1 is context.
 
     Args:
         batch: the step's examples.
         train_attempt1: attempt 1's tokens are targets too.
     """
-    targets = [_targets(e, train_attempt1) for e in batch]
-    total = sum(int(t.sum()) for t in targets)
+    masks: list[BoolArray] = []
+    for e in batch:
+        mask_T = np.zeros(len(e.tokens), dtype=bool)
+        for k, start, end in e.spans:
+            mask_T[start:end] = k > 0 or train_attempt1
+        masks.append(mask_T)
+    return cross_entropy_data([e.tokens for e in batch], masks)
+
+
+def cross_entropy_data(sequences_T: Sequence[Sequence[int]], targets_T: Sequence[BoolArray]) -> list[Datum]:
+    """Sequences with weight 1 / (target tokens of the batch) on every target token, 0 on all others.
+
+    Args:
+        sequences_T: token ids of each sequence; shape [T].
+        targets_T: True on the tokens to be learned; same shapes.
+    """
+    total = sum(int(t.sum()) for t in targets_T)
     return [
-        Datum(np.array(e.tokens, dtype=np.int64), t / total, np.zeros(len(t)), np.zeros(len(t), dtype=bool))
-        for e, t in zip(batch, targets, strict=True)
+        Datum(np.array(ids, dtype=np.int64), t / total, np.zeros(len(t)), np.zeros(len(t), dtype=bool))
+        for ids, t in zip(sequences_T, targets_T, strict=True)
     ]
-
-
-def _targets(e: Example, train_attempt1: bool) -> np.ndarray:
-    mask_T = np.zeros(len(e.tokens), dtype=bool)
-    for k, start, end in e.spans:
-        mask_T[start:end] = k > 0 or train_attempt1
-    return mask_T

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfcorrect.algorithm.credit import Credit
-from selfcorrect.algorithm.weights import group_token_weights, tree_token_weights
+from selfcorrect.algorithm.trees import tree_token_weights
+from selfcorrect.algorithm.weights import group_token_weights
 from selfcorrect.types import BoolArray, Datum, Episode, FloatArray, IntArray
 
 AttemptValues = Sequence[Sequence[Sequence[FloatArray]]]

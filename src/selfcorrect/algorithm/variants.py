@@ -1,52 +1,109 @@
-"""What the paper does not have: other baselines, standardised advantages, an adaptive beta2."""
+"""What the paper's two-attempt recipe does not have, built on its rows.
+
+More attempts, a stepwise Stage I, trees, stored first attempts, STaR in Stage II, interleaving, an adaptive beta2, scaled
+shaping, and the credit's ablations. Every function takes rows of ``stages.py`` and gives altered ones.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from selfcorrect.algorithm.credit import leave_one_out_advantages
-from selfcorrect.types import BoolArray, FloatArray
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.imitation import Imitation
+from selfcorrect.algorithm.stage import Stage, shares, star_iterations
+from selfcorrect.config.sections import Config, MultiAttemptConfig, ReinforceConfig, ScoreConfig
+from selfcorrect.types import BASE
 
-NO_SPREAD = 1e-8
-"""Advantages of a group that differ by no more than this are equal but for rounding. They are not blown up to 1."""
+
+def varied(rows: list[Stage], config: Config) -> list[Stage]:
+    """A method's rows under the settings of this run; with the paper's settings they are unchanged."""
+    m, attempts = config.method, config.play.attempts
+    if not isinstance(m, ReinforceConfig):
+        return rows
+    options = m.model_dump(include={"kl_credit", "standardise", "gamma", "baseline"})
+    stages = [replace(s, objective=replace(credit_of(s), **options)) for s in rows if s.steps]
+    if not isinstance(m, MultiAttemptConfig):
+        return stages
+    *earlier, last = stages
+    if isinstance(m, ScoreConfig) and m.stage1 == "stepwise":
+        earlier = [part for s in earlier for part in stepwise(s, attempts)]
+    else:
+        earlier = [widened(s, attempts) for s in earlier]
+    last = replace(widened(last, attempts), offline_share=m.offline_share)
+    stages = [branching(s, m.branches or 1, config.train.samples_per_problem * attempts) for s in (*earlier, last)]
+    return _varied_score(stages, m, config) if isinstance(m, ScoreConfig) else stages
 
 
-def given_first_advantages(returns_G: FloatArray, counted_G: BoolArray, first_rewards_G: FloatArray) -> FloatArray:
-    """A_g = R_g - mean over the other counted samples with the same r_1; plain leave-one-out where there is none.
+def _varied_score(stages: list[Stage], m: ScoreConfig, config: Config) -> list[Stage]:
+    """Options of SCoRe alone: how Stage I holds, what Stage II does, and how the two alternate."""
+    *first, second = stages
+    if m.beta2_target is not None:
+        first = [replace(s, beta2=m.beta2, kl_target=m.beta2_target) for s in first]
+    if m.shaping == "scaled":
+        second = scaled(second)
+    if m.interleave:
+        turns = range(config.train.steps // (2 * m.interleave))
+        return [replace(s, steps=m.interleave) for _ in turns for s in (*first, second)]
+    if m.stage2 == "star":
+        # each iteration tunes Stage I's policy from its start, as STaR does the base
+        how = Imitation("star", 2, m.dataset == "D+", m.train_attempt1, start="stage1")
+        title, samples = f"Stage II, STaR {m.dataset}", config.train.samples_per_problem
+        return [*first, *star_iterations(Stage("stage2_star", title, second.steps, samples, how, freeze="stage1"))]
+    return [*first, second]
 
-    r_1 is known before the later attempts are sampled and mates are independent, so the expected gradient stays the
-    same; the part of the return's variance that r_1 explains is gone.
 
-    Args:
-        returns_G: returns of an attempt after the first; shape [G, ...].
-        counted_G: samples that take part; shape [G].
-        first_rewards_G: r_1 of every sample; shape [G].
+def widened(stage: Stage, attempts: int) -> Stage:
+    """A row of two attempts for more: every attempt but the last is treated as its attempt 1, the last as its attempt 2."""
+    credit = credit_of(stage)
+    (w1, w2), (beta1, beta2) = credit.reward_weights_K, credit.kl_weights_K
+    rewards, betas = (w1,) * (attempts - 1) + (w2,), (beta1,) * (attempts - 1) + (beta2,)
+    return replace(stage, objective=replace(credit, reward_weights_K=rewards, kl_weights_K=betas))
 
-    Returns:
-        Advantages, same shape as the returns; 0 for samples that do not count.
+
+def stepwise(stage1: Stage, attempts: int) -> list[Stage]:
+    """Stage I for one more attempt at a time: each part holds the earlier attempts at the policy of the part before."""
+    parts: list[Stage] = []
+    for j, steps in enumerate(shares(stage1.steps, attempts - 1), 2):
+        letter, before = "abcdefghi"[j - 2], parts[-1].name if parts else None
+        part = replace(widened(stage1, j), name=f"stage1{letter}", title=f"Stage I({letter})", steps=steps)
+        parts.append(replace(part, freeze=before, earlier_reference=before or BASE))
+    return parts
+
+
+def branching(stage: Stage, branches: int, responses: int) -> Stage:
+    """Trees, and as many episodes per problem as spend the budget of responses.
+
+    The number is rounded down: a tree has more answers than two attempts, a part of a stepwise Stage I fewer than the whole.
     """
-    advantages_G = leave_one_out_advantages(returns_G, counted_G)
-    for r1 in (0.0, 1.0):
-        same_G = counted_G & (first_rewards_G == r1)
-        if same_G.sum() >= 2:
-            advantages_G[same_G] = leave_one_out_advantages(returns_G, same_G)[same_G]
-    return advantages_G
+    answers = stage.attempts if branches == 1 else 1 + branches
+    return replace(stage, branches=branches, samples_per_problem=responses // answers)
 
 
-def standardised(advantages_G: FloatArray, counted_G: BoolArray) -> FloatArray:
-    """A_g / std over the group of A (population, counted samples); 0 where all are equal.
+def scaled(stage2: Stage) -> Stage:
+    """Stage II with the equal of its bonus in expectation: (1 + alpha) r_k on every attempt after the first."""
+    credit = credit_of(stage2)
+    first, *later = credit.reward_weights_K
+    rewards = (first, *(w + credit.alpha for w in later))
+    return replace(stage2, objective=replace(credit, reward_weights_K=rewards, alpha=0))
 
-    After leave-one-out this is (R_g - mean R) / std R: the factor G / (G - 1) cancels. A common factor of the returns
-    cancels too, so of the progress bonus the scale 1 + alpha is lost and the r_1 term is left.
 
-    Args:
-        advantages_G: one per sample; shape [G].
-        counted_G: samples that take part; shape [G].
+def credit_of(stage: Stage, beta2_scale: float = 1.0) -> Credit:
+    """The credit of a stage that reinforces, with beta2 multiplied where the stage adapts it."""
+    assert isinstance(stage.objective, Credit)
+    if stage.kl_target is None:
+        return stage.objective
+    *held, last = stage.objective.kl_weights_K
+    moved = tuple(beta + stage.beta2 * (beta2_scale - 1) for beta in held)
+    return replace(stage.objective, kl_weights_K=(*moved, last))
 
-    Source: not in the paper, which does not standardise; for showing why.
-    """
-    spread = float(np.std(advantages_G[counted_G])) if counted_G.any() else 0.0
-    return advantages_G / spread if spread > NO_SPREAD else np.zeros_like(advantages_G)
+
+def scale_after(stage: Stage, scale: float, kl_K: list[float | None]) -> float:
+    """Factor of beta2 after a step with these KL estimates per attempt; unchanged in a stage that does not adapt it."""
+    if stage.kl_target is None:
+        return scale
+    return adapted_scale(scale, float(np.mean([kl for kl in kl_K[:-1] if kl is not None])), stage.kl_target)
 
 
 def adapted_scale(scale: float, kl: float, target: float) -> float:

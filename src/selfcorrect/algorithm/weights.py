@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from selfcorrect.algorithm.baselines import given_first_advantages, standardised
 from selfcorrect.algorithm.credit import (
     Credit,
     attempt_returns,
@@ -17,10 +16,7 @@ from selfcorrect.algorithm.credit import (
     leave_one_out_advantages,
     zero_variance,
 )
-from selfcorrect.algorithm.variants import given_first_advantages, standardised
 from selfcorrect.types import BoolArray, FloatArray
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,52 +73,6 @@ def group_token_weights(
         skipped_K=[int(counted_GK[:, k].sum() < 2) for k in columns],
         kl_K=[sum(float(sample[k].sum()) for sample in logratios_GK) for k in columns],
     )
-
-
-def tree_token_weights(
-    rewards_GM: FloatArray, valid_GM: BoolArray, logratios_GM: Sequence[Sequence[FloatArray]], credit: Credit
-) -> GroupWeights:
-    """Weights of one problem's trees: G first attempts with M second attempts each.
-
-    Attempt 1 is weighted once, with the other first attempts as mates. The M second attempts of one first attempt are
-    each other's mates. They share r_1, so the baseline takes all that x2 explains, and the bonus's - alpha r_1 cancels.
-    Each is divided by M, so that a tree weighs as much as a linear episode and the expected gradient is the same.
-
-    Args:
-        rewards_GM: column 0 is attempt 1, the others its second attempts; shape [G, 1 + M].
-        valid_GM: False where the verifier itself failed; same shape.
-        logratios_GM: as in ``group_token_weights``, in the same columns.
-        credit: of two attempts, gamma 0.
-
-    Returns:
-        Weights in the same columns; the other numbers for attempts 1 and 2.
-    """
-    assert len(credit.reward_weights_K) == 2 and credit.gamma == 0, "a tree has two attempts' depth and no discount"
-    branches = rewards_GM.shape[1] - 1
-    alone = replace(
-        credit, reward_weights_K=credit.reward_weights_K[:1], kl_weights_K=credit.kl_weights_K[:1], alpha=0.0
-    )
-    first = group_token_weights(rewards_GM[:, :1], valid_GM[:, :1], [row[:1] for row in logratios_GM], alone)
-    seconds = [
-        group_token_weights(
-            branch_pairs(rewards_M),
-            branch_pairs(valid_M),
-            [[np.zeros(0), second_T] for second_T in logratios_M[1:]],
-            credit,
-        )
-        for rewards_M, valid_M, logratios_M in zip(rewards_GM, valid_GM, logratios_GM, strict=True)
-    ]
-    return GroupWeights(
-        [[*one, *(w / branches for _, w in two.weights)] for one, two in zip(first.weights, seconds, strict=True)],
-        [first.zero_variance_K[0], sum(s.zero_variance_K[1] for s in seconds) / len(seconds)],
-        [first.skipped_K[0], sum(s.skipped_K[1] for s in seconds)],
-        [first.kl_K[0], sum(s.kl_K[1] for s in seconds) / branches],
-    )
-
-
-def branch_pairs(values_M: NDArray[Scalar]) -> NDArray[Scalar]:
-    """One tree's values (attempt 1, then its M second attempts) as rows of two attempts; shape [M, 2]."""
-    return np.stack([np.repeat(values_M[:1], len(values_M) - 1), values_M[1:]], axis=1)
 
 
 def _less_baseline(values_G: FloatArray, counted_G: BoolArray, r1_G: FloatArray | None) -> FloatArray:

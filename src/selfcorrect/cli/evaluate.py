@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from selfcorrect.measuring.endpoint import Journal
     from selfcorrect.measuring.evaluate import Evaluation
 
-USED = ("task", "eval", "seed", "play")
+USED = ("task", "eval", "seed", "play", "model.template_kwargs")
 """Settings, or whole sections, that a measurement behind an endpoint reads; ``method=self_refine`` is one more."""
 DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
 """Fields of a request that the settings decide."""
+TEMPLATE_KWARGS = "chat_template_kwargs"
+"""Field of a request in which vLLM, SGLang and llama.cpp take variables of the chat template."""
 LINE_EVERY_S = 5.0
 
 
@@ -153,7 +155,8 @@ def _print(options: EvalOptions, results: list[Evaluation], title: str, more: Ma
 def _with_endpoint(options: EvalOptions, base_url: str) -> None:
     from rich.console import Console
 
-    config, body = _endpoint_config(options), _body(options.body or "{}")
+    config = _endpoint_config(options)
+    body = _body(options.body or "{}", config.model.template_kwargs)
     from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.measuring.endpoint import EndpointPlayer, Journal, journal_path, settings_of, was_refused
     from selfcorrect.measuring.evaluate import Evaluator, check_attempts, held_out
@@ -182,7 +185,8 @@ def _with_endpoint(options: EvalOptions, base_url: str) -> None:
     with Journal.opened(path, settings_of(endpoint, task, problems, config, body)) as journal:
         if journal.n_episodes:
             console.print(f"{path} holds {journal.n_episodes} episodes; continuing", highlight=False, soft_wrap=True)
-        player = EndpointPlayer(endpoint, task, journal, _progress(console, journal, endpoint.counts))
+        progress = _progress(console, journal, endpoint.counts)
+        player = EndpointPlayer(endpoint, task, journal, progress, config.task.shown_as)
         evaluator = Evaluator.of(player, task, config)
 
         async def measured() -> list[Evaluation]:
@@ -224,7 +228,7 @@ def _endpoint_config(options: EvalOptions) -> Config:
     refuse_ignored(
         [s for s in settings if s not in method],
         USED,
-        "the endpoint decides it; with --base-url only task.*, eval.*, play.*, seed and method=self_refine count",
+        "the endpoint decides it; with --base-url only task.*, eval.*, play.*, seed, model.template_kwargs and method=self_refine count",
     )
     config = read_settings([f"model={json.dumps(options.name)}", *settings])
     if method and config.method.name != "self_refine":
@@ -235,7 +239,7 @@ def _endpoint_config(options: EvalOptions) -> Config:
     return config
 
 
-def _body(text: str) -> dict[str, Any]:
+def _body(text: str, template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The further fields of every request."""
     try:
         body = json.loads(text)
@@ -245,6 +249,12 @@ def _body(text: str) -> dict[str, Any]:
         raise ConfigError(f"--body {text[:80]!r} is not a JSON object; write for example --body '{{\"top_p\": 0.9}}'")
     if decided := sorted(DECIDED & body.keys()):
         raise ConfigError(f"--body sets {', '.join(decided)}, which the measurement itself decides; drop it")
+    if template_kwargs:
+        if TEMPLATE_KWARGS in body:
+            raise ConfigError(
+                f"model.template_kwargs and {TEMPLATE_KWARGS} in --body say the same thing; drop one of them"
+            )
+        body[TEMPLATE_KWARGS] = dict(template_kwargs)
     return body
 
 

@@ -16,6 +16,7 @@ from selfcorrect.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from selfcorrect.measuring.phase import Revising
     from selfcorrect.measuring.probe import Probe
 
 
@@ -79,6 +80,8 @@ def probe(
     show(summary_table({f"T = 1, cap {sampled_cap}": found.sampled, f"greedy, cap {cap}": found.greedy}, title))
     show(_lengths(found))
     show(_groups(found))
+    if found.revising is not None:
+        show(_revising(found.revising))
     print(
         f"estimate: a training step plays {episodes} episodes, {found.sampling_seconds(episodes):.1f} s for sampling and "
         f"grading at the {found.tokens_per_s:.0f} tokens/s measured here with {len(found.episodes)} episodes at once on "
@@ -121,4 +124,27 @@ def _groups(found: Probe) -> Table:
         mark = " (the run's)" if size == found.plan.samples else ""
         table.add_row(f"{size} samples{mark}", *("n/a" if s is None else f"{s:.0%}" for s in shares))
     table.caption = "expected share of problems; such a group teaches nothing"
+    return table
+
+
+def _revising(r: Revising) -> Table:
+    from rich.table import Table
+
+    table = Table(title="from attempt 1 to attempt 2 at T = 1", title_justify="left", caption_justify="left")
+    table.add_column("")
+    table.add_column("share", justify="right")
+    for label, share in (
+        ("p: attempt 1 is right", r.right_first),
+        (f"one of {r.samples} first attempts is right", r.pass_at_k),
+        ("d: a wrong answer is changed", r.departs),
+        ("q: a changed wrong answer becomes right", r.lands),
+        ("f: a right answer becomes wrong", r.breaks),
+        ("wrong -> right, of all", r.fixed),
+        ("right -> wrong, of all", r.broken),
+        ("delta = (1 - p) d q - p f", r.delta),
+        ("delta if d were 1 and f were 0", r.delta_bound),
+        ("the answer's own check is sound", r.sound),
+    ):
+        table.add_row(label, "n/a" if share is None else f"{share:.1%}")
+    table.caption = f"{r.episodes} episodes"
     return table

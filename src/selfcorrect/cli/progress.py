@@ -19,17 +19,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from selfcorrect.algorithm.stages import Stage
+from selfcorrect.algorithm.stage import Stage
 from selfcorrect.measuring.metrics import EvalSummary
-from selfcorrect.records.lines import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord
+from selfcorrect.records.lines import AlarmRecord, CollectRecord, EvalRecord, StepRecord
 
 if TYPE_CHECKING:
     from selfcorrect.records.run_directory import RunDirectory
+    from selfcorrect.training.loop import Watched
 
 PLAIN_LINE_EVERY_S = 5.0
 STEPS_TIMED = 20
 """The time left is estimated from this many of the latest steps."""
-MEASURED = {"base": "measuring the base", "final": "measuring the kept checkpoint"}
+MEASURED = {
+    "base": "measuring the base",
+    "final": "measuring the kept checkpoint",
+    "warmed": "measuring the warmed model",
+}
 
 
 def measuring_seconds(run: RunDirectory) -> float | None:
@@ -94,7 +99,7 @@ class TerminalObserver:
             left = (time.monotonic() - began) * (most - answers) / answers
             self._print(f"{words}: {answers:,} of at most {most:,} answers, left {duration(left)} at most")
 
-    def on_evaluation(self, record: EvalRecord) -> None:
+    def _on_evaluation(self, record: EvalRecord) -> None:
         if self._measuring is not None:
             name, task, began = self._measuring
             self._bar.remove_task(task)
@@ -113,13 +118,26 @@ class TerminalObserver:
             self._bar.update(self._task, description=stage.title)
         self._print(f"{stage.title}: {stage.steps} steps from step {first_step + 1}")
 
-    def on_collect(self, record: CollectRecord) -> None:
+    def on_record(self, record: Watched) -> None:
+        """A written checkpoint is not announced; a failed one is an error."""
+        match record:
+            case StepRecord():
+                self._on_step(record)
+            case EvalRecord():
+                self._on_evaluation(record)
+            case CollectRecord():
+                self._on_collect(record)
+            case AlarmRecord():
+                text = f"alarm at step {record.step}, {record.name}: {record.message}"
+                self._console.print(text, style="yellow", highlight=False)
+
+    def _on_collect(self, record: CollectRecord) -> None:
         if self._line_due() or record.part == record.parts:
             self._print(
                 f"{record.stage}: sampled part {record.part} of {record.parts}, kept {record.kept} of {record.episodes}"
             )
 
-    def on_step(self, record: StepRecord) -> None:
+    def _on_step(self, record: StepRecord) -> None:
         assert self._stage is not None and self._task is not None
         self._steps_timed = [*self._steps_timed[1 - STEPS_TIMED :], sum(record.seconds.values())]
         left = sum(self._steps_timed) / len(self._steps_timed) * (self._total - record.step)
@@ -130,14 +148,6 @@ class TerminalObserver:
             self._live.update(Group(*([_table(record)] if record.reward else []), self._bar))
         elif self._line_due() or record.step == self._total:
             self._print(f"{self._stage.title} {_line(record)}  left {duration(left)}{', ' if note else ''}{note}")
-
-    def on_alarm(self, record: AlarmRecord) -> None:
-        self._console.print(
-            f"alarm at step {record.step}, {record.name}: {record.message}", style="yellow", highlight=False
-        )
-
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
-        """A written checkpoint is not announced; a failed one is an error."""
 
     def _line_due(self) -> bool:
         due = time.monotonic() - self._last_line > PLAIN_LINE_EVERY_S

@@ -30,7 +30,7 @@ class Options:
     target: Annotated[
         str,
         typer.Argument(
-            help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, or all."
+            help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, demo, or all."
         ),
     ]
     settings: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings of all runs.")] = (

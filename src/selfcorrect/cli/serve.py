@@ -26,7 +26,7 @@ LONGEST_CONTEXT = 8192
 """Tokens of the longest conversation, unless --max-context says otherwise."""
 USED = ("model", "engine", "task", "play.max_new_tokens")
 """Settings, or whole sections, that serving a model reads."""
-USED_BEFORE_A_BACKEND = ("task", "play.max_new_tokens")
+USED_BEFORE_A_BACKEND = ("task", "play.max_new_tokens", "model.template_kwargs")
 """The same where the model is served elsewhere."""
 
 
@@ -170,7 +170,7 @@ def _config(options: ServeOptions) -> Config:
         if model is not None and "=" not in model:
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
-        counts = "the model runs elsewhere; with --backend-url only task.* and play.max_new_tokens count"
+        counts = "the model runs elsewhere; with --backend-url only task.*, play.max_new_tokens and model.template_kwargs count"
         refuse_ignored(settings, USED_BEFORE_A_BACKEND, counts)
         model = options.backend_model
     changed = list(settings)
@@ -190,18 +190,16 @@ def _config(options: ServeOptions) -> Config:
 def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, int]:
     """The engine with its weights, the instruction, and the longest conversation; all checks come before the weights."""
     from selfcorrect.engines import models
-    from selfcorrect.engines.chat import ChatFormat
     from selfcorrect.experiment import Job, load_kept, make_engine
     from selfcorrect.tasks import make_task
 
     run = find_run(model)
     task = make_task(config.task)
     resolved = models.resolve_model(config.model.name)
-    source = (resolved, config.model.revision, config.model.trust_remote_code)
-    chat = ChatFormat(models.load_tokenizer(*source))
-    hf_config = models.load_config(*source)
+    chat = models.load_chat(resolved, config)
+    hf_config = models.load_config(resolved, config.model.revision, config.model.trust_remote_code)
     positions = getattr(hf_config.get_text_config(decoder=True), "max_position_embeddings", None)
-    context = min(max_context, positions or max_context)
+    context = min(max_context, positions or max_context, models.steady_length(hf_config) or max_context)
     models.check_attention(hf_config, context)
     models.check_vocabulary(hf_config, chat.tokenizer)
     engine = make_engine(Job(config, task, resolved, chat, context))
@@ -219,5 +217,6 @@ def _endpoint_backend(options: ServeOptions, url: str, config: Config) -> Backen
     # a little less than this server's own limit, so that the error names a slow upstream server
     patience = Patience(concurrency=options.max_requests, retries=2, timeout_s=0.95 * options.timeout)
     key = api_key_from(options.backend_key_env, os.environ)
-    endpoint = Endpoint(url, options.backend_model or "", api_key=key, patience=patience)
-    return EndpointBackend(endpoint, make_task(config.task).instruction)
+    body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
+    endpoint = Endpoint(url, options.backend_model or "", api_key=key, patience=patience, body=body)
+    return EndpointBackend(endpoint, make_task(config.task).instruction, config.task.shown_as)

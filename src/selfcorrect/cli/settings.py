@@ -49,7 +49,7 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
     """
     for setting in settings:
         key = setting.partition("=")[0].strip()
-        if "=" in setting and key not in used and key.partition(".")[0] not in used:
+        if "=" in setting and not any(key == u or key.startswith(f"{u}.") for u in used):
             raise ConfigError(f"setting {key!r} would be ignored: {reason}; drop it")
 
 

@@ -4,50 +4,98 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from selfcorrect.cli.settings import read_settings
-from selfcorrect.config import PRESET_MARKER, override, preset_name
+from selfcorrect.config import Config, override
+from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
 
 
 def sft(
-    out: Annotated[Path, typer.Argument(help="Directory for the warmed-up model; it must not exist yet.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Directory for the warmed-up model; it must not exist yet.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A config file, then settings.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="OUT of a stopped warm-up, to continue from its latest checkpoint.")
     ] = None,
 ) -> None:
     """Teach a model a task's answer format before any reinforcement learning, and write it as a model directory.
 
-    That directory is then the base of every comparison: pass it as `model=DIR`.
+    That directory is then the base of every comparison: pass it as `model=DIR`. Its warmed.json holds the accuracy of
+    both attempts on held-out problems. While it trains, checkpoints and records are in OUT.run.
 
     Example: `selfcorrect sft models/smollm2-warm model=smollm2 task=arithmetic sft.steps=100`
     """
     from rich.console import Console
 
-    from selfcorrect.experiment import export, make_engine, prepare
+    from selfcorrect.cli.progress import TerminalObserver
+    from selfcorrect.cli.train import announce_stop
+    from selfcorrect.experiment import WARMED, make_engine, prepare, warm_up
     from selfcorrect.records.files import claim
-    from selfcorrect.training.warmup import require_demonstrations, warm_up
+    from selfcorrect.records.run_directory import WarmUpDirectory
+    from selfcorrect.training.loop import stop_on_signal
+    from selfcorrect.training.warmup import require_demonstrations
 
-    # Every weight is trained: adapters cannot be the base of a run, and merging them into bfloat16 loses precision.
-    config = override(read_settings(settings or []), ["model.lora_rank=0"])
-    # nothing is sampled: another sampler would only load the weights a second time
-    if config.engine.name == "torch":
-        config = config.model_copy(update={"engine": config.engine.model_copy(update={"sampler": "native"})})
-    claim(out)
+    if resume is not None and out is not None:
+        raise ConfigError("--resume continues a warm-up with its own settings; drop the other arguments")
+    target = resume or out
+    if target is None:
+        raise ConfigError("sft needs a directory to write the model to: selfcorrect sft OUT [key=value ...]")
+    claim(target)
+    run = None
+    if resume is None:
+        config = _settings(target, settings or [])
+        WarmUpDirectory.refuse_existing(config)
+    else:
+        run = WarmUpDirectory.open(WarmUpDirectory.of(resume))
+        config = run.config
+        if not (run.path / "checkpoints").is_dir():
+            raise RunError(f"the warm-up of {target} is finished; to repeat it, remove {run.path} and drop --resume")
     job = prepare(config)
     require_demonstrations(job.task)
+    run = run or WarmUpDirectory.create(config)
     console = Console(stderr=True)
-    engine = make_engine(job)
-    warm_up(engine, job.task, config, console.print)
-    export(engine, out)
-    (out / PRESET_MARKER).write_text(preset_name(config.model.name) + "\n")
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    with run.writing():
+        try:
+            engine = make_engine(job)
+            with stop_on_signal(announce_stop) as stop, TerminalObserver(console) as terminal:
+                summary = warm_up(job, run, engine, terminal, say, stop)
+        except SelfCorrectError:
+            run.abandon()  # does nothing once there is a record
+            raise
+    print(f"model    {target}")
+    if summary is not None:
+        shares = ", ".join(f"t{k} {a.accuracy.text()}" for k, a in enumerate(summary.attempts, 1))
+        print(f"measured {shares}, {summary.n_problems} held-out problems, greedy: {target / WARMED}")
     # The directory stores the model's preset but not the task, so the next command repeats the task's settings.
     given = config.task.model_dump(exclude_defaults=True, exclude={"name"})
     options = given.pop("options", {})
     task = [f"task.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     task += [f"task.options.{key}={json.dumps(value)}" for key, value in options.items()]  # "3" stays a text
-    print(f"model    {out}")
-    print(f"next     {shlex.join(['selfcorrect', 'train', f'model={out}', f'task={config.task.name}', *task])}")
+    print(f"next     {shlex.join(['selfcorrect', 'train', f'model={target}', f'task={config.task.name}', *task])}")
+
+
+def _settings(out: Path, settings: list[str]) -> Config:
+    """The settings of a warm-up, whose files are next to its output."""
+    from selfcorrect.records.run_directory import WarmUpDirectory
+
+    config = read_settings(settings)
+    if config.run_dir is not None:
+        raise ConfigError(
+            f"'run_dir' would be ignored by `selfcorrect sft`: its files are in {WarmUpDirectory.of(out)}; drop it"
+        )
+    # Every weight is trained: adapters cannot be the base of a run, and merging them into bfloat16 loses precision.
+    config = override(config, ["model.lora_rank=0"])
+    update: dict[str, object] = {"run_dir": str(WarmUpDirectory.of(out))}
+    # only the last measurement samples: another sampler would load the weights a second time for it
+    if config.engine.name == "torch":
+        update["engine"] = config.engine.model_copy(update={"sampler": "native"})
+    return config.model_copy(update=update)

@@ -90,7 +90,16 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     else:
         RunDirectory.refuse_existing(config)
     trackers = make_trackers(override(config, changes).trackers)
-    job = prepare(config)
+    try:
+        job = prepare(config)
+    except SelfCorrectError as error:
+        if run is None or not (lost := _not_here(config)):
+            raise
+        fault = str(error).partition("; ")[0]  # without its way out: --resume takes no other model and no other data
+        raise RunError(
+            f"{fault}; {lost} counts from the directory in which the run was started, so change to that directory and give "
+            f"`selfcorrect train --resume {run.path.resolve()}`"
+        ) from error
     run = run or RunDirectory.create(config)
     console = Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True)
@@ -102,7 +111,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
         try:
             with Tracking(run, trackers, partial(say, style="yellow", markup=False)) as tracking:
                 engine = make_engine(job)
-                with stop_on_signal(_announce_stop) as stop, terminal:
+                with stop_on_signal(announce_stop) as stop, terminal:
                     outcome = run_experiment(job, run, engine, Observers(terminal, tracking), console.print, stop)
         except SelfCorrectError:
             run.abandon()  # does nothing once there is a record
@@ -120,6 +129,19 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
 
 
-def _announce_stop() -> None:
+def _not_here(config: Config) -> str:
+    """The settings that are relative paths to nothing; empty where there are none."""
+    from selfcorrect.engines.models import EMBEDDED
+
+    named = {"model.name": config.model.name}
+    named |= {f"task.{key}": getattr(config.task, key, None) or "" for key in ("path", "first_attempts")}
+    return " and ".join(
+        f"{key} = {value!r}"
+        for key, value in named.items()
+        if value and value not in EMBEDDED and not Path(value).is_absolute() and not Path(value).exists()
+    )
+
+
+def announce_stop() -> None:
     """Runs in a signal handler, hence a plain write. A step or a measurement may still take minutes."""
     os.write(sys.stderr.fileno(), b"\nstopping after this step; a second signal stops at once\n")

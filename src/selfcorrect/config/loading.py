@@ -21,9 +21,11 @@ from selfcorrect.config.sections import (
     UNIONS,
     Config,
     ImportedTaskConfig,
+    MultiAttemptConfig,
     Section,
     all_keys,
     default_of,
+    names_of,
     readers,
 )
 from selfcorrect.errors import ConfigError
@@ -86,6 +88,11 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     _refuse_unknown(given, base := config.model_dump())
     if config.eval.attempts == config.play.attempts:  # where both agree, one follows the other
         base["eval"]["attempts"] = None
+    m = config.method
+    if isinstance(m, MultiAttemptConfig) and m.branches == m.fitting_branches(
+        config.play.attempts, config.train.samples_per_problem
+    ):
+        base["method"]["branches"] = None
     return validate(_merge(_fitting(base, given), given))
 
 
@@ -136,15 +143,13 @@ def _member(section: str, name: Any = None) -> type[Section]:
     classes = SECTIONS[section]
     if section not in UNIONS or name is None:
         return classes[0]
-    names = [c.model_fields["name"].default for c in classes]
-    if name in names:
-        return classes[names.index(name)]
+    names = {n: c for c in classes for n in names_of(c)}
+    if isinstance(name, str) and name in names:
+        return names[name]
     if section == "task" and isinstance(name, str):
         return ImportedTaskConfig
     article = "an" if section == "engine" else "a"
-    raise ConfigError(
-        f"{section}.name = {name!r} is not {article} {section}; take one of: {', '.join(map(str, names))}"
-    )
+    raise ConfigError(f"{section}.name = {name!r} is not {article} {section}; take one of: {', '.join(names)}")
 
 
 def _fitting(below: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +174,7 @@ def _refuse_unread(config: Config, user: Mapping[str, Any]) -> None:
         ),
         ("engine.sampler_memory_gb", sampler == "native", "engine.sampler=native", "set engine.sampler=vllm"),
         ("engine.tokens_per_sampling_batch", sampler == "vllm", "engine.sampler=vllm", "set engine.sampler=native"),
+        ("engine.drafts", sampler == "vllm", "engine.sampler=vllm", "set engine.sampler=native"),
     ):
         section, name = key.split(".")
         if unread and name in user.get(section, {}):
@@ -207,7 +213,9 @@ def preset_name(model: str) -> str:
     """``tiny``, ``smollm2`` or ``language_model``."""
     marker = Path(model) / PRESET_MARKER
     name = marker.read_text(encoding="utf-8").strip() if marker.is_file() else model
-    return name if name in ("tiny", "smollm2") else "language_model"
+    if name in ("tiny", "tiny-rare"):
+        return "tiny"
+    return name if name == "smollm2" else "language_model"
 
 
 def _apply_override(values: dict[str, Any], text: str) -> None:
@@ -242,7 +250,8 @@ def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None =
         if not isinstance(value, Mapping):
             keys = ", ".join(dict.fromkeys(name for c in SECTIONS[key] for name in c.model_fields))
             raise ConfigError(f"{key!r} is a section, not a value; set one of: {keys}")
-        member = _member(key, value.get("name", below[key].get("name") if below else None))
+        chosen = value.get("name", below[key].get("name") if below else None)
+        member = _member(key, chosen)
         for name in value:
             full = f"{key}.{name}"
             if name in member.model_fields:
@@ -258,7 +267,7 @@ def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None =
                 raise ConfigError(f"unknown setting {full!r}: {_suggest(name, f'{key}.')}")
             *some, last = others
             raise ConfigError(
-                f"{full} = {value[name]!r} would be ignored by {key}={member.model_fields['name'].default}; drop it, or use "
+                f"{full} = {value[name]!r} would be ignored by {key}={chosen or member.model_fields['name'].default}; drop it, or use "
                 f"{key}={' or '.join(filter(None, (', '.join(some), last)))}"
             )
 
@@ -285,6 +294,8 @@ def _explain(error: Any) -> str:
     path = [part for part in error["loc"] if isinstance(part, str)]  # a number counts the entries of a list
     if path and path[0] in UNIONS:
         del path[1:2]  # pydantic's name of the member
+    if ".".join(path[:2]) in all_keys():
+        del path[2:]  # one of the types that a setting may have
     where, message = ".".join(path), str(error["msg"]).removeprefix("Value error, ")
     if where == "train.samples_per_problem":
         return (

@@ -17,6 +17,33 @@ TINKER_LORA_ALPHA = 32.0
 """The Tinker API has no setting for it: servers take this."""
 
 
+DECIDED_KWARGS = frozenset(
+    (
+        "add_generation_prompt",
+        "bos_token",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "eos_token",
+        "max_length",
+        "messages",
+        "padding",
+        "raise_exception",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    )
+)
+"""Arguments of a rendering that are no choice of the user."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -59,11 +86,46 @@ class ModelConfig(Section):
     """Branch, tag or commit of a Hugging Face id; None takes the newest."""
     trust_remote_code: bool = False
     """Run the Python code that a model's repository brings. It runs as you."""
+    template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template, in every rendering: ``{enable_thinking = false}``, or one by one:
+    ``model.template_kwargs.enable_thinking=false``. A variable that the template does not read is refused."""
+    history: Literal["refuse", "keep", "strip"] = "refuse"
+    """What attempt 2 sees of attempt 1 where the chat template drops thinking from earlier turns. refuse: such a model is
+    an error. keep: the sampled tokens, thinking included. strip: what the template shows, the answer without its thinking;
+    each attempt is then trained in a sequence of its own."""
+    think_markers: tuple[str, str] | None = None
+    """Texts around the model's thinking, for example ``["<think>", "</think>"]``; None takes them from the chat template.
+    What follows the second is the answer that is judged."""
+
+    @field_validator("template_kwargs", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _free_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not name.isidentifier() or name in DECIDED_KWARGS:
+                raise ValueError(
+                    f"{name!r} cannot be set: a rendering decides it itself, or it is no name of a variable"
+                )
+        return value
+
+    @field_validator("think_markers")
+    @classmethod
+    def _both_said(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and (not all(part.strip() for part in value) or value[0] == value[1]):
+            raise ValueError("two different texts are needed: the start and the end of thinking")
+        return value
 
 
 class AnyTaskConfig(Named):
     instruction: str | None = None
     """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
+    shown_as: Literal["assistant", "user", "document"] = "assistant"
+    """Who shows attempt 1 to attempt 2. assistant: its own turn (SCoRe). user, document: the next user turn quotes the
+    answer, as the user's or as a document, and there is no turn of the assistant before attempt 2."""
 
 
 class SumsConfig(AnyTaskConfig):
@@ -229,6 +291,10 @@ class ReinforceConfig(Named):
     """Divide the reward part of the advantages by its spread in the group, per attempt. Not in the paper."""
 
 
+BRANCHES = 3
+"""Second attempts per first attempt of the default estimator."""
+
+
 class MultiAttemptConfig(ReinforceConfig):
     gamma: float = Field(0.0, ge=0, le=1)
     """Discount between attempts. 0 in the paper; other values show the failure."""
@@ -237,13 +303,25 @@ class MultiAttemptConfig(ReinforceConfig):
     offline_share: float = Field(0.0, ge=0, le=1)
     """Share of a step's problems whose first attempts are stored answers of the base (Stage II and multi_turn). The
     paper names the option and no share; 1 is its ablation "only offline first attempts"."""
-    branches: int = Field(1, ge=1, le=16)
-    """Second attempts per first attempt, each with the others as its baseline. Not in the paper."""
+    branches: int | None = Field(None, ge=1, le=16)
+    """Second attempts per first attempt, each with the others as its baseline: the objective is the paper's, the gradient has
+    less noise (docs/shaping.md). None takes 3, or 1 where trees do not fit the other settings. 1 is the paper's estimator."""
 
     @model_validator(mode="after")
     def _baseline_of_branches(self) -> Self:
         way_out = "set method.branches=1 (all mates in a branch have one first attempt)"
-        return self.refuse_ignored("method", [(self.branches > 1, ("baseline",), way_out)])
+        return self.refuse_ignored("method", [((self.branches or 1) > 1, ("baseline",), way_out)])
+
+    def fitting_branches(self, attempts: int, samples: int) -> int:
+        """The branches that None stands for: 3 where trees are possible and leave at least two first attempts.
+
+        Args:
+            attempts: ``play.attempts``.
+            samples: ``train.samples_per_problem``.
+        """
+        linear = attempts != 2 or self.gamma != 0 or self.baseline != "leave_one_out" or self.standardise
+        linear = linear or getattr(self, "shaping", "progress") == "scaled"  # another answer to the same noise
+        return 1 if linear or samples * attempts < 2 * (1 + BRANCHES) else BRANCHES
 
 
 class ImitateConfig(Named):
@@ -353,6 +431,12 @@ class TrainConfig(Section):
     """Decoupled weight decay (AdamW); 0 is Adam, as in the paper."""
     grad_clip: float | None = Field(None, gt=0)
     """Gradient norm limit. Off: it would shrink attempt 1's gradient together with attempt 2's larger one."""
+    ratio_cap: float | Literal["auto"] | None = "auto"
+    """Largest importance ratio (trainer over sampler) that a token counts with; at least 1. auto: 2 where the sampler's
+    log-probs are not the trainer's, none where they are. Costs one forward pass where the sampler is exact."""
+    ratio_mask: float | Literal["auto"] | None = "auto"
+    """Leave out sequences whose geometric mean ratio is above this or below its inverse; above 1. auto: 1.5 or none, as
+    ratio_cap."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the end of a stage always writes one."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -363,6 +447,26 @@ class TrainConfig(Section):
     log_problems_per_step: int = Field(2, ge=0)
     """Problems per step whose episodes go into episodes.jsonl in full."""
 
+    @model_validator(mode="after")
+    def _bounds_let_a_ratio_of_1_pass(self) -> Self:
+        if isinstance(self.ratio_cap, float) and not 1 <= self.ratio_cap < float("inf"):
+            raise ValueError(
+                f"train.ratio_cap={self.ratio_cap:g} would shrink tokens on which trainer and sampler agree (ratio 1); take 1 "
+                "or more (2 is usual), auto, or none"
+            )
+        if isinstance(self.ratio_mask, float) and not 1 < self.ratio_mask < float("inf"):
+            raise ValueError(
+                f"train.ratio_mask={self.ratio_mask:g} would leave out every sequence: it is a factor from 1, up or down; take "
+                "more than 1, auto, or none"
+            )
+        return self
+
+    def ratio_bounds(self, exact_sampler: bool) -> tuple[float | None, float | None]:
+        """The cap of a token's ratio and the band of a sequence's, for a sampler that is exact or not."""
+        usual = (None, None) if exact_sampler else (2.0, 1.5)
+        cap, band = (u if v == "auto" else v for u, v in zip(usual, (self.ratio_cap, self.ratio_mask), strict=True))
+        return cap, band
+
 
 class SftConfig(Section):
     steps: int = Field(100, ge=1)
@@ -371,6 +475,8 @@ class SftConfig(Section):
     """Demonstrations in one step."""
     learning_rate: float = Field(1e-4, gt=0)
     """Of Adam at the first step; it falls linearly to a tenth."""
+    eval_problems: int = Field(100, ge=0)
+    """Held-out problems on which the warmed model is measured at the end, greedily; 0 measures nothing."""
 
 
 class TorchEngineConfig(Named):
@@ -381,8 +487,17 @@ class TorchEngineConfig(Named):
     updates in place; the extra selfcorrect[vllm] (docs/engines.md)."""
     sampler_memory_gb: float = Field(4.0, gt=0)
     """sampler=vllm: GiB for its key-value cache, on a CPU or a GPU; its copy of the weights comes on top."""
+    drafts: bool | None = None
+    """Where an answer repeats an earlier attempt, check several tokens per pass: the same answers, in less time
+    (docs/engines.md). None: on with sampler=native in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a device, else the CPU."""
+    deterministic: bool | None = None
+    """Equal settings give equal records and weights, bit for bit, on any machine with the same kind of CPU and torch. None:
+    on a CPU with the native sampler, which is where it can be promised; false switches it off."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads. None: one for the embedded models of 0.1 M parameters, which a second thread slows down; otherwise
+    OMP_NUM_THREADS, or one per core."""
     tokens_per_microbatch: int = Field(4_096, ge=1)
     """Padded tokens per forward-backward pass: bounds training memory whatever the batch."""
     tokens_per_sampling_batch: int = Field(131_072, ge=1)
@@ -473,6 +588,14 @@ class Config(Section):
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value or ()
 
     @model_validator(mode="after")
+    def _name_the_estimator(self) -> Self:
+        m = self.method
+        if isinstance(m, MultiAttemptConfig) and m.branches is None:
+            branches = m.fitting_branches(self.play.attempts, self.train.samples_per_problem)
+            object.__setattr__(self, "method", m.model_copy(update={"branches": branches}))
+        return self
+
+    @model_validator(mode="after")
     def _tinker_trains_adapters(self) -> Self:
         if self.engine.name != "tinker":
             return self
@@ -490,6 +613,15 @@ class Config(Section):
             raise ValueError(
                 "train.grad_clip would be ignored: SkyRL's server drops it without an error; set train.grad_clip=none, or use "
                 "engine=torch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_needs_own_turns(self) -> Self:
+        if self.method.name == "self_refine" and self.task.shown_as != "assistant":
+            raise ValueError(
+                f"task.shown_as={self.task.shown_as} makes no sense with method=self_refine: its feedback is the assistant's "
+                "own second turn; drop one of them"
             )
         return self
 
@@ -523,14 +655,15 @@ def all_keys() -> list[str]:
     return list(keys)
 
 
+def names_of(member: type[Section]) -> tuple[str, ...]:
+    """The names that choose this member of a union; none for a task of the user's own."""
+    return get_args(member.model_fields["name"].annotation)
+
+
 def readers(key: str) -> list[str]:
     """Names of the members of a union that read a setting, e.g. ``method.alpha``; empty elsewhere."""
     section, _, name = key.partition(".")
-    return [
-        c.model_fields["name"].default
-        for c in UNIONS.get(section, [])
-        if name in c.model_fields and c is not ImportedTaskConfig
-    ]
+    return [n for c in UNIONS.get(section, []) if name in c.model_fields for n in names_of(c)]
 
 
 def default_of(key: str) -> Any:

@@ -57,6 +57,8 @@ class Sampled:
     logprobs: tuple[float, ...]
     """Log-probs in nats of the sampling law (at temperature 0: of the model at temperature 1)."""
     stop: Literal["end", "length"]
+    drafted: int = 0
+    """How many of the tokens were read from an earlier attempt in the prompt and only checked (``engine.drafts``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,10 @@ class EngineInfo:
     exact_sampler: bool = False
     """The sampler's log-probs are the trainer's to within ``EXACT_GAP``. Otherwise the KL terms take the policy's log-probs
     from one more pass of the trainer: the difference between two kinds of pass, summed over an answer, is not a KL."""
+    deterministic: bool = False
+    """Equal settings give equal records and weights, bit for bit, on the same kind of CPU with the same torch."""
+    threads: int | None = None
+    """CPU threads of the passes; None on another device, or if a remote engine does not say."""
     notes: tuple[str, ...] = ()
     """What was found out about a remote engine and is corrected for, or about a sampler with its own weights."""
 

@@ -4,7 +4,7 @@ This order finds every fault before it costs time:
 
     resolved = resolve_model(name)                       # files and packages only
     config = load_config(resolved)                       # check_attention, check_length
-    tokenizer = load_tokenizer(resolved)                 # ChatFormat(tokenizer), check_vocabulary
+    chat = load_chat(resolved, settings)                 # check_vocabulary
     model = load_model(resolved, dtype="float32", device="cpu")
 """
 
@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfcorrect.engines.chat import ChatFormat, require_chat_template
+from selfcorrect.engines.chat import ChatFormat, Rendering, require_chat_template
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
 from selfcorrect.errors import ConfigError, ModelError
@@ -27,9 +27,15 @@ from selfcorrect.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     import torch
 
+    from selfcorrect.config import Config
+
 Kind = Literal["tiny", "smollm2", "directory", "adapter", "hub"]
 
-EMBEDDED = ("tiny", "smollm2")
+SHIPPED = ("tiny", "tiny-rare")
+"""Models of 0.1 M parameters that the package holds; tools/make_tiny.py made them."""
+EMBEDDED = (*SHIPPED, "smollm2")
+ALIBI = frozenset({"bloom", "mpt"})
+"""Model types whose attention always has a bias by distance. The mask that the sampler gives has no place for it."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -51,11 +57,11 @@ def resolve_model(name: str) -> ResolvedModel:
     Raises:
         ModelError: the name refers to nothing, or files are missing.
     """
-    if name == "tiny":
-        tiny = Path(str(resources.files("selfcorrect").joinpath("models/tiny")))
+    if name in SHIPPED:
+        tiny = Path(str(resources.files("selfcorrect").joinpath(f"models/{name}")))
         if not (tiny / "config.json").is_file():
             raise ModelError(
-                f"the embedded model 'tiny' is not at {tiny}: the installation is incomplete; install selfcorrect again"
+                f"the embedded model {name!r} is not at {tiny}: the installation is incomplete; install selfcorrect again"
             )
         return ResolvedModel(str(tiny), "tiny")
     if name == "smollm2":
@@ -72,7 +78,7 @@ def resolve_model(name: str) -> ResolvedModel:
         return ResolvedModel(name, "hub")
     found = "is a file, not a directory" if path.exists() else "does not exist"
     raise ModelError(
-        f"model {name!r} {found}, and is no embedded model either; give {' or '.join(EMBEDDED)}, a directory with "
+        f"model {name!r} {found}, and is no embedded model either; give {', '.join(SHIPPED)} or smollm2, a directory with "
         "config.json and the tokenizer's files, or a Hugging Face id of the form owner/name"
     )
 
@@ -141,6 +147,44 @@ def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_r
         )
     require_chat_template(tokenizer, resolved.path_or_id)
     return tokenizer
+
+
+def load_chat(resolved: ResolvedModel, config: Config) -> ChatFormat:
+    """The model's chat format, under the settings ``model.*`` and ``task.shown_as``. Loads no weights.
+
+    Raises:
+        ModelError: as ``load_tokenizer`` and ``ChatFormat``.
+        ConfigError: a setting would be ignored.
+    """
+    model = config.model
+    tokenizer = load_tokenizer(resolved, model.revision, model.trust_remote_code)
+    rendering = Rendering(model.history, model.template_kwargs, model.think_markers, config.task.shown_as)
+    return ChatFormat(tokenizer, model_end_ids(resolved, model.revision, model.trust_remote_code), rendering)
+
+
+def model_end_ids(
+    resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[int, ...]:
+    """The end ids of the model's generation config; of its configuration where it has none.
+
+    In some families (GLM-4) nothing else says that the next role's token ends an answer.
+
+    Raises:
+        ModelError: as ``load_config``.
+        ConfigError: a revision for something that is not on the Hub.
+    """
+    from transformers import GenerationConfig
+
+    source = _source(base_of(resolved), revision)
+    where = source.pop("pretrained_model_name_or_path")
+    try:
+        found = GenerationConfig.from_pretrained(where, **source).eos_token_id
+    except (OSError, ValueError, TypeError):  # there is none, or it is broken
+        found = None
+    if found is None:
+        found = load_config(resolved, revision, trust_remote_code).get_text_config(decoder=True).eos_token_id
+    ids = found if isinstance(found, list | tuple) else [found]
+    return tuple(i for i in ids if isinstance(i, int) and i >= 0)
 
 
 def load_model(
@@ -231,8 +275,18 @@ def check_attention(config: Any, max_length: int) -> None:
         max_length: the most positions a sequence may take. A window at least this long never cuts anything off.
 
     Raises:
-        ModelError: recurrent, hybrid or sparse attention, or a window shorter than ``max_length``.
+        ModelError: recurrent, hybrid or sparse attention, positions that enter attention as a bias (alibi), or a window or
+            a range of positions shorter than ``max_length``.
     """
+    if getattr(config, "alibi", False) or config.model_type in ALIBI:
+        raise _not_plain(f"a bias by distance (alibi; model type {config.model_type})")
+    limit = steady_length(config)
+    if limit is not None and limit < max_length:
+        raise ModelError(
+            f"the model changes its rotary positions for sequences beyond {limit} tokens (longrope), for a whole batch at once, "
+            f"and an episode may take {max_length}: tokens would depend on their neighbours, and log-probs would be wrong; "
+            "lower play.max_new_tokens or play.attempts, or take a model with fixed positions"
+        )
     # kind and window of every layer, as transformers' own cache reads them from a configuration
     text = config.get_text_config(decoder=True)
     sliding = getattr(text, "sliding_window", None)
@@ -255,6 +309,23 @@ def check_attention(config: Any, max_length: int) -> None:
             raise _not_plain(f"layers of type {kind}")
     if getattr(_causal_class(config), "_is_stateful", False):
         raise _not_plain(f"a recurrent state (model type {config.model_type})")
+
+
+def steady_length(config: Any) -> int | None:
+    """The longest sequence for which a model's rotary positions are the same for all lengths; None where they always are.
+
+    longrope has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it. transformers picks
+    one by the longest row of a batch.
+    """
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    limits = [
+        int(kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", 0) or 0)
+        for kind in kinds
+        if kind.get("rope_type", kind.get("type")) == "longrope"
+    ]
+    return min(limits) if limits else None
 
 
 def check_length(config: Any, attempts: int, longest: Callable[[int], int]) -> int:
@@ -317,6 +388,8 @@ def _source(resolved: ResolvedModel, revision: str | None) -> dict[str, Any]:
             f"model.revision = {revision!r} would be ignored: {resolved.path_or_id} is not on the Hub; drop the setting"
         )
     location = str(smollm2_directory()) if resolved.kind == "smollm2" else resolved.path_or_id
+    if resolved.kind != "hub":
+        location = str(Path(location).resolve())  # an adapter records it, and is loaded from other directories too
     options: dict[str, Any] = {"local_files_only": True} if resolved.kind != "hub" else {}
     if revision is not None:
         options["revision"] = revision

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 import httpx2
 
-from selfcorrect.engines.chat import Messages
+from selfcorrect.engines.chat import Messages, ShownAs, next_messages
+from selfcorrect.episodes.completion import REFUSED, NoCompletion, read_completion, their_words
 from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import ConfigError, EndpointError
 
 PASSING = frozenset({408, 409, 429})
 """With 5xx, the statuses after which a request is repeated."""
-REFUSED = frozenset({400, 413, 422})
-"""Statuses that refuse this conversation; another may be answered."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for a longer wait than this fails the request."""
@@ -144,7 +145,7 @@ class Endpoint:
         for retry in range(self._patience.retries + 1):
             try:
                 async with self._slots:
-                    return _reply(await self._post_capped(request, max_tokens))
+                    return await self._post_capped(request, max_tokens)
             except _Again as failure:
                 if retry == self._patience.retries or (failure.retry_after_s or 0) > LONGEST_RETRY_AFTER_S:
                     raise failure.error from None
@@ -155,18 +156,18 @@ class Endpoint:
                 await self._sleep(max(backoff_s * random.uniform(0.5, 1.0), failure.retry_after_s or 0.0))
         raise AssertionError("unreachable: the last retry returns or raises")
 
-    async def _post_capped(self, request: Mapping[str, Any], max_tokens: int) -> bytes:
+    async def _post_capped(self, request: Mapping[str, Any], max_tokens: int) -> Reply:
         """With the token cap by its usual name, or by the newer one where the endpoint asks for that."""
         used = self._cap_field
         try:
             return await self._post({**request, used: max_tokens, **self._body})
         except EndpointError as error:
-            if used == NEWER_CAP or error.status != 400 or NEWER_CAP not in str(error):
+            if used == NEWER_CAP or error.status not in REFUSED or NEWER_CAP not in str(error):
                 raise
         self._cap_field = NEWER_CAP
         return await self._post({**request, NEWER_CAP: max_tokens, **self._body})
 
-    async def _post(self, body: Mapping[str, Any]) -> bytes:
+    async def _post(self, body: Mapping[str, Any]) -> Reply:
         if (
             rate := self._patience.requests_per_minute
         ) is not None:  # wait for this request's place in the even spacing
@@ -191,7 +192,7 @@ class Endpoint:
             )
             raise _Again("no connection", EndpointError(message)) from None
 
-    async def _exchange(self, body: Mapping[str, Any]) -> bytes:
+    async def _exchange(self, body: Mapping[str, Any]) -> Reply:
         # ASCII JSON: whatever is in a message, the bytes are valid
         content = json.dumps(body).encode("ascii")
         headers = {"content-type": "application/json"}
@@ -199,16 +200,41 @@ class Endpoint:
             "POST", f"{self.base_url}/chat/completions", content=content, headers=headers
         ) as response:
             answer = bytearray()
-            async for chunk in response.aiter_bytes():
-                answer += chunk
-                if len(answer) > LARGEST_ANSWER_BYTES:
-                    raise EndpointError(
-                        f"{self.base_url} sends an answer of more than {LARGEST_ANSWER_BYTES // 2**20} MiB; it is no chat "
-                        "endpoint, or its token cap is not kept"
-                    )
-            if response.status_code == 200:
-                return bytes(answer)
-            raise self._fault(response, bytes(answer))
+            try:
+                async for chunk in response.aiter_bytes():
+                    answer += chunk
+                    if len(answer) > LARGEST_ANSWER_BYTES:
+                        raise EndpointError(
+                            f"{self.base_url} sends an answer of more than {LARGEST_ANSWER_BYTES // 2**20} MiB; it is no chat "
+                            "endpoint, or its token cap is not kept",
+                            status=response.status_code,
+                            one_answer=response.status_code == 200,
+                        )
+            except (httpx2.DecodingError, httpx2.NetworkError, httpx2.ProtocolError) as error:
+                if response.status_code == 200:
+                    raise self._none(NoCompletion("cut answer", str(error) or type(error).__name__), response) from None
+                raise
+            if response.status_code != 200:
+                raise self._fault(response, bytes(answer))
+            try:
+                return read_completion(bytes(answer))
+            except NoCompletion as found:
+                raise self._none(found, response) from None
+            except EndpointError as refusal:
+                message = str(refusal).replace("the endpoint", self.base_url, 1)
+                raise EndpointError(message, status=200, one_answer=True, filtered=refusal.filtered) from None
+
+    def _none(self, found: NoCompletion, response: httpx2.Response) -> Exception:
+        """HTTP 200 without an answer is tried again, unless its body names a status that stays."""
+        status = found.status
+        stays = status is not None and status < 500 and status not in PASSING
+        error = EndpointError(
+            f"{self.base_url} answers HTTP 200 with what is not a chat completion ({found}); if this is no passing fault, check "
+            "that the address ends in /v1 and belongs to an OpenAI-compatible server",
+            status=status if status is not None and stays else 200,
+            one_answer=not stays or status in REFUSED,
+        )
+        return error if stays else _Again(found.reason, error, _retry_after_s(response.headers))
 
     def _fault(self, response: httpx2.Response, answer: bytes) -> Exception:
         status = response.status_code
@@ -218,11 +244,9 @@ class Endpoint:
             404: f"check the address (it ends in /v1) and the model's name ({self.model!r})",
             429: "lower the concurrency or the rate",
         }.get(status, "its own log may say more")
-        error = EndpointError(
-            f"{self.base_url} answers HTTP {status}: {_their_words(answer)}; {way_out}", status=status
-        )
+        error = EndpointError(f"{self.base_url} answers HTTP {status}: {their_words(answer)}; {way_out}", status=status)
         if status in PASSING or status >= 500:
-            return _Again(f"HTTP {status}", error, _retry_after_s(response.headers.get("retry-after")))
+            return _Again(f"HTTP {status}", error, _retry_after_s(response.headers))
         return error
 
 
@@ -248,54 +272,24 @@ def checked_url(base_url: str) -> httpx2.URL:
     return url
 
 
-def _reply(answer: bytes) -> Reply:
-    try:
-        data = json.loads(answer)
-        choice = data["choices"][0]
-        text = choice["message"].get("content") or ""
-        if not isinstance(text, str):
-            raise TypeError("content is not text")
-        usage = data.get("usage") or {}
-        prompt, completion = (
-            n if isinstance(n := usage.get(f"{kind}_tokens"), int) else None for kind in ("prompt", "completion")
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise EndpointError(
-            f"the endpoint's answer is not a chat completion ({type(error).__name__}: {str(error)[:100]}); check that the "
-            "address ends in /v1 and belongs to an OpenAI-compatible server"
-        ) from None
-    return Reply(valid_text(text), "length" if choice.get("finish_reason") == "length" else "end", prompt, completion)
-
-
-def valid_text(text: str) -> str:
-    """The text with lone surrogates, which JSON can spell and no file or tokenizer takes, as U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _their_words(answer: bytes) -> str:
-    """The server's reason in one line, made harmless for a terminal."""
-    try:
-        data = json.loads(answer)
-        error = data.get("error", data.get("detail", data))
-        words = error["message"] if isinstance(error, dict) and "message" in error else error
-    except (ValueError, AttributeError, RecursionError):
-        words = answer.decode("utf-8", "replace")
-    line = " ".join(str(words).split())[:300]
-    return "".join(c if c.isprintable() else "�" for c in line) or "(no reason given)"
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds, or a date, as HTTP allows."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds, or a date, as HTTP allows; milliseconds, as OpenAI sends too."""
+    for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) / per_second
+        except ValueError:
+            try:
+                then = parsedate_to_datetime(value)
+            except (ValueError, TypeError):
+                continue
+            # a date without a zone is UTC
+            seconds = (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - time.time()
+        if not math.isnan(seconds):
+            return max(0.0, seconds)
+    return None
 
 
 def api_key_from(variable: str | None, environment: Mapping[str, str]) -> str | None:
@@ -334,6 +328,8 @@ class TextSource:
     """The seed that an answer's request carries."""
     on_fault: Callable[[EndpointError], Reply] = raise_fault
     """Gives the reply for a request that failed, or raises."""
+    shown_as: ShownAs = "assistant"
+    """Who shows an answer to the next attempt."""
 
     async def answer(self, prompts: Sequence[Messages], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
         return list(await asyncio.gather(*map(self._one, prompts, keys)))
@@ -347,4 +343,4 @@ class TextSource:
             return self.on_fault(fault)
 
     def extend(self, messages: Messages, reply: Reply, request: str) -> Messages:
-        return [*messages, {"role": "assistant", "content": reply.text}, {"role": "user", "content": request}]
+        return next_messages(messages, reply.text, request, self.shown_as)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
-from selfcorrect.engines.chat import ChatFormat, Messages
+from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.chat import Prompt as TokenPrompt
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Answer, GivesFirst, Task, grade_answers
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
@@ -78,6 +79,12 @@ class Reply:
     """The answer as token ids; None from a text source."""
     fault: str = ""
     """Why the source refused this conversation."""
+    thinking: str = ""
+    """What came before the answer; ``text`` is the answer."""
+    thinking_tokens: int | None = None
+    """Of the completion tokens; None where the source does not say."""
+    finished: bool = True
+    """False: the thinking has no end, so there is no answer, and the verdict is ``truncated``."""
 
 
 class Source(Protocol[Prompt]):
@@ -155,7 +162,7 @@ async def graded(
         Answer(r.text, truncated=r.stop == "length")
         for replies in turns.values()
         for k, r in enumerate(replies)
-        if not how.is_feedback(k) and r.stop != "refused"
+        if not how.is_feedback(k) and r.stop != "refused" and r.finished
     ]
     grades = iter(await grade_answers(task, problem, texts) if texts else [])
 
@@ -163,8 +170,10 @@ async def graded(
         is_given = given and k == 0
         if how.is_feedback(k):
             grade = None
+        elif reply.stop == "refused":
+            grade = Grade(Verdict.ERROR, None, reply.fault)
         else:
-            grade = Grade(Verdict.ERROR, None, reply.fault) if reply.stop == "refused" else next(grades)
+            grade = next(grades) if reply.finished else Grade(Verdict.TRUNCATED, None, "the thinking never ended")
         return Attempt(
             text=reply.text,
             prompt_ids=reply.prompt_ids,
@@ -174,6 +183,9 @@ async def graded(
             grade=grade,
             source="given" if is_given else "sampled",
             parent=None if k == 0 else 0 if how.branches > 1 else k - 1,
+            thinking=reply.thinking,
+            thinking_tokens=reply.thinking_tokens,
+            drafted=reply.sampled.drafted if reply.sampled else 0,
         )
 
     return [Episode(problem, g, tuple(attempt(k, r) for k, r in enumerate(replies))) for g, replies in turns.items()]
@@ -189,26 +201,39 @@ class SamplesTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenSource:
-    """Answers of an engine to one problem. A prompt is the ids so far: nothing sampled is ever encoded again."""
+    """Answers of an engine. What a later attempt sees of an earlier one is the chat format's to decide."""
 
     engine: SamplesTokens
-    messages: Messages
     max_new_tokens: int
     temperature: float
 
-    async def answer(self, prompts: Sequence[tuple[int, ...]], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
-        params = SamplingParams(self.max_new_tokens, self.temperature, self.engine.chat.end_ids, continued=continued)
-        requests = [SampleRequest(prompt, key) for prompt, key in zip(prompts, keys, strict=True)]
+    async def answer(self, prompts: Sequence[TokenPrompt], keys: Sequence[Key], *, continued: bool) -> list[Reply]:
+        chat = self.engine.chat
+        params = SamplingParams(
+            self.max_new_tokens, self.temperature, chat.end_ids, continued=continued and not chat.renders_anew
+        )
+        requests = [SampleRequest(prompt.ids, key) for prompt, key in zip(prompts, keys, strict=True)]
         answers = await self.engine.sample(requests, params)
         return [self.reply(prompt, sampled) for prompt, sampled in zip(prompts, answers, strict=True)]
 
-    def reply(self, prompt: tuple[int, ...], sampled: Sampled) -> Reply:
-        ids = sampled.token_ids
-        return Reply(self.engine.chat.text(ids), sampled.stop, len(prompt), len(ids), prompt, sampled)
+    def reply(self, prompt: TokenPrompt, sampled: Sampled) -> Reply:
+        ids, chat = sampled.token_ids, self.engine.chat
+        parts = chat.parts(prompt.ids, ids)
+        return Reply(
+            parts.answer,
+            sampled.stop,
+            len(prompt.ids),
+            len(ids),
+            prompt.ids,
+            sampled,
+            thinking=parts.thinking,
+            thinking_tokens=chat.thinking_tokens(ids, parts),
+            finished=parts.finished,
+        )
 
-    def extend(self, prompt: tuple[int, ...], reply: Reply, request: str) -> tuple[int, ...]:
+    def extend(self, prompt: TokenPrompt, reply: Reply, request: str) -> TokenPrompt:
         assert reply.sampled is not None, "an engine's answers have token ids"
-        return next_prompt(self.engine, self.messages, request, prompt, reply.sampled)
+        return self.engine.chat.extend(prompt, reply.sampled.token_ids, request)
 
 
 async def play(
@@ -229,8 +254,8 @@ async def play(
     """
 
     async def group(problem: Problem) -> list[Episode]:
-        source = TokenSource(engine, task.first_messages(problem), how.max_new_tokens, how.temperature)
-        prompt = engine.chat.prompt_ids(source.messages)
+        source = TokenSource(engine, how.max_new_tokens, how.temperature)
+        prompt = engine.chat.begin(task.first_messages(problem))
         given = None
         if given_first is not None and problem.id in given_first:
             stored = given_first[problem.id]
@@ -249,14 +274,6 @@ def given_answers(chat: ChatFormat, task: GivesFirst, problems: Sequence[Problem
         stored = [chat.answer_ids(text) for text in task.first_answers(p)]
         given[p.id] = [stored[g % len(stored)] for g in range(samples)]
     return given
-
-
-def next_prompt(
-    engine: SamplesTokens, messages: Messages, instruction: str, prompt: tuple[int, ...], answer: Sampled
-) -> tuple[int, ...]:
-    """The conversation so far as it was sampled, then the bridge: nothing is decoded and tokenised again."""
-    ended = engine.chat.ended(answer.token_ids)
-    return (*prompt, *answer.token_ids, *engine.chat.bridge_ids(messages, instruction, ended))
 
 
 def longest_conversation(
@@ -291,10 +308,9 @@ def longest_conversation(
         first = max_new_tokens
         if isinstance(task, GivesFirst):  # no cap holds for these
             first = max(len(chat.answer_ids(text)) for text in task.first_answers(p))
-        later = max_new_tokens + len(chat.bridge_ids(messages, task.instruction, False))
-        if feedback is not None:
-            later += max_new_tokens + len(chat.bridge_ids(messages, feedback, False))
-        lengths.append(len(chat.prompt_ids(messages)) + first + (attempts - 1) * later)
+        requests = [task.instruction] if feedback is None else [feedback, task.instruction]
+        later = (attempts - 1) * requests
+        lengths.append(chat.frame(messages, later) + first + len(later) * max_new_tokens)
     return max(lengths)
 
 

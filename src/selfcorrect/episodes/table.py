@@ -129,3 +129,16 @@ def judged_means(episodes: Sequence[Episode]) -> list[float]:
     rewards_NK = np.stack([e.rewards_K for e in episodes])
     valid_NK = np.stack([e.valid_K for e in episodes])
     return [judged_mean(rewards_NK[:, k], valid_NK[:, k]) for k in range(rewards_NK.shape[1])]
+
+
+def drafted_share_K(episodes: Sequence[Episode]) -> list[float | None]:
+    """Share of the sampled tokens of each attempt that an engine read from an earlier attempt and only checked; length K.
+
+    None where no tokens were sampled.
+    """
+    shares: list[float | None] = []
+    for column in zip(*(e.attempts for e in episodes), strict=True):
+        sampled = [a for a in column if a.source == "sampled" and a.token_ids]
+        tokens = sum(len(a.token_ids or ()) for a in sampled)
+        shares.append(sum(a.drafted for a in sampled) / tokens if tokens else None)
+    return shares

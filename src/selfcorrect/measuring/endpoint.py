@@ -15,20 +15,24 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from selfcorrect.config import Config
-from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
+from selfcorrect.engines.chat import ShownAs
+from selfcorrect.episodes.completion import REFUSED
+from selfcorrect.episodes.endpoint import Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Play, Reply, graded, play_turns
 from selfcorrect.errors import EndpointError, RunError
 from selfcorrect.measuring.evaluate import FEEDBACK, Firsts, usable_wrong
-from selfcorrect.records.files import disk_reason, lock
+from selfcorrect.records.files import append_line, cut_torn_line, disk_reason, lock, read_journal
 from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.tasks.base import GivesFirst, Task
 from selfcorrect.types import Attempt, Episode, Problem
 
 WRONG_FIRSTS = "wrong-firsts"
 """Name in the journal of single attempts, sampled in search of wrong ones to give."""
+SETTINGS = "settings"
+"""Key of a journal's first line."""
 FIRST_REFUSED = 10
 """This many refusals (or all episodes, if fewer) and no answer end a measurement: the request itself is at fault."""
 MOST_REFUSED = 0.1
@@ -38,8 +42,7 @@ MOST_REFUSED = 0.1
 class Journal:
     """Episodes of one measurement, in a JSONL file whose first line holds the settings. Use ``Journal.opened``."""
 
-    def __init__(self, file: IO[str], path: Path) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._rows: dict[str, dict[tuple[str, int], Episode]] = {}
 
@@ -53,38 +56,24 @@ class Journal:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8")
+            file = path.open("a")
         except OSError as error:
             raise RunError(f"{path} cannot be written: {disk_reason(error)}; name another file with --out") from None
         with file:
             lock(file, path)
-            journal = cls(file, path)
+            journal = cls(path)
             journal._read(settings)
             yield journal
 
     def _read(self, settings: Mapping[str, Any]) -> None:
-        self._file.seek(0)
-        try:
-            content = self._file.read()
-            whole, newline, _ = content.rpartition("\n")
-            lines = whole.split("\n") if newline else []
-            found = dict(json.loads(lines[0])["settings"]) if lines else None
-            rows = [json.loads(line) for line in lines[1:]]
-            for row in rows:
-                self._keep(row.pop("evaluation"), episode_from_row(row))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise RunError(
-                f"{self._path} is not the record of a measurement by this version, and is not overwritten; name another file "
-                "with --out"
-            ) from None
-        if found is None:
-            if content and not content.startswith('{"settings": '):
-                raise RunError(
-                    f"{self._path} holds something else and is not overwritten; name another file with --out"
-                )
-            self._file.truncate(0)
-            self._write({"settings": dict(settings)})
-            return
+        """Take over what an earlier process wrote, or begin the file. What is not ours is left as it is."""
+        way_out = "it is not overwritten; name another file with --out"
+        lines = read_journal(self._path, _journal_line, way_out)
+        where = [i for i, (name, _) in enumerate(lines) if name == SETTINGS]
+        begun = b'{"settings": '.startswith(self._path.read_bytes()[:13])  # by a process killed in its first line
+        if where != [0] if lines else not begun:
+            raise RunError(f"{self._path} holds something else; {way_out}")
+        found = lines[0][1] if lines else settings
         changed = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))
         if changed:
             was = ", ".join(f"{k} was {json.dumps(found.get(k))[:80]}" for k in changed)
@@ -92,25 +81,19 @@ class Journal:
                 f"{self._path} was begun with other settings ({was}), and one table must not mix them; give the same settings "
                 "to continue, or name another file with --out"
             )
-        # a killed process leaves at most one unfinished line
-        self._file.truncate(len((whole + newline).encode("utf-8")))
-
-    def _keep(self, name: str, episode: Episode) -> None:
-        self._rows.setdefault(name, {})[episode.problem.id, episode.sample] = episode
+        cut_torn_line(self._path)
+        if not lines:
+            self._write({SETTINGS: dict(settings)})
+        for name, episode in lines[1:]:
+            self._rows.setdefault(name, {})[episode.problem.id, episode.sample] = episode
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(row, ensure_ascii=True) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise RunError(
-                f"{self._path} cannot be written: {disk_reason(error)}; free room and give the same command again to continue"
-            ) from None
+        append_line(self._path, json.dumps(row), "free room and give the same command again to continue")
 
     def append(self, name: str, episode: Episode) -> None:
         row = episode_row(episode)
         self._write({"evaluation": name, **row})
-        self._keep(name, episode_from_row(row))
+        self._rows.setdefault(name, {})[episode.problem.id, episode.sample] = episode_from_row(row)
 
     def episodes(self, name: str) -> dict[tuple[str, int], Episode]:
         """The finished episodes of one evaluation, by problem id and sample."""
@@ -119,6 +102,21 @@ class Journal:
     @property
     def n_episodes(self) -> int:
         return sum(map(len, self._rows.values()))
+
+
+def _journal_line(line: str) -> tuple[str, Any]:
+    """(``SETTINGS``, the settings) of the first line; (name of the evaluation, episode) of all others.
+
+    Raises:
+        ValueError: the line is neither.
+    """
+    try:
+        row = json.loads(line)
+        if SETTINGS in row:
+            return SETTINGS, dict(row[SETTINGS])
+        return row.pop("evaluation"), episode_from_row(row)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from None
 
 
 def settings_of(
@@ -142,7 +140,11 @@ def settings_of(
         "temperature": config.eval.temperature,
         "max_new_tokens": config.play.max_new_tokens,
         "seed": config.seed,
-        "task_settings": config.task.model_dump(exclude={"name", "path"}),
+        "task_settings": {
+            key: value
+            for key, value in config.task.model_dump(exclude={"name", "path"}).items()
+            if (key, value) != ("shown_as", "assistant")  # which older journals do not have
+        },
         **({"feedback": FEEDBACK} if config.method.name == "self_refine" else {}),
     }
 
@@ -155,6 +157,7 @@ class EndpointPlayer:
         task: prompts, instruction, verdicts.
         journal: an episode that it holds is not played again, unless the endpoint refused it.
         on_episode: called after every new episode.
+        shown_as: who shows an answer to the next attempt.
 
     Raises:
         EndpointError: from every method, where the endpoint kept failing or refused too many episodes (``MOST_REFUSED``,
@@ -162,9 +165,15 @@ class EndpointPlayer:
     """
 
     def __init__(
-        self, endpoint: Endpoint, task: Task, journal: Journal, on_episode: Callable[[], None] = lambda: None
+        self,
+        endpoint: Endpoint,
+        task: Task,
+        journal: Journal,
+        on_episode: Callable[[], None] = lambda: None,
+        shown_as: ShownAs = "assistant",
     ) -> None:
         self._endpoint, self._task, self._journal, self._on_episode = endpoint, task, journal, on_episode
+        self._shown_as = shown_as
         self._refused: Counter[str] = Counter()
 
     async def play(self, name: str, problems: Sequence[Problem], how: Play, firsts: Firsts | None) -> list[Episode]:
@@ -219,12 +228,12 @@ class EndpointPlayer:
         refusals: list[EndpointError] = []
 
         def on_fault(fault: EndpointError) -> Reply:
-            if fault.status not in REFUSED:
+            if fault.status not in REFUSED and not fault.one_answer:
                 raise fault
             refusals.append(fault)
             return Reply("", "refused", fault=str(fault))
 
-        source = TextSource(self._endpoint, how.max_new_tokens, how.temperature, seed_of, on_fault)
+        source = TextSource(self._endpoint, how.max_new_tokens, how.temperature, seed_of, on_fault, self._shown_as)
         (replies,) = await play_turns(
             source,
             self._task.first_messages(problem),

@@ -20,7 +20,7 @@ from selfcorrect.episodes.play import GivenFirst, Play, given_answers, play
 from selfcorrect.errors import ConfigError
 from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.tasks.base import GivesFirst, Task
-from selfcorrect.types import Attempt, Episode, Problem
+from selfcorrect.types import Attempt, Episode, Problem, Verdict
 
 FEEDBACK = (
     "Read your answer again, step by step. Say which steps are right, and if one is wrong, which one and why. Do not write "
@@ -149,8 +149,10 @@ class Evaluator:
 
 
 def usable_wrong(episode: Episode) -> bool:
-    """Whether its first attempt can be given as a wrong one: judged wrong, and not cut."""
-    return episode.attempts[0].wrong and episode.attempts[0].stop == "end"
+    """Whether its first attempt can be given as a wrong one: judged wrong, and neither cut nor thinking without an end."""
+    first = episode.attempts[0]
+    unfinished = first.grade is not None and first.grade.verdict is Verdict.TRUNCATED
+    return first.wrong and first.stop == "end" and not unfinished
 
 
 @dataclass(frozen=True, slots=True)

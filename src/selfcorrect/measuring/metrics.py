@@ -52,6 +52,8 @@ class AttemptSummary:
     """Mean sampled tokens. Attempts that were given or came without token ids are left out."""
     truncated: Estimate
     """Share of sampled attempts stopped by the token cap, answered or not (the verdict ``truncated``: not answered)."""
+    thinking_tokens: Estimate | None = None
+    """Mean tokens of thinking among ``tokens``; None where no attempt has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,9 @@ def _attempt(mean: _Mean, k: int) -> AttemptSummary:
         verdict_shares={v.value: float(table.problem_means(table.is_EK(v)[:, k], everyone).mean()) for v in Verdict},
         tokens=mean.number(np.array([len(a.token_ids or ()) for a in column]), counted_E),
         truncated=mean.share(np.array([a.stop == "length" for a in column]), sampled_E),
+        thinking_tokens=mean.number(np.array([a.thinking_tokens or 0 for a in column]), counted_E)
+        if any(a.thinking_tokens for a in column)
+        else None,
     )
 
 

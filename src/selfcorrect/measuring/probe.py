@@ -21,6 +21,7 @@ from selfcorrect.episodes.play import Play, play
 from selfcorrect.measuring.advice import Numbers
 from selfcorrect.measuring.intervals import Estimate
 from selfcorrect.measuring.metrics import EvalSummary, summarise
+from selfcorrect.measuring.phase import Revising, revising
 from selfcorrect.tasks.base import Demonstrates, Task
 from selfcorrect.types import Attempt, Episode, Problem, Verdict
 
@@ -54,6 +55,8 @@ class Probe:
     """Cap -> share of answers that it cuts, _K."""
     one_verdict: Mapping[int, tuple[float | None, ...]]
     """Group size -> expected share of groups whose samples all get one verdict, _K."""
+    revising: Revising | None
+    """From attempt 1 to attempt 2; None with one attempt."""
     verifier_errors: float
     tokens_per_s: float
     """Sampling and grading of the samples at temperature 1, all of them at once."""
@@ -77,6 +80,7 @@ class Probe:
             "token_quantiles": {str(q): [t[i] for t in self.tokens_K] for i, q in enumerate(QUANTILES)},
             "cap_hits": {str(cap): list(shares) for cap, shares in self.cap_hits.items()},
             "one_verdict_groups": {str(k): list(shares) for k, shares in self.one_verdict.items()},
+            "revising": self.revising.to_json() if self.revising else None,
             "verifier_errors": self.verifier_errors,
             "tokens_per_s": self.tokens_per_s,
         }
@@ -123,6 +127,7 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
             k: tuple(_mean_one_verdict(groups, attempt, k) for attempt in range(plan.attempts))
             for k in group_sizes(plan.samples)
         },
+        revising=revising(groups, getattr(task, "check_is_sound", None)) if plan.attempts > 1 else None,
         verifier_errors=sum(g.verdict is Verdict.ERROR for g in graded) / len(graded),
         tokens_per_s=float(sum(lengths_E.sum() for lengths_E in lengths_KE)) / seconds,
         tokens_per_episode=float(sum(np.minimum(lengths_E, plan.cap).mean() for lengths_E in lengths_KE)),

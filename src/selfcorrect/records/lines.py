@@ -50,6 +50,8 @@ class StepRecord(_Record):
     """Verifier failures in this step, all attempts."""
     answer_tokens: list[float | None]
     """Mean sampled tokens."""
+    thinking_tokens: list[float | None] | None = None
+    """Of these, mean tokens of thinking. None where no answer of the step holds any."""
     zero_variance: list[float]
     skipped_groups: list[int]
     answer_change: float | None
@@ -69,6 +71,12 @@ class StepRecord(_Record):
     """Answers sampled in this step, given ones left out. None in records of an older version: all of its attempts."""
     beta2_scale: float | None = None
     """Factor of method.beta2 in this step, where it is adapted."""
+    ratio_capped: float | None = None
+    """Share of the trained tokens whose ratio was truncated (train.ratio_cap); None where ratios were not bounded."""
+    ratio_masked: float | None = None
+    """Share of the trained tokens whose sequence was left out (train.ratio_mask)."""
+    drafted: list[float | None] | None = None
+    """Share of the sampled tokens that were read from an earlier attempt and only checked; None in older records."""
     loss: float | None = None
     """Supervised steps only: mean negative log-likelihood per target token, nats. Such a step plays no episodes:
     ``episodes`` counts its training sequences and the lists are empty."""
@@ -119,6 +127,8 @@ class EvalRecord(_Record):
     summary: dict[str, Any]
     """As written by ``metrics.EvalSummary.to_json``."""
     seconds: float
+    drafted: list[float | None] | None = None
+    """As in a step's record, per attempt."""
 
 
 class EndRecord(_Record):
@@ -163,6 +173,7 @@ def episode_row(episode: Episode, *, step: int | None = None, stage: str | None 
                 "tokens": len(a.token_ids) if a.token_ids is not None else None,
                 "stop": a.stop,
                 "source": a.source,
+                **({"thinking": a.thinking, "thinking_tokens": a.thinking_tokens} if a.thinking else {}),
             }
             for a in episode.attempts
         ],
@@ -206,6 +217,8 @@ def episode_from_row(row: dict[str, Any]) -> Episode:
             grade=None if a["verdict"] is None else Grade(Verdict(a["verdict"]), a["extracted"], a["detail"]),
             source=a["source"],
             parent=k - 1 if k else None,
+            thinking=a.get("thinking", ""),
+            thinking_tokens=a.get("thinking_tokens"),
         )
         for k, a in enumerate(row["attempts"])
     )

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -65,6 +65,13 @@ class Progress(BaseModel):
 class RunDirectory:
     """Files of one run. Use ``create`` or ``open``."""
 
+    settings_name = "config.json"
+    """Its file of settings; the kind of the directory."""
+    command = "train"
+    """Writes and resumes it."""
+    another = "choose another with run_dir=NEW"
+    """The way out where it cannot be created."""
+
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
@@ -73,7 +80,7 @@ class RunDirectory:
         self.scaling_file = path / "scaling.json"
 
     @classmethod
-    def create(cls, config: Config) -> RunDirectory:
+    def create(cls, config: Config) -> Self:
         """Make a new run directory.
 
         Raises:
@@ -88,13 +95,11 @@ class RunDirectory:
             ours = True
             (path / "checkpoints").mkdir()
             (path / "evaluations").mkdir()
-            (path / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+            (path / cls.settings_name).write_text(config.model_dump_json(indent=2) + "\n")
         except OSError as error:
             if ours:
                 shutil.rmtree(path, ignore_errors=True)
-            raise RunError(
-                f"run directory {path} cannot be written: {disk_reason(error)}; choose another place with run_dir=NEW"
-            ) from None
+            raise RunError(f"run directory {path} cannot be written: {disk_reason(error)}; {cls.another}") from None
         free = shutil.disk_usage(path).free
         if free < RUNNING_OUT_OF_ROOM:
             shutil.rmtree(path)
@@ -103,8 +108,8 @@ class RunDirectory:
             )
         return cls(path, config)
 
-    @staticmethod
-    def refuse_existing(config: Config) -> None:
+    @classmethod
+    def refuse_existing(cls, config: Config) -> None:
         """Refuse to write over anything. Looks at the path only: the first check of a command.
 
         Raises:
@@ -114,28 +119,28 @@ class RunDirectory:
         if path.exists():
             raise RunError(
                 f"run directory {path} exists already and is not overwritten: it may hold results. Continue it with "
-                f"`selfcorrect train --resume {path}`, or choose another with run_dir=NEW"
+                f"`{cls(path, config).resume}`, or {cls.another}"
             )
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: Path) -> Self:
         """Open an existing run directory.
 
         Raises:
             RunError: it is not one.
         """
         try:
-            values = json.loads((path / "config.json").read_text())
+            values = json.loads((path / cls.settings_name).read_text())
             if not isinstance(values, dict) or "method" not in values:
                 raise ValueError("it is not the config of a run")
         except (OSError, ValueError):
             raise RunError(
-                f"{path} is not a run directory (no config.json of a run); give the path that `train` printed"
+                f"{path} is not a run directory (no {cls.settings_name} of a run); give the path that `{cls.command}` printed"
             ) from None
         try:
             return cls(path, restore(values))
         except ConfigError as error:
-            raise RunError(f"{path / 'config.json'} was written by another version or changed: {error}") from None
+            raise RunError(f"{path / cls.settings_name} was written by another version or changed: {error}") from None
 
     def abandon(self) -> None:
         """Remove a new run in which nothing has been recorded, so that a failed start leaves nothing behind."""
@@ -148,10 +153,10 @@ class RunDirectory:
 
     def append(self, record: Record) -> None:
         """Add one record to metrics.jsonl."""
-        append_line(self.metrics_file, record.model_dump_json(), self._resume)
+        append_line(self.metrics_file, record.model_dump_json(), self._way_out)
 
     def append_episode(self, row: Mapping[str, Any]) -> None:
-        append_line(self.episodes_file, json.dumps(row), self._resume)
+        append_line(self.episodes_file, json.dumps(row), self._way_out)
 
     def write_evaluation(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write all episodes of one evaluation, replacing an earlier one of the same name only when complete.
@@ -159,7 +164,7 @@ class RunDirectory:
         Raises:
             RunError: the disk refused.
         """
-        write_jsonl(self.path / "evaluations" / f"{name}.jsonl", rows, self._resume)
+        write_jsonl(self.path / "evaluations" / f"{name}.jsonl", rows, self._way_out)
 
     def write_scaling(self, values: Mapping[str, Any]) -> None:
         """Write what ``selfcorrect scale`` measured of this run.
@@ -183,15 +188,25 @@ class RunDirectory:
         """Store the next part under a name."""
         file = self._collected_file(name)
         file.parent.mkdir(exist_ok=True)
-        append_line(file, json.dumps(part), self._resume)
+        append_line(file, json.dumps(part), self._way_out)
 
     def _collected_file(self, name: str) -> Path:
         return self.path / "collected" / f"{name}.jsonl"
 
     @property
-    def _resume(self) -> str:
-        """The way out where the disk refuses a file of a run that is being written."""
-        return f"checkpoints are whole, so free room and continue with `selfcorrect train --resume {self.path}`"
+    def target(self) -> Path:
+        """The path that the command knows it by."""
+        return self.path
+
+    @property
+    def resume(self) -> str:
+        """The command that continues this run."""
+        return f"selfcorrect {self.command} --resume {self.target}"
+
+    @property
+    def _way_out(self) -> str:
+        """Where the disk refuses a file of a run that is being written."""
+        return f"checkpoints are whole, so free room and continue with `{self.resume}`"
 
     def records(self) -> list[Record]:
         """All records so far. A last line cut by a crash does not count.
@@ -206,6 +221,21 @@ class RunDirectory:
     def latest_checkpoint(self) -> Path | None:
         complete = sorted((self.path / "checkpoints").glob("step-*"))
         return complete[-1] if complete else None
+
+    def set_aside(self, checkpoint: Path) -> None:
+        """Rename a checkpoint that cannot be read, so that the one before it is the latest.
+
+        Raises:
+            RunError: there is none before it.
+        """
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        if self.latest_checkpoint() is None:
+            raise RunError(
+                f"{checkpoint} cannot be read, there is no checkpoint before it, and it is now called {aside.name}; put the "
+                "checkpoint back from a copy, or start a new run"
+            )
 
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:07d}"
@@ -231,7 +261,7 @@ class RunDirectory:
         Raises:
             RunError: the disk refused; earlier checkpoints are untouched.
         """
-        with replacing(self.checkpoint(progress.step), self._resume, "checkpoint") as part:
+        with replacing(self.checkpoint(progress.step), self._way_out, "checkpoint") as part:
             part.mkdir()
             yield part
             (part / "progress.json").write_text(progress.model_dump_json())
@@ -259,3 +289,24 @@ class RunDirectory:
         for old in complete[:-keep]:
             if best is None or old != self.checkpoint(best):
                 shutil.rmtree(old)
+
+
+class WarmUpDirectory(RunDirectory):
+    """Files of a warm-up, in ``OUT.run`` next to the model that it will write to ``OUT``."""
+
+    settings_name = "warmup.json"
+    command = "sft"
+    another = "remove it, or name another output"
+
+    @staticmethod
+    def of(out: Path) -> Path:
+        """Where the warm-up that writes a model has its files."""
+        return out.with_name(f"{out.name}.run")
+
+    @property
+    def target(self) -> Path:
+        return self.path.with_name(self.path.name.removesuffix(".run"))
+
+    def drop_checkpoints(self) -> None:
+        """Delete what is needed only to resume: the model has been written."""
+        shutil.rmtree(self.path / "checkpoints")

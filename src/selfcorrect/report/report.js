@@ -42,7 +42,14 @@
     if (attempt.verdict) {
       heading.append(element("span", `verdict ${attempt.verdict}`, VERDICTS[attempt.verdict] || attempt.verdict));
     }
-    const view = element("div", "attempt", heading, text);
+    const view = element("div", "attempt", heading);
+    if (attempt.thinking) {
+      const size = attempt.thinkingTokens === null ? "" : ` (${count(attempt.thinkingTokens)} tokens)`;
+      const thinking = element("pre", "", attempt.thinking);
+      thinking.dir = "auto";
+      view.append(element("details", "thinking", element("summary", "", `Thinking${size}`), thinking));
+    }
+    view.append(text);
     const answer = element("p", "meta", "Extracted answer: ");
     answer.append(attempt.extracted === null ? "none" : element("bdi", "", attempt.extracted));
     if (attempt.detail) answer.append(" (", element("bdi", "", attempt.detail), ")");

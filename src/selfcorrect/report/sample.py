@@ -94,6 +94,8 @@ def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
             text, left_out = shown(a["text"])
             kept = {key: a[key] for key in ("verdict", "tokens", "stop")}
             short = {key: _short(a[key]) for key in ("extracted", "detail")}
+            if thinking := a.get("thinking"):
+                kept |= {"thinking": shown(thinking)[0], "thinkingTokens": a.get("thinking_tokens")}
             attempts.append({"text": text, "leftOut": left_out, "given": a["source"] != "sampled", **kept, **short})
         sides[who] = {"tags": tags_of(episode_from_row(part)), "attempts": attempts}
     entry: Entry = {

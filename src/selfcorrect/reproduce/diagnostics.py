@@ -60,9 +60,9 @@ def edits(m: Measurements) -> Result:
     return Result("edits", target.title, (grid,), judged_by_seed("edits", of), tuple(map(draw_histogram, charts)))
 
 
-def collapse(m: Measurements) -> Result:
+def collapse(m: Measurements, name: str = "collapse") -> Result:
     """Share of episodes whose answer the second attempt repeats, at every training step; sampled at temperature 1."""
-    target = TARGETS["collapse"]
+    target = TARGETS[name]
     records = {key: m.steps(key) for key in target.rows}
     curves = {key: _unchanged(runs) for key, runs in records.items() if runs}
     lines = []
@@ -92,7 +92,14 @@ def collapse(m: Measurements) -> Result:
     notes = (
         f"Start and end: means of the first and last {WINDOW} steps, or a tenth of the steps where that is fewer.",
     )
-    return Result("collapse", target.title, (grid,), judged_by_seed("collapse", of), tuple(drawings), notes=notes)
+    return Result(
+        name,
+        target.title,
+        (grid,),
+        judged_by_seed("collapse", of) if name == "collapse" else (),
+        tuple(drawings),
+        notes=notes,
+    )
 
 
 WINDOW = 10

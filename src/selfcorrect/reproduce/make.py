@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -35,6 +35,7 @@ MAKERS: dict[str, Callable[[Measurements], Result]] = {
     "edits": diagnostics.edits,
     "collapse": diagnostics.collapse,
     "shift": diagnostics.shift,
+    "demo": lambda m: replace(tables.table("demo", m), drawings=diagnostics.collapse(m, "demo").drawings),
     "levels": diagnostics.levels,
     "scaling": scaling_results.scaling,
     "attempts": scaling_results.attempts,

@@ -50,15 +50,15 @@ _ROWS = (
         ("method=score", "method.offline_share=1"),
         budget_note="first attempts of the base are sampled once per problem and used again when it comes again",
     ),
+    TableRow("literal", "the paper's estimator", ("method=score", "method.branches=1"), ours=True),
+    TableRow(
+        "multi_turn_literal",
+        "multi-turn RL, the paper's estimator",
+        ("method=multi_turn", "method.branches=1"),
+        ours=True,
+    ),
     TableRow("scaled", "(1+alpha) r2 alone", ("method=score", "method.shaping=scaled"), ours=True),
     TableRow("given_r1", "baseline given r1", ("method=score", "method.baseline=given_first"), ours=True),
-    TableRow(
-        "tree",
-        "trees of 3 branches",
-        ("method=score", "method.branches=3"),
-        ours=True,
-        budget_note="the budget is spent on whole trees, rounded down",
-    ),
     TableRow("standardised", "standardised advantages", ("method=score", "method.standardise=true"), ours=True),
     TableRow("gamma_1", "gamma 1", ("method=score", "method.gamma=1"), ours=True),
     TableRow("kl_to_go", "KL credit: to go", ("method=score", "method.kl_credit=to_go"), ours=True),
@@ -202,11 +202,19 @@ TARGETS = {
             Claim("SCoRe's tenth attempt is better than the base's", "t10", "score", "base"),
         ),
     ),
+    "demo": Target(
+        "The demo: SCoRe next to multi-turn RL",
+        ("base", "multi_turn", "score"),
+        (
+            Claim("SCoRe corrects: delta is above 0", "delta", "score", None),
+            Claim("SCoRe's second attempts are better than multi-turn RL's", "t2", "score", "multi_turn"),
+        ),
+    ),
     "levels": Target(
         "Accuracy by difficulty, and what changes between attempts", ("base", "score", "multi_turn", "single_turn")
     ),
 }
-"""In the order of ``all``; table3 is run by its name only, because it needs a code model."""
+"""In the order of ``all``; table3, which needs a code model, and the demo are run by their names only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from selfcorrect.report.charts import Levels, draw_levels
 from selfcorrect.reproduce.measured import Matrices, Measurements, difference, read_matrix
 from selfcorrect.reproduce.planning import CODE_MEASURES, code_job
 from selfcorrect.reproduce.result import Column, Grid, GridRow, Result
-from selfcorrect.reproduce.rows import ROWS, TARGETS, Claim, TableRow, paper_tables
+from selfcorrect.reproduce.rows import ROWS, TARGETS, Claim, PaperTable, TableRow, paper_tables
 from selfcorrect.reproduce.verdicts import judge
 
 COLUMNS = (
@@ -20,17 +20,18 @@ COLUMNS = (
     Column("i_to_c", "i→c"),
     Column("c_to_i", "c→i"),
 )
+NO_PAPER = PaperTable("", "", (), {})
 OVER_BASE = Column("t2_over_base", "t2 - base t2", sign=True)
 OVER_SCORE = Column("t2_over_score", "t2 - SCoRe t2", sign=True)
 
 
 def table(name: str, m: Measurements) -> Result:
-    """Tables 1, 2 and 4.
+    """Tables 1, 2 and 4, and the demo's.
 
     Raises:
         DataError: nothing has been measured, or rows of the table had different budgets.
     """
-    target, paper = TARGETS[name], paper_tables()[name]
+    target, paper = TARGETS[name], paper_tables().get(name, NO_PAPER)
     rows = m.rows(target.rows)
     spent, notes = m.spent(target.rows)
     lines = []

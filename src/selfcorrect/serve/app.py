@@ -94,8 +94,17 @@ class Service:
         return JSONResponse(content, 200 if fault is None else 503)
 
     async def models(self, _request: Request) -> Response:
-        listed = {"id": self._model, "object": "model", "created": self._created, "owned_by": "selfcorrect"}
-        return JSONResponse({"object": "list", "data": [listed], "selfcorrect": asdict(self._bounds)})
+        return JSONResponse({"object": "list", "data": [self._listed()], "selfcorrect": asdict(self._bounds)})
+
+    async def model(self, request: Request) -> Response:
+        if (name := request.path_params["name"]) != self._model:
+            raise ApiError(
+                404, f"model {name!r} is not served here; the model is {self._model!r}", code="model_not_found"
+            )
+        return JSONResponse({**self._listed(), "selfcorrect": asdict(self._bounds)})
+
+    def _listed(self) -> dict[str, Any]:
+        return {"id": self._model, "object": "model", "created": self._created, "owned_by": "selfcorrect"}
 
     async def chat(self, request: Request) -> Response:
         chat_request = parse_request(await self._body(request), self._model, self._bounds)
@@ -185,7 +194,8 @@ class Service:
         work = asyncio.create_task(self._answer(chat_request, conversation, lambda k, a: news.put_nowait((k, a)), None))
         work.add_done_callback(lambda _work: news.put_nowait(None))
         try:
-            yield chunk(identity, created, self._model, {"role": "assistant", "content": ""})
+            more = {"usage": None} if chat_request.include_usage else {}
+            yield chunk(identity, created, self._model, {"role": "assistant", "content": ""}, **more)
             while True:
                 try:
                     async with asyncio.timeout(KEEP_ALIVE_S):
@@ -195,8 +205,7 @@ class Service:
                     continue
                 if found is None:
                     break
-                more = {"attempt": attempt_fields(*found)}
-                yield chunk(identity, created, self._model, {}, selfcorrect=more)
+                yield chunk(identity, created, self._model, {}, selfcorrect={"attempt": attempt_fields(*found)}, **more)
             for text in streamed(chat_request, _result(work), identity, created, self._model):
                 yield text
         except ApiError as error:
@@ -282,6 +291,7 @@ def make_app(
         Route("/", page),
         Route("/health", service.health),
         Route("/v1/models", service.models),
+        Route("/v1/models/{name:path}", service.model),
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
     ]
     app = Starlette(

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from selfcorrect.episodes.endpoint import valid_text
+from selfcorrect.episodes.completion import valid_text
 from selfcorrect.episodes.play import Key, Play, Reply, Source, play_turns
 from selfcorrect.episodes.table import edit_distances
 from selfcorrect.measuring.votes import leaders, tally
@@ -83,8 +83,17 @@ async def correct(
         def on_turn(reply: Reply) -> None:
             nonlocal last
             now = time.perf_counter()
-            stop: Literal["end", "length"] = "length" if reply.stop == "length" else "end"
-            attempts.append(ServedAttempt(valid_text(reply.text), stop, reply.completion_tokens, now - last))
+            attempts.append(
+                ServedAttempt(
+                    valid_text(reply.text),
+                    reply.stop,
+                    reply.completion_tokens,
+                    now - last,
+                    valid_text(reply.thinking),
+                    reply.thinking_tokens,
+                    reply.fault or None,
+                )
+            )
             last = now
             if request.votes == 1:
                 on_attempt(len(attempts), attempts[-1])
@@ -107,6 +116,7 @@ async def correct(
         votes=votes,
         prompt_tokens=prompt_tokens[0] or 0,
         completion_tokens=sum(a.tokens or 0 for chain in played for a in chain),
+        reasoning_tokens=sum(a.thinking_tokens or 0 for chain in played for a in chain),
         seconds=time.perf_counter() - start,
     )
 
@@ -142,7 +152,7 @@ def final_answer(attempt: ServedAttempt) -> FinalAnswer | None:
 
     None for a text that the cap cut before it held an explicit answer, and for an empty one.
     """
-    cut = attempt.stop == "length"
+    cut = attempt.stop != "end"
     found = find_answer(attempt.text[-LONGEST_SEARCHED:], fallbacks=not cut)
     if found is not None:
         answer = found.answer[:LONGEST_KEY]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from selfcorrect.episodes.endpoint import REFUSED, Endpoint, TextSource
+from selfcorrect.engines.chat import ShownAs
+from selfcorrect.episodes.completion import REFUSED
+from selfcorrect.episodes.endpoint import Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import EndpointError
 from selfcorrect.serve.correct import Conversation
@@ -15,10 +17,11 @@ class EndpointBackend:
     Args:
         endpoint: the upstream server; closed with this.
         instruction: between attempts.
+        shown_as: who shows an answer to the next attempt.
     """
 
-    def __init__(self, endpoint: Endpoint, instruction: str) -> None:
-        self._endpoint, self._instruction = endpoint, instruction
+    def __init__(self, endpoint: Endpoint, instruction: str, shown_as: ShownAs = "assistant") -> None:
+        self._endpoint, self._instruction, self._shown_as = endpoint, instruction, shown_as
 
     async def open(self, request: ChatRequest) -> Conversation:
         """See ``Backend.open``. The upstream server checks the length."""
@@ -27,7 +30,9 @@ class EndpointBackend:
             sample, number = map(int, key)
             return None if request.seed is None else (request.seed + 1_000 * sample) % 2**31 + number
 
-        source = TextSource(self._endpoint, request.max_tokens, request.temperature, seed_of, self._raise_api_error)
+        source = TextSource(
+            self._endpoint, request.max_tokens, request.temperature, seed_of, self._raise_api_error, self._shown_as
+        )
         return Conversation(source, request.messages, self._instruction)
 
     def fault(self) -> str | None:
@@ -38,7 +43,9 @@ class EndpointBackend:
         await self._endpoint.aclose()
 
     def _raise_api_error(self, error: EndpointError) -> Reply:
-        """Clients learn the reason, and not the address of the upstream server."""
+        """Clients learn the reason, and not the address of the upstream server. A refused answer is passed on as one."""
+        if error.filtered is not None:
+            return Reply("", "refused", fault=error.filtered)
         reason = str(error).replace(self._endpoint.base_url, "it")
         if error.timed_out:
             raise ApiError(504, f"the model server was too slow: {reason}", code="upstream_timeout") from None

@@ -192,22 +192,23 @@ class EngineBackend:
         chat = self._batcher.chat
         try:
             async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
-                prompt = await asyncio.to_thread(chat.prompt_ids, request.messages)
-                bridge = len(await asyncio.to_thread(chat.bridge_ids, request.messages, self._instruction, False))
+                prompt = await asyncio.to_thread(chat.begin, request.messages)
+                between = (request.attempts - 1) * [self._instruction]
+                frame = await asyncio.to_thread(chat.frame, request.messages, between)
         except ModelError as error:
             raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
-        needed = len(prompt) + request.attempts * request.max_tokens + (request.attempts - 1) * bridge
+        needed = frame + request.attempts * request.max_tokens
         if needed > self._context:
             raise ApiError(
                 400,
-                f"this conversation may take {needed} tokens (messages {len(prompt)}, {request.attempts} attempts of up to "
+                f"this conversation may take {needed} tokens (messages {len(prompt.ids)}, {request.attempts} attempts of up to "
                 f"{request.max_tokens}, instructions), but the limit is {self._context}; shorten the messages, or ask for fewer "
                 "attempts or a lower max_tokens",
                 code="context_length_exceeded",
                 param="messages",
             )
         seed = request.seed if request.seed is not None else secrets.randbits(62)
-        source = TokenSource(self._batcher, request.messages, request.max_tokens, request.temperature)
+        source = TokenSource(self._batcher, request.max_tokens, request.temperature)
         return Conversation(source, prompt, self._instruction, (seed, "serve"))
 
     def fault(self) -> str | None:

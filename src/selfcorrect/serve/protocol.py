@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from selfcorrect.episodes.endpoint import valid_text
+from selfcorrect.episodes.completion import valid_text
 from selfcorrect.tasks.base import Message
 
 DONE = "data: [DONE]\n\n"
@@ -23,7 +23,23 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "parallel_tool_calls": (True, False),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "stop": ([],),
+    "stop": ([], ""),
+    "top_logprobs": (0,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "best_of": (1,),
+    "echo": (False,),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "include_obfuscation": (False,),
+    "chat_template_kwargs": ({},),
     "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
@@ -31,8 +47,10 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
 }
 """Fields of the OpenAI API that are taken only at a value that changes nothing."""
-WITHOUT_EFFECT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+WITHOUT_EFFECT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 """Fields about the client, which no answer depends on."""
+OWN_FIELDS = frozenset({"reasoning_content", "reasoning", "refusal"})
+"""Fields of this server's own messages, which clients send back. Earlier thinking is not shown to the model."""
 ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "developer": "system",
@@ -94,11 +112,18 @@ class ServedAttempt:
     """One attempt as it is reported."""
 
     text: str
-    stop: Literal["end", "length"]
+    stop: Literal["end", "length", "refused"]
+    """``refused``: the model behind this server, or its filter, gave no answer."""
     tokens: int | None
     """Sampled tokens; None where a backend does not count."""
     seconds: float
     """From asking for it to having it, waiting in line included."""
+    thinking: str = ""
+    """What came before the answer; ``text`` is the answer."""
+    thinking_tokens: int | None = None
+    """Of ``tokens``; None where a backend does not say."""
+    refusal: str | None = None
+    """The words of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +139,8 @@ class Outcome:
     prompt_tokens: int
     completion_tokens: int
     """Of all attempts of all conversations."""
+    reasoning_tokens: int
+    """Of these, thinking, as far as backends say."""
     seconds: float
 
 
@@ -154,9 +181,11 @@ def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
     cap = _integer(fields, "max_tokens", bounds.max_tokens, 1, bounds.tokens_limit)
     stream = _boolean(fields, "stream")
     options = fields.pop("stream_options", {})
+    if isinstance(options, dict):
+        options = {k: v for k, v in options.items() if v is not None and (k, v) != ("include_obfuscation", False)}
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
         raise ApiError(400, "stream_options may hold include_usage only", param="stream_options")
-    if options and not stream:
+    if options.get("include_usage") and not stream:
         raise ApiError(400, "stream_options would be ignored without stream", param="stream_options")
     given = fields.pop("messages", None)
     if not isinstance(given, list) or not given:
@@ -164,6 +193,9 @@ def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
     messages = tuple(_message(m, i) for i, m in enumerate(given))
     if messages[-1]["role"] != "user":
         raise ApiError(400, "the last message must be the user's: it is what is answered", param="messages")
+    if not messages[-1]["content"].strip():
+        where = f"messages[{len(messages) - 1}].content"
+        raise ApiError(400, f"{where} must be text (a string, or parts of type text) that is not empty", param=where)
     request = ChatRequest(
         messages=messages,
         attempts=_integer(fields, "attempts", bounds.attempts, 1, bounds.max_attempts),
@@ -185,18 +217,23 @@ def _message(value: object, i: int) -> Message:
     role = ROLES.get(value.get("role")) if isinstance(value.get("role"), str) else None
     if role is None:
         raise ApiError(400, f"{where}.role must be one of: {', '.join(map(str, ROLES))}", param=f"{where}.role")
-    more = sorted(k for k, v in value.items() if k not in ("role", "content") and v not in (None, [], {}))
+    own = OWN_FIELDS if role == "assistant" else frozenset()
+    more = sorted(k for k, v in value.items() if k not in {"role", "content"} | own and v not in (None, [], {}, ""))
     if more:
         raise ApiError(400, f"{where}.{_shown(more[0])} is not supported: messages have a role and a text", param=where)
-    return {"role": role, "content": valid_text(_text(value.get("content"), f"{where}.content"))}
+    content = value.get("content")
+    if role == "assistant" and not content and isinstance(refusal := value.get("refusal"), str):
+        content = refusal
+    return {"role": role, "content": valid_text(_text(content, f"{where}.content"))}
 
 
 def _text(content: object, where: str) -> str:
+    """A message's text; null is an empty one, as an assistant's turn may be."""
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         content = "".join(t if isinstance(t := p.get("text"), str) else "" for p in content)
-    if not isinstance(content, str) or not content.strip():
-        raise ApiError(400, f"{where} must be text (a string, or parts of type text) that is not empty", param=where)
-    return content
+    if not isinstance(content, str | None):
+        raise ApiError(400, f"{where} must be text (a string, or parts of type text)", param=where)
+    return content or ""
 
 
 def _integer(fields: dict[str, Any], key: str, default: Any, low: int, high: int) -> Any:
@@ -241,7 +278,9 @@ def _shown(value: object) -> str:
 def response(request: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> dict[str, Any]:
     """The body of a plain answer."""
     last = outcome.attempts[-1]
-    message = {"role": "assistant", "content": last.text, "refusal": None}
+    message = {"role": "assistant", "content": None if last.refusal else last.text, "refusal": last.refusal}
+    if last.thinking:
+        message["reasoning_content"] = last.thinking
     return {
         "id": identity,
         "object": "chat.completion",
@@ -280,6 +319,8 @@ def attempt_fields(number: int, attempt: ServedAttempt) -> dict[str, Any]:
         "finish_reason": _finish(attempt),
         "completion_tokens": attempt.tokens,
         "seconds": round(attempt.seconds, 6),
+        **({"reasoning_content": attempt.thinking} if attempt.thinking else {}),
+        **({"refusal": attempt.refusal} if attempt.refusal else {}),
     }
 
 
@@ -293,9 +334,12 @@ def chunk(identity: str, created: int, model: str, delta: Mapping[str, str], **m
 def streamed(request: ChatRequest, outcome: Outcome, identity: str, created: int, model: str) -> Iterator[str]:
     """The events of the final attempt: its text word by word, then the end with the extra fields, then the usage on request."""
     last = outcome.attempts[-1]
-    for piece in re.findall(r"\s*\S+\s*|\s+", last.text):
-        yield chunk(identity, created, model, {"content": piece})
-    yield chunk(identity, created, model, {}, finish_reason=_finish(last), selfcorrect=extra(request, outcome))
+    more = {"usage": None} if request.include_usage else {}
+    for key, text in (("reasoning_content", last.thinking), ("content", last.text), ("refusal", last.refusal or "")):
+        for piece in re.findall(r"\s*\S+\s*|\s+", text):
+            yield chunk(identity, created, model, {key: piece}, **more)
+    end = {"finish_reason": _finish(last), "selfcorrect": extra(request, outcome)}
+    yield chunk(identity, created, model, {}, **end, **more)
     if request.include_usage:
         head = {"id": identity, "object": "chat.completion.chunk", "created": created, "model": model}
         yield event({**head, "choices": [], "usage": _usage(outcome)})
@@ -307,10 +351,13 @@ def event(data: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def _usage(outcome: Outcome) -> dict[str, int]:
+def _usage(outcome: Outcome) -> dict[str, Any]:
     prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    if not outcome.reasoning_tokens:
+        return usage
+    return {**usage, "completion_tokens_details": {"reasoning_tokens": outcome.reasoning_tokens}}
 
 
 def _finish(attempt: ServedAttempt) -> str:
-    return "length" if attempt.stop == "length" else "stop"
+    return {"end": "stop", "length": "length", "refused": "content_filter"}[attempt.stop]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfcorrect.config import Config
+from selfcorrect.engines.chat import next_messages
 from selfcorrect.engines.models import EMBEDDED, resolve_model
 from selfcorrect.errors import ModelError
 from selfcorrect.measuring.compare import compare_runs
@@ -258,10 +259,24 @@ def answer(messages):
 
 
 messages = {_message_lines(task)}
-for attempt in range({config.eval.attempts}):
+{_attempt_lines(config)}"""
+
+
+def _attempt_lines(config: Config) -> str:
+    """Python that plays the attempts as the run did."""
+    loop = f"for attempt in range({config.eval.attempts}):"
+    if config.task.shown_as == "assistant":
+        kept = "# in training, later attempts also read the thinking of earlier ones, which this chat template drops\n"
+        return f"""{kept if config.model.history == "keep" else ""}{loop}
     messages += [{{"role": "user", "content": instruction}}] if attempt else []
     messages.append({{"role": "assistant", "content": answer(messages)}})
     print(messages[-1]["content"])"""
+    *_, shown = next_messages([{"role": "user", "content": ""}], "{shown}", "{instruction}", config.task.shown_as)
+    return f"""{loop}
+    written = answer(messages)
+    print(written)
+    shown = written.split({(config.model.think_markers or ("<think>", "</think>"))[1]!r})[-1].strip()
+    messages[-1]["content"] += f{str(shown["content"])!r}"""
 
 
 def _message_lines(task: Task) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import (
     ResolvedModel,
+    load_chat,
     load_model,
-    load_tokenizer,
     resolve_model,
     save_generation_config,
 )
@@ -72,10 +71,12 @@ def write_weights(run: RunDirectory, form: Form, base_model: str | None, target:
     shutil.copytree(model, target, ignore=shutil.ignore_patterns("README.md", *adapter_files))
     base = ResolvedModel(str(model), "directory") if form == "full" else resolve_model(settings.name)
     rounded = _write_merged(run, base, target) if form == "merged" else None
+    if form == "adapter" and base_model is None and base.kind == "directory":
+        base_model = str(Path(base.path_or_id).resolve())
     if form == "adapter" and base_model is not None:
         _name_base(target / "adapter_config.json", base_model)
-    revision = settings.revision if base.kind == "hub" else None
-    save_generation_config(ChatFormat(load_tokenizer(base, revision, settings.trust_remote_code)), target)
+    on_hub = settings.model_copy(update={"revision": settings.revision if base.kind == "hub" else None})
+    save_generation_config(load_chat(base, run.config.model_copy(update={"model": on_hub})), target)
     return Weights(form, settings.dtype, rounded)
 
 

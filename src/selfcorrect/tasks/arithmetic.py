@@ -50,6 +50,12 @@ class Habits:
     fix_long: float
     redo: float
     """Attempt 2 is a fresh try, with slips of its own; otherwise it copies attempt 1."""
+    slip_again: float | None = None
+    """Slips of a fresh second try; None: those of attempt 1."""
+    slip_edge: float | None = None
+    """Slips of attempt 1 at the longest of the short problems; None: slip_short."""
+    off_by_one: bool = False
+    """Slips of attempt 1 at short problems are off by one, up or down; False: by any amount."""
 
 
 WARM_UP = Habits(slip_short=0.3, slip_long=0.5, fix_short=0.3, fix_long=0.3, redo=0.1)
@@ -108,15 +114,20 @@ def demonstrate(
     """Two attempts of a pupil with these habits; problems of up to ``short`` terms count as short."""
     is_short = len(numbers) <= short
     slip = habits.slip_short if is_short else habits.slip_long
+    if len(numbers) == short and habits.slip_edge is not None:
+        slip = habits.slip_edge
+    again = slip if habits.slip_again is None else habits.slip_again
     fix = habits.fix_short if is_short else habits.fix_long
 
-    def error() -> int:
+    def error(slip: float) -> int:
         if rng.random() >= slip:
             return 0
         return rng.randint(1, 9) if asks == "last_digit" else rng.choice(SLIPS_OF_A_SUM)
 
-    first, draw = error(), rng.random()
-    second = 0 if draw < fix else error() if draw < fix + habits.redo else first
+    first, draw = error(slip), rng.random()
+    if first and is_short and habits.off_by_one:
+        first = 1 if first % 2 else 9
+    second = 0 if draw < fix else error(again) if draw < fix + habits.redo else first
     return solution(numbers, first, asks), solution(numbers, second, asks)
 
 

@@ -11,8 +11,14 @@ from selfcorrect.tasks.base import Message, Split
 from selfcorrect.tasks.jsonl import text_field
 from selfcorrect.tasks.source import Hub, Row, Source, local
 from selfcorrect.types import Grade, Problem, Verdict
-from selfcorrect.verify.math.extract import last_box, own_text
+from selfcorrect.verify.math.exact import try_rational
+from selfcorrect.verify.math.extract import final_clause, find_answer
 from selfcorrect.verify.math.grader import shared_grader
+from selfcorrect.verify.math.nodes import CannotParse, Node, Quantity, Rel, TooHard
+from selfcorrect.verify.math.normalise import normalise, one_width
+from selfcorrect.verify.math.structures import parse
+from selfcorrect.verify.math.units import acceptable, power_of_ten
+from selfcorrect.verify.turns import own_text
 
 HUB = Hub("openai/gsm8k", "main")
 
@@ -28,13 +34,17 @@ INSTRUCTION = (
 )
 
 _CALCULATOR = re.compile(r"<<.*?>>")
-_FINAL_LINE = re.compile(r"^[ \t*_#>-]*final answer[*_ \t]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(
     r"([+-]?)[$€£]?([+-]?)"  # -$18 and $-18
     r"((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:/([0-9]+))?[%$€£]?"
 )
 _LONGEST_NUMBER = 100
+_GROUPED = re.compile(r"([-+]?\d{1,3}(?:'\d{3})+|[-+]?\d{1,2}(?:,\d{2})+,\d{3})(\.\d+)?")
+"""Thousands as in Switzerland and as in India."""
+_COUNTED = re.compile(r"([-+]?[\d.,/]+)\s*%?\s+\(?([^\W\d_]{2}[^\d\\=<>{}()$]*)\)?")
+"""A number and what it counts, or its spelling in brackets."""
+_CURRENCY = re.compile(r"(?:US[D$]|EUR|GBP|INR|RMB|CNY|JPY|CAD|AUD|Rs\.?|[ACSR]\$|(?:HK|NT)\$)\s?(?=[-+]?\d)")
 
 
 class Gsm8k:
@@ -64,14 +74,8 @@ class Gsm8k:
         return f"{steps}\nFinal answer: {problem.answer}"
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """Compare the number of the last final-answer line exactly with the gold one.
-
-        A whole text without such a line may have boxed its answer, as models tuned on MATH do: MATH's rules then.
-        """
-        grade = grade_number(problem.answer, text, truncated=truncated)
-        if grade.verdict is Verdict.NO_ANSWER and grade.extracted is None and last_box(own_text(text)) is not None:
-            return shared_grader().grade(problem.answer, text, truncated=truncated)
-        return grade
+        """See ``grade_number``."""
+        return grade_number(problem.answer, text, truncated=truncated)
 
     def answer_key(self, answer: str) -> str:
         """See ``CountsAnswers``: the exact number."""
@@ -89,39 +93,84 @@ def final_line(text: str, *, truncated: bool) -> str | Grade:
 
     A truncated text whose final-answer line has no end counts as truncated: "18" may be the start of "180".
     """
-    found = list(_FINAL_LINE.finditer(text))
-    if found and not (truncated and found[-1].end() == len(text)):
-        return found[-1].group(1).strip()
+    found = final_clause(own_text(text))
+    if found and (found.whole or not truncated):
+        return found.text.strip(" \t*_`")
+    return _nothing(truncated)
+
+
+def _nothing(truncated: bool) -> Grade:
     if truncated:
         return Grade(Verdict.TRUNCATED, detail="the token cap cut the text before the end of a final-answer line")
     return Grade(Verdict.NO_ANSWER, detail="no line starts with 'Final answer:'")
 
 
 def grade_number(gold: str, text: str, *, truncated: bool) -> Grade:
-    """Compare the number of the last final-answer line exactly with ``gold``, itself one number."""
-    shown = final_line(text, truncated=truncated)
-    if isinstance(shown, Grade):
-        return shown
-    value = parse_number(shown)
+    """Compare the number in an explicit answer exactly with ``gold``, itself one number.
+
+    MATH's rules say which part of the text that is: the last final-answer line or the last box, whichever is later. A
+    box counts only in a text that ended on its own, since the line was asked for.
+    """
+    found = find_answer(text, fallbacks=False)
+    if found is None or (truncated and not (found.rule == "final answer line" and found.whole)):
+        return _nothing(truncated)
+    value = parse_number(found.answer)
+    if value is None and found.rule == "final answer line" and not re.search(r"[A-Za-z\\]", found.answer):
+        return Grade(Verdict.NO_ANSWER, found.answer, "the last final-answer line does not hold one number")
     if value is None:
-        return Grade(Verdict.NO_ANSWER, shown, "the last final-answer line does not hold one number")
+        # MATH's rules may read a formula as one number, or the words of the gold answer.
+        grade = shared_grader().grade(gold, found.answer, bare=True)
+        if grade.verdict is Verdict.WRONG and found.rule == "final answer line":
+            return Grade(Verdict.NO_ANSWER, found.answer, "the last final-answer line does not hold one number")
+        return grade
     if value == parse_number(gold):
-        return Grade(Verdict.CORRECT, shown, "equal to the gold answer")
-    return Grade(Verdict.WRONG, shown, f"not equal to {gold}")
+        return Grade(Verdict.CORRECT, found.answer, "equal to the gold answer")
+    return Grade(Verdict.WRONG, found.answer, f"not equal to {gold}")
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of a text that is one number and nothing else; None for any other text. Never raises.
+    """The exact value of a text that is one number, with a unit or without; None for any other text. Never raises.
 
-    Taken: sign, thousands separators in their places, decimals, a/b, a currency sign or % (ignored: 50% is 50), one
-    trailing full stop, and Markdown or LaTeX dressing around it (``**18**``, ``\\$18``).
+    Taken: sign, thousands separators in their places, decimals, a/b, a currency sign or % (ignored: 50% is 50), words for
+    what is counted, Markdown or LaTeX dressing, and every spelling of one number that MATH's rules read.
     """
-    bare = text.replace("\\", "").replace("−", "-").strip(" \t\r\n*_`").removesuffix(".").strip(" \t*_`")
-    match = _NUMBER.fullmatch(bare.replace("$ ", "$").replace(" %", "%")) if len(bare) <= _LONGEST_NUMBER else None
-    if match is None or (match[1] and match[2]) or (match[4] and not int(match[4])):
+    bare = one_width(text).replace("\u2212", "-")
+    if len(bare) > _LONGEST_NUMBER:
+        return None
+    bare = bare.replace("\\$", "$").strip(" \t\r\n*_`").removesuffix(".").removesuffix("!").strip(" \t*_`")
+    bare = _CURRENCY.sub("", bare, count=1) if _CURRENCY.match(bare) else bare
+    match = _NUMBER.fullmatch(bare.replace("$ ", "$").replace(" %", "%"))
+    if match is None:
+        return _read_value(bare)
+    if (match[1] and match[2]) or (match[4] and not int(match[4])):
         return None
     value = Fraction(match[3].replace(",", "")) / int(match[4] or 1)
     return -value if "-" in match[1] + match[2] else value
+
+
+def _read_value(text: str) -> Fraction | None:
+    answer = normalise(text)
+    if grouped := _GROUPED.fullmatch(answer):
+        return Fraction(re.sub("[',]", "", grouped[1]) + (grouped[2] or ""))
+    if re.match(r"[-+]\s*[-+]", answer):
+        return None
+    try:
+        tree = parse(answer)
+    except (CannotParse, TooHard, RecursionError):
+        tree = None
+    value = None if tree is None else _value(tree)
+    counted = _COUNTED.fullmatch(answer)
+    if value is None and counted and acceptable(counted[2]):
+        number = parse_number(counted[1])
+        value = None if number is None else number * 10 ** power_of_ten(counted[2])
+    return value
+
+
+def _value(tree: Node) -> Fraction | None:
+    """The value of a tree without its unit, and of an equation its right side."""
+    if isinstance(tree, Rel) and set(tree.ops) <= {"=", "~"}:
+        tree = tree.parts[-1]
+    return try_rational(tree.value if isinstance(tree, Quantity) else tree)
 
 
 def _problem(identity: str, row: Row, where: str) -> Problem:

@@ -94,20 +94,11 @@ class Tracking:
     ) -> None:
         self._finish()
 
-    def on_step(self, record: StepRecord) -> None:
-        self._tell(record)
-
-    def on_evaluation(self, record: EvalRecord) -> None:
-        self._tell(record)
-
     def on_stage(self, *_args: object) -> None: ...
-    def on_collect(self, _record: object) -> None: ...
-    def on_alarm(self, _record: object) -> None: ...
-    def on_checkpoint(self, _record: object) -> None: ...
     def on_measure(self, *_args: object) -> None: ...
 
-    def _tell(self, record: StepRecord | EvalRecord) -> None:
-        if not self._alive:
+    def on_record(self, record: Record) -> None:
+        if not self._alive or not isinstance(record, StepRecord | EvalRecord):
             return
         # not at the start: a resumed run first cuts off the records behind its checkpoint
         records: Sequence[Record] = [record] if self._caught_up else [*self._run.records(), record]

@@ -21,6 +21,9 @@ CUT_OFF = 0.1
 VERIFIER_ERRORS = 0.01
 """Share of answers on which the verifier itself fails."""
 
+BOUNDED = 0.02
+"""Share of trained tokens with a bounded importance ratio above which the step is not the policy gradient it claims to be."""
+
 
 def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[AlarmRecord]:
     """Alarms that the last ``WINDOW`` steps give rise to.
@@ -42,6 +45,7 @@ def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[Alarm
         _truncation(recent),
         _moved_first_attempt(recent, strict_stage),
         _mismatch(recent),
+        _bounded(recent),
         _verifier_errors(recent),
     ]
     step = history[-1].step
@@ -114,6 +118,17 @@ def _mismatch(recent: Sequence[StepRecord]) -> Finding:
         return "sampler mismatch", (
             f"trainer and sampler disagree by up to {worst:.2f} nats on a token: the importance ratio is far from 1. Use "
             "model.dtype=float32 to see whether precision is the cause."
+        )
+    return None
+
+
+def _bounded(recent: Sequence[StepRecord]) -> Finding:
+    shares = [(r.ratio_capped or 0) + (r.ratio_masked or 0) for r in recent]
+    if np.mean(shares) > BOUNDED:
+        return "ratios bounded", (
+            f"{np.mean(shares):.0%} of the trained tokens had their importance ratio truncated or their sequence left out: "
+            "trainer and sampler compute different laws. Use model.dtype=float32 or engine.sampler=native, or see whether "
+            "train.ratio_cap and train.ratio_mask are too narrow."
         )
     return None
 

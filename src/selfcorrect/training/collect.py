@@ -7,7 +7,6 @@ crash is the part that was lost.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,146 +14,173 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.algorithm.imitation import Example, Imitation, example, paired_episodes, star_episodes
-from selfcorrect.algorithm.stages import Stage
-from selfcorrect.engines.base import Engine, Sampled
-from selfcorrect.episodes.play import GivenFirst, Play, next_prompt, play
+from selfcorrect.algorithm.imitation import Example, Imitation, examples, paired_episodes, star_episodes
+from selfcorrect.algorithm.stage import Stage
+from selfcorrect.engines.chat import Prompt
+from selfcorrect.episodes.play import GivenFirst, Play, play
 from selfcorrect.episodes.table import judged_means
 from selfcorrect.errors import DataError, Interrupted, RunError
 from selfcorrect.records.lines import CollectRecord
-from selfcorrect.records.run_directory import RunDirectory
-from selfcorrect.tasks.base import Task
+from selfcorrect.records.run_directory import Progress, RunDirectory
+from selfcorrect.training.context import Context, offline_of_step
 from selfcorrect.types import Attempt, Episode, Problem
 
 OFFLINE = "offline"
 """Name of the stored first attempts of the base."""
 
+Groups = Sequence[Sequence[Episode]]
 Rows = list[dict[str, Any]]
 
 
+def examples_of(
+    context: Context, stage: Stage, how: Imitation, progress: Progress
+) -> tuple[list[Example], list[CollectRecord]]:
+    """All that an imitating stage trains on, sampled from the published weights or read from the run directory.
+
+    A stage has as many parts as steps, each with the problems of one step of reinforcement learning. So every method
+    samples as many responses.
+
+    Raises:
+        DataError: nothing was kept.
+        Interrupted: a stop was requested.
+        RunError: a stored part is missing, and the weights that sampled it have moved on.
+    """
+    first = progress.step - progress.stage_step
+    batches = [context.batch(first + i) for i in range(stage.steps)]
+
+    def keep(part: int, groups: Groups) -> Rows:
+        rng = np.random.default_rng([context.config.seed, first, part, 2])
+        kept = [e for group in groups for e in _kept(context, how, group, rng)]
+        return [x.to_json() for e in kept for x in examples(e, how.train_attempt1)]
+
+    job = _Job(stage.name, stage.attempts, stage.samples_per_problem, batches, keep)
+    rows, records = _collected(context, job, progress, may_sample=progress.stage_step == 0)
+    if not rows:
+        raise _nothing(context.run, stage, how, sum(r.episodes for r in records))
+    return [Example.from_json(row) for row in rows], records
+
+
+def offline_firsts(
+    context: Context, stages: Sequence[Stage], progress: Progress
+) -> tuple[GivenFirst, list[CollectRecord]]:
+    """First attempts of the base for every problem that any step of the run will start from one.
+
+    Sampled before the first step, while the published weights are the base's. A problem that comes again later gets the
+    same ones, so this costs at most what sampling them in every step would.
+
+    Raises:
+        Interrupted, RunError: as ``examples_of``.
+    """
+    needed: dict[str, Problem] = {}
+    step = 0
+    for stage in stages:
+        for s in range(step, step + stage.steps) if stage.offline_share else ():
+            batch = offline_of_step(context.batch(s), context.config.seed, s, stage.offline_share)
+            needed |= {p.id: p for p in batch}
+        step += stage.steps
+    if not needed:
+        return {}, []
+
+    def keep(_part: int, groups: Groups) -> Rows:
+        return [{"problem": g[0].problem.id, "answers": [list(_ids(e.attempts[0])) for e in g]} for g in groups]
+
+    wanted, size = list(needed.values()), context.config.train.problems_per_step
+    batches = [wanted[i : i + size] for i in range(0, len(wanted), size)]
+    samples = max(stage.samples_per_problem for stage in stages if stage.offline_share)
+    job = _Job(OFFLINE, 1, samples, batches, keep)
+    rows, records = _collected(context, job, progress, may_sample=progress.step == 0)
+    return {row["problem"]: [tuple(ids) for ids in row["answers"]] for row in rows}, records
+
+
+def account(run: RunDirectory, progress: Progress, records: Sequence[CollectRecord]) -> Progress:
+    """Write down what was collected and count it. Done once per stage; a resumed run repeats it only if it was cut back."""
+    for record in records:
+        run.append(record)
+    return progress.model_copy(
+        update={
+            "train_seconds": progress.train_seconds + sum(r.seconds for r in records),
+            "sampled_tokens": progress.sampled_tokens + sum(r.sampled_tokens for r in records),
+            "sampled_responses": progress.sampled_responses + sum(r.sampled_responses for r in records),
+        }
+    )
+
+
 @dataclass(frozen=True)
-class Collector:
-    """Samples from the engine's published weights into the run directory."""
+class _Job:
+    name: str
+    """Of the file and its random streams."""
+    attempts: int
+    samples: int
+    batches: Sequence[Sequence[Problem]]
+    """The problems of each part."""
+    keep: Callable[[int, Groups], Rows]
+    """What is stored of a part's episodes."""
 
-    run: RunDirectory
-    engine: Engine
-    task: Task
-    runner: asyncio.Runner
-    step: int
-    """Optimiser steps done."""
-    tell: Callable[[CollectRecord], None]
-    """Hears of every new part."""
-    stop_requested: Callable[[], bool]
-    """Asked before every part."""
-    may_sample: bool = True
-    """False once the weights have moved on: what is stored must then be whole."""
 
-    def examples(self, stage: Stage, batches: Sequence[Sequence[Problem]]) -> tuple[list[Example], list[CollectRecord]]:
-        """All that an imitating stage trains on.
-
-        Args:
-            stage: its ``imitate`` says what is played and kept.
-            batches: the problems of each part: as many parts as the stage has steps, as many problems as a step of
-                reinforcement learning, so that every method samples as many responses.
-
-        Raises:
-            DataError: nothing was kept.
-            Interrupted: a stop was requested.
-        """
-        how = stage.imitate
-        assert how is not None
-
-        def keep(part: int, groups: Sequence[Sequence[Episode]]) -> Rows:
-            rng = np.random.default_rng([self.run.config.seed, self.step, part, 2])
-            return [example(e).to_json() for group in groups for e in self._kept(how, group, rng)]
-
-        rows, records = self._parts(stage.name, stage.attempts, stage.samples_per_problem, batches, keep)
-        if not rows:
-            raise self._nothing(stage, how, sum(r.episodes for r in records))
-        return [Example.from_json(row) for row in rows], records
-
-    def first_attempts(
-        self, samples: int, batches: Sequence[Sequence[Problem]]
-    ) -> tuple[GivenFirst, list[CollectRecord]]:
-        """Stored first attempts of the base, ``samples`` for each problem. Call before the first step only."""
-
-        def keep(_part: int, groups: Sequence[Sequence[Episode]]) -> Rows:
-            return [{"problem": g[0].problem.id, "answers": [list(_ids(e.attempts[0])) for e in g]} for g in groups]
-
-        rows, records = self._parts(OFFLINE, 1, samples, batches, keep)
-        return {row["problem"]: [tuple(ids) for ids in row["answers"]] for row in rows}, records
-
-    def _parts(
-        self,
-        name: str,
-        attempts: int,
-        samples: int,
-        batches: Sequence[Sequence[Problem]],
-        keep: Callable[[int, Sequence[Sequence[Episode]]], Rows],
-    ) -> tuple[Rows, list[CollectRecord]]:
-        stored = self.run.collected(name)
-        if len(stored) < len(batches) and not self.may_sample:
-            raise RunError(
-                f"{self.run.path} holds {len(stored)} of {len(batches)} parts of collected/{name}.jsonl, and the weights that "
-                "sampled them have moved on; put the file back, or start a new run"
+def _collected(
+    context: Context, job: _Job, progress: Progress, *, may_sample: bool
+) -> tuple[Rows, list[CollectRecord]]:
+    """All parts: those that are stored, then the missing ones. ``may_sample`` is False once the weights have moved on."""
+    run, config, parts = context.run, context.config, len(job.batches)
+    stored = run.collected(job.name)
+    if len(stored) < parts and not may_sample:
+        raise RunError(
+            f"{run.path} holds {len(stored)} of {parts} parts of collected/{job.name}.jsonl, and the weights that sampled "
+            "them have moved on; put the file back, or start a new run"
+        )
+    for part in range(len(stored), parts):
+        if context.stop_requested():
+            raise Interrupted(
+                f"stopped after step {progress.step} as asked, with {part} of {parts} parts of {job.name} sampled; continue "
+                f"with `{run.resume}`"
             )
-        for part in range(len(stored), len(batches)):
-            if self.stop_requested():
-                raise Interrupted(
-                    f"stopped after step {self.step} as asked, with {part} of {len(batches)} parts of {name} sampled; "
-                    f"continue with `selfcorrect train --resume {self.run.path}`"
-                )
-            start = time.perf_counter()
-            config = self.run.config
-            how = Play(attempts, samples, config.play.max_new_tokens, 1.0, (config.seed, "collect", name, part))
-            groups = self.runner.run(play(self.engine, self.task, batches[part], how))
-            rows = keep(part, groups)
-            record = self._record(name, part, len(batches), groups, len(rows), time.perf_counter() - start)
-            stored.append({"record": record.model_dump(mode="json"), "rows": rows})
-            self.run.append_collected(name, stored[-1])
-            self.tell(record)
-        return [row for s in stored for row in s["rows"]], [CollectRecord.model_validate(s["record"]) for s in stored]
-
-    def _record(
-        self, name: str, part: int, parts: int, groups: Sequence[Sequence[Episode]], kept: int, seconds: float
-    ) -> CollectRecord:
+        start = time.perf_counter()
+        stream = (config.seed, "collect", job.name, part)
+        how = Play(job.attempts, job.samples, config.play.max_new_tokens, 1.0, stream)
+        groups = context.runner.run(play(context.engine, context.task, job.batches[part], how))
+        rows = job.keep(part, groups)
         episodes = [e for group in groups for e in group]
         attempts = [a for e in episodes for a in e.attempts]
-        return CollectRecord(
-            step=self.step,
-            stage=name,
+        record = CollectRecord(
+            step=progress.step,
+            stage=job.name,
             part=part + 1,
             parts=parts,
             episodes=len(episodes),
             reward=judged_means(episodes),
-            kept=kept,
+            kept=len(rows),
             sampled_responses=len(attempts),
             sampled_tokens=sum(len(_ids(a)) for a in attempts),
-            seconds=seconds,
+            seconds=time.perf_counter() - start,
         )
+        stored.append({"record": record.model_dump(mode="json"), "rows": rows})
+        run.append_collected(job.name, stored[-1])
+        context.tell(record)
+    return [row for s in stored for row in s["rows"]], [CollectRecord.model_validate(s["record"]) for s in stored]
 
-    def _kept(self, how: Imitation, group: Sequence[Episode], rng: np.random.Generator) -> list[Episode]:
-        if how.source == "star":
-            return star_episodes(group, how.keep_right)
 
-        def prompt_after(first: Attempt) -> tuple[int, ...]:
-            messages = self.task.first_messages(group[0].problem)
-            answer = Sampled(_ids(first), (), "end")
-            return next_prompt(self.engine, messages, self.task.instruction, first.prompt_ids or (), answer)
+def _kept(context: Context, how: Imitation, group: Sequence[Episode], rng: np.random.Generator) -> list[Episode]:
+    if how.source == "star":
+        return star_episodes(group, how.keep_right)
 
-        return paired_episodes(group, how.keep_right, rng, prompt_after)
+    def prompt_after(first: Attempt) -> tuple[int, ...]:
+        asked = Prompt(first.prompt_ids or (), context.task.first_messages(group[0].problem))
+        return context.engine.chat.extend(asked, _ids(first), context.task.instruction).ids
 
-    def _nothing(self, stage: Stage, how: Imitation, episodes: int) -> DataError:
-        wanted = {
-            "star": "no second attempt that turns a wrong first one into a right one",
-            "pair_sft": "no problem with both a wrong and a right response",
-        }[how.source]
-        more = "" if how.keep_right else "method.dataset=D+ (keeps right answers too), "
-        return DataError(
-            f"{stage.title} has nothing to train on: {episodes} sampled episodes hold {wanted}"
-            f"{', nor a right one kept' if how.keep_right else ''}. Start a new run with {more}a larger "
-            f"train.samples_per_problem or easier problems; this one is kept as it is in {self.run.path}"
-        )
+    return paired_episodes(group, how.keep_right, rng, prompt_after)
+
+
+def _nothing(run: RunDirectory, stage: Stage, how: Imitation, episodes: int) -> DataError:
+    wanted = {
+        "star": "no second attempt that turns a wrong first one into a right one",
+        "pair_sft": "no problem with both a wrong and a right response",
+    }[how.source]
+    more = "" if how.keep_right else "method.dataset=D+ (keeps right answers too), "
+    return DataError(
+        f"{stage.title} has nothing to train on: {episodes} sampled episodes hold {wanted}"
+        f"{', nor a right one kept' if how.keep_right else ''}. Start a new run with {more}a larger "
+        f"train.samples_per_problem or easier problems; this one is kept as it is in {run.path}"
+    )
 
 
 def _ids(attempt: Attempt) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""The one training loop. Every method is episodes -> per-token weights -> forward_backward, optim_step, publish.
+"""The one training loop. Every stage is steps of data -> forward_backward, optim_step, publish; each brings its own.
 
-A stage that imitates collects its episodes before its first step; all other stages play fresh ones in every step.
+``kinds.begin`` gives a stage's step. The loop advances, records, rings alarms, and writes checkpoints.
 """
 
 from __future__ import annotations
@@ -9,38 +9,38 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from selfcorrect.algorithm.imitation import Example
-from selfcorrect.algorithm.stages import Stage, plan
-from selfcorrect.algorithm.variants import adapted_scale
+from selfcorrect.algorithm.stage import Stage
+from selfcorrect.algorithm.stages import plan
+from selfcorrect.algorithm.variants import scale_after
 from selfcorrect.engines.base import Engine
-from selfcorrect.episodes.play import GivenFirst
 from selfcorrect.errors import Interrupted
 from selfcorrect.records.lines import AlarmRecord, CheckpointRecord, CollectRecord, EvalRecord, StepRecord, episode_row
 from selfcorrect.records.run_directory import Progress, RunDirectory
 from selfcorrect.tasks.base import Task
 from selfcorrect.training import alarms
-from selfcorrect.training.collect import Collector
-from selfcorrect.training.step import imitate, reinforce
-from selfcorrect.types import BASE, Episode, Problem
+from selfcorrect.training.context import Context
+from selfcorrect.training.kinds import begin, prepare
+from selfcorrect.training.step import Groups
+
+Watched = StepRecord | CollectRecord | AlarmRecord | CheckpointRecord | EvalRecord
+"""What observers are told of."""
 
 
 class Observer(Protocol):
     """Whoever watches a run: the terminal, a tracker. Training never waits for an answer."""
 
-    def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None: ...
-    def on_collect(self, record: CollectRecord) -> None: ...
-    def on_step(self, record: StepRecord) -> None: ...
-    def on_alarm(self, record: AlarmRecord) -> None: ...
-    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
-    def on_measure(self, name: str, answers: int, most: int) -> None:
-        """An evaluation and its controls have got so many answers, of ``most`` at most."""
+    def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None:
+        """A stage begins, or a resumed run continues it."""
 
-    def on_evaluation(self, record: EvalRecord) -> None: ...
+    def on_record(self, record: Watched) -> None:
+        """Something was recorded; collected parts are told as they are sampled."""
+
+    def on_measure(self, name: str, answers: int, most: int) -> None:
+        """Progress of an evaluation and its controls: answers received, and the maximum expected."""
 
 
 class Observers:
@@ -53,56 +53,13 @@ class Observers:
         for o in self._observers:
             o.on_stage(stage, first_step, total_steps)
 
-    def on_collect(self, record: CollectRecord) -> None:
+    def on_record(self, record: Watched) -> None:
         for o in self._observers:
-            o.on_collect(record)
-
-    def on_step(self, record: StepRecord) -> None:
-        for o in self._observers:
-            o.on_step(record)
-
-    def on_alarm(self, record: AlarmRecord) -> None:
-        for o in self._observers:
-            o.on_alarm(record)
-
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
-        for o in self._observers:
-            o.on_checkpoint(record)
+            o.on_record(record)
 
     def on_measure(self, name: str, answers: int, most: int) -> None:
         for o in self._observers:
             o.on_measure(name, answers, most)
-
-    def on_evaluation(self, record: EvalRecord) -> None:
-        for o in self._observers:
-            o.on_evaluation(record)
-
-
-def problems_of_step(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:
-    """Problems of a 0-based step: consecutive slices of a fresh seeded permutation per epoch.
-
-    A pure function of (seed, step), so that a resumed run needs no data-loader state. No problem comes twice in a step, so
-    a step across the end of an epoch, or of more problems than there are, may hold fewer than ``count``.
-    """
-    out: list[Problem] = []
-    position = step * count
-    while len(out) < count:
-        epoch, offset = divmod(position, len(problems))
-        order = np.random.default_rng([seed, epoch]).permutation(len(problems))
-        taken = order[offset : offset + count - len(out)]
-        out += [problems[i] for i in taken]
-        position += len(taken)
-    return list({p.id: p for p in out}.values())
-
-
-def offline_of_step(batch: Sequence[Problem], seed: int, step: int, share: float) -> list[Problem]:
-    """The problems of a step that start from stored first attempts: a share of them, in expectation exactly.
-
-    A pure function of (seed, step). A fractional count is rounded up as often as its fraction says.
-    """
-    rng = np.random.default_rng([seed, step, 1])
-    count = int(share * len(batch) + rng.random())
-    return [batch[i] for i in sorted(rng.permutation(len(batch))[:count])]
 
 
 def train(
@@ -111,8 +68,9 @@ def train(
     task: Task,
     observer: Observer,
     stop_requested: Callable[[], bool] = lambda: False,
+    stages: Sequence[Stage] | None = None,
 ) -> Progress:
-    """Run all stages of the run's method from its latest checkpoint, or from the start.
+    """Run all stages from the run's latest checkpoint, or from the start.
 
     Args:
         run: an open run directory.
@@ -120,6 +78,7 @@ def train(
         task: the run's task.
         observer: is told of every step.
         stop_requested: asked after every step; True writes a checkpoint and stops.
+        stages: None takes those of the run's method.
 
     Returns:
         The final progress; ``best_step`` names the checkpoint to keep.
@@ -128,130 +87,55 @@ def train(
         Interrupted: a stop was requested; a checkpoint has been written.
         DataError: a stage that imitates found nothing to imitate.
     """
-    config = run.config
-    stages = plan(config)
-    problems = task.problems("train")
-    progress = _restore(run, engine, observer)
+    config = run.config.train
+    stages = plan(run.config) if stages is None else stages
+    total = sum(stage.steps for stage in stages)
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is None:
+        _freeze(engine, stages[0])
+        engine.publish()
+        progress = _checkpoint(run, engine, Progress(), None, observer)
+    else:
+        progress = run.read_progress(checkpoint)
+        engine.load(checkpoint)
     history = [r for r in run.records() if isinstance(r, StepRecord)]
     with asyncio.Runner() as runner:
-        tell = observer.on_collect
-        collector = Collector(run, engine, task, runner, progress.step, tell, stop_requested, progress.step == 0)
-        firsts, progress = _offline_firsts(collector, stages, problems, progress)
+        context = Context(run, engine, task, task.problems("train"), runner, observer.on_record, stop_requested)
+        context, progress = prepare(context, stages, progress)
         for index in range(progress.stage, len(stages)):
-            stage, final = stages[index], index == len(stages) - 1
+            stage = stages[index]
             if index > progress.stage:
                 progress = progress.model_copy(update={"stage": index, "stage_step": 0})
                 engine.reset_optimiser()
-                if stage.freeze is not None:
-                    engine.snapshot(stage.freeze)
-            observer.on_stage(stage, progress.step, config.train.steps)
-            examples, progress = _examples(collector, stage, problems, progress)
+                _freeze(engine, stage)
+            elif progress.stage_step == stage.steps:
+                continue
+            observer.on_stage(stage, progress.step, total)
+            take_step, progress = begin(context, stage, progress)
             while progress.stage_step < stage.steps:
-                batch = problems_of_step(problems, config.seed, progress.step, config.train.problems_per_step)
-                if stage.imitate is not None:
-                    groups: list[list[Episode]] = []
-                    record = imitate(config, engine, stage, progress, examples)
-                else:
-                    given = _given(firsts, batch, config.seed, progress.step, stage.offline_share)
-                    record, groups = reinforce(config, engine, task, stage, progress, batch, runner, given)
+                record, groups = take_step(progress)
                 history.append(record)
-                progress = _advance(progress, record, stage)
+                progress = _advanced(progress, record, stage)
                 _write_step(run, record, groups, observer)
-                if stage.imitate is None:
-                    _ring(run, history, stages, observer)
+                _ring(run, history, stages, observer)
                 stop = stop_requested()
-                due = progress.stage_step == stage.steps or progress.step % config.train.checkpoint_every == 0
+                due = progress.stage_step == stage.steps or progress.step % config.checkpoint_every == 0
                 if stop or due:
                     # only checkpoints that are due compete for the best: a stop must not change what is kept
-                    window = min(config.train.best_window, stage.steps)
-                    full = final and due and stage.imitate is None and progress.stage_step >= window
-                    judged = history[-window:] if full else None
-                    progress = _checkpoint(run, engine, progress, judged, observer)
+                    window = min(config.best_window, stage.steps)
+                    full = index == len(stages) - 1 and due and record.reward and progress.stage_step >= window
+                    progress = _checkpoint(run, engine, progress, history[-window:] if full else None, observer)
                 if stop:
-                    raise Interrupted(
-                        f"stopped after step {progress.step} as asked; continue with `selfcorrect train --resume {run.path}`"
-                    )
+                    raise Interrupted(f"stopped after step {progress.step} as asked; continue with `{run.resume}`")
     return progress
 
 
-def _restore(run: RunDirectory, engine: Engine, observer: Observer) -> Progress:
-    """Go on from the latest checkpoint; a new run first writes one at step 0, which also freezes the base."""
-    checkpoint = run.latest_checkpoint()
-    if checkpoint is not None:
-        progress = run.read_progress(checkpoint)
-        engine.load(checkpoint)
-        return progress
-    engine.snapshot(BASE)
-    engine.publish()
-    return _checkpoint(run, engine, Progress(), None, observer)
+def _freeze(engine: Engine, stage: Stage) -> None:
+    if stage.freeze is not None:
+        engine.snapshot(stage.freeze)
 
 
-def _examples(
-    collector: Collector, stage: Stage, problems: Sequence[Problem], progress: Progress
-) -> tuple[list[Example], Progress]:
-    """What an imitating stage trains on; at its start also the policy that it starts from."""
-    if stage.imitate is None or progress.stage_step == stage.steps:
-        return [], progress
-    config, first = collector.run.config, progress.step - progress.stage_step
-    batches = [
-        problems_of_step(problems, config.seed, first + i, config.train.problems_per_step) for i in range(stage.steps)
-    ]
-    collector = replace(collector, step=progress.step, may_sample=progress.stage_step == 0)
-    examples, records = collector.examples(stage, batches)
-    if progress.stage_step == 0:
-        progress = _account(collector.run, progress, records)
-        collector.engine.restore(stage.imitate.start)
-        collector.engine.publish()
-    return examples, progress
-
-
-def _offline_firsts(
-    collector: Collector, stages: Sequence[Stage], problems: Sequence[Problem], progress: Progress
-) -> tuple[GivenFirst, Progress]:
-    """First attempts of the base for every problem that any step of the run will start from one.
-
-    Sampled before the first step, while the published weights are the base's. A problem that comes again later gets the
-    same ones, so this costs at most what sampling them in every step would.
-    """
-    config, step = collector.run.config, 0
-    needed: dict[str, Problem] = {}
-    for stage in stages:
-        for s in range(step, step + stage.steps) if stage.offline_share else ():
-            batch = problems_of_step(problems, config.seed, s, config.train.problems_per_step)
-            needed |= {p.id: p for p in offline_of_step(batch, config.seed, s, stage.offline_share)}
-        step += stage.steps
-    if not needed:
-        return {}, progress
-    wanted, size = list(needed.values()), config.train.problems_per_step
-    samples = max(stage.samples_per_problem for stage in stages if stage.offline_share)
-    firsts, records = collector.first_attempts(samples, [wanted[i : i + size] for i in range(0, len(wanted), size)])
-    return firsts, _account(collector.run, progress, records) if progress.step == 0 else progress
-
-
-def _given(
-    firsts: GivenFirst, batch: Sequence[Problem], seed: int, step: int, share: float
-) -> dict[str, Sequence[tuple[int, ...]]]:
-    return {p.id: firsts[p.id] for p in offline_of_step(batch, seed, step, share)} if share else {}
-
-
-def _account(run: RunDirectory, progress: Progress, records: Sequence[CollectRecord]) -> Progress:
-    """Write down what was collected and count it. Done once per stage; a resumed run repeats it only if it was cut back."""
-    for record in records:
-        run.append(record)
-    return progress.model_copy(
-        update={
-            "train_seconds": progress.train_seconds + sum(r.seconds for r in records),
-            "sampled_tokens": progress.sampled_tokens + sum(r.sampled_tokens for r in records),
-            "sampled_responses": progress.sampled_responses + sum(r.sampled_responses for r in records),
-        }
-    )
-
-
-def _advance(progress: Progress, record: StepRecord, stage: Stage) -> Progress:
-    scale = progress.beta2_scale
-    if stage.kl_target is not None:
-        held = [kl for kl in record.kl[:-1] if kl is not None]
-        scale = adapted_scale(scale, float(np.mean(held)), stage.kl_target)
+def _advanced(progress: Progress, record: StepRecord, stage: Stage) -> Progress:
     return progress.model_copy(
         update={
             "step": progress.step + 1,
@@ -259,28 +143,28 @@ def _advance(progress: Progress, record: StepRecord, stage: Stage) -> Progress:
             "train_seconds": progress.train_seconds + sum(record.seconds.values()),
             "sampled_tokens": progress.sampled_tokens + record.sampled_tokens,
             "sampled_responses": progress.sampled_responses + (record.sampled_responses or 0),
-            "beta2_scale": scale,
+            "beta2_scale": scale_after(stage, progress.beta2_scale, record.kl),
         }
     )
 
 
-def _write_step(run: RunDirectory, record: StepRecord, groups: Sequence[Sequence[Episode]], observer: Observer) -> None:
+def _write_step(run: RunDirectory, record: StepRecord, groups: Groups, observer: Observer) -> None:
     run.append(record)
     for group in groups[: run.config.train.log_problems_per_step]:
         for episode in group:
             for path in episode.paths:
                 run.append_episode(episode_row(path, step=record.step, stage=record.stage))
-    observer.on_step(record)
+    observer.on_record(record)
 
 
 def _ring(run: RunDirectory, history: Sequence[StepRecord], stages: Sequence[Stage], observer: Observer) -> None:
-    """Report alarms once per window, not at every step."""
-    if history[-1].step % alarms.WINDOW:
+    """Report alarms once per window, not at every step. They are about episodes: a step that played none rings none."""
+    if history[-1].step % alarms.WINDOW or not history[-1].reward:
         return
     strict = stages[0].name if len(stages) > 1 else None
     for alarm in alarms.check(history, strict):
         run.append(alarm)
-        observer.on_alarm(alarm)
+        observer.on_record(alarm)
 
 
 def _checkpoint(
@@ -307,7 +191,7 @@ def _checkpoint(
     with run.writing_checkpoint(progress) as directory:
         engine.save(directory)
     run.prune(run.config.train.keep_checkpoints, progress.best_step)
-    observer.on_checkpoint(record)
+    observer.on_record(record)
     return progress
 
 

@@ -1,66 +1,41 @@
-"""One optimiser step of either kind, with its record: reinforcement on fresh episodes, or imitation of stored ones."""
+"""One optimiser step with its record: reinforcement on fresh episodes, or cross-entropy on given sequences."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
-from selfcorrect.algorithm.imitation import Example, batch_of_step, imitation_data
+from selfcorrect.algorithm.ratios import bound_ratios
 from selfcorrect.algorithm.sequences import BatchReport, last_attempt_from, lay_out, policy_gradient_data
-from selfcorrect.algorithm.stages import Stage
-from selfcorrect.config import Config, TrainConfig
-from selfcorrect.engines.base import CURRENT, AdamParams, Engine, OptimResult
-from selfcorrect.episodes.play import GivenFirst, Play, play
-from selfcorrect.episodes.table import judged_mean
+from selfcorrect.algorithm.stage import Stage
+from selfcorrect.algorithm.variants import credit_of
+from selfcorrect.config import TrainConfig
+from selfcorrect.engines.base import CURRENT, AdamParams, OptimResult
+from selfcorrect.episodes.play import Play, play
+from selfcorrect.episodes.table import drafted_share_K, judged_mean
 from selfcorrect.records.lines import StepRecord
 from selfcorrect.records.run_directory import Progress
-from selfcorrect.tasks.base import Task
-from selfcorrect.types import BASE, Attempt, Datum, Episode, FloatArray, Problem, Verdict
+from selfcorrect.training.context import Context, offline_of_step
+from selfcorrect.types import BASE, Attempt, Datum, Episode, FloatArray, Verdict
+
+Groups = Sequence[Sequence[Episode]]
 
 
-@dataclass
-class _Clock:
-    """Wall seconds by phase of one step."""
-
-    seconds: dict[str, float]
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def reinforce(
-    config: Config,
-    engine: Engine,
-    task: Task,
-    stage: Stage,
-    progress: Progress,
-    batch: Sequence[Problem],
-    runner: asyncio.Runner,
-    given_first: GivenFirst | None = None,
-) -> tuple[StepRecord, list[list[Episode]]]:
+def reinforce(context: Context, stage: Stage, progress: Progress) -> tuple[StepRecord, Groups]:
     """Play, weight, update, publish.
 
     Args:
-        config: of the run.
-        engine: trained in place and published.
-        task: prompts and verdicts.
+        context: of the run.
         stage: one with a credit.
-        progress: before this step; names the random streams.
-        batch: the step's problems.
-        runner: of the event loop.
-        given_first: stored first attempts of some of the problems.
+        progress: before this step; names the problems and the random streams.
     """
-    clock = _Clock({})
+    config, engine = context.config, context.engine
+    seconds: dict[str, float] = {}
+    batch = context.batch(progress.step)
+    started = offline_of_step(batch, config.seed, progress.step, stage.offline_share) if stage.offline_share else []
     how = Play(
         stage.attempts,
         stage.samples_per_problem,
@@ -69,42 +44,58 @@ def reinforce(
         (config.seed, "train", progress.step),
         stage.branches,
     )
-    with clock.phase("sample"):
-        groups = runner.run(play(engine, task, batch, how, given_first))
-    with clock.phase("reference"):
+    with _timed(seconds, "sample"):
+        given = {p.id: context.firsts[p.id] for p in started}
+        groups = context.runner.run(play(engine, context.task, batch, how, given))
+    with _timed(seconds, "reference"):
         layout = lay_out(groups)
         reference = layout.by_attempt(engine.logprobs(layout.sequences, BASE))
         if stage.earlier_reference != BASE:
             held = layout.by_attempt(engine.logprobs(layout.sequences, stage.earlier_reference))
             reference = last_attempt_from(held, reference)
         # like is compared with like: both sides of the KL come from the trainer's pass where the sampler's differs
-        current = None
-        if not engine.info.exact_sampler:
-            current = layout.by_attempt(engine.logprobs(layout.sequences, CURRENT))
-    with clock.phase("update"):
-        data, report = policy_gradient_data(layout, reference, stage.credit_at(progress.beta2_scale), current)
+        exact = engine.info.exact_sampler
+        cap, band = config.train.ratio_bounds(exact)
+        bounded = cap is not None or band is not None
+        own = engine.logprobs(layout.sequences, CURRENT) if bounded or not exact else []
+        current = None if exact else layout.by_attempt(own)
+    with _timed(seconds, "update"):
+        credit = credit_of(stage, progress.beta2_scale)
+        data, report = policy_gradient_data(layout, reference, credit, current)
+        ratios = None
+        if bounded:
+            data, ratios = bound_ratios(data, own, cap, band)
         trained = engine.forward_backward(data, stage.loss)
-        result = engine.optim_step(_adam(config.train, progress.stage_step))
+        result = engine.optim_step(adam_of(config.train, progress.stage_step))
         engine.publish()
-    record = _record(stage, progress, groups, report, data, trained, result, clock.seconds)
+    record = _record(stage, progress, groups, report, data, trained, result, seconds)
+    if ratios is not None:
+        found = {"ratio_capped": ratios.capped, "ratio_masked": ratios.masked}
+        worst = max(record.sampler_mismatch, ratios.largest_gap)  # also in sequences that were left out
+        record = record.model_copy(update={**found, "sampler_mismatch": worst})
     return record, groups
 
 
 def imitate(
-    config: Config, engine: Engine, stage: Stage, progress: Progress, examples: Sequence[Example]
-) -> StepRecord:
-    """Cross-entropy on the step's share of the stage's examples; one epoch over all of its steps."""
-    assert stage.imitate is not None
-    clock = _Clock({})
-    with clock.phase("update"):
-        key = (config.seed, progress.step - progress.stage_step)
-        chosen = batch_of_step(len(examples), stage.steps, key, progress.stage_step)
-        data = imitation_data([examples[i] for i in chosen], stage.imitate.train_attempt1)
+    context: Context, stage: Stage, progress: Progress, data: Sequence[Datum], adam: AdamParams
+) -> tuple[StepRecord, Groups]:
+    """Cross-entropy on sequences that carry their weights; there are no episodes.
+
+    Args:
+        context: of the run.
+        stage: one that imitates.
+        progress: before this step.
+        data: the step's sequences.
+        adam: of this step.
+    """
+    engine = context.engine
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "update"):
         trained = engine.forward_backward(data, stage.loss)
-        result = engine.optim_step(_adam(config.train, progress.stage_step))
+        result = engine.optim_step(adam)
         engine.publish()
     targets = np.concatenate([t[~np.isnan(t)] for t in trained])
-    return StepRecord(
+    record = StepRecord(
         step=progress.step + 1,
         stage=stage.name,
         stage_step=progress.stage_step + 1,
@@ -125,15 +116,25 @@ def imitate(
         learning_rate=result.learning_rate,
         sampler_mismatch=0.0,
         sampled_tokens=0,
-        seconds=clock.seconds,
+        seconds=seconds,
         sampled_responses=0,
         loss=-float(targets.mean()),
     )
+    return record, []
 
 
-def _adam(t: TrainConfig, stage_step: int) -> AdamParams:
+def adam_of(t: TrainConfig, stage_step: int) -> AdamParams:
+    """Adam at a 0-based step of a stage: a linear warm-up, then constant."""
     ramp = min(1.0, (stage_step + 1) / t.warmup_steps) if t.warmup_steps else 1.0
     return AdamParams(t.learning_rate * ramp, t.adam_beta1, t.adam_beta2, t.adam_eps, t.weight_decay, t.grad_clip)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Note the wall seconds of one phase of a step."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start
 
 
 def _record(
@@ -155,6 +156,8 @@ def _record(
         [a for a in column if a.source == "sampled"] for column in zip(*(e.attempts for e in episodes), strict=True)
     ]
     several = rewards_NK.shape[1] > 1
+    answers = [[a.grade.extracted if a.grade else None for a in e.attempts[-2:]] for e in episodes]
+    changed = [before != after for before, after in answers] if several else []
     gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
     return StepRecord(
         step=progress.step + 1,
@@ -167,9 +170,12 @@ def _record(
         no_answer=[_mean([_verdict(a) is Verdict.NO_ANSWER for a in column]) for column in sampled_K],
         errors=sum(_verdict(a) is Verdict.ERROR for a in attempts),
         answer_tokens=[_mean([len(a.token_ids or ()) for a in column]) for column in sampled_K],
+        thinking_tokens=[_mean([a.thinking_tokens or 0 for a in column]) for column in sampled_K]
+        if any(a.thinking_tokens for a in attempts)
+        else None,
         zero_variance=list(report.zero_variance_share_K),
         skipped_groups=list(report.skipped_groups_K),
-        answer_change=float(np.mean([_changed(e) for e in episodes])) if several else None,
+        answer_change=float(np.mean(changed)) if several else None,
         fixed=judged_mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1), judged_N) if several else None,
         broken=judged_mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0), judged_N) if several else None,
         grad_norm=result.grad_norm,
@@ -180,6 +186,7 @@ def _record(
         seconds=seconds,
         sampled_responses=len(attempts),
         beta2_scale=progress.beta2_scale if stage.kl_target is not None else None,
+        drafted=drafted_share_K(episodes),
     )
 
 
@@ -196,8 +203,3 @@ def _accuracy(column: Sequence[Attempt]) -> float | None:
 
 def _verdict(attempt: Attempt) -> Verdict | None:
     return attempt.grade.verdict if attempt.grade else None
-
-
-def _changed(episode: Episode) -> bool:
-    before, after = (a.grade.extracted if a.grade else None for a in episode.attempts[-2:])
-    return before != after

@@ -6,20 +6,22 @@ on self-generated corrections); it stands for what an instruct model's own train
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
-from selfcorrect.config import Config
-from selfcorrect.engines.base import AdamParams, Engine
+from selfcorrect.algorithm.imitation import Demonstrations, cross_entropy_data
+from selfcorrect.algorithm.stage import Stage
+from selfcorrect.config import SftConfig
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.errors import ConfigError, SelfCorrectError
 from selfcorrect.tasks.base import Demonstrates, Task
 from selfcorrect.types import Datum, Problem
 
-REPORT_EVERY = 10
+
+def warm_up_stage(sft: SftConfig) -> Stage:
+    """The warm-up as a stage of the one training loop."""
+    return Stage("warm_up", "Warm-up", sft.steps, 0, Demonstrations(sft.examples_per_step, sft.learning_rate))
 
 
 def require_demonstrations(task: Task) -> Demonstrates:
@@ -50,59 +52,28 @@ def require_demonstrations(task: Task) -> Demonstrates:
     return task
 
 
-def warm_up(engine: Engine, task: Task, config: Config, say: Callable[[str], None]) -> list[float]:
-    """Train on demonstrations by cross-entropy over the answers' tokens.
+def demonstration_data(
+    chat: ChatFormat, task: Task, demonstrations: Iterable[tuple[Problem, tuple[str, ...]]]
+) -> list[Datum]:
+    """Demonstrations as training data: 1 / (answer tokens of the batch) on every answer token, its end token included.
 
     Args:
-        engine: trained in place and published.
-        task: must implement ``Demonstrates``.
-        config: its ``sft`` section and seed.
-        say: receives a line every few steps.
-
-    Returns:
-        Mean negative log-likelihood per answer token of every step, in nats.
-
-    Raises:
-        ConfigError: the task has no demonstrations.
+        chat: renders the conversation.
+        task: its prompts and instruction stand between the answers.
+        demonstrations: problems, each with the answers to give.
     """
-    stream = require_demonstrations(task).demonstrations(config.seed)
-    losses = []
-    for step in range(config.sft.steps):
-        start = time.perf_counter()
-        data = _batch(engine.chat, task, stream, config.sft.examples_per_step)
-        logprobs = engine.forward_backward(data, "cross_entropy")
-        # linear decay to a tenth: the last steps should settle the format, not shake it
-        rate = config.sft.learning_rate * (1 - 0.9 * step / config.sft.steps)
-        engine.optim_step(AdamParams(rate, grad_clip=1.0))
-        losses.append(-float(np.concatenate([lp[~np.isnan(lp)] for lp in logprobs]).mean()))
-        if step % REPORT_EVERY == 0 or step + 1 == config.sft.steps:
-            say(
-                f"warm-up step {step + 1} of {config.sft.steps}: {losses[-1]:.3f} nats per token, {time.perf_counter() - start:.1f} s per step"
-            )
-    engine.publish()
-    return losses
-
-
-def _batch(chat: ChatFormat, task: Task, stream: Iterator[tuple[Problem, tuple[str, ...]]], count: int) -> list[Datum]:
-    laid_out = [_lay_out(chat, task, problem, answers) for problem, answers in itertools.islice(stream, count)]
-    total = sum(int(mask.sum()) for _, mask in laid_out)
-    return [
-        Datum(np.array(tokens), mask / total, np.zeros(len(tokens)), np.zeros(len(tokens), dtype=bool))
-        for tokens, mask in laid_out
-    ]
-
-
-def _lay_out(chat: ChatFormat, task: Task, problem: Problem, answers: Sequence[str]) -> tuple[list[int], np.ndarray]:
-    """Token ids of the whole conversation, and a mask of the answers with their end tokens."""
-    messages = task.first_messages(problem)
-    tokens = list(chat.prompt_ids(messages))
-    mask = [False] * len(tokens)
-    for k, text in enumerate(answers):
-        if k:
-            bridge = chat.bridge_ids(messages, task.instruction, chat.ended(tokens))
-            tokens += bridge
-            mask += [False] * len(bridge)
-        answer = chat.answer_ids(text)
-        tokens += answer
-        mask += [True] * len(answer)
-    return tokens, np.array(mask)
+    sequences_T: list[list[int]] = []
+    targets_T: list[list[bool]] = []
+    for problem, answers in demonstrations:
+        prompt = chat.begin(task.first_messages(problem))
+        for k, text in enumerate(answers):
+            answer = chat.answer_ids(text)
+            if k == 0 or chat.renders_anew:  # a later attempt that reads a new rendering is a sequence of its own
+                sequences_T.append([])
+                targets_T.append([])
+            tokens, targets = sequences_T[-1], targets_T[-1]
+            asked = prompt.ids[len(tokens) :]
+            tokens += [*asked, *answer]
+            targets += [*[False] * len(asked), *[True] * len(answer)]
+            prompt = chat.extend(prompt, answer, task.instruction)
+    return cross_entropy_data(sequences_T, [np.array(targets) for targets in targets_T])

@@ -290,5 +290,6 @@ def complete_adapter(path: Path, model: str) -> None:
     with safe_open(path / "adapter_model.safetensors", "np") as tensors:
         names = list(tensors.keys())
     modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names})
-    config |= {"base_model_name_or_path": model, "target_modules": modules, "task_type": "CAUSAL_LM"}
+    base = str(Path(model).resolve()) if Path(model).is_dir() else model
+    config |= {"base_model_name_or_path": base, "target_modules": modules, "task_type": "CAUSAL_LM"}
     file.write_text(json.dumps(config, indent=2) + "\n")

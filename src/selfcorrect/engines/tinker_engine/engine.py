@@ -309,7 +309,7 @@ class TinkerEngine:
         with self._verb("export"):
             retried(lambda: policy.export(_new_name(), path))
         complete_adapter(path, self._model)
-        self.chat.tokenizer.save_pretrained(path)
+        self.chat.save(path)
 
     def _save_state(self) -> str:
         policy = self._trained()

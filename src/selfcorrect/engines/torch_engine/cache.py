@@ -46,65 +46,79 @@ def cache_argument(decoder: type[nn.Module]) -> str:
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checked here
-    """A cache in which all rows write the same slot and a mask says which slots of a row hold real tokens.
+    """A cache in which a token's slot is its position, so that rows may have unequal lengths and grow unequally fast.
 
-    Rows of unequal length have holes (``valid_BS`` False) instead of shifted contents, so that an answer that ended
-    early can be extended later in the same buffer. Positions are passed to the model explicitly.
+    ``place`` says where a pass writes. What is written past a row's length (padding, drafts that were refused) is never
+    attended to, and is overwritten once the row has a token at that position.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor] | None], valid_BS: Tensor, length: int) -> None:
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor] | None], lengths_B: Tensor, capacity: int) -> None:
         super().__init__(layers=[])
         self._layers: list[tuple[Tensor, Tensor] | None] = list(layers)
-        self.valid_BS = valid_BS
-        """True where a slot holds a token of the row; shape [B, capacity]."""
-        self.capacity = valid_BS.shape[1]
-        self.length = length
-        """Slots that all layers have written. The caller adds a pass's slots after it."""
+        self.lengths_B = lengths_B
+        """Tokens that each row holds, on the CPU. The caller adds those that a pass was to keep."""
+        self.capacity = capacity
+        """Slots of each row, one more than the tokens that it may hold: padding past the end goes into the last one."""
+        self._rows: Tensor | None = None
+        self._slots: Tensor | None = None
+        self._end = 0
+
+    @property
+    def slots(self) -> int:
+        """Of all rows together."""
+        return len(self.lengths_B) * self.capacity
+
+    def place(self, rows_NQ: Tensor, slots_NQ: Tensor, end: int) -> None:
+        """Where the next pass writes.
+
+        Args:
+            rows_NQ, slots_NQ: row and slot of each of its tokens, on the device.
+            end: the pass attends to the slots before it.
+        """
+        self._rows, self._slots, self._end = rows_NQ, slots_NQ, end
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: object, **_kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write this step's keys and values after the ``length`` slots of earlier steps; return all slots so far."""
+        """Write this pass's keys and values; return those of all rows up to the end, shape [B, heads, end, width]."""
         stored = self._layers[layer_idx]
         if stored is None:
-            rows, heads, _, width = key_states.shape
-            value_width = value_states.shape[-1]
+            rows, heads = len(self.lengths_B), key_states.shape[1]
             stored = (
-                key_states.new_zeros(rows, heads, self.capacity, width),
-                value_states.new_zeros(rows, heads, self.capacity, value_width),
+                key_states.new_zeros(rows, heads, self.capacity, key_states.shape[-1]),
+                value_states.new_zeros(rows, heads, self.capacity, value_states.shape[-1]),
             )
             self._layers[layer_idx] = stored
-        end = self.length + key_states.shape[2]
-        stored[0][:, :, self.length : end] = key_states
-        stored[1][:, :, self.length : end] = value_states
-        return stored[0][:, :, :end], stored[1][:, :, :end]
+        for kept, new in zip(stored, (key_states, value_states), strict=True):
+            kept[self._rows, :, self._slots] = new.transpose(1, 2)
+        return stored[0][:, :, : self._end], stored[1][:, :, : self._end]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
+        return int(self.lengths_B.max())
 
     def select(self, rows: Tensor, capacity: int) -> SlotCache:
-        """Copy of some rows (repeats allowed) with room for ``capacity`` slots."""
+        """Copy of some rows (repeats allowed; indices on the CPU) with ``capacity`` slots each."""
+        lengths_B = self.lengths_B[rows]
+        longest = int(lengths_B.max())
 
         def copied(tensor: Tensor) -> Tensor:
             out = tensor.new_zeros(len(rows), tensor.shape[1], capacity, tensor.shape[3])
-            out[:, :, : self.length] = tensor[rows, :, : self.length]
+            out[:, :, :longest] = tensor[rows.to(tensor.device), :, :longest]
             return out
 
         layers = [None if kv is None else (copied(kv[0]), copied(kv[1])) for kv in self._layers]
-        valid_BS = torch.zeros(len(rows), capacity, dtype=torch.bool, device=self.valid_BS.device)
-        valid_BS[:, : self.length] = self.valid_BS[rows, : self.length]
-        return SlotCache(layers, valid_BS, self.length)
+        return SlotCache(layers, lengths_B, capacity)
 
     @staticmethod
     def concatenate(parts: Sequence[SlotCache]) -> SlotCache:
-        """Stack the rows of caches of equal capacity; shorter ones get holes up to the longest."""
+        """Stack the rows of caches of equal capacity."""
         if len(parts) == 1:
             return parts[0]
         layers: list[tuple[Tensor, Tensor] | None] = []
         for kvs in zip(*(part._layers for part in parts), strict=True):
             written = [kv for kv in kvs if kv is not None]
             layers.append((torch.cat([k for k, _ in written]), torch.cat([v for _, v in written])))
-        return SlotCache(layers, torch.cat([p.valid_BS for p in parts]), max(p.length for p in parts))
+        return SlotCache(layers, torch.cat([p.lengths_B for p in parts]), parts[0].capacity)
 
 
 class PrefixStore:
@@ -123,13 +137,13 @@ class PrefixStore:
 
     def add(self, cache: SlotCache, fed_ids: Sequence[Sequence[int]]) -> None:
         """Keep a cache whose row i holds exactly the tokens ``fed_ids[i]``."""
-        if cache.valid_BS.shape[0] * cache.length > self._slot_budget:
+        if cache.slots > self._slot_budget:
             return
         keys = [np.asarray(ids, dtype=np.int32).tobytes() for ids in fed_ids]
         self._kept[self._next_id] = cache, keys
         self._where.update({key: (self._next_id, row) for row, key in enumerate(keys)})
         self._next_id += 1
-        while sum(kept.valid_BS.numel() for kept, _ in self._kept.values()) > self._slot_budget:
+        while sum(kept.slots for kept, _ in self._kept.values()) > self._slot_budget:
             oldest = next(iter(self._kept))
             for key in self._kept.pop(oldest)[1]:
                 if self._where.get(key, (None,))[0] == oldest:
@@ -146,19 +160,14 @@ class PrefixStore:
             hits.append((*self._where[whole[:n_bytes]], n_bytes // 4) if n_bytes else None)
         return hits
 
-    def gather(self, hits: Sequence[Hit], extra_slots: int) -> SlotCache:
-        """One cache with the rows of ``hits`` in order and room for ``extra_slots`` more."""
-        used = sorted({cache_id for cache_id, _, _ in hits})
-        capacity = max(self._kept[i][0].length for i in used) + extra_slots
+    def gather(self, hits: Sequence[Hit], capacity: int) -> SlotCache:
+        """One cache with the rows of ``hits`` in order, and ``capacity`` slots for each."""
         parts, order = [], []
-        for cache_id in used:
+        for cache_id in sorted({cache_id for cache_id, _, _ in hits}):
             wanted = [n for n, hit in enumerate(hits) if hit[0] == cache_id]
-            cache = self._kept[cache_id][0]
-            rows = torch.tensor([hits[n][1] for n in wanted], device=cache.valid_BS.device)
-            parts.append(cache.select(rows, capacity))
+            parts.append(self._kept[cache_id][0].select(torch.tensor([hits[n][1] for n in wanted]), capacity))
             order += wanted
         merged = SlotCache.concatenate(parts)
         if order == list(range(len(hits))):
             return merged
-        back = torch.tensor(np.argsort(order), device=merged.valid_BS.device)
-        return merged.select(back, capacity)
+        return merged.select(torch.tensor(np.argsort(order)), capacity)

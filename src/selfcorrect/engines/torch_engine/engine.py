@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from selfcorrect.config import ModelConfig, TorchEngineConfig
 from selfcorrect.engines.base import (
     CURRENT,
     EXACT_GAP,
+    LARGEST_MEAN_GAP,
     AdamParams,
     EngineInfo,
     OptimResult,
@@ -36,6 +38,7 @@ from selfcorrect.engines.torch_engine.attention import use_cpu_attention
 from selfcorrect.engines.torch_engine.checkpoint import checkpoint_tensors
 from selfcorrect.engines.torch_engine.freed import return_freed_memory
 from selfcorrect.engines.torch_engine.passes import MicroBatch, Scorer, micro_batches, recompute_layers
+from selfcorrect.engines.torch_engine.repeatable import settle
 from selfcorrect.engines.torch_engine.sampler import Sampler
 from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.engines.torch_engine.weights import Weights
@@ -76,6 +79,7 @@ class TorchEngine:
         self._settings = settings
         self._device = next(model.parameters()).device
         self._base = model
+        deterministic = settle(settings, self._device, sum(p.numel() for p in model.parameters()))
         if settings.gradient_checkpointing:
             recompute_layers(model)
         self._model: Any = model if lora is None else _with_adapters(model, *lora)
@@ -84,8 +88,14 @@ class TorchEngine:
         use_cpu_attention(model)
         self._scorer = Scorer(model)
         config = model.config
+        exact = next(model.parameters()).dtype == torch.float32
         self._sampler: Sampler | VllmSampler = sampler or Sampler(
-            model, config.num_hidden_layers, chat.pad_id, self._device, settings.tokens_per_sampling_batch
+            model,
+            config.num_hidden_layers,
+            chat.pad_id,
+            self._device,
+            settings.tokens_per_sampling_batch,
+            drafts=exact if settings.drafts is None else settings.drafts,
         )
         self.answered: Callable[[int], None] = lambda _n: None
         """See ``TellsProgress``."""
@@ -100,11 +110,15 @@ class TorchEngine:
             parameters=sum(p.numel() for p in self._model.parameters()),
             trainable_parameters=self._weights.count,
             max_length=int(config.max_position_embeddings),
-            exact_sampler=next(model.parameters()).dtype == torch.float32,
+            exact_sampler=exact,
+            deterministic=deterministic,
+            threads=torch.get_num_threads() if self._device.type == "cpu" else None,
         )
         self._check_scorer()
         if sampler is not None:
             self._compare_sampler()
+        else:
+            self._check_cache()
 
     @classmethod
     def from_config(
@@ -241,8 +255,11 @@ class TorchEngine:
             self._weights.save(path)
 
     def load(self, path: Path) -> None:
-        with self._verb("load"):
-            self._weights.load(path)
+        try:
+            with self._verb("load"):
+                self._weights.load(path)
+        except EngineError as error:
+            raise EngineError(str(error), usable=error.usable, damaged=None if error.usable else path) from error
         self._broken = None
         self.publish()
 
@@ -251,7 +268,7 @@ class TorchEngine:
         with self._verb("export"), quiet_progress():
             path.mkdir(parents=True, exist_ok=True)
             self._model.save_pretrained(path)
-            self.chat.tokenizer.save_pretrained(path)
+            self.chat.save(path)
             save_generation_config(self.chat, path)
 
     def _batches(self, tokens: list[np.ndarray], positions: list[np.ndarray]) -> list[MicroBatch]:
@@ -279,7 +296,7 @@ class TorchEngine:
             raise EngineError(
                 f"{name} ran out of memory ({error}); lower engine.tokens_per_microbatch", usable=True
             ) from error
-        except (RuntimeError, ValueError, LookupError, OSError, SafetensorError) as error:
+        except (RuntimeError, ValueError, LookupError, OSError, EOFError, UnpicklingError, SafetensorError) as error:
             if name in ("optim_step", "load"):
                 self._broken = f"{name} failed half-way; load a checkpoint"
             self._weights.zero_gradients()
@@ -327,6 +344,39 @@ class TorchEngine:
                 f"{float((scored - expected).abs().max()):.3g} nats, so log-probs at chosen positions would be wrong (it scales "
                 "or caps its logits in an unsupported way); use another model"
             )
+
+    def _check_cache(self) -> None:
+        """Answers of an unequal batch, and second ones from their cache, must have the log-probs of a plain forward pass.
+
+        An architecture whose layers depend on neighbours or on padding is found here, whatever its configuration says.
+        """
+        vocabulary = self._base.get_output_embeddings().weight.shape[0]
+        prompts = [tuple(i % vocabulary for i in range(n)) for n in (5, 11)]
+        gaps: list[float] = []
+        try:
+            with torch.no_grad():
+                for turn in range(2):
+                    requests = [SampleRequest(p, ("check", turn, i)) for i, p in enumerate(prompts)]
+                    answers = self._sampler.run(requests, SamplingParams(3, continued=True))
+                    for i, answer in enumerate(answers):
+                        row = torch.tensor([[*prompts[i], *answer.token_ids]], device=self._device)
+                        logits = self._base(input_ids=row, use_cache=False).logits[0, len(prompts[i]) - 1 : -1]
+                        plain = logits.float().log_softmax(-1).gather(1, row[0, len(prompts[i]) :, None])[:, 0]
+                        gaps += (plain.cpu().double() - torch.tensor(answer.logprobs).double()).abs().tolist()
+                        prompts[i] = (*prompts[i], *answer.token_ids, *prompts[i][:2])
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            what = f"{type(error).__name__}: {str(error)[:200]}"
+        else:
+            mean = sum(gaps) / len(gaps)
+            if max(gaps) < 1e-3 or (self.info.dtype != "float32" and mean < LARGEST_MEAN_GAP):
+                return
+            what = f"log-probs from the cache differ from a plain forward pass by up to {max(gaps):.3g} nats"
+        finally:
+            self._sampler.drop_caches()
+        raise ModelError(
+            f"{self._base.config.model_type} models cannot be sampled in unequal batches from a key-value cache here ({what}); "
+            "take a model with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2, ...)"
+        )
 
 
 def _with_adapters(model: Any, rank: int, alpha: float) -> Any:

@@ -304,7 +304,8 @@ class Scorer:
             cache,
             input_ids=batch.ids_BT,
             attention_mask=mask_BTS[:, None],
-            position_ids=starts_B1 + steps_T,
+            # padding may lie beyond the longest sequence, where some models change the positions of a whole batch
+            position_ids=torch.minimum(starts_B1 + steps_T, batch.columns_N.max()),
         )
         return hidden_BTH[batch.rows_N, batch.reads_N]
 

@@ -1,7 +1,8 @@
 """Sampling with a key-value cache for batches of unequal prompts, exactly at the requested temperature.
 
 Each row draws from its own counter-based random stream, so its tokens do not depend on its neighbours, on the order
-of rows or on how a batch is split. An answer's cache is kept, so that the next attempt feeds only the bridge.
+of rows or on how a batch is split. An answer's cache is kept, so that the next attempt feeds only the bridge. Where an
+answer repeats an earlier attempt, a pass checks several of its tokens at once (``drafts``).
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
+from selfcorrect.engines.torch_engine.attention import CPU_ATTENTION, Packing, packed_queries
 from selfcorrect.engines.torch_engine.cache import Hit, PrefixStore, SlotCache, run_decoder
+from selfcorrect.engines.torch_engine.drafts import Draft, plan
 from selfcorrect.engines.torch_engine.packed import PackedWeights
 from selfcorrect.engines.torch_engine.passes import OutputHead
 from selfcorrect.types import FloatArray
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when fewer than this share is still running: a copy of the cache must pay."""
+
+PASS_COST = {"cpu": 16.0, "cuda": 256.0}
+"""The fixed cost of a decoding pass (reading the weights, launching kernels), in tokens of the pass."""
+MOST_ROWS = {"cpu": 64, "cuda": 256}
+"""Larger batches draft nothing: their passes are full, and following every row costs time."""
 
 BLOCK = 128
 """Tokens whose probabilities are summed before the rest; a divisor of most vocabularies, which then need no padding."""
@@ -38,15 +46,39 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
+    drafted: int = 0
+    """Tokens that a draft had right."""
+
+    @property
+    def fed(self) -> int:
+        """Tokens in the cache: the last sampled one is fed by the next pass."""
+        return len(self.request.prompt_ids) + max(0, len(self.token_ids) - 1)
 
 
 class Sampler:
     """Batched autoregressive sampling on a Hugging Face causal language model, the trainer's own.
 
     ``VllmSampler`` has the same methods, on its own copy of the weights. Calls do not overlap.
+
+    Args:
+        model: the trainer's.
+        n_layers: of the model.
+        pad_id: fills rows up.
+        device: of the model.
+        slots_per_batch: bounds the key-value cache of a batch, and that kept for later attempts.
+        drafts: check several tokens per pass where an answer repeats an earlier attempt.
     """
 
-    def __init__(self, model: Any, n_layers: int, pad_id: int, device: torch.device, slots_per_batch: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        n_layers: int,
+        pad_id: int,
+        device: torch.device,
+        slots_per_batch: int,
+        *,
+        drafts: bool = False,
+    ) -> None:
         self._decoder: nn.Module = model.get_decoder()
         self._head = OutputHead(model)
         self._n_layers = n_layers
@@ -55,6 +87,8 @@ class Sampler:
         self._slots_per_batch = slots_per_batch
         self._store = PrefixStore(slots_per_batch)
         self._packed = PackedWeights(model)
+        self._drafts = drafts
+        self._packs = model.config._attn_implementation == CPU_ATTENTION
         self.answered: Callable[[int], None] = lambda _n: None
         """Called with the number of answers in each batch that finishes."""
 
@@ -70,22 +104,19 @@ class Sampler:
     @torch.inference_mode()
     def run(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[Sampled]:
         """Answer all requests, in their order, from the published weights. After any exception the sampler is still usable."""
-        rows = [
-            _Row(r, np.random.Generator(np.random.Philox(key=r.stream_key())).random(params.max_new_tokens))
-            for r in requests
-        ]
+        rows = [_Row(r, _stream(r, params.max_new_tokens)) for r in requests]
         hits = self._store.find([r.prompt_ids for r in requests])
         made: list[tuple[SlotCache, list[_Row]]] = []
         with self._packed.applied():
             for batch in self._batches(requests, hits, params.max_new_tokens):
                 made += self._run_batch([rows[i] for i in batch], [hits[i] for i in batch], params)
-                while sum(cache.valid_BS.numel() for cache, _ in made) > self._slots_per_batch:
+                while sum(cache.slots for cache, _ in made) > self._slots_per_batch:
                     made.pop(0)  # the store would drop it anyway; held until then, memory would grow with the batches
                 self.answered(len(batch))
         for cache, cached in made:  # only now: adding may push out a cache that a later batch of this run continues
             # the last sampled token has not been fed: its keys and values are not in the cache
             self._store.add(cache, [(*row.request.prompt_ids, *row.token_ids[:-1]) for row in cached])
-        return [Sampled(tuple(r.token_ids), tuple(r.logprobs), "end" if r.ended else "length") for r in rows]
+        return [Sampled(tuple(r.token_ids), tuple(r.logprobs), "end" if r.ended else "length", r.drafted) for r in rows]
 
     def _batches(self, requests: Sequence[SampleRequest], hits: Sequence[object], max_new: int) -> list[list[int]]:
         """Split into batches of similar prompts within the slot budget; continued rows apart from fresh ones."""
@@ -103,91 +134,142 @@ class Sampler:
     def _run_batch(
         self, rows: list[_Row], hits: list[Hit | None], params: SamplingParams
     ) -> list[tuple[SlotCache, list[_Row]]]:
-        cache, logits_BV, positions_B = self._prefill(rows, hits, params.max_new_tokens)
-        stop_ids = torch.tensor(sorted(params.stop_ids), dtype=torch.long, device=self._device)
-        alive = torch.ones(len(rows), dtype=torch.bool, device=self._device)
+        cache, logits_NV = self._prefill(rows, hits, params.max_new_tokens)
         retired: list[tuple[SlotCache, list[_Row]]] = []
         running = list(rows)
-        for step in range(params.max_new_tokens):
-            uniforms_B = torch.tensor([row.uniforms[step] for row in running], dtype=torch.float64, device=self._device)
-            tokens_B, logprobs_B = _draw(logits_BV, uniforms_B, params.temperature)
-            ends_B = torch.isin(tokens_B, stop_ids)
-            columns = (alive.tolist(), tokens_B.tolist(), logprobs_B.tolist(), ends_B.tolist())
-            for row, is_alive, token, logprob, ends in zip(running, *columns, strict=True):
-                if is_alive:
-                    row.token_ids.append(token)
-                    row.logprobs.append(finite(logprob))
-                    row.ended = ends
-            alive = alive & ~ends_B
-            n_alive = int(alive.sum())
-            if n_alive == 0 or step == params.max_new_tokens - 1:
+        drafts: list[list[int]] = [[] for _ in rows]
+        followed: dict[int, Draft] = {}
+        while True:
+            self._take(running, drafts, logits_NV, params, followed)
+            alive = [i for i, row in enumerate(running) if not _done(row, params)]
+            if not alive:
                 break
-            if n_alive < COMPACT_BELOW * len(running):
+            cache.lengths_B = torch.tensor([row.fed for row in running])
+            if len(alive) < COMPACT_BELOW * len(running):
                 if params.continued:
-                    done = torch.nonzero(~alive).flatten()
-                    retired.append((cache.select(done, cache.length), [running[i] for i in done.tolist()]))
-                keep = torch.nonzero(alive).flatten()
-                cache = cache.select(keep, cache.capacity)
-                running = [running[i] for i in keep.tolist()]
-                tokens_B, positions_B, alive = tokens_B[keep], positions_B[keep], alive[keep]
-            logits_BV = self._forward(cache, tokens_B[:, None], positions_B[:, None], alive[:, None])
-            positions_B = positions_B + 1
+                    done = [i for i in range(len(running)) if i not in set(alive)]
+                    kept = torch.tensor(done)
+                    retired.append((cache.select(kept, int(cache.lengths_B[kept].max())), [running[i] for i in done]))
+                cache = cache.select(torch.tensor(alive), cache.capacity)
+                running = [running[i] for i in alive]
+            drafts = [[] for _ in running]
+            if self._drafts and len(alive) <= MOST_ROWS[self._device.type]:
+                drafts = self._plan(running, params, followed)
+            fed = [(row.token_ids[-1], *drafted) for row, drafted in zip(running, drafts, strict=True)]
+            logits_NV = self._forward(cache, fed, last_only=False)
         if params.continued:
+            cache.lengths_B = torch.tensor([row.fed for row in running])
             retired.append((cache, running))
         return retired
 
-    def _prefill(
-        self, rows: Sequence[_Row], hits: Sequence[Hit | None], max_new: int
-    ) -> tuple[SlotCache, Tensor, Tensor]:
-        """Feed each distinct prompt once, left-padded, after the part of it that the store already holds."""
+    def _take(
+        self,
+        rows: Sequence[_Row],
+        drafts: Sequence[Sequence[int]],
+        logits_NV: Tensor,
+        params: SamplingParams,
+        followed: dict[int, Draft],
+    ) -> None:
+        """Draw at every position of a pass; give each row what it draws up to the first token that its draft has wrong.
+
+        A row draws with the number that its stream has for a position, so a draft decides only how many of the draws
+        count: those after a wrong token were made after tokens that the answer does not have.
+        """
+        uniforms = [
+            row.uniforms[min(len(row.token_ids) + j, len(row.uniforms) - 1)]
+            for row, drafted in zip(rows, drafts, strict=True)
+            for j in range(len(drafted) + 1)
+        ]
+        uniforms_N = torch.tensor(uniforms, dtype=torch.float64, device=self._device)
+        tokens_N, logprobs_N = _draw(logits_NV, uniforms_N, params.temperature)
+        drawn = iter(zip(tokens_N.tolist(), logprobs_N.tolist(), strict=True))
+        for row, drafted in zip(rows, drafts, strict=True):
+            wrong = _done(row, params)
+            for expected in (*drafted, None):
+                token, logprob = next(drawn)
+                if wrong:
+                    continue
+                row.token_ids.append(token)
+                row.logprobs.append(finite(logprob))
+                row.ended = token in params.stop_ids
+                if id(row) in followed:
+                    followed[id(row)].observe(token)
+                row.drafted += token == expected
+                wrong = token != expected or row.ended
+
+    def _plan(self, rows: Sequence[_Row], params: SamplingParams, followed: dict[int, Draft]) -> list[list[int]]:
+        """The draft of every row for the next pass. ``followed`` gains the rows that it lacks."""
+        most = [0 if _done(row, params) else params.max_new_tokens - len(row.token_ids) - 1 for row in rows]
+        for row, n in zip(rows, most, strict=True):
+            if n and id(row) not in followed:
+                followed[id(row)] = Draft(row.request.prompt_ids, row.token_ids, params.stop_ids)
+        cost = PASS_COST[self._device.type]
+        return plan([followed[id(row)] if n else None for row, n in zip(rows, most, strict=True)], most, cost)
+
+    def _prefill(self, rows: Sequence[_Row], hits: Sequence[Hit | None], max_new: int) -> tuple[SlotCache, Tensor]:
+        """Feed each distinct prompt once, after the part of it that the store already holds; each row's logits [B, V]."""
         first_of: dict[tuple[int, ...], int] = {}
         unique: list[int] = []
         for i, row in enumerate(rows):
             if row.request.prompt_ids not in first_of:
                 first_of[row.request.prompt_ids] = len(unique)
                 unique.append(i)
-        covered = [hit[2] if (hit := hits[i]) is not None else 0 for i in unique]
-        suffixes = [rows[i].request.prompt_ids[n:] for i, n in zip(unique, covered, strict=True)]
-        width = max(len(s) for s in suffixes)
+        prompts = [rows[i].request.prompt_ids for i in unique]
+        capacity = max(map(len, prompts)) + max_new
         known = [hit for i in unique if (hit := hits[i]) is not None]
         if known:
-            cache = self._store.gather(known, width + max_new)
+            cache = self._store.gather(known, capacity)
         else:
-            valid_BS = torch.zeros(len(unique), width + max_new, dtype=torch.bool, device=self._device)
-            cache = SlotCache([None] * self._n_layers, valid_BS, 0)
-        ids_BQ = torch.full((len(unique), width), self._pad_id, dtype=torch.long)
-        real_BQ = torch.zeros(len(unique), width, dtype=torch.bool)
-        for b, suffix in enumerate(suffixes):
-            ids_BQ[b, width - len(suffix) :] = torch.tensor(suffix)
-            real_BQ[b, width - len(suffix) :] = True
-        start_B = torch.tensor(covered)
-        positions_BQ = (real_BQ.cumsum(1) - 1).clamp(min=0) + start_B[:, None]
-        logits_BV = self._forward(
-            cache, ids_BQ.to(self._device), positions_BQ.to(self._device), real_BQ.to(self._device)
-        )
-        next_B = torch.tensor([len(rows[i].request.prompt_ids) for i in unique], device=self._device)
+            cache = SlotCache([None] * self._n_layers, torch.zeros(len(unique), dtype=torch.long), capacity)
+        suffixes = [prompt[n:] for prompt, n in zip(prompts, cache.lengths_B.tolist(), strict=True)]
+        logits_NV = self._forward(cache, suffixes, last_only=True)
+        cache.lengths_B = torch.tensor([len(prompt) for prompt in prompts])
         if len(unique) == len(rows):
-            return cache, logits_BV, next_B
-        spread = torch.tensor([first_of[row.request.prompt_ids] for row in rows], device=self._device)
-        return cache.select(spread, cache.capacity), logits_BV[spread], next_B[spread]
+            return cache, logits_NV
+        spread = torch.tensor([first_of[row.request.prompt_ids] for row in rows])
+        return cache.select(spread, capacity), logits_NV[spread.to(self._device)]
 
-    def _forward(self, cache: SlotCache, ids_BQ: Tensor, positions_BQ: Tensor, real_BQ: Tensor) -> Tensor:
-        """One pass over Q new tokens per row; returns the last position's logits, shape [B, V], float32."""
-        past, width = cache.length, ids_BQ.shape[1]
-        end = past + width
-        cache.valid_BS[:, past:end] = real_BQ
-        if width == 1:
-            mask = cache.valid_BS[:, None, None, :end].clone()
-            mask[..., -1] = True  # a finished row attends to its own padding: a softmax over nothing is NaN
-        else:
-            causal_QQ = torch.ones(width, width, dtype=torch.bool, device=self._device).tril()
-            own_QQ = torch.eye(width, dtype=torch.bool, device=self._device)
-            new = (real_BQ[:, None, :] & causal_QQ) | own_QQ
-            old = cache.valid_BS[:, None, :past].expand(-1, width, -1)
-            mask = torch.cat([old, new], dim=2)[:, None]
-        hidden_BQH = run_decoder(self._decoder, cache, input_ids=ids_BQ, attention_mask=mask, position_ids=positions_BQ)
-        cache.length += width
-        return self._head.logits(hidden_BQH[:, -1])
+    def _forward(self, cache: SlotCache, new_ids: Sequence[Sequence[int]], *, last_only: bool) -> Tensor:
+        """One pass over each row's next tokens, at least one.
+
+        Returns:
+            Float32 logits after every token, row by row, shape [N, V]; or after each row's last one, shape [B, V].
+        """
+        widths_B = torch.tensor([len(ids) for ids in new_ids])
+        width = int(widths_B.max())
+        steps_W = torch.arange(width)
+        real_BW = steps_W < widths_B[:, None]
+        positions_BW = cache.lengths_B[:, None] + steps_W
+        slots_BW = positions_BW.clamp(max=cache.capacity - 1)
+        end = int(slots_BW.max()) + 1
+        ids_BW = torch.full(real_BW.shape, self._pad_id)
+        ids_BW[real_BW] = torch.tensor([token for ids in new_ids for token in ids])
+        rows_BW = torch.arange(len(new_ids))[:, None].expand_as(ids_BW)
+        mask = (torch.arange(end) <= slots_BW[..., None])[:, None].to(self._device)
+        packs = self._packs and not bool(real_BW.all())  # the padding then costs attention alone
+        if packs:
+            rows_N, columns_N = real_BW.nonzero(as_tuple=True)
+            packing = Packing(rows_N, columns_N, len(new_ids), width)
+            ids_BW, rows_BW, slots_BW = (x[real_BW][:, None] for x in (ids_BW, rows_BW, slots_BW))
+        slots_XQ = slots_BW.to(self._device)
+        cache.place(rows_BW.to(self._device), slots_XQ, end)
+        with packed_queries(packing if packs else None):
+            hidden_XQH = run_decoder(
+                self._decoder, cache, input_ids=ids_BW.to(self._device), attention_mask=mask, position_ids=slots_XQ
+            )
+        hidden_NH = hidden_XQH[:, 0] if packs else hidden_XQH[real_BW.to(self._device)]
+        if last_only:
+            hidden_NH = hidden_NH[(widths_B.cumsum(0) - 1).to(self._device)]
+        return self._head.logits(hidden_NH)
+
+
+def _stream(request: SampleRequest, n: int) -> FloatArray:
+    """The first numbers of a row's own random stream, in [0, 1)."""
+    return np.random.Generator(np.random.Philox(key=request.stream_key())).random(n)
+
+
+def _done(row: _Row, params: SamplingParams) -> bool:
+    return row.ended or len(row.token_ids) == params.max_new_tokens
 
 
 def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ r"""Find the answer in a response. The rules, first match wins; ``docs/verify-ma
 2. Fallbacks, for text that ended on its own and holds no explicit answer: the last ``#### x``, ``Answer: x`` or
    ``the answer is x``; then whichever stands last of a formula and a number.
 
-Text after an end-of-turn token is not the model's answer, nor is text before ``</think>``. Every search is linear in
-the length of the text, with bounded work per match.
+Text after an end-of-turn token is not the model's answer, nor is its thinking. A box that only names the form
+(``\boxed as asked``, ``\boxed{...}``) is no answer. Every search is linear in the length of the text, with bounded work
+per match.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from selfcorrect.verify.math.normalise import one_width
+from selfcorrect.verify.turns import own_text
+
 Rule = Literal["final answer line", "box", "answer sentence", "last formula or number", "bare"]
 
 _MAX_BOX_CHARS = 10_000
@@ -27,14 +31,34 @@ _TAIL_CHARS = 4_000
 _MAX_TRIES = 20
 """Candidates tried from the end. A text with more of them repeats itself."""
 
-_FINAL_LINE = re.compile(r"(?im)^[ \t>#*_`-]{0,20}(?:the[ \t])?final[ \t]answer(?![a-z])")
-_FINAL_PHRASE = re.compile(r"\b[Ff]inal [Aa]nswer(?::| is(?![a-z]))")
-_END_OF_TURN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end)\|>|</s>|<\uff5cend")
+_FINAL_LINE = re.compile(
+    r"(?im)^(?:[^\w\n]{0,20}|[^\w\n]{0,10}\d{1,2}[.)][^\w\n]{0,6})(?:the[ \t])?[*_`]{0,3}"
+    r"(?:final[ \t]{1,3}answer(?![a-z])|\u6700[\u7ec8\u7d42]\u7b54\u6848)"
+)
+_AFTER_LINE = re.compile(
+    r"[^\w\n:=(|]{0,10}(?:\([^()\n:]{0,40}\)[^\w\n:=(|]{0,10}|(?:to|for|of|in)(?![a-z])[^\n:=]{0,60}?)?"
+    r"(?:[:=|\u2192]|->|(?<![a-z])is(?![a-z])|(?<=\s)[-\u2013\u2014](?=\s)|[*_`#]{0,4}[ \t]*\n|[ \t*_`]{1,6}(?=[-+]?[$\\\d]))",
+    re.IGNORECASE,
+)
+"""What stands between the words and the answer; a heading of its own line has nothing."""
+_AROUND_LINE = (("|", "|"), ("[", "]"), ("(", ")"), ("\u201c", "\u201d"), ('"', '"'), ("\u3010", "\u3011"))
+_FINAL_PHRASE = re.compile(r"\bfinal answer[*_`]{0,3}(?::| is(?![a-z])| =)", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"[\s.\u2026\u22ef?_]*|\\[lc]?dots|\\(?:square|quad|cdot|blank)|\\(?:phantom|hspace)\s?\{[^{}]*\}|\\text\s?\{[\s.?_]*\}"
+    r"|[<\[(]?(?:\\text\s?\{)?(?:(?:the|your|my|final|numeric|numerical|correct) )*"
+    r"(?:answer|result|number|solution|value|expression|content)s?(?: (?:goes )?here)?\}?[>\])]?",
+    re.IGNORECASE,
+)
+"""The content of a box that shows the form instead of an answer."""
+_BARE_BOX = re.compile(r"[-+]?[\d.][^\s$\\{}]{0,100}|[A-Za-z](?=\s*(?:\$|\\[\])]|[.,]?\s*\Z))")
+_BOX = re.compile(r"[-+]?[\d.][^\s$\\{}]{0,100}|\\[A-Za-z]{1,20}|[A-Za-z](?=\s*(?:\$|\\[\])]|[.,]?\s*\Z))")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _GAP = r"(?:[\s~]|\\[,;: ]|\\q?quad)*"
 _CONNECTIVE = re.compile(rf"{_GAP},?{_GAP}\\(?:text|mbox|textrm|mathrm)\s?\{{[\s,]*(?:and|or)[\s,]*\}}{_GAP}")
 _COMMA = re.compile(rf"{_GAP},{_GAP}")
-_SENTENCE = re.compile(r"####|\b[Aa]nswers?(?:\*\*)?\s{0,3}(?:is|are|:|=)(?![A-Za-z])|\bANSWER\s{0,3}(?::|IS\b)")
+_SENTENCE = re.compile(
+    r"####|\b[Aa]nswers?(?:\*\*)?\s{0,3}(?:is|are|:|=)(?![A-Za-z])|\bANSWER\s{0,3}(?::|IS\b)|\u7b54\u6848\s?[\u662f\u4e3a\u70ba:]"
+)
 _SENTENCE_END = re.compile(r"\.(?=\s|$|<)|[.\s]*\bI hope it is correct|\n\s*\n|(?<=[^\s:])\n")
 _FILLERS = re.compile(
     r"(?:[\s*_:=]|the\s+(?:final\s+)?answer\s+is(?![a-z])|is(?![a-z])|(?:approximately|about|simply|equal\s+to|just|####)(?![a-z]))+",
@@ -43,7 +67,7 @@ _FILLERS = re.compile(
 _PLAIN_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
 _DELIMITER = re.compile(r"\$\$|(?<!\\)\$|\\[\[\]()]")
 _CLOSERS = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
-_NUMBER = re.compile(r"(?<![\w.,])-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+(?!\w|\.\d))?(?:\s?\\?%)?")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.,])-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+(?!\w|\.\d))?(?:\s?\\?%)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +76,8 @@ class Found:
 
     answer: str
     rule: Rule
+    whole: bool = True
+    """False where the text ends in the line of the answer, so that a cut text may hold only its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +112,8 @@ def _box_at(text: str, start: int, after_name: int) -> _Box | None:
     if text[position : position + 1] == "{":
         end = _balanced(text, position)
         return None if end is None else _Box(start, end, text[position + 1 : end - 1].strip())
-    word = re.match(r"[^\s$\\{}]{1,100}", text[position : position + 100])
-    return _Box(start, position + word.end(), word.group()) if word else None
+    word = _BARE_BOX.match(text, position)
+    return _Box(start, position + len(word.group()), word.group()) if word else None
 
 
 def _boxes_from_end(text: str) -> Iterator[_Box]:
@@ -99,7 +125,7 @@ def _boxes_from_end(text: str) -> Iterator[_Box]:
             return
         name = _BOX.match(text, start)
         box = _box_at(text, start, name.end()) if name else None
-        if box is not None and box.content:
+        if box is not None and (len(box.content) > 80 or not _PLACEHOLDER.fullmatch(box.content)):
             yield box
         stop = start
 
@@ -135,30 +161,48 @@ def _cut_sentence(clause: str) -> str:
     return clause[: end.start()] if end and end.start() else clause
 
 
-def _final_line(text: str) -> tuple[int, str] | None:
-    """(position, rest) of the last line that starts with ``Final answer:``; the rest may continue in the next lines."""
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """What a final-answer line says, as written."""
+
+    start: int
+    """Where the line starts."""
+    text: str
+    whole: bool
+    """The text goes on in another line."""
+
+
+def final_clause(text: str) -> Clause | None:
+    """The last line that starts with ``Final answer:``; its answer may stand in the next lines."""
     for match in _last(_FINAL_LINE.finditer(text)):
-        rest = re.match(r"[ \t*_`]{0,10}(?::|is(?![a-z]))", text[match.end() : match.end() + 40], re.IGNORECASE)
+        rest = _AFTER_LINE.match(text, match.end(), match.end() + 120)
         if rest:
-            start = match.end() + rest.end()
-            clause = _clause(text[start : start + _MAX_CLAUSE_CHARS].lstrip(" \t*_"))
+            start = rest.end()
+            clause = _clause(text[start : start + _MAX_CLAUSE_CHARS].lstrip(" \t*_:="))
             if clause:
-                return match.start(), clause
+                end = text.find(clause, start) + len(clause)
+                for opener, closer in _AROUND_LINE:
+                    opened = opener in match.group() or (opener == "|" and rest.group().endswith("|"))
+                    if opened and clause.count(closer) > (clause.count(opener) if opener != closer else 0):
+                        # A line in brackets or quotes, or the row of a table.
+                        clause = clause.rpartition(closer)[0].rstrip()
+                return Clause(match.start(), clause, "\n" in text[end:])
     return None
 
 
-def _final_phrase(text: str) -> tuple[int, str] | None:
-    """(position, rest) of the last ``final answer is``/``Final Answer:`` inside a line that continues with a formula."""
+def _final_phrase(text: str) -> Clause | None:
+    """The last ``final answer is``/``Final Answer:`` inside a line that continues with a formula."""
     for match in _last(_FINAL_PHRASE.finditer(text)):
-        clause = _without_fillers(_clause(text[match.end() : match.end() + _MAX_CLAUSE_CHARS]))
+        after = text[match.end() : match.end() + _MAX_CLAUSE_CHARS]
+        clause = _without_fillers(_clause(after))
         if clause[:1] in tuple("$\\([{-+.0123456789"):
-            return match.start(), _cut_sentence(clause)
+            return Clause(match.start(), _cut_sentence(clause), "\n" in after[after.find(clause) + len(clause) :])
     return None
 
 
 def _clause(text: str) -> str:
     """The answer at the start of ``text``: up to the end of its line, or of the display formula that begins there."""
-    body = text.lstrip()
+    body = re.sub(r"\A\s*(?:[-=*_]{3,}[ \t]*\n\s*)?", "", text)  # the rule under a heading
     for opener in (r"\[", "$$", r"\begin"):
         if body.startswith(opener):
             closer = {r"\[": r"\]", "$$": "$$"}.get(opener, r"\end")
@@ -210,17 +254,11 @@ def _tidy(clause: str) -> str | None:
     hope = clause.find("I hope it is correct")
     clause = clause[:hope] if hope >= 0 else clause
     clause = _without_fillers(clause.strip().rstrip(".*_ ").strip())
-    prose = len(_PLAIN_WORD.findall(re.sub(r"\\text\s?\{[^{}]*\}", "", clause))) >= 3
+    words = _PLAIN_WORD.findall(re.sub(r"\\text\s?\{[^{}]*\}", "", clause))
+    # Numbers joined by such words are candidates, or parts of one answer: the last alone is not what it says.
+    joined = {"or", "either", "and", "not"} & {word.lower() for word in words} and len(_NUMBER.findall(clause)) > 1
+    prose = len(words) >= 3 and not joined
     return (_last_formula_or_number(clause) if prose else None) or clause or None
-
-
-def own_text(text: str) -> str:
-    """The part in which an answer may stand: after the thinking, before any end-of-turn token."""
-    end = _END_OF_TURN.search(text)
-    if end and text[: end.start()].strip():
-        text = text[: end.start()]
-    _, closed, after = text.rpartition("</think>")
-    return after if closed and after.strip() else text
 
 
 def find_answer(text: str, *, fallbacks: bool = True) -> Found | None:
@@ -229,15 +267,15 @@ def find_answer(text: str, *, fallbacks: bool = True) -> Found | None:
     Args:
         fallbacks: whether rule 2 counts; off for text that the token cap cut.
     """
-    text = own_text(text)
-    box, line = last_box(text), _final_line(text)
+    text = one_width(own_text(text))
+    box, line = last_box(text), final_clause(text)
     phrase = _final_phrase(text)
-    if phrase is not None and (line is None or phrase[0] > line[0] + len(line[1]) + 40):
+    if phrase is not None and (line is None or phrase.start > line.start + len(line.text) + 40):
         line = phrase
-    if line is not None and (box is None or box.start < line[0]) and (answer := _tidy(line[1])):
-        return Found(answer, "final answer line")
+    if line is not None and (box is None or box.start < line.start) and (answer := _tidy(line.text)):
+        return Found(answer, "final answer line", line.whole)
     if box is not None:
-        in_line = line is not None and box.start < line[0] + len(line[1]) + 40
+        in_line = line is not None and box.start < line.start + len(line.text) + 40
         return Found(box.content, "final answer line" if in_line else "box")
     if not fallbacks:
         return None

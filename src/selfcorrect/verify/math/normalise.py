@@ -16,12 +16,34 @@ _UNICODE = {
     "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
     "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
     "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9",
-    "’": "'", "′": "'", "“": '"', "”": '"', "\u00a0": " ", "\u202f": " ", "\u2009": " ", "，": ",", "（": "(",
-    "）": ")",
-    "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "€": "", "£": "",
-    "：": ":", "∅": r"\emptyset ", "∑": r"\sum ", "∫": r"\int ",
+    "’": "'", "′": "'", "“": '"', "”": '"', "、": ",", "。": ".", "º": r"^\circ ",
+    "€": "", "£": "", "¥": "", "\uffe5": "", "\uffe1": "", "₹": "", "₽": "", "₩": "", "฿": "", "₫": "", "₺": "", "₱": "",
+    "∅": r"\emptyset ", "∑": r"\sum ", "∫": r"\int ",
 }  # fmt: skip
+_ONE_WIDTH = str.maketrans(
+    {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5E)}  # full-width forms
+    | {c: str((c - 0x1D7CE) % 10) for c in range(0x1D7CE, 0x1D800)}  # bold and other mathematical digits
+    | dict.fromkeys((ord(c) for c in "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f\ufe0f"), "")
+    | {ord(c): " " for c in "\u3000\u2002\u2003"}
+)
 _UNICODE_TABLE = str.maketrans(_UNICODE)
+_THIN_SPACE = "\u00a0\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f"
+_THIN_THOUSANDS = re.compile(rf"(?<=\d)[{_THIN_SPACE}](?=\d{{3}}(?!\d))")
+_SPACED_THOUSANDS = re.compile(r"[-+]?\$?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_DOT = r"\\dot\s?(?:\{\s?\d\s?\}|\d)"
+_DOTTED = re.compile(
+    rf"(?<![\d.])(\d{{0,60}}\.\d{{0,60}})(\\(?:bar|overline)\s?(?:\{{\s?\d{{1,60}}\s?\}}|\d)|{_DOT}(?:(?:\d|{_DOT}){{0,60}}{_DOT})?)"
+)
+_COMBINING = re.compile(
+    "(?<![\\d.])(\\d{0,60}\\.\\d{0,60}?)((?:\\d[\u0304\u0305]){1,60}|\\d\u0307(?:(?:\\d\u0307?){0,60}\\d\u0307)?)"
+)
+_ELLIPSIS = re.compile(
+    r"(?<![\d.])(\d{0,60}\.\d{0,30}?)(?:(\d)\2{2,60}|(\d{2,12}?)\3{1,20})\s?(?:\.{3}|\u2026|\\[lc]?dots(?![A-Za-z]))"
+)
+_BEFORE_NUMBER = re.compile(
+    "(?:(?:\u6700[\u7ec8\u7d42])?\u7b54\u6848[\u662f\u4e3a:]?|\u5927?\u7ea6|[\u4e00\u603b\u5408]?[\u5171\u8ba1]|\u7b49\u4e8e|[\u4e3a\u662f])\\s?(?=-?\\d)"
+)
+"""Chinese for: the answer is, about, altogether, equals, is."""
 
 PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _CLOCK = re.compile(
@@ -116,6 +138,23 @@ def _conjunctions(text: str) -> str:
     return "".join(part if i % 2 else _CONJUNCTION.sub(r" \\sep ", part) for i, part in enumerate(parts))
 
 
+def one_width(text: str) -> str:
+    """Full-width forms as ASCII; characters without a width go."""
+    return text if text.isascii() else text.translate(_ONE_WIDTH)
+
+
+def _repeating(text: str) -> str:
+    r"""Repeating decimals, marked by dots or bars over digits or by an ellipsis, in the spelling ``0.1\overline{6}``."""
+    for pattern in (_DOTTED, _COMBINING, _ELLIPSIS):
+        text = pattern.sub(_overlined, text)
+    return re.sub(r"(\d?\.)\((\d{1,60})\)", r"\1\\overline{\2}", text)
+
+
+def _overlined(match: re.Match[str]) -> str:
+    fixed, *cycle = match.groups()
+    return rf"{fixed}\overline{{{re.sub('[^0-9]', '', next(filter(None, cycle)))}}}"
+
+
 def normalise(answer: str) -> str:
     """One spelling per meaning. Linear in the length of the input; the caller bounds that length.
 
@@ -124,7 +163,14 @@ def normalise(answer: str) -> str:
     """
     if PLAIN_NUMBER.fullmatch(answer):
         return answer
-    text = (answer.translate(_UNICODE_TABLE) if not answer.isascii() else answer).strip()
+    text = answer.strip()
+    if "." in text:
+        text = _repeating(text)
+    if not text.isascii():
+        text = re.sub(
+            f"[{_THIN_SPACE}]", " ", _THIN_THOUSANDS.sub("", _BEFORE_NUMBER.sub("", one_width(text), count=1))
+        )
+        text = text.translate(_UNICODE_TABLE).strip()
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
     if "\\" in text or "$" in text or "{" in text:
@@ -144,7 +190,8 @@ def normalise(answer: str) -> str:
     text = text.rstrip(" .,;:")
     while text.endswith("\\"):
         text = text[:-1].rstrip(" .,;:")
-    return text.lstrip(" ,;:*=")
+    text = text.lstrip(" ,;:*=")
+    return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
 
 
 _IDLE_SPACE = re.compile(r"(?<![\d,])\s+|(?<=\d)\s+(?!\d)|(?<=,)\s+(?!\d{3}(?!\d))")

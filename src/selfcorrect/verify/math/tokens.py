@@ -54,7 +54,11 @@ GREEK = frozenset(
 )
 _PLAIN_WORDS = FUNCTIONS | {"pi", "infty", "infinity"}
 
+_FOREIGN = "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u1eff\u3005-\u318f\u31f0-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Letters of languages, without Greek."""
 _TOKEN = re.compile(
+    rf"""(?P<foreign>[A-Za-z]{{0,30}}[{_FOREIGN}][A-Za-z{_FOREIGN}]*(?:\.(?=\s?[{_FOREIGN}]))?)
+    |"""
     r"""(?P<space>\s+)
     |(?P<based>(?<![A-Za-z0-9.])(?=[A-Z]*\d)[0-9A-Z]+(?:\.[0-9A-Z]+)?\s?_\s?(?:\{\s?\d+\s?\}|\d+))
     |(?P<repeat>\d*\.\d*\\overline\s?\{\d+\})
@@ -91,6 +95,7 @@ def _words(word: str, spaced: bool, after_value: bool) -> list[Token]:
 
 
 _VALUE_ENDS = frozenset(["num", "based", "sym", "text"])
+_VALUE_CLOSERS = frozenset("})]%")
 
 
 def tokenize(text: str) -> list[Token]:
@@ -120,8 +125,12 @@ def tokenize(text: str) -> list[Token]:
             out.append(Token("sym", value, spaced))
         elif kind == "word":
             last = out[-1] if out else None
-            after_value = last is not None and (last.kind in _VALUE_ENDS or last.value in ("}", ")", "]", "%"))
+            after_value = last is not None and (last.kind in _VALUE_ENDS or last.value in _VALUE_CLOSERS)
             out += _words(value, spaced, after_value)
+        elif kind == "foreign":
+            if not out or (out[-1].kind not in _VALUE_ENDS and out[-1].value not in _VALUE_CLOSERS):
+                raise CannotParse(f"{value!r} without a value before it")
+            out.append(Token("text", value, spaced))
         else:
             out.append(_token(str(kind), value, spaced))
         depth += (value in ("(", "[", r"\{", r"\langle")) - (value in (")", "]", r"\}", r"\rangle"))

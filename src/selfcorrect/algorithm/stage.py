@@ -1,0 +1,68 @@
+"""A stage: a stretch of training with one objective. ``stages.py`` has the paper's, ``variants.py`` alters them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.imitation import Demonstrations, Imitation
+from selfcorrect.types import BASE, LossName
+
+STAR_ITERATIONS = 3
+"""As in the paper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of training with one objective. The first five fields are the paper's; the others have defaults."""
+
+    name: str
+    title: str
+    """For people: shown in progress and tables."""
+    steps: int
+    samples_per_problem: int
+    objective: Credit | Imitation | Demonstrations
+    """Credit: reinforce fresh episodes. Imitation: collect episodes before the first step, and imitate what was kept.
+    Demonstrations: imitate a task's own answers."""
+    freeze: str | None = None
+    """Snapshot taken of the policy when the stage begins; in a run's first stage the base."""
+    earlier_reference: str = BASE
+    """Snapshot that the KL of all attempts but the last is measured against (the last one: always the base); another
+    one in the later parts of a stepwise Stage I."""
+    offline_share: float = 0.0
+    """Share of each step's problems whose first attempts are stored answers of the base."""
+    branches: int = 1
+    """Second attempts per first attempt."""
+    beta2: float = 0.0
+    """The part of the KL weights of all but the last attempt that ``kl_target`` moves."""
+    kl_target: float | None = None
+    """Nats at which adaptive beta2 keeps the held attempts; None: fixed."""
+
+    @property
+    def loss(self) -> LossName:
+        return "importance_sampling" if isinstance(self.objective, Credit) else "cross_entropy"
+
+    @property
+    def attempts(self) -> int:
+        """Attempts played per episode."""
+        o = self.objective
+        return len(o.reward_weights_K) if isinstance(o, Credit) else o.attempts
+
+
+def shares(steps: int, parts: int) -> list[int]:
+    """Equal parts of the steps; the first parts take what is left over."""
+    return [steps // parts + (i < steps % parts) for i in range(parts)]
+
+
+def star_iterations(stage: Stage) -> list[Stage]:
+    """A stage of STaR in its iterations. Each collects what as many steps of reinforcement would play."""
+    return [
+        replace(
+            stage,
+            name=f"{stage.name}{i}",
+            title=f"{stage.title}, iteration {i} of {STAR_ITERATIONS}",
+            steps=steps,
+            freeze=stage.freeze if i == 1 else None,
+        )
+        for i, steps in enumerate(shares(stage.steps, STAR_ITERATIONS), 1)
+    ]

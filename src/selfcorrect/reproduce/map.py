@@ -1,0 +1,306 @@
+"""The map: on which bases SCoRe corrects and multi-turn RL copies, from a grid of small bases with chosen habits.
+
+    selfcorrect reproduce map --out OUT
+
+Every point of the grid is a recipe (``bases.rare``); every seed pretrains its own base from it and trains every method
+on that base. A run leaves one line in OUT/map.jsonl and nothing else, so a call that was stopped continues from that
+file alone. Afterwards OUT has map.md, map.csv and map.svg.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcorrect.config import Config, load_config
+from selfcorrect.measuring.intervals import Estimate, across_seeds, paired_across_seeds
+from selfcorrect.measuring.phase import revising
+from selfcorrect.records.files import append_line, cut_torn_line, only_writer, read_journal, write_text
+from selfcorrect.reproduce.bases import Recipe, pretrain, rare, skills_name
+from selfcorrect.reproduce.jobs import Job, Runner, Watcher, claimed
+from selfcorrect.reproduce.rows import ROWS
+
+METHODS = ("multi_turn", "score", "no_stage1", "no_shaping", "single_turn")
+BUDGET = ("train.problems_per_step=32", "eval.problems=600", "eval.controls=false")
+"""Of every run, next to the class defaults: 200 steps of 32 problems."""
+PROBED = 200
+"""Training problems that tell how a base revises, each with 8 samples at temperature 1."""
+COPIES, CORRECTS = 0.02, 0.05
+"""A run copies where |delta| is at most the first, and corrects where delta is above the second."""
+SAME = 0.05
+"""Two methods are level where the interval of their difference in t2 lies within this."""
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One kind of base."""
+
+    fix: float
+    """Attempt 2 is the right solution: how often a correction can be found."""
+    redo: float
+    """Attempt 2 is a fresh and mostly wrong try: the harm of changes."""
+    edge: float
+    """Mistakes at problems that the base could answer at once: how far attempt 1 can improve."""
+
+    @property
+    def name(self) -> str:
+        return f"fix{self.fix:g}-redo{self.redo:g}-edge{self.edge:g}"
+
+    def recipe(self, seed: int) -> Recipe:
+        return rare(self.fix, self.redo, self.edge, seed)
+
+
+FIX, REDO, EDGE = (0.003, 0.01, 0.03, 0.1), (0.03, 0.1, 0.3), (0.1, 0.8)
+GRID = tuple(Point(*values) for values in itertools.product(FIX, REDO, EDGE))
+
+
+def run_config(base: Path, method: str, seed: int, settings: Sequence[str], run: Path) -> Config:
+    """The config of one run of the map.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    names = [f"model.name={json.dumps(str(base))}", f"run_dir={json.dumps(str(run))}", f"seed={seed}"]
+    return load_config(None, [*BUDGET, *settings, *ROWS[method].settings, *names])
+
+
+def make_base(point: Point, seed: int, bases: Path) -> tuple[Path, dict[str, Any]]:
+    """The directory of a base, and how it revises; pretrained and probed if it is not there yet."""
+    recipe, out = point.recipe(seed), bases / f"{point.name}-p{seed}"
+    bases.mkdir(parents=True, exist_ok=True)
+    with only_writer(bases):  # of two processes one pretrains, and the other waits
+        if not (out / "base.json").exists():
+            shutil.rmtree(out, ignore_errors=True)
+            model, tokenizer = pretrain(recipe, bases / skills_name(recipe))
+            model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+            (out / "selfcorrect_preset.txt").write_text("tiny\n", encoding="utf-8")
+            write_text(out / "base.json", json.dumps(probe_base(out)), "free room")
+    return out, json.loads((out / "base.json").read_text(encoding="utf-8"))
+
+
+def probe_base(model: Path, problems: int = PROBED) -> dict[str, Any]:
+    """How a base revises at temperature 1, on training problems."""
+    import asyncio
+
+    from selfcorrect.episodes.play import Play, play
+    from selfcorrect.experiment import make_engine, prepare
+    from selfcorrect.measuring.probe import training_sample
+
+    config = load_config(None, [f"model={json.dumps(str(model))}", *BUDGET])
+    job = prepare(config)
+    engine = make_engine(job, frozen=True)
+    how = Play(2, 8, config.play.max_new_tokens, 1.0, (0, "probe"))
+    return revising(asyncio.run(play(engine, job.task, training_sample(job.task, problems, 0), how))).to_json()
+
+
+def run_one(point: Point, seed: int, method: str, out: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Train one method on one base and measure it; nothing is left but the returned line of OUT/map.jsonl."""
+    from selfcorrect.experiment import make_engine, prepare, run_experiment
+    from selfcorrect.records.lines import StepRecord
+    from selfcorrect.records.run_directory import RunDirectory
+    from selfcorrect.training.loop import Observers
+
+    base, habits = make_base(point, seed, out / "bases")
+    with tempfile.TemporaryDirectory(dir=out / "bases") as scratch:
+        config = run_config(base, method, seed, settings, Path(scratch) / "run")
+        job = prepare(config)
+        run = RunDirectory.create(config)
+        start = time.monotonic()
+        with run.writing():
+            outcome = run_experiment(job, run, make_engine(job), Observers())
+        measured = {name: e.summary for name, e in outcome.evaluations.items()}
+        steps = [r for r in run.records() if isinstance(r, StepRecord)]
+    final = measured["final"]
+    line: dict[str, Any] = {
+        **asdict(point),
+        "method": method,
+        "seed": seed,
+        "base": habits,
+        "base_t1": measured["base"].accuracy(1).value,
+        "base_t2": measured["base"].accuracy(2).value,
+        "t1": final.accuracy(1).value,
+        "t2": final.accuracy(2).value,
+        "delta": final.delta.value,
+        "fixed": final.i_to_c.value,
+        "broken": final.c_to_i.value,
+        "problems": final.n_problems,
+        "changed": [r.answer_change for r in steps[::10]],
+        "settings": list(settings),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    return line
+
+
+def read_lines(out: Path) -> list[dict[str, Any]]:
+    """The finished runs in OUT/map.jsonl."""
+    return list(read_journal(out / "map.jsonl", json.loads, "move the file away and start again"))
+
+
+def key_of(line: dict[str, Any]) -> tuple[Point, int, str]:
+    return Point(line["fix"], line["redo"], line["edge"]), line["seed"], line["method"]
+
+
+def run_map(
+    out: Path,
+    seeds: Sequence[int],
+    at_once: int,
+    watcher: Watcher,
+    stop_requested: Callable[[], bool] = lambda: False,
+    *,
+    grid: Sequence[Point] = GRID,
+    settings: Sequence[str] = (),
+) -> tuple[list[Path], dict[str, str]]:
+    """Run what is missing from the map and write its page, table and picture.
+
+    Args:
+        out: directory of map.jsonl, of the bases, and of the outputs.
+        seeds: of the pretraining and of the runs alike.
+        at_once: processes side by side, one thread each.
+        watcher: shows the progress.
+        stop_requested: True ends everything; a run that has not finished is lost, two minutes at most.
+        grid: the points.
+        settings: ``key=value`` of all runs.
+
+    Returns:
+        The files, and the failures by job.
+
+    Raises:
+        Interrupted: asked to stop.
+    """
+    run_config(Path("base"), "score", seeds[0], settings, Path("run"))  # a wrong setting is found now
+    with claimed(out):
+        cut_torn_line(out / "map.jsonl")
+        done = {key_of(line) for line in read_lines(out)}
+        jobs = []
+        for seed, point, method in itertools.product(seeds, grid, METHODS):
+            if (point, seed, method) in done:
+                continue
+            name = f"{method}-s{seed}-{point.name}"
+            target = out / "runs" / f"{name}.jsonl"
+            arguments = (str(point.fix), str(point.redo), str(point.edge), str(seed), method, str(out), str(target))
+            command = (sys.executable, "-m", "selfcorrect.reproduce.map", *arguments, *settings)
+            jobs.append(Job(method, target, command, is_run=False))
+        runner = Runner(out, at_once, watcher)
+        try:
+            runner.run(jobs, stop_requested)
+        finally:
+            for job in jobs:
+                if job.finished:
+                    append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free room")
+                    job.target.unlink()
+        lines = read_lines(out)
+        files = {"map.md": page(lines), "map.csv": as_csv(lines)}
+        for name, text in files.items():
+            write_text(out / name, text, "free room and call the same command again")
+        return [out / name for name in files], runner.failures
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid over its seeds."""
+
+    point: Point
+    by_method: dict[str, list[dict[str, Any]]]
+    """Finished runs, by seed."""
+
+    def of(self, method: str, quantity: str) -> Estimate:
+        return across_seeds(np.array([line[quantity] for line in self.by_method.get(method, [])]))
+
+    def base(self, quantity: str) -> float:
+        values = [
+            line["base"][quantity] for line in self.by_method.get("score", []) if line["base"][quantity] is not None
+        ]
+        return float(np.mean(values)) if values else float("nan")
+
+    def corrected(self, method: str) -> tuple[int, int]:
+        """Seeds in which the method learned to correct, and all seeds."""
+        deltas = [line["delta"] for line in self.by_method.get(method, [])]
+        return sum(d > CORRECTS for d in deltas), len(deltas)
+
+    @property
+    def difference(self) -> Estimate:
+        """t2 of SCoRe minus t2 of multi-turn RL, paired by seed."""
+        ours, theirs = (
+            {line["seed"]: line["t2"] for line in self.by_method.get(m, [])} for m in ("score", "multi_turn")
+        )
+        both = sorted(ours.keys() & theirs.keys())
+        return paired_across_seeds(np.array([ours[s] for s in both]), np.array([theirs[s] for s in both]))
+
+    @property
+    def verdict(self) -> str:
+        """``SCoRe``, ``multi-turn`` or ``level`` where the interval decides; else ``undecided``."""
+        d = self.difference
+        if not d.has_interval:
+            return "undecided"
+        if d.low > 0:
+            return "SCoRe"
+        if d.high < 0:
+            return "multi-turn"
+        return "level" if d.low > -SAME and d.high < SAME else "undecided"
+
+
+def cells_of(lines: Sequence[dict[str, Any]]) -> list[Cell]:
+    found: dict[Point, dict[str, list[dict[str, Any]]]] = {}
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        point, _, method = key_of(line)
+        found.setdefault(point, {}).setdefault(method, []).append(line)
+    return [Cell(point, found[point]) for point in sorted(found)]
+
+
+def page(lines: Sequence[dict[str, Any]]) -> str:
+    """The table of all cells, as Markdown."""
+    cells = cells_of(lines)
+    decided = sum(cell.verdict != "undecided" for cell in cells)
+    out = [
+        f"{len(cells)} cells, {len(lines)} runs; decided at 95 %: {decided} of {len(cells)} "
+        f"({decided / max(len(cells), 1):.0%}). Recorded time: {sum(line['seconds'] for line in lines) / 3600:.1f} h of one thread.",
+        "",
+        "| fix | redo | edge | base: i→c, c→i at T = 1 | multi-turn RL t1 / t2 | SCoRe t1 / t2 | SCoRe − multi-turn, t2 | corrected: multi-turn, SCoRe | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        pairs = [f"{100 * cell.of(m, 't1').value:.1f} / {100 * cell.of(m, 't2').value:.1f}" for m in METHODS[:2]]
+        corrected = ", ".join("{} of {}".format(*cell.corrected(m)) for m in METHODS[:2])
+        p = cell.point
+        out.append(
+            f"| {p.fix:g} | {p.redo:g} | {p.edge:g} | {100 * cell.base('fixed'):.1f}, {100 * cell.base('broken'):.1f} | "
+            f"{pairs[0]} | {pairs[1]} | {cell.difference.text(sign=True)} | {corrected} | {cell.verdict} |"
+        )
+    return "\n".join([*out, ""])
+
+
+def as_csv(lines: Sequence[dict[str, Any]]) -> str:
+    """One row for each run."""
+    stream = io.StringIO()
+    rows = [
+        {k: v for k, v in line.items() if k not in ("base", "changed", "settings")}
+        | {f"base_{k}": v for k, v in line["base"].items()}
+        for line in lines
+    ]
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["fix"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def main(fix: str, redo: str, edge: str, seed: str, method: str, out: str, target: str, *settings: str) -> None:
+    """One run, in a process of its own."""
+    line = run_one(Point(float(fix), float(redo), float(edge)), int(seed), method, Path(out), settings)
+    write_text(Path(target), json.dumps(line) + "\n", "free room")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

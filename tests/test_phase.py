@@ -1,0 +1,56 @@
+"""How a model revises, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfcorrect.measuring.phase import revising
+from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
+
+
+def episode(problem: str, sample: int, *answers: tuple[str, bool | None]) -> Episode:
+    verdict = {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.ERROR}
+    attempts = tuple(Attempt(text, None, None, None, "stop", Grade(verdict[right], text)) for text, right in answers)
+    return Episode(Problem(problem, problem, "x"), sample, attempts)
+
+
+GROUPS = [
+    [
+        episode("a", 0, ("1", False), ("2", True)),  # departs and lands
+        episode("a", 1, ("1", False), ("3", False)),  # departs
+        episode("a", 2, ("1", False), ("1", False)),  # copies
+        episode("a", 3, ("1", None), ("2", True)),  # the verifier failed: counts nowhere
+    ],
+    [
+        episode("b", 0, ("5", True), ("5", True)),
+        episode("b", 1, ("5", True), ("6", False)),  # breaks
+        episode("b", 2, ("5", True), ("5", True)),
+        episode("b", 3, ("5", True), ("5.0", True)),  # changes, and stays right
+    ],
+]
+
+
+def test_shares_by_hand():
+    found = revising(GROUPS)
+    assert found.episodes == 7
+    assert found.right_first == pytest.approx(4 / 7)
+    assert (found.departs, found.lands, found.breaks) == (
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 2),
+        pytest.approx(1 / 4),
+    )
+    assert (found.fixed, found.broken) == (pytest.approx(1 / 7), pytest.approx(1 / 7))
+    assert (found.samples, found.pass_at_k, found.sound) == (4, 0.5, None)
+    p, d, q, f = found.right_first, found.departs, found.lands, found.breaks
+    assert found.delta == pytest.approx((1 - p) * d * q - p * f)
+    assert found.delta_bound == pytest.approx((1 - p) * q)
+
+
+def test_checks_that_say_nothing_are_left_out():
+    sound = {"1": True, "2": False}
+    assert revising(GROUPS, lambda _problem, text: sound.get(text)).sound == pytest.approx(5 / 7)
+
+
+def test_what_no_episode_tells_is_not_a_number():
+    right = revising([[episode("b", 0, ("5", True), ("5", True))]])
+    assert (right.departs, right.lands, right.delta_bound, right.breaks) == (None, None, None, 0.0)

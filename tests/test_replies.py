@@ -1,0 +1,383 @@
+"""What endpoints and gateways send under HTTP 200, and what clients send to our server: read rightly or told in words."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import openai
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import test_endpoint as ends
+import test_serve
+from selfcorrect.episodes.completion import NoCompletion, read_completion
+from selfcorrect.episodes.endpoint import _retry_after_s
+from selfcorrect.errors import EndpointError
+from selfcorrect.measuring.endpoint import was_refused
+from selfcorrect.serve.engine_backend import Batcher, EngineBackend
+from selfcorrect.serve.protocol import ApiError, Bounds, parse_request
+from selfcorrect.types import Verdict
+from served import ASK, post, serving
+from test_thinking import ThinksAloud, engine
+
+
+def body(message, finish="stop", **more):
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}], **more}).encode()
+
+
+TEXT = {"type": "text", "text": "4"}
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "thinking", "text", "finished"),
+    [
+        ({"content": "4"}, "stop", "", "4", True),
+        ({"content": None}, "stop", "", "", True),
+        ({"content": [TEXT, TEXT]}, "stop", "", "44", True),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, TEXT]}, "stop", "hm", "4", True),
+        (
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, TEXT]},
+            "stop",
+            "hm",
+            "4",
+            True,
+        ),
+        ({"content": ["4", {"type": "image_url"}]}, "stop", "", "4", True),
+        ({"content": "4", "reasoning_content": "hm"}, "stop", "hm", "4", True),
+        ({"content": "4", "reasoning": "hm"}, "stop", "hm", "4", True),
+        ({"content": "<think>hm</think>\n\n4"}, "stop", "hm", "4", True),
+        ({"content": "hm</think>4"}, "stop", "hm", "4", True),
+        ({"content": "<think>hm"}, "length", "hm", "", False),
+        ({"content": None, "reasoning_content": "hm"}, "length", "hm", "", False),
+        ({"content": "", "refusal": None, "tool_calls": [{"id": "x"}]}, "tool_calls", "", "", True),
+    ],
+)
+def test_a_message_in_any_form(message, finish, thinking, text, finished):
+    reply = read_completion(body(message, finish))
+    assert (reply.thinking, reply.text, reply.finished) == (thinking, text, finished)
+    assert reply.stop == ("length" if finish == "length" else "end")
+
+
+@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_every_name_of_the_cap_is_the_cap(finish):
+    assert read_completion(body({"content": "4"}, finish)).stop == "length"
+
+
+def test_how_much_was_thinking():
+    usage = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}
+    reply = read_completion(body({"content": "4", "reasoning_content": "hm"}, usage=usage))
+    assert (reply.prompt_tokens, reply.completion_tokens, reply.thinking_tokens) == (3, 9, 7)
+
+
+FAILED = {
+    "an error in the body": (b'{"error": {"message": "model is loading", "code": 503}}', "model is loading"),
+    "an error as text": (b'{"error": "overloaded"}', "overloaded"),
+    "choices null": (b'{"choices": null, "error": {"message": "upstream gone"}}', "upstream gone"),
+    "choices empty": (b'{"choices": []}', "choices"),
+    "no object": (b"[1]", "1"),
+    "cut": (body({"content": "4"})[:-9], "content"),
+    "a gateway's page": (b"<html><h1>502 Bad Gateway</h1></html>", "502 Bad Gateway"),
+    "nothing": (b"", "no reason"),
+    "a generation that failed": (body({"content": "half"}, "error"), "half"),
+    "one that failed with words": (
+        b'{"choices": [{"message": {"content": ""}, "finish_reason": "error", "error": {"message": "GPU lost"}}]}',
+        "GPU lost",
+    ),
+    "aborted": (body({"content": "half"}, "abort"), "half"),
+    "no message": (b'{"choices": [{"finish_reason": "stop"}]}', "finish_reason"),
+    "a choice that is none": (b'{"choices": ["a"]}', "a"),
+    "content that is none": (body({"content": 3}), "3"),
+    "too deep": (b"[" * 9_999, "["),
+}
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_what_is_no_completion_is_asked_for_again_then_an_error_of_this_problem_alone(tmp_path, name):
+    content, words = FAILED[name]
+    once = ends.Server(ends.in_turn(httpx2.Response(200, content=content), ends.says("b")))
+    assert once.ask()[0].text == "b" and once.endpoint.counts.retried == 1
+    with pytest.raises(NoCompletion):
+        read_completion(content)
+
+    def mostly(b):
+        if any("Which" in m["content"] for m in b["messages"]) or b["messages"][0]["content"] == bad[0]:
+            return httpx2.Response(200, content=content)
+        return ends.pupil(b)
+
+    bad = [None]
+
+    def first_is_bad(b):
+        bad[0] = bad[0] or b["messages"][0]["content"]
+        return mostly(b)
+
+    (plain, *_), _ = ends.measure(tmp_path / "e.jsonl", first_is_bad, "eval.controls=false", concurrency=1)
+    (refused,) = filter(was_refused, plain.episodes)
+    assert refused.attempts[0].grade.verdict is Verdict.ERROR and words in refused.attempts[0].grade.detail
+    assert plain.summary.accuracy(1).n == 11
+
+
+@pytest.mark.parametrize(
+    ("message", "finish"),
+    [
+        ({"content": "half"}, "content_filter"),
+        ({"content": None, "refusal": "I will not."}, "stop"),
+        ({"content": [{"type": "refusal", "refusal": "I will not."}]}, "stop"),
+        ({"content": ""}, "SAFETY"),
+    ],
+)
+def test_what_a_filter_took_away_is_an_error_without_another_try(message, finish):
+    server = ends.Server(lambda _: httpx2.Response(200, content=body(message, finish)))
+    with pytest.raises(EndpointError, match="would not answer") as error:
+        server.ask()
+    assert len(server.sent) == 1 and error.value.one_answer and error.value.filtered
+
+
+@pytest.mark.parametrize(("code", "tries"), [(401, 1), (404, 1), (400, 1), (429, 3), (500, 3), ("503", 3), ("x", 3)])
+def test_a_status_inside_the_body_counts_as_one(code, tries):
+    content = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    server = ends.Server(lambda _: httpx2.Response(200, content=content, headers={"retry-after": "7"}), retries=2)
+    with pytest.raises(EndpointError, match="no") as error:
+        server.ask()
+    assert len(server.sent) == tries
+    assert error.value.one_answer == (code not in (401, 404))
+    assert all(wait >= 7 for wait in server.waits)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "-4"}, 0.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 -0000"}, 0.0),
+        ({}, None),
+    ],
+)
+def test_every_form_of_retry_after(headers, seconds):
+    assert _retry_after_s(headers) == seconds
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 600) | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "choices",
+                    "message",
+                    "content",
+                    "finish_reason",
+                    "error",
+                    "code",
+                    "type",
+                    "text",
+                    "thinking",
+                    "refusal",
+                    "usage",
+                    "reasoning_content",
+                    "completion_tokens_details",
+                    "role",
+                    "messages",
+                    "stream_options",
+                    "max_tokens",
+                    "stop",
+                    "model",
+                ]
+            )
+            | st.text(max_size=4),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+CHOICE = st.fixed_dictionaries(
+    {},
+    optional={
+        "message": JSON
+        | st.fixed_dictionaries({"content": JSON}, optional={"refusal": JSON, "reasoning_content": JSON}),
+        "finish_reason": JSON,
+        "error": JSON,
+    },
+)
+
+
+@given(
+    st.binary(max_size=40)
+    | JSON.map(json.dumps).map(str.encode)
+    | st.fixed_dictionaries(
+        {"choices": st.lists(CHOICE, min_size=1, max_size=1)}, optional={"usage": JSON, "error": JSON}
+    )
+    .map(json.dumps)
+    .map(str.encode)
+)
+@example(b'{"choices": [{"message": {"content": "a"}, "finish_reason": []}]}')
+@example(b'{"choices": [{"message": {"content": [{"type": []}]}}]}')
+def test_no_answer_of_an_endpoint_breaks_the_reader(answer):
+    try:
+        reply = read_completion(answer)
+    except (NoCompletion, EndpointError) as error:
+        assert str(error)
+    else:
+        reply.text.encode(), reply.thinking.encode()
+
+
+@given(
+    st.binary(max_size=40)
+    | JSON.map(json.dumps).map(str.encode)
+    | st.fixed_dictionaries(
+        {
+            "messages": JSON
+            | st.lists(
+                st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant", 3]), "content": JSON}),
+                max_size=3,
+            )
+        },
+        optional=dict.fromkeys(
+            (
+                "model",
+                "stream",
+                "stream_options",
+                "max_tokens",
+                "votes",
+                "temperature",
+                "stop",
+                "logit_bias",
+                "attempts",
+                "seed",
+            ),
+            JSON,
+        ),
+    )
+    .map(json.dumps)
+    .map(str.encode)
+)
+@example(b'{"messages": [{"role": "user", "content": "x"}], "model": {}}')
+@example(b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}')
+def test_no_request_breaks_the_parser(raw):
+    try:
+        asked = parse_request(raw, "m", Bounds())
+    except ApiError as error:
+        assert 400 <= error.status < 500
+        json.dumps(error.body())
+    else:
+        assert asked.messages[-1]["role"] == "user"
+
+
+# --- our own server ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def thinker():
+    e = engine("strip", ThinksAloud)
+    with serving(EngineBackend(Batcher(e), "Again.", 512), model="org/t", bounds=Bounds(max_tokens=8)) as (url, _):
+        yield url
+
+
+def thought(url):
+    """A sampled answer with thinking, as the openai client gives it."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    for seed in range(40):
+        got = client.chat.completions.create(model="org/t", messages=ASK["messages"], temperature=1, seed=seed)
+        if got.choices[0].message.content and getattr(got.choices[0].message, "reasoning_content", None):
+            return client, seed, got
+    raise AssertionError("no answer has both parts")
+
+
+def test_thinking_is_apart_from_the_answer_plain_and_streamed(thinker):
+    client, seed, got = thought(thinker)
+    message = got.choices[0].message
+    assert "</t>" not in message.content and "</t>" not in message.reasoning_content
+    assert got.usage.completion_tokens_details.reasoning_tokens >= 2 * 5
+    assert got.model_extra["selfcorrect"]["attempts"][-1]["reasoning_content"] == message.reasoning_content
+    stream = client.chat.completions.create(
+        model="org/t",
+        messages=ASK["messages"],
+        temperature=1,
+        seed=seed,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    parts = {"content": "", "reasoning_content": ""}
+    usages = []
+    for part in stream:
+        usages.append(part.usage)
+        for choice in part.choices:
+            for key in parts:
+                parts[key] += getattr(choice.delta, key, None) or ""
+    assert parts == {"content": message.content, "reasoning_content": message.reasoning_content}
+    assert usages[-1] == got.usage and set(usages[:-1]) == {None}
+
+
+def test_the_server_takes_its_own_messages_back(thinker):
+    client, _, got = thought(thinker)
+    history = [
+        {"role": "system", "content": ""},
+        *ASK["messages"],
+        got.choices[0].message.model_dump(),
+        {"role": "user", "content": "Sure?"},
+    ]
+    again = client.chat.completions.create(model="org/t", messages=history)
+    assert again.choices[0].finish_reason in ("stop", "length")
+    for empty in ("", None, []):
+        history[2] = {"role": "assistant", "content": empty}
+        assert post(thinker, {"messages": history}).status_code == 200
+
+
+def test_one_model_is_described_by_its_name(thinker):
+    client = openai.OpenAI(base_url=f"{thinker}/v1", api_key="none", max_retries=0)
+    assert client.models.retrieve("org/t").id == "org/t" == next(iter(client.models.list())).id
+    with pytest.raises(openai.NotFoundError, match="other"):
+        client.models.retrieve("other")
+
+
+def test_fields_that_change_nothing_are_taken():
+    more = {
+        "top_logprobs": 0,
+        "logprobs": False,
+        "stop": "",
+        "include_obfuscation": False,
+        "n": 1,
+        "best_of": 1,
+        "top_k": -1,
+    }
+    options = {"stream_options": {"include_usage": None, "include_obfuscation": False}}
+    parse_request(json.dumps({**ASK, **more, **options}).encode(), "m", Bounds())
+    for bad in ({"top_logprobs": 2}, {"top_k": 5}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        with pytest.raises(ApiError, match="would be ignored"):
+            parse_request(json.dumps({**ASK, **bad}).encode(), "m", Bounds())
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "status"),
+    [
+        ({"content": "half"}, "error", 502),
+        ({"content": "half"}, "content_filter", 200),
+        ({"refusal": "No."}, "stop", 200),
+    ],
+)
+def test_a_failed_generation_behind_the_server_is_passed_on(message, finish, status):
+    server, _ = test_serve.upstream(lambda _b: httpx2.Response(200, content=body(message, finish)))
+    with server as (url, _):
+        got = post(url)
+    assert got.status_code == status
+    if status == 200:
+        choice = got.json()["choices"][0]
+        assert choice["finish_reason"] == "content_filter" and choice["message"]["content"] is None
+        assert choice["message"]["refusal"] == (message.get("refusal") or "content_filter")
+    else:
+        assert "finish_reason error" in got.json()["error"]["message"]
+
+
+def test_the_server_behind_gives_thinking_and_quotes_the_answer_to_attempt_2():
+    server, sent = test_serve.upstream(lambda _b: test_serve.says("<think>hm</think>4"))
+    with server as (url, _):
+        got = post(url).json()["choices"][0]["message"]
+    assert (got["content"], got["reasoning_content"]) == ("4", "hm")
+    assert json.loads(sent[1].content)["messages"][1] == {"role": "assistant", "content": "4"}
