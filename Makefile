@@ -26,7 +26,7 @@ WITH_SMOLLM2 := .venv/.installed-smollm2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-seeds test test-slow test-gpu conformance-skyrl conformance-vllm check docs mutants clean
+.PHONY: help demo demo-seeds test test-slow test-gpu conformance-skyrl conformance-vllm test-reasoning-gym check docs mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,10 @@ conformance-skyrl: $(INSTALLED) ## build SkyRL's server (JAX on the CPU), start 
 
 conformance-vllm: ## build an environment with vLLM for CPUs, run the conformance suite and the sampler's tests in it
 	"$(PYTHON)" tools/conformance_vllm.py --python "$(PYTHON)" --torch "$(TORCH)" --vllm "$(VLLM)"
+
+test-reasoning-gym: $(INSTALLED) ## install reasoning-gym, which needs a C compiler, and test the task of that name
+	$(PIP_INSTALL) -e '.[reasoning-gym]'
+	$(BIN)/python -m pytest tests/test_procedural_task.py
 
 check: $(INSTALLED) ## lint, format, types, imports
 	$(BIN)/ruff check .

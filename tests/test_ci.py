@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / ".ci" / "run"
 UNPINNED = {"selfcorrect"}
 """Requirements without a pin: the package itself, and what only runs the tests in parallel."""
-NOT_IN_CI = {"skyrl", "tinker", "vllm"}
-"""Extras that need a server or an environment of their own."""
+NOT_IN_CI = {"reasoning-gym", "skyrl", "tinker", "vllm"}
+"""Extras that need a compiler, a server or an environment of their own."""
 
 
 def run(bin_dir: Path, test: str, check: str, docs: str = "true") -> tuple[int, list[str]]:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -255,7 +256,7 @@ BAD = {
     ),
     "sft: nothing to show": (
         lambda t, m: ["sft", t / "warm", f"model={m}", *gsm8k(t, LINE), "play.max_new_tokens=60"],
-        ["no demonstrations", "task=arithmetic"],
+        ["no demonstrations", "a method demonstrations (docs/your-own-task.md)"],
     ),
 }
 NEEDS_WEIGHTS = {"no weights"}
@@ -541,10 +542,15 @@ def test_a_model_is_measured_without_adapters_or_masters(cli, model, monkeypatch
 
 
 def test_eval_of_a_lora_run(cli, model, tmp_path):
-    assert cli(*quick(model, tmp_path / "run", "model.lora_rank=2", "eval.controls=false"))[0] == 0
-    code, out, _ = cli("eval", tmp_path / "run", "--json")
+    code, _, err = cli(*quick(model, tmp_path / "run", "model.lora_rank=2", "eval.controls=false"))
+    assert code == 0, err
+    code, out, err = cli("eval", tmp_path / "run", "--json")
     stored = {r.name: r.summary for r in RunDirectory.open(tmp_path / "run").records() if r.kind == "eval"}
     assert code == 0 and json.loads(out)["plain"]["summary"] == stored["final"]
+    assert err == "no controls: the run was made with eval.controls=false; add eval.controls=true to measure them\n"
+    _, out, err = cli("eval", tmp_path / "run", "--json", "eval.controls=true")
+    assert err == "" and "plain-swapped" in json.loads(out)
+    assert cli("eval", tmp_path / "run", "--json", "eval.controls=false")[2] == ""  # asked for
 
 
 def test_compare_puts_methods_side_by_side(cli, finished):
@@ -583,6 +589,15 @@ def test_sft_writes_a_model_that_train_starts_from(cli, model, tmp_path):
     code, out, err = cli("sft", tmp_path / "warm", *settings)
     assert code == 0 and str(tmp_path / "warm") in out and "Warm-up step 2  loss" in err
     assert f"train model={tmp_path / 'warm'} task=toy" in out
+    own = ["task.options.sizes=[3,4]", "task.options.name=a b", 'task.options.text="3"']
+    _, out, _ = cli("sft", tmp_path / "again", *settings, *own)
+    (line,) = [line for line in out.splitlines() if line.startswith("next")]
+    command = shlex.split(line.removeprefix("next"))
+    assert load_config(None, command[2:]).task.options == {
+        "sizes": [3, 4],
+        "name": "a b",
+        "text": "3",
+    }  # as they were given
     assert cli(*quick(tmp_path / "warm", tmp_path / "run", "eval.controls=false"))[0] == 0
 
 

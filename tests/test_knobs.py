@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -236,6 +238,22 @@ def probe_demonstrations(tmp):
 def probe_system_message(tmp):
     task = countdown("task.system_message=Be brief.")
     assert task.first_messages(task.problems("test")[0])[0] == {"role": "system", "content": "Be brief."}
+
+
+def probe_options(tmp):
+    factors = "task=examples.own_task.factors:make"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent.parent)
+        task = make_task(load_config(None, [factors, "task.options.largest=70"]).task)
+    assert max(p.meta["product"] for p in task.problems("test")) > 60 * 60
+
+
+def probe_dataset(tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        factory = SimpleNamespace(DATASETS={"chess": None})
+        patch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(factory=factory))
+        with pytest.raises(ConfigError, match=r"task.dataset = 'ches' .* did you mean chess\?"):
+            make_task(load_config(None, ["task=reasoning_gym", "task.dataset=ches"]).task)
 
 
 def own_task(tmp, *settings):
@@ -592,6 +610,8 @@ PROBES = {
     "task.terms_max": probe_terms,
     "task.asks": probe_form,
     "task.largest": probe_form,
+    "task.options": probe_options,
+    "task.dataset": probe_dataset,
     "task.pick": probe_pick,
     "task.operations": probe_pick,
     "task.numbers_min": probe_numbers,
@@ -639,7 +659,7 @@ def test_a_setting_does_what_it_says(tmp_path, key):
 def test_no_setting_is_without_a_test():
     assert TRAINED.keys() | PROBES.keys() == set(all_keys())
     assert not TRAINED.keys() & PROBES.keys()
-    assert len(all_keys()) <= 90  # a reader has to be able to look through them
+    assert len(all_keys()) <= 95  # a reader has to be able to look through them
 
 
 def test_controls_measure_swapped_and_wrong_first_attempts(tmp_path):

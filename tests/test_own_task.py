@@ -198,9 +198,9 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     text = "\n".join(re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.M | re.S)).replace("\\\n", " ")
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("selfcorrect ") and "tiny" in line]
-    assert [c[1] for c in commands] == ["eval", "train"]
+    assert [c[1] for c in commands] == ["eval", "train", "train"]
     for command in commands:
-        extra = [f"run_dir={tmp_path / 'run'}"] if command[1] == "train" else []
+        extra = [f"run_dir={tmp_path / 'run'}"] if command[1] == "train" and "--dry-run" not in command else []
         monkeypatch.setattr(sys, "argv", [*command, *extra, "--json"])
         with pytest.raises(SystemExit) as stop:
             package.main()

@@ -60,6 +60,8 @@ OTHER = {
     "wrong_share": 0.5,
     "demonstrated_attempts": 1,
     "system_message": "Be brief.",
+    "options": {"size": 3},
+    "dataset": "chain_sum",
     "first_attempts": "f.jsonl",
     "verifier": "math",
     "prompt": "Q: {question}",
@@ -79,6 +81,7 @@ READ = {
     "humaneval": {"path", "accept_risk"},
     "mbpp_repair": {"path", "eval_split", "accept_risk", "first_attempts"},
     "own": {"path", "eval_split", "accept_risk", "verifier", "prompt"},
+    "reasoning_gym": {"dataset", "options", "accept_risk"},
 }
 """Settings that a task reads, in addition to its name and the instruction."""
 
@@ -90,7 +93,7 @@ def test_every_setting_of_a_task_is_read_by_one():
     }
     assert set().union(*READ.values()) == OTHER.keys()
     imported = type(task_config(name="module:make")).model_fields.keys()
-    assert imported == OTHER.keys() - READ["countdown"] | {"name", "instruction"}
+    assert imported == OTHER.keys() - READ["countdown"] - {"dataset"} | {"name", "instruction"}
 
 
 @pytest.mark.parametrize(("task", "setting"), [(t, s) for t in READ for s in OTHER if s not in READ[t]])

@@ -15,12 +15,19 @@ from pydantic.fields import FieldInfo
 
 from selfcorrect import config
 from selfcorrect.config import Config, all_keys, default_of, readers
-from selfcorrect.config.sections import SECTIONS, UNIONS, Section
+from selfcorrect.config.sections import SECTIONS, UNIONS, ImportedTaskConfig, Section
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
 PRESETS = Path(config.__file__).parent.parent / "presets"
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "`none`"}
+TYPES = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    type(None): "`none`",
+    dict[str, Any]: "settings",
+}
 FOLLOWS = {"eval.attempts": "`play.attempts`"}
 """Settings whose default is the value of another."""
 MORE = {"task": "tasks.md", "method": "algorithm.md", "train": "algorithm.md", "eval": "report.md"}
@@ -94,7 +101,8 @@ def union_table(section: str) -> str:
         read = [f"[`{k.partition('.')[2]}`](#{k.replace('.', '')})" for k in keys if name in readers(k)]
         rows.append(f"| `{name}` | {', '.join(read) or 'none'} |")
     if section == "task":
-        rows.append("| `package.module:make` | all of these: the function may read any |")
+        read = [f"[`{key}`](#task{key})" for key in ImportedTaskConfig.model_fields if key not in {*common, "options"}]
+        rows.append(f"| `package.module:make` | its own as `options`, and any of these: {', '.join(read)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -66,6 +66,14 @@ def code_tasks(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_code_tasks.py::test_{name}" for name in names)
 
 
+def countdown(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_countdown.py::test_{name}" for name in names)
+
+
+def procedural(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_procedural_task.py::test_{name}" for name in names)
+
+
 @dataclass(frozen=True)
 class Mutant:
     name: str
@@ -843,10 +851,108 @@ MUTANTS = [
     ),
     Mutant(
         "a user's failing verifier counts as wrong",
-        "tasks/own.py",
+        "tasks/user_code.py",
         'return Grade(Verdict.ERROR, None, f"{name} raised',
         'return Grade(Verdict.WRONG, None, f"{name} raised',
         ("tests/test_own_task.py::test_a_verifier_that_fails_is_an_error_with_its_reason_and_never_a_0",),
+    ),
+    Mutant(
+        "countdown counts a number twice",
+        "tasks/countdown.py",
+        "(extra := used - Counter(numbers))",
+        "(extra := Counter(set(used) - set(numbers)))",
+        countdown("one_number_is_not_two_positions"),
+    ),
+    Mutant(
+        "countdown leaves numbers unused",
+        "tasks/countdown.py",
+        "not two and used != Counter(numbers)",
+        "two and used != Counter(numbers)",
+        countdown("verdicts_on_expressions", "verdicts_on_pairs"),
+    ),
+    Mutant(
+        "countdown allows every operation",
+        "tasks/countdown.py",
+        "operations_in(tree) - set(allowed)",
+        'operations_in(tree) - set("+-*/")',
+        countdown("an_operation_that_the_question_does_not_allow_is_wrong"),
+    ),
+    Mutant(
+        "a check is sound whatever it concludes",
+        "tasks/countdown.py",
+        'and (word == "yes") == (exact == problem.meta["target"])',
+        "",
+        countdown("sound_checks_of_pairs"),
+    ),
+    Mutant(
+        "a false step leaves a check sound",
+        "tasks/countdown.py",
+        "all(t is not None and value(t) == exact for t in trees)",
+        "value(trees[-1] or 0) == exact",
+        countdown("sound_checks_of_expressions"),
+    ),
+    Mutant(
+        "subtraction reads from the right",
+        "tasks/expressions.py",
+        "self.operations(_RANK[sign] + 1, depth)",
+        "self.operations(_RANK[sign], depth)",
+        countdown("values_golden"),
+    ),
+    Mutant(
+        "a demonstrated second attempt knows that the first was wrong",
+        "tasks/procedural.py",
+        "tuple(attempt(problem) for _ in range(self.demonstrated_attempts))",
+        "(first := attempt(problem), attempt(problem) if first[0] else (True, self.demonstrate(problem, True, rng)))",
+        countdown("demonstrations_teach_the_form_a_sound_check_and_no_correction"),
+    ),
+    Mutant(
+        "a problem may be in two splits",
+        "tasks/procedural.py",
+        "if key not in found and split_of(key) == split:",
+        "if key not in found:",
+        procedural("a_task_of_three_functions", "a_key_joins_questions_that_are_the_same_problem"),
+    ),
+    Mutant(
+        "the order of the numbers makes another problem",
+        "tasks/procedural.py",
+        "key = drawn.question if drawn.key is None else drawn.key",
+        "key = drawn.question",
+        procedural("a_key_joins_questions_that_are_the_same_problem"),
+    ),
+    Mutant(
+        "a space that is too small is taken as it is",
+        "tasks/procedural.py",
+        "        if len(found) < count:\n",
+        "        if not found:\n",
+        procedural("the_base_ends_where_nothing_new_can_be_drawn"),
+    ),
+    Mutant(
+        "a wrong answer demonstrated as right passes",
+        "measuring/validate.py",
+        "if grade.verdict not in meant:",
+        "if grade.verdict is Verdict.NO_ANSWER:",
+        procedural("a_faulty_demonstration_is_told"),
+    ),
+    Mutant(
+        "an unknown option is dropped",
+        "tasks/user_code.py",
+        "        refuse_unknown_options(options, defaults, name)",
+        "        options = {o: v for o, v in options.items() if o in defaults}",
+        procedural("faults_of_an_imported_task_are_refused"),
+    ),
+    Mutant(
+        "a partial score of reasoning-gym is right",
+        "tasks/reasoning_gym.py",
+        "if score >= 1 else",
+        "if score > 0 else",
+        procedural("a_partial_score_is_wrong"),
+    ),
+    Mutant(
+        "a score of reasoning-gym runs a model's text",
+        "tasks/reasoning_gym.py",
+        " and config.accept_risk != RISK_NAME",
+        " and config.accept_risk is RISK_NAME",
+        procedural("what_reasoning_gym_cannot_do_is_refused"),
     ),
     Mutant(
         "a tied vote is won outright",

@@ -112,6 +112,12 @@ def _with_engine(options: EvalOptions, settings: list[str], model: str) -> None:
     job = prepare(config, training=False)
     if job.note:
         typer.echo(job.note, err=True)
+    named = {s.partition("=")[0].strip() for s in options.given}
+    for key, missing in (("eval.controls", not config.eval.controls), ("eval.attempts", config.eval.attempts == 1)):
+        if run is not None and missing and key not in named:
+            value = json.dumps(getattr(config.eval, key.partition(".")[2]))
+            way_out = f"{key}={'true' if key == 'eval.controls' else 2}"
+            typer.echo(f"no controls: the run was made with {key}={value}; add {way_out} to measure them", err=True)
     engine = make_engine(job, frozen=run is None)
     if run is not None:
         load_kept(run, engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from functools import partial
 from pathlib import Path
@@ -75,9 +76,10 @@ def sft(
         shares = ", ".join(f"t{k} {a.accuracy.text()}" for k, a in enumerate(summary.attempts, 1))
         print(f"measured {shares}, {summary.n_problems} held-out problems, greedy: {target / WARMED}")
     # The directory stores the model's preset but not the task, so the next command repeats the task's settings.
-    task = [
-        f"task.{key}={value}" for key, value in config.task.model_dump(exclude_defaults=True).items() if key != "name"
-    ]
+    given = config.task.model_dump(exclude_defaults=True, exclude={"name"})
+    options = given.pop("options", {})
+    task = [f"task.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
+    task += [f"task.options.{key}={json.dumps(value)}" for key, value in options.items()]  # "3" stays a text
     print(f"next     {shlex.join(['selfcorrect', 'train', f'model={target}', f'task={config.task.name}', *task])}")
 
 

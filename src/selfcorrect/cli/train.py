@@ -24,7 +24,9 @@ def train(
         list[str] | None, typer.Argument(metavar="[CONFIG.toml] [key=value ...]", help="A config file, then settings.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to continue from its latest checkpoint.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and exit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and print the resolved settings, and exit.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")
     ] = False,
@@ -54,6 +56,11 @@ def train(
             "directory as the model"
         )
     if dry_run:
+        from selfcorrect.algorithm.stages import plan
+        from selfcorrect.tasks import make_task
+
+        plan(config)
+        make_task(config.task)  # settings that would stop the run, an import path among them; reads no data
         print(config.model_dump_json(indent=2))
     else:
         _run(config, None, as_json, [])

@@ -18,17 +18,21 @@ def validate(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG.toml] [key=value ...] [SPLIT ...]",
-            help="A config file, settings, and splits (default: all).",
+            help="A config file, settings, and splits (default: all, and demonstrations).",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Run every gold answer or reference program of a task through its own verifier; print each that fails.
 
-    Loads no model. Exit code 1 where a reference fails or a split cannot be read.
+    Also judges 500 demonstrations of a task that has them (`demonstrations` names them like a split): right answers must be
+    judged right, honest wrong tries wrong, and their checks sound.
+
+    Loads no model. Exit code 1 where an answer fails or a split cannot be read.
 
     Example: `selfcorrect validate task=gsm8k task.path=data/gsm8k test`
     """
+    from selfcorrect.measuring.validate import DEMONSTRATIONS
     from selfcorrect.measuring.validate import validate as run
     from selfcorrect.tasks import make_task
 
@@ -52,7 +56,11 @@ def validate(
     else:
         for r in reports:
             counts = ", ".join(f"{verdict.value} {n}" for verdict, n in sorted(r.verdicts.items())) or "no problems"
-            result = f"{r.problems} references, {r.rejected} fail ({counts})"
+            what = "demonstrated answers" if r.split == DEMONSTRATIONS else "references"
+            checks = (
+                f"; checks: {r.checks[True]} sound, {r.checks[False]} not" if r.checks[True] or r.checks[False] else ""
+            )
+            result = f"{r.problems} {what}, {r.rejected} fail ({counts}{checks})"
             print(f"{task.name} {r.split}: {f'cannot be read: {r.unreadable}' if r.unreadable else result}")
     if not all(report.passed for report in reports):
         raise typer.Exit(1)

@@ -253,6 +253,11 @@ def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None =
                 continue
             if full in RENAMED:
                 raise ConfigError(f"{full} was renamed to {RENAMED[full]}; write {RENAMED[full]}={value[name]}")
+            if member is ImportedTaskConfig:
+                raise ConfigError(
+                    f"{full} is no setting of a task from an import path; write {key}.options.{name}={value[name]} if its "
+                    "function has a parameter of that name"
+                )
             if not (others := readers(full)):
                 raise ConfigError(f"unknown setting {full!r}: {_suggest(name, f'{key}.')}")
             *some, last = others

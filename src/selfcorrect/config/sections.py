@@ -184,9 +184,13 @@ class DataConfig(AnyTaskConfig):
     """File or directory of the data set (math: a Hub id too); None takes the task's own Hub id."""
 
 
-class ProgramsConfig(DataConfig):
+class RiskConfig(AnyTaskConfig):
     accept_risk: str | None = None
     """Name of the risk (docs/sandbox.md) to run a model's programs on a machine that lacks a sandbox."""
+
+
+class ProgramsConfig(DataConfig, RiskConfig):
+    pass
 
 
 class SplitsConfig(ProgramsConfig):
@@ -204,6 +208,11 @@ class VerifierConfig(SplitsConfig):
     """math, number, exact, code, or ``package.module:function``."""
     prompt: str | None = None
     """The question of attempt 1, with {question} in it; None asks the question alone."""
+
+
+class OptionsConfig(AnyTaskConfig):
+    options: dict[str, Any] = {}
+    """Settings of an imported task or of a reasoning-gym data set, each as task.options.NAME=VALUE."""
 
 
 class ArithmeticConfig(SumsConfig):
@@ -240,11 +249,17 @@ class OwnConfig(VerifierConfig):
         return self.refuse_ignored("task", [(self.verifier != "code", ("accept_risk",), way_out)])
 
 
-class ImportedTaskConfig(VerifierConfig, StoredAttemptsConfig, SumsConfig):
-    """A task from ``package.module:make``, which may read any setting of a task."""
+class ReasoningGymConfig(OptionsConfig, RiskConfig):
+    name: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str | None = None
+    """Name of a data set of the package reasoning-gym."""
 
 
-TASK_NAMES = ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "mbpp_repair", "humaneval", "own")
+class ImportedTaskConfig(VerifierConfig, StoredAttemptsConfig, SumsConfig, OptionsConfig):
+    """A task from ``package.module:make``. It may read the settings of data and programs, and has ``options`` of its own."""
+
+
+TASK_NAMES = ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "mbpp_repair", "humaneval", "own", "reasoning_gym")
 
 
 def _task_tag(task: Any) -> str:
@@ -261,6 +276,7 @@ TaskConfig = Annotated[
     | Annotated[MbppRepairConfig, Tag("mbpp_repair")]
     | Annotated[HumanEvalConfig, Tag("humaneval")]
     | Annotated[OwnConfig, Tag("own")]
+    | Annotated[ReasoningGymConfig, Tag("reasoning_gym")]
     | Annotated[ImportedTaskConfig, Tag("imported")],
     Discriminator(_task_tag),
 ]

@@ -9,10 +9,12 @@ from selfcorrect.config.sections import (
     CountdownConfig,
     Gsm8kConfig,
     HumanEvalConfig,
+    ImportedTaskConfig,
     MathConfig,
     MbppConfig,
     MbppRepairConfig,
     OwnConfig,
+    ReasoningGymConfig,
     TaskConfig,
 )
 from selfcorrect.errors import ConfigError
@@ -24,7 +26,7 @@ def make_task(config: TaskConfig) -> Task:
 
     Args:
         config: the task section; its name is one of ``TASKS``, or ``package.module:function`` for a function that makes
-            a ``Task`` of the section.
+            a ``Task`` of the section and of ``task.options``.
 
     Raises:
         ConfigError: unknown task, a setting that this task lacks, an empty instruction, or a verifier
@@ -45,9 +47,11 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def _imported(config: TaskConfig) -> Task:
-    from selfcorrect.tasks.user_code import import_callable
+    from selfcorrect.tasks.user_code import call_with_options, import_callable
 
-    task: Task = import_callable("task.name", config.name, "make(config) that returns a Task", 1)(config)
+    assert isinstance(config, ImportedTaskConfig)
+    make = import_callable("task.name", config.name, "make(config, *, OPTION=DEFAULT) that returns a Task", 1)
+    task: Task = call_with_options(config.name, make, config, config.options)
     missing = [
         n
         for n in ("name", "instruction", "problems", "first_messages", "reference_answer", "grade")
@@ -96,10 +100,14 @@ def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per ta
             from selfcorrect.tasks.own import Own, OwnPrograms
 
             return OwnPrograms(config) if config.verifier == "code" else Own(config)
+        case ReasoningGymConfig():
+            from selfcorrect.tasks.reasoning_gym import ReasoningGym
+
+            return ReasoningGym(config)
         case _:
             raise AssertionError(f"{config.name} is no task of this package")
 
 
 TASKS: dict[str, Callable[[TaskConfig], Task]] = dict.fromkeys(
-    ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own"), _built_in
+    ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own", "reasoning_gym"), _built_in
 )

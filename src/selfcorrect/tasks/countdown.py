@@ -98,13 +98,6 @@ class Countdown(Procedural):
         extracted, fault = write(tree), self._fault(tree, problem)
         return Grade(Verdict.WRONG if fault else Verdict.CORRECT, extracted, fault or "meets the target")
 
-    def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """See ``Task``: a text without the form is ``truncated`` where the token cap cut it."""
-        grade = super().grade(problem, text, truncated=truncated)
-        if truncated and grade.verdict is Verdict.NO_ANSWER:
-            return Grade(Verdict.TRUNCATED, None, "the token cap cut the text before the end of its check")
-        return grade
-
     def demonstrate(self, problem: Problem, right: bool, rng: random.Random) -> str:
         """See ``Procedural``: the drawn expression, or another of the same numbers that misses the target."""
         numbers, target = problem.meta["numbers"], problem.meta["target"]

@@ -11,7 +11,7 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from selfcorrect.errors import ConfigError
@@ -39,7 +39,8 @@ class Drawn:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """For the other methods of the task."""
     key: str | None = None
-    """Problems of one key count as the same problem and are in the same split; None takes the question."""
+    """Problems of one key count as the same problem and are in the same split. It is part of the problem's id. None takes
+    the question, and a hash of it for the id."""
 
 
 class Procedural(ABC):
@@ -96,8 +97,11 @@ class Procedural(ABC):
         return self.demonstrate(problem, True, random.Random(f"reference {problem.id}"))
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """See ``Task``; what ``verify`` raises is an ``error`` with the reason."""
-        return judged(f"{type(self).__name__}.verify", lambda: self.verify(problem, text), text, truncated)
+        """See ``Task``; what ``verify`` raises is an ``error`` with the reason. No answer in a cut text is ``truncated``."""
+        grade = judged(f"{type(self).__name__}.verify", lambda: self.verify(problem, text), text, truncated)
+        if truncated and grade.verdict is Verdict.NO_ANSWER:
+            return replace(grade, verdict=Verdict.TRUNCATED)
+        return grade
 
     def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
         """See ``Demonstrates``: independent draws, each wrong with probability ``wrong_share``.
@@ -108,16 +112,20 @@ class Procedural(ABC):
         Raises:
             ConfigError: there are too few problems for ``counts``.
         """
+        return ((p, tuple(text for _, text in attempts)) for p, attempts in self.labelled_demonstrations(seed))
+
+    def labelled_demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[tuple[bool, str], ...]]]:
+        """``demonstrations`` with whether each attempt is meant to be right, for `selfcorrect validate`."""
         problems = self._problems("pretrain")
         rng = random.Random(f"{self.name} demonstrations {seed}")
 
-        def stream() -> Iterator[tuple[Problem, tuple[str, ...]]]:
-            while True:
-                problem = rng.choice(problems)
-                rights = [rng.random() >= self.wrong_share for _ in range(self.demonstrated_attempts)]
-                yield problem, tuple(self.demonstrate(problem, right, rng) for right in rights)
+        def attempt(problem: Problem) -> tuple[bool, str]:
+            right = rng.random() >= self.wrong_share
+            return right, self.demonstrate(problem, right, rng)
 
-        return stream()
+        while True:
+            problem = rng.choice(problems)
+            yield problem, tuple(attempt(problem) for _ in range(self.demonstrated_attempts))
 
     @functools.cached_property
     def _drawn(self) -> dict[AnySplit, tuple[Problem, ...]]:
@@ -131,12 +139,18 @@ class Procedural(ABC):
         in_vain = 0
         while len(found) < count and in_vain < IN_VAIN:
             in_vain += 1
-            drawn = self.draw(rng)
+            try:
+                drawn = self.draw(rng)
+            except Exception as error:
+                raise ConfigError(
+                    f"task {self.name} cannot draw a problem: {type(error).__name__}: {error}; correct its draw()"
+                ) from error
             if drawn is None:
                 continue
             key = drawn.question if drawn.key is None else drawn.key
             if key not in found and split_of(key) == split:
-                found[key] = Problem(f"{split}-{key}", drawn.question, drawn.answer, drawn.level, drawn.meta)
+                identity = f"{_hash(key):016x}" if drawn.key is None else key
+                found[key] = Problem(f"{split}-{identity}", drawn.question, drawn.answer, drawn.level, drawn.meta)
                 in_vain = 0
         if len(found) < count:
             raise ConfigError(
@@ -148,5 +162,8 @@ class Procedural(ABC):
 
 def split_of(key: str) -> AnySplit:
     """The split that a problem belongs to, from a hash of its key or question."""
-    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % 100
-    return next(name for name, buckets in BUCKETS.items() if bucket in buckets)
+    return next(name for name, buckets in BUCKETS.items() if _hash(key) % 100 in buckets)
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, SelfCorrectError
 from selfcorrect.tasks.gsm8k import final_line
 from selfcorrect.types import Grade, Verdict
 
@@ -40,6 +42,59 @@ def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
             "module that can be imported from this environment or from the working directory"
         ) from error
     return found
+
+
+def call_with_options(name: str, make: Callable[..., Any], config: Any, options: Mapping[str, Any]) -> Any:
+    """What a user's function makes of the task section and of ``task.options``.
+
+    Its further parameters are the options. Each has a default, whose type a given value must have; None takes any value.
+
+    Args:
+        name: the function's import path, for messages.
+        make: the function.
+        config: its first argument.
+        options: its keyword arguments.
+
+    Raises:
+        ConfigError: an option that it does not have, a value of another type, or whatever it raises.
+    """
+    _, *parameters = inspect.signature(make).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        refuse_unknown_options(options, defaults, name)
+    given = {}
+    for option, value in options.items():
+        try:
+            default = defaults.get(option)
+            given[option] = value if default is None else TypeAdapter(type(default)).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(
+                f"task.options.{option} = {value!r}: {reason}; its default in {name} is {default!r}"
+            ) from None
+    try:
+        return make(config, **given)
+    except SelfCorrectError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"task.name = {name!r} failed to make a task: {type(error).__name__}: {error}; correct that function or its "
+            "task.options"
+        ) from error
+
+
+def refuse_unknown_options(options: Collection[str], known: Collection[str], owner: str) -> None:
+    """Refuse options that the owner does not have.
+
+    Raises:
+        ConfigError: names the closest ones, else all of them.
+    """
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=3) or sorted(known)
+            names = " or ".join(f"task.options.{name}" for name in close)
+            way_out = f"did you mean {names}?" if close else "it has no options; drop it"
+            raise ConfigError(f"unknown setting 'task.options.{option}' of {owner}: {way_out}")
 
 
 def judged(name: str, judge: Callable[[], Any], text: str, truncated: bool) -> Grade:

@@ -14,7 +14,7 @@ from selfcorrect.algorithm.imitation import Demonstrations, cross_entropy_data
 from selfcorrect.algorithm.stage import Stage
 from selfcorrect.config import SftConfig
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, SelfCorrectError
 from selfcorrect.tasks.base import Demonstrates, Task
 from selfcorrect.types import Datum, Problem
 
@@ -25,14 +25,29 @@ def warm_up_stage(sft: SftConfig) -> Stage:
 
 
 def require_demonstrations(task: Task) -> Demonstrates:
-    """The task as one that can show its answer format.
+    """The task as one that can show its answer format. Draws its first demonstration, before any weights load.
 
     Raises:
-        ConfigError: it has no demonstrations.
+        ConfigError: it has no demonstrations, or the first fails.
     """
     if not isinstance(task, Demonstrates):
         raise ConfigError(
-            f"task {task.name} has no demonstrations to warm up on; train on it directly, or use task=arithmetic"
+            f"task {task.name} has no demonstrations to warm up on; train on it directly, or write a task with a method "
+            "demonstrations (docs/your-own-task.md)"
+        )
+    try:
+        problem, answers = next(iter(task.demonstrations(0)))
+    except SelfCorrectError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the first demonstration of task {task.name} fails: {type(error).__name__}: {error}; see all of them with "
+            "`selfcorrect validate`"
+        ) from error
+    shown: object = answers  # a user's own task may yield anything; a text alone would be read letter by letter
+    if not isinstance(problem, Problem) or not isinstance(shown, tuple | list) or not shown:
+        raise ConfigError(
+            f"a demonstration of task {task.name} is not a Problem with the texts of its attempts; yield problem, (text, text)"
         )
     return task
 
