@@ -112,7 +112,7 @@ def _with_engine(options: EvalOptions, settings: list[str], model: str) -> None:
     job = prepare(config, training=False)
     if job.note:
         typer.echo(job.note, err=True)
-    named = {s.partition("=")[0].strip() for s in options.given}
+    named = {s.partition("=")[0].strip() for s in settings}
     for key, missing in (("eval.controls", not config.eval.controls), ("eval.attempts", config.eval.attempts == 1)):
         if run is not None and missing and key not in named:
             value = json.dumps(getattr(config.eval, key.partition(".")[2]))
