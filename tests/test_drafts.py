@@ -176,8 +176,8 @@ def test_a_copy_takes_few_passes_and_a_new_text_no_more_than_before(monkeypatch,
     rng = np.random.default_rng(0)
     first = [tuple(int(t) for t in rng.integers(12, 200, size=40)) for _ in range(4)]
     second = {(i,): (f if copied else tuple(reversed(f))) for i, f in enumerate(first)}
-    script(monkeypatch, second)
     engine = tiny.engine(drafts=True)
+    script(monkeypatch, second)
     passes = []
     forward = engine._sampler._forward
     engine._sampler._forward = lambda *args, **how: passes.append(sum(map(len, args[1]))) or forward(*args, **how)

@@ -533,7 +533,9 @@ def probe_sft_eval_problems(tmp):
 
 def probe_trackers(tmp):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "_make", lambda name: f"tracker {name}")
+        patch.setattr(
+            base.importlib, "import_module", lambda name: SimpleNamespace(make=lambda: f"tracker {name.split('.')[-1]}")
+        )
         assert base.make_trackers(load_config(None, ["trackers=wandb,tensorboard"]).trackers) == [
             "tracker wandb",
             "tracker tensorboard",

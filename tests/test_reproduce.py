@@ -107,11 +107,11 @@ def test_the_core_comes_first_and_with_all_seeds(tmp_path):
 def test_rows_of_ours_may_have_fewer_seeds(tmp_path):
     jobs = jobs_of(choice(tmp_path, seeds=(0, 1, 2), own_seeds=2), ["table4"])
     seeds = {row.key: sum(job.row == row.key for job in jobs) for row in TRAINED}
-    assert seeds["score"] == seeds["offline"] == 3 and seeds["tree"] == seeds["gamma_1"] == 2
+    assert seeds["score"] == seeds["offline"] == 3 and seeds["literal"] == seeds["gamma_1"] == 2
 
 
 def test_all_is_every_target_but_the_one_that_needs_a_code_model():
-    assert set(targets_of("all")) == TARGETS.keys() - {"table3"}
+    assert set(targets_of("all")) == TARGETS.keys() - {"table3", "demo"}
     with pytest.raises(ConfigError, match=r"'scaling2' cannot be reproduced here; take one of: table1"):
         targets_of("scaling2")
 

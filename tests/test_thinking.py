@@ -7,8 +7,10 @@ import copy
 import functools
 import json
 from dataclasses import replace
+from importlib import resources
 from types import SimpleNamespace
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,6 @@ from selfcorrect.measuring.evaluate import usable_wrong
 from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.report.sample import _entry
-from selfcorrect.sharing.card import _attempt_lines
 from selfcorrect.training.warmup import warm_up
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
@@ -311,6 +312,15 @@ def test_an_evaluation_says_how_much_was_thinking():
     assert EvalSummary.from_json(json.loads(json.dumps(thinks.to_json()))) == thinks
 
 
+def attempt_lines(c):
+    """The card's Python that plays the attempts."""
+    text = resources.files("selfcorrect").joinpath("sharing/card.md.j2").read_text()
+    part = text.split("messages = [{{ first_messages }}]\n")[1].split("{%- endset -%}")[0]
+    *_, shown = next_messages([{"role": "user", "content": ""}], "{shown}", "{instruction}", c.task.shown_as)
+    values = {"quotes_answers": c.task.shown_as != "assistant", "quoted": repr(shown["content"])}
+    return jinja2.Template(part).render(config=c, end_of_thinking="'</think>'", **values)
+
+
 @pytest.mark.parametrize("shown_as", ["user", "document"])
 def test_the_card_plays_attempts_as_the_run_did(shown_as):
     c = load_config(None, [f"task.shown_as={shown_as}", "eval.attempts=3"])
@@ -321,13 +331,13 @@ def test_the_card_plays_attempts_as_the_run_did(shown_as):
         return "<think>hm</think>4"
 
     names = {"answer": answer, "instruction": "Again.", "messages": [{"role": "user", "content": "q"}], "print": str}
-    exec(_attempt_lines(c), names)
+    exec(attempt_lines(c), names)
     wanted = [{"role": "user", "content": "q"}]
     for said in asked:
         assert said == wanted[-1]["content"]
         wanted = next_messages(wanted, "4", "Again.", shown_as)
     assert len(asked) == 3
-    assert "thinking of earlier ones" in _attempt_lines(load_config(None, ["model.history=keep"]))
+    assert "thinking of earlier ones" in attempt_lines(load_config(None, ["model.history=keep"]))
 
 
 def test_thinking_is_folded_apart_from_given_attempts():

@@ -14,13 +14,12 @@ from __future__ import annotations
 import operator
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .codec import BASES
 
-if TYPE_CHECKING:
-    from .channel import Channel
-
+Channel = Any
+"""The channel imports this module."""
 _LINK = "_selfcorrect_link"
 BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()  # noqa: SIM905
 """Operators with a reflected and an in-place form, without their underscores."""
