@@ -159,7 +159,9 @@ class Channel:
             args = decode(reply["arguments"], self._resolve)
             if not chain:
                 return kind(*args)
-            made = exception(self._link(reply, name), self.exception_class(chain, kind), text, tuple(args))
+            held = type(reply.get("object")) is int
+            link = Link(self, {"object": reply["object"]}, _identifier(name), None, 0) if held else None
+            made = exception(link, self.exception_class(chain, kind), text, tuple(args))
             made.__dict__.update(decode(reply.get("state", {"dict": []}), self._resolve))
             return made
         except (CodecError, KeyError, TypeError, ValueError):
@@ -180,10 +182,6 @@ class Channel:
                 self._exceptions[key] = known if known and issubclass(known, Exception) else exception_class(*key)
             kind = self._exceptions[key]
         return kind
-
-    def _link(self, reply: dict[str, Any], name: str) -> Link | None:
-        number = reply.get("object")
-        return Link(self, {"object": number}, _identifier(name), None, 0) if type(number) is int else None
 
     def named(self, name: str) -> Remote:
         """A function or class of the program, known to the tests by its name."""

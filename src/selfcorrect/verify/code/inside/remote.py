@@ -25,6 +25,8 @@ BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".
 """Operators with a reflected and an in-place form, without their underscores."""
 UNARY = "neg pos abs invert int float complex index trunc floor ceil".split()  # noqa: SIM905
 
+OTHERS = "round dir setattr delattr call getitem setitem delitem len reversed".split()  # noqa: SIM905
+
 
 class ProgramError(Exception):
     """The program raised an exception of its own class, or gave an answer that the tests may not use in this way."""
@@ -70,32 +72,11 @@ class Remote:
     __module__ = "program"
 
     def __getattr__(self, name: str) -> Any:
-        found = ask(self, "getattr", name)
+        found: Any = ask(self, "getattr", name)
         if name not in PREDICATES or not isinstance(found, Remote):
             return found
-        return lambda *args, **kwargs: _about_data(self, name, lambda: found(*args, **kwargs), *args)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        ask(self, "setattr", name, value)
-
-    def __delattr__(self, name: str) -> None:
-        ask(self, "delattr", name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return ask(self, "call", *args, **kwargs)
-
-    def __getitem__(self, key: Any) -> Any:
-        return ask(self, "getitem", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        ask(self, "setitem", key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        ask(self, "delitem", key)
-
-    def __len__(self) -> int:
-        length: int = ask(self, "len")
-        return length
+        call: Any = found
+        return lambda *args, **kwargs: _about_data(self, name, lambda: call(*args, **kwargs), *args)
 
     def __bool__(self) -> bool:
         link = link_of(self)
@@ -112,9 +93,6 @@ class Remote:
             return _own_word(self, "contains", item)
         # A class may claim to hold everything. It has to produce it.
         return any(item is held or item == held for held in self)
-
-    def __reversed__(self) -> Iterator[Any]:
-        return iter(ask(self, "reversed"))
 
     def __next__(self) -> Any:
         more, value = ask(self, "next")
@@ -150,18 +128,6 @@ class Remote:
     def __hash__(self) -> int:
         return hash(ask(self, "hash"))
 
-    def __lt__(self, other: Any) -> Any:
-        return _compared(self, "lt", other)
-
-    def __le__(self, other: Any) -> Any:
-        return _compared(self, "le", other)
-
-    def __gt__(self, other: Any) -> Any:
-        return _compared(self, "gt", other)
-
-    def __ge__(self, other: Any) -> Any:
-        return _compared(self, "ge", other)
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise ProgramError("an object of the program cannot be copied by the tests")
 
@@ -194,10 +160,6 @@ def _own_word(value: Any, what: str, *others: Any) -> bool:
     answer = ask(value, what, *others)
     link.channel.own_word = f"the program compared its own objects ({link.name})"
     return answer is True
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Remote) and not isinstance(value, Substitute)
 
 
 def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any) -> Any:
@@ -236,7 +198,8 @@ def _compared(value: Any, what: str, other: Any) -> Any:
         )
     if other is None and what in ("eq", "ne"):
         return what == "ne"
-    if not _is_object(other) and not may_compare(value):
+    objects = isinstance(other, Remote) and not isinstance(other, Substitute)
+    if not objects and not may_compare(value):
         raise ProgramError(f"{link.name} is not plain data, and only the program could compare it")
     return _own_word(value, what, other)
 
@@ -258,7 +221,11 @@ def _words(what: str) -> Callable[..., str]:
 
 
 def _operation(what: str) -> Callable[..., Any]:
-    return lambda self, *args: ask(self, what, *args)
+    return lambda self, *args, **kwargs: ask(self, what, *args, **kwargs)
+
+
+def _order(what: str) -> Callable[..., Any]:
+    return lambda self, other: _compared(self, what, other)
 
 
 def _binary(what: str) -> Callable[..., Any]:
@@ -270,7 +237,9 @@ for _name in BINARY:
         setattr(Remote, f"__{_form}__", _binary(_form))
 for _name in ("divmod", "rdivmod"):
     setattr(Remote, f"__{_name}__", _binary(_name))
-for _name in (*UNARY, "round", "dir"):
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Remote, f"__{_name}__", _order(_name))
+for _name in (*UNARY, *OTHERS):
     setattr(Remote, f"__{_name}__", _operation(_name))
 _TEXTS = {f"__{name}__": _words(name) for name in ("str", "repr", "format")}
 for _name, _method in _TEXTS.items():
