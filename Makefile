@@ -26,7 +26,7 @@ WITH_SMOLLM2 := .venv/.installed-smollm2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-seeds test test-slow test-gpu conformance-skyrl conformance-vllm test-reasoning-gym check docs mutants clean
+.PHONY: help demo demo-seeds test test-slow test-gpu gpu conformance-skyrl conformance-vllm test-reasoning-gym check docs mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ test-slow: $(WITH_SMOLLM2) ## the tests that take minutes
 
 test-gpu: $(INSTALLED) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+gpu: $(WITH_SMOLLM2) ## what must hold on a GPU, in parts of ten minutes, without a network; writes docs/results/gpu.md
+	$(BIN)/python tools/gpu.py all
 
 conformance-skyrl: $(INSTALLED) ## build SkyRL's server (JAX on the CPU), start it, run the conformance suite, stop it
 	$(PIP_INSTALL) -e '.[skyrl]'

@@ -6,7 +6,8 @@
 ``speed`` writes the second attempt in advance: a copy of the first in which pieces are replaced, so that exactly the given
 share of its tokens is copied. The model computes every law and every draw; then the draw is replaced by the written token.
 With and without drafts take turns in one process, so both meet the same load; the ratio is the median of paired ratios.
-Without drafts the passes are those of ``engine.drafts=false``. Run it on an idle machine: the load average is in every row.
+Without drafts the passes are those of ``engine.drafts=false``. Run it on an idle machine: the load average is in every row,
+with the ratio of processor seconds, which load moves less.
 
 ``same`` plays two attempts at the task's problems at temperature 0 and 1, with and without drafts, and counts the answers
 that differ. Prompts and answers have unequal lengths.
@@ -82,13 +83,15 @@ def speed(model: str, batches: list[int], shares: list[float], tokens: int, roun
         for share in shares:
             rng = np.random.default_rng(batch)
             seconds: dict[bool, list[float]] = {True: [], False: []}
+            work: dict[bool, list[float]] = {True: [], False: []}
             drafted = copied = 0
             for number in range(rounds + 1):
                 for drafts in (True, False) if number % 2 else (False, True):
                     engine._sampler._drafts = drafts
                     rng = np.random.default_rng([batch, number])
                     answers = play_written(engine, task, written, batch, share, tokens, rng, vocabulary)
-                    seconds[drafts].append(answers[0])
+                    seconds[drafts].append(answers[0][0])
+                    work[drafts].append(answers[0][1])
                     if drafts:
                         drafted += sum(a.drafted for a in answers[2])
                         copied += sum(
@@ -98,6 +101,7 @@ def speed(model: str, batches: list[int], shares: list[float], tokens: int, roun
                         )
                 engine._sampler.drop_caches()
             on, off = seconds[True][1:], seconds[False][1:]  # the first round is a warm-up
+            cpu_on, cpu_off = work[True][1:], work[False][1:]
             row = {
                 "batch": batch,
                 "copied": share,
@@ -106,6 +110,7 @@ def speed(model: str, batches: list[int], shares: list[float], tokens: int, roun
                 "seconds_without": statistics.median(off),
                 "seconds_with": statistics.median(on),
                 "times_as_fast": statistics.median(b / a for a, b in zip(on, off, strict=True)),
+                "times_less_cpu": statistics.median(b / a for a, b in zip(cpu_on, cpu_off, strict=True)),
                 "load_average": round(os.getloadavg()[0], 2),
             }
             print(json.dumps(row), flush=True)
@@ -122,8 +127,8 @@ def play_written(
     tokens: int,
     rng: np.random.Generator,
     vocabulary: int,
-) -> tuple[float, list[Sampled], list[Sampled]]:
-    """Seconds of the second attempt, and both attempts."""
+) -> tuple[tuple[float, float], list[Sampled], list[Sampled]]:
+    """Wall and processor seconds of the second attempt, and both attempts."""
     params = SamplingParams(tokens, 1.0, frozenset(), continued=True)
     problems = task.problems("test")[:batch]
     messages = [task.first_messages(p) for p in problems]
@@ -134,9 +139,9 @@ def play_written(
     engine._sampler.drop_caches()
     one = asyncio.run(engine.sample(first, params))
     second = bridged(engine, task, messages, first, one, 2)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     two = asyncio.run(engine.sample(second, params))
-    return time.perf_counter() - start, one, two
+    return (time.perf_counter() - start, time.process_time() - cpu), one, two
 
 
 def bridged(engine: TorchEngine, task: Task, messages: Any, first: Any, one: Any, name: Any) -> list[SampleRequest]:

@@ -69,7 +69,13 @@ def measure(point: Mapping[str, Any], dtype: str, lora: int, steps: int) -> dict
 
     microbatch, slots = point["budgets"]
     settings = [f"engine.tokens_per_microbatch={microbatch}", f"engine.tokens_per_sampling_batch={slots}"]
-    model = ["model=smollm2", f"model.dtype={dtype}", f"model.lora_rank={lora}", "engine.device=cpu"]
+    model = [
+        "model=smollm2",
+        f"model.dtype={dtype}",
+        f"model.lora_rank={lora}",
+        "engine.device=cpu",
+        "engine.drafts=false",
+    ]
     config = load_config(None, [*model, *settings])
     resolved = resolve_model("smollm2")
     engine = TorchEngine.from_config(resolved, ChatFormat(load_tokenizer(resolved)), config.model, config.engine)

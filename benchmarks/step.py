@@ -110,7 +110,7 @@ def trl(work: str, dtype: str, lora: int, steps: int) -> dict[str, Any]:
     assert len(bridge) == BRIDGE_TOKENS, len(bridge)
 
     def generate(trainer: Any, prompts: list[list[int]]) -> list[list[int]]:
-        ids = torch.tensor(prompts)  # all of one length here
+        ids = torch.tensor(prompts, device=trainer.accelerator.device)  # all of one length here
         with torch.inference_mode():
             out = trainer.accelerator.unwrap_model(trainer.model).generate(
                 ids,
@@ -148,7 +148,7 @@ def trl(work: str, dtype: str, lora: int, steps: int) -> dict[str, Any]:
         learning_rate=1e-5,
         beta=0.05 if two else 0.0,
         temperature=1.0,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=False,
         gradient_checkpointing=False,
         logging_steps=1000,

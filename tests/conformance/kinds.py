@@ -26,8 +26,9 @@ URL_VARIABLE, MODEL_VARIABLE = "CONFORMANCE_BASE_URL", "CONFORMANCE_MODEL"
 """Address of a server, and the name under which it serves the model that ``tiny.save_model`` writes."""
 
 
-def torch_engine() -> Engine:
-    return tiny.engine(lora=(RANK, ALPHA))
+def torch_engine(device: str = "cpu") -> Engine:
+    model = tiny.random_model().to(device)
+    return TorchEngine(model, ChatFormat(tiny.tokenizer()), TorchEngineConfig(device=device), (RANK, ALPHA))
 
 
 def tinker_engine() -> Engine:
@@ -67,4 +68,9 @@ class Kind:
     """The model that it was made on, for transformers to say what is true."""
 
 
-KINDS = {"torch": Kind(torch_engine), "vllm": Kind(vllm_engine, wide_model), "tinker": Kind(tinker_engine)}
+KINDS = {
+    "torch": Kind(torch_engine),
+    "torch-cuda": Kind(functools.partial(torch_engine, "cuda")),
+    "vllm": Kind(vllm_engine, wide_model),
+    "tinker": Kind(tinker_engine),
+}
