@@ -87,6 +87,13 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "the map takes the difference the wrong way round",
+        "reproduce/map.py",
+        "[multi_turn[s] for s in both], [score[s] for s in both]",
+        "[score[s] for s in both], [multi_turn[s] for s in both]",
+        ("tests/test_map.py",),
+    ),
+    Mutant(
         "a claim whose interval holds 0 counts as reproduced",
         "reproduce/verdicts.py",
         "difference.low > 0",
@@ -159,8 +166,8 @@ MUTANTS = [
     Mutant(
         "KL from the sampler's log-probs in bfloat16",
         "training/step.py",
-        "if not engine.info.exact_sampler:",
-        "if False:",
+        "current = None if exact else",
+        "current = None if True else",
         run("in_bf16_the_kl_of_an_unmoved_policy_is_exactly_0"),
     ),
     Mutant(
@@ -243,8 +250,8 @@ MUTANTS = [
     Mutant(
         "a fence that closes a program is read as one that opens the words after it",
         "verify/code/extract.py",
-        "_opened(_between_markers(completion))",
-        "_between_markers(completion)",
+        "if whole and reader.first_closes and reader.fences % 2:",
+        "if False:",
         ("tests/verify/test_code_extract.py",),
     ),
     Mutant(

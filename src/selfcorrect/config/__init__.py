@@ -1,6 +1,6 @@
 """Every setting of a run, and how the layers of settings become one ``Config``."""
 
-from selfcorrect.config.loading import PRESET_MARKER, load_config, override, preset_name, restore, validate
+from selfcorrect.config.loading import PRESET_MARKER, SHIPPED, load_config, override, preset_name, restore, validate
 from selfcorrect.config.sections import (
     Config,
     EvalConfig,
@@ -18,6 +18,7 @@ from selfcorrect.config.sections import (
 
 __all__ = [
     "PRESET_MARKER",
+    "SHIPPED",
     "Config",
     "EvalConfig",
     "ModelConfig",

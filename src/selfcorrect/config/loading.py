@@ -30,6 +30,8 @@ from selfcorrect.config.sections import (
 )
 from selfcorrect.errors import ConfigError
 
+SHIPPED = ("tiny", "tiny-rare")
+"""Models of 0.1 M parameters that the package holds; tools/make_tiny.py made them."""
 PRESET_MARKER = "selfcorrect_preset.txt"
 """File in a model directory that names the preset its settings start from."""
 
@@ -208,7 +210,7 @@ def preset_name(model: str) -> str:
     """``tiny``, ``smollm2`` or ``language_model``."""
     marker = Path(model) / PRESET_MARKER
     name = marker.read_text(encoding="utf-8").strip() if marker.is_file() else model
-    if name in ("tiny", "tiny-rare"):
+    if name in SHIPPED:
         return "tiny"
     return name if name == "smollm2" else "language_model"
 

@@ -320,7 +320,6 @@ class MultiAttemptConfig(ReinforceConfig):
             samples: ``train.samples_per_problem``.
         """
         linear = attempts != 2 or self.gamma != 0 or self.baseline != "leave_one_out" or self.standardise
-        linear = linear or getattr(self, "shaping", "progress") == "scaled"  # another answer to the same noise
         return 1 if linear or samples * attempts < 2 * (1 + BRANCHES) else BRANCHES
 
 
@@ -351,6 +350,10 @@ class ScoreConfig(ImitateConfig, MultiAttemptConfig):
     """Alternate Stage I and Stage II in turns of this many steps (v1 of the paper names the option); 0 runs one after the other."""
     stage1_share: float = Field(0.4, ge=0, lt=1)
     """Share of train.steps spent in Stage I (the paper is silent). 0 is the ablation without Stage I."""
+
+    def fitting_branches(self, attempts: int, samples: int) -> int:
+        """See ``MultiAttemptConfig``; 1 with scaled shaping, which is another answer to the same noise."""
+        return 1 if self.shaping == "scaled" else super().fitting_branches(attempts, samples)
 
     @model_validator(mode="after")
     def _stages_read_all(self) -> Self:

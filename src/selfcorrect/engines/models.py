@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from selfcorrect.config import SHIPPED
 from selfcorrect.engines.chat import ChatFormat, Rendering, require_chat_template
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["tiny", "smollm2", "directory", "adapter", "hub"]
 
-SHIPPED = ("tiny", "tiny-rare")
-"""Models of 0.1 M parameters that the package holds; tools/make_tiny.py made them."""
 EMBEDDED = (*SHIPPED, "smollm2")
 ALIBI = frozenset({"bloom", "mpt"})
 """Model types whose attention always has a bias by distance. The mask that the sampler gives has no place for it."""

@@ -7,7 +7,7 @@ f = P(attempt 2 wrong | attempt 1 right), the two attempts differ by
 
 Plain multi-turn RL reinforces a change where changes help more than they harm, so i->c against c->i at temperature 1
 says which way its first steps go. Stage I holds attempt 1 back, so it needs only enough corrections per step to
-reinforce. docs/results/map.md has the measurements.
+reinforce.
 """
 
 from __future__ import annotations

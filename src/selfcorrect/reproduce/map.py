@@ -1,10 +1,8 @@
 """The map: on which bases SCoRe corrects and multi-turn RL copies, from a grid of small bases with chosen habits.
 
-    selfcorrect reproduce map --out OUT
-
 Every point of the grid is a recipe (``bases.rare``); every seed pretrains its own base from it and trains every method
-on that base. A run leaves one line in OUT/map.jsonl and nothing else, so a call that was stopped continues from that
-file alone. Afterwards OUT has map.md, map.csv and map.svg.
+on that base (``run_map``). A run leaves one line in map.jsonl and nothing else, so a call that was stopped continues from
+that file alone. Afterwards there are map.md and map.csv next to it.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.config import Config, load_config
+from selfcorrect.config import PRESET_MARKER, Config, load_config
 from selfcorrect.measuring.intervals import Estimate, across_seeds, paired_across_seeds
 from selfcorrect.measuring.phase import revising
 from selfcorrect.records.files import append_line, cut_torn_line, only_writer, read_journal, write_text
@@ -37,8 +35,8 @@ BUDGET = ("train.problems_per_step=32", "eval.problems=600", "eval.controls=fals
 """Of every run, next to the class defaults: 200 steps of 32 problems."""
 PROBED = 200
 """Training problems that tell how a base revises, each with 8 samples at temperature 1."""
-COPIES, CORRECTS = 0.02, 0.05
-"""A run copies where |delta| is at most the first, and corrects where delta is above the second."""
+CORRECTS = 0.05
+"""A run corrects where delta is above this."""
 SAME = 0.05
 """Two methods are level where the interval of their difference in t2 lies within this."""
 
@@ -86,7 +84,7 @@ def make_base(point: Point, seed: int, bases: Path) -> tuple[Path, dict[str, Any
             model, tokenizer = pretrain(recipe, bases / skills_name(recipe))
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
-            (out / "selfcorrect_preset.txt").write_text("tiny\n", encoding="utf-8")
+            (out / PRESET_MARKER).write_text("tiny\n", encoding="utf-8")
             write_text(out / "base.json", json.dumps(probe_base(out)), "free room")
     return out, json.loads((out / "base.json").read_text(encoding="utf-8"))
 
@@ -233,11 +231,11 @@ class Cell:
     @property
     def difference(self) -> Estimate:
         """t2 of SCoRe minus t2 of multi-turn RL, paired by seed."""
-        ours, theirs = (
+        score, multi_turn = (
             {line["seed"]: line["t2"] for line in self.by_method.get(m, [])} for m in ("score", "multi_turn")
         )
-        both = sorted(ours.keys() & theirs.keys())
-        return paired_across_seeds(np.array([ours[s] for s in both]), np.array([theirs[s] for s in both]))
+        both = sorted(score.keys() & multi_turn.keys())
+        return paired_across_seeds([multi_turn[s] for s in both], [score[s] for s in both])
 
     @property
     def verdict(self) -> str:

@@ -1,6 +1,6 @@
 """The one training loop. Every stage is steps of data -> forward_backward, optim_step, publish; each brings its own.
 
-``kinds.begin`` gives a stage's step. The loop advances, records, rings alarms, and writes checkpoints.
+``kinds.begin`` gives a stage's step. The loop advances, records, checks alarms, and writes checkpoints.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def train(
                 history.append(record)
                 progress = _advanced(progress, record, stage)
                 _write_step(run, record, groups, observer)
-                _ring(run, history, stages, observer)
+                _check_alarms(run, history, stages, observer)
                 stop = stop_requested()
                 due = progress.stage_step == stage.steps or progress.step % config.checkpoint_every == 0
                 if stop or due:
@@ -157,8 +157,10 @@ def _write_step(run: RunDirectory, record: StepRecord, groups: Groups, observer:
     observer.on_record(record)
 
 
-def _ring(run: RunDirectory, history: Sequence[StepRecord], stages: Sequence[Stage], observer: Observer) -> None:
-    """Report alarms once per window, not at every step. They are about episodes: a step that played none rings none."""
+def _check_alarms(
+    run: RunDirectory, history: Sequence[StepRecord], stages: Sequence[Stage], observer: Observer
+) -> None:
+    """Report alarms once per window, not at every step. They are about episodes: a step that played none raises none."""
     if history[-1].step % alarms.WINDOW or not history[-1].reward:
         return
     strict = stages[0].name if len(stages) > 1 else None

@@ -1,0 +1,68 @@
+"""The map of bases: one run leaves one line, and the table reads lines only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from selfcorrect.reproduce import map as phase_map
+from selfcorrect.reproduce.map import GRID, Point, as_csv, cells_of, page, run_one
+
+SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8}
+
+
+def test_a_run_leaves_one_line_and_the_base(tmp_path, monkeypatch):
+    recipe = Point.recipe
+    monkeypatch.setattr(Point, "recipe", lambda self, seed: replace(recipe(self, seed), **SHORT))
+    monkeypatch.setattr(phase_map, "BUDGET", ("train.problems_per_step=2", "eval.problems=10", "eval.controls=false"))
+    monkeypatch.setattr(phase_map, "PROBED", 4)
+    point = GRID[0]
+    line = json.loads(json.dumps(run_one(point, 7, "multi_turn", tmp_path, ["train.steps=2"])))
+    assert (line["method"], line["seed"], line["problems"]) == ("multi_turn", 7, 10)
+    assert line["delta"] == pytest.approx(line["t2"] - line["t1"])
+    assert line["base"]["episodes"] == 8 * 200
+    assert {p.name for p in (tmp_path / "bases").iterdir() if p.is_dir()} == {f"{point.name}-p7"}
+    assert [cell.point for cell in cells_of([line])] == [point]
+
+
+def lines_of(score, multi_turn):
+    base = {"fixed": 0.01, "broken": 0.03}
+    return [
+        {
+            **{
+                "fix": 0.01,
+                "redo": 0.1,
+                "edge": 0.8,
+                "method": method,
+                "seed": seed,
+                "base": base,
+                "t1": 0.6,
+                "t2": t2,
+            },
+            **{"delta": t2 - 0.6, "changed": [], "settings": [], "seconds": 1800.0},
+        }
+        for method, values in (("score", score), ("multi_turn", multi_turn))
+        for seed, t2 in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("score", "multi_turn", "verdict"),
+    [
+        ((0.90, 0.91, 0.92), (0.60, 0.61, 0.62), "SCoRe"),
+        ((0.60, 0.61, 0.62), (0.90, 0.91, 0.92), "multi-turn"),
+        ((0.60, 0.61, 0.62), (0.601, 0.612, 0.619), "level"),
+        ((0.60, 0.90, 0.61), (0.60, 0.61, 0.62), "undecided"),
+        ((0.90,), (0.60,), "undecided"),  # one seed decides nothing
+    ],
+)
+def test_a_cell_is_decided_by_the_interval_over_seeds(score, multi_turn, verdict):
+    lines = lines_of(score, multi_turn)
+    (cell,) = cells_of(lines)
+    assert cell.verdict == verdict
+    assert cell.corrected("score") == (sum(t2 > 0.65 for t2 in score), len(score))
+    text = page(lines)
+    assert f"| {verdict} |" in text and f"{len(lines) / 2:.1f} h of one thread" in text
+    assert as_csv(lines).count("\n") == len(lines) + 1
