@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import itertools
 import json
 from dataclasses import replace
 from importlib import resources
@@ -32,7 +33,7 @@ from selfcorrect.measuring.evaluate import usable_wrong
 from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.report.sample import _entry
-from selfcorrect.training.warmup import warm_up
+from selfcorrect.training.warmup import demonstration_data
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 TEMPLATE = (
@@ -264,12 +265,7 @@ def test_imitation_takes_the_sequences_with_targets():
 @pytest.mark.parametrize("history", ["keep", "strip"])
 def test_a_warm_up_lays_out_what_play_shows(history):
     e = engine(history)
-    seen = []
-    e.forward_backward = lambda data, _loss: (
-        seen.extend(data) or [np.where(d.weights_T != 0, -1.0, np.nan) for d in data]
-    )
-    e.optim_step = lambda _adam: None
-    warm_up(e, toy.Toy(), toy.config("none", "sft.steps=1", "sft.examples_per_step=1"), lambda _line: None)
+    seen = demonstration_data(e.chat, toy.Toy(), itertools.islice(toy.Toy().demonstrations(0), 1))
     assert len(seen) == (1 if history == "keep" else 2)
     chat = e.chat
     first = chat.begin(toy.Toy().first_messages(Problem("", "pretrain 0", "")))
