@@ -14,6 +14,7 @@ import copy
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ Messages = Sequence[Mapping[str, object]]
 """``role`` and ``content`` of each turn, as ``selfcorrect.tasks.base.Message``."""
 
 SENTINEL = "Sentinel answer"
+MANY = 1024
+"""Bridges and prompts remembered."""
 PROBE: Messages = ({"role": "user", "content": "Probe question"},)
 LATER = "Later instruction"
 SLOT = "Sentinel answer 5e1f"
@@ -143,7 +146,10 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, end_ids: Collection[int] = (), rendering: Rendering | None = None) -> None:
         self.tokenizer = tokenizer
         self.rendering = rendering or Rendering()
-        self._encoded: dict[str, tuple[int, ...]] = {}
+        # The samples of one problem ask for the same bridge and the same prompt one after the other.
+        self._bridges: dict[tuple[str, str], str] = {}
+        self._encode_bridge = lru_cache(MANY)(self._encode)
+        self._opens_thinking = lru_cache(MANY)(self._ends_in_thinking)
         require_chat_template(tokenizer)
         self._template = tokenizer.get_chat_template()
         self._kwargs = dict(self.rendering.template_kwargs or {})
@@ -249,12 +255,10 @@ class ChatFormat:
             ModelError: the template refuses or rewrites the conversation.
         """
         text = self._bridge_text(messages, instruction)
-        if text not in self._encoded:
-            self._encoded[text] = self._encode(text)
-        ids = self._encoded[text]
+        ids = self._encode_bridge(text)
         closing = self._closing_id if self._closing_id is not None else self.turn_end_id
         if ended and closing is not None:
-            opening = self._encode(text.partition(instruction.strip())[0])  # a user's turn may end with the same token
+            opening = self._encode_bridge(text.partition(instruction.strip())[0])  # a user's turn may end with the same token
             if closing in opening:
                 return ids[ids.index(closing) + 1 :]
         return ids
@@ -292,7 +296,10 @@ class ChatFormat:
 
     def _opens(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a think block."""
-        return self.markers.open_in(self._decode(list(prompt_ids[-64:]), skip_special_tokens=False))
+        return self._opens_thinking(tuple(prompt_ids[-64:]))
+
+    def _ends_in_thinking(self, ids: tuple[int, ...]) -> bool:
+        return self.markers.open_in(self._decode(ids, skip_special_tokens=False))
 
     def _tokens_before(self, ids: Sequence[int], characters: int) -> int:
         """The fewest tokens whose text has so many characters."""
@@ -460,6 +467,14 @@ class ChatFormat:
         return tuple(spliced)
 
     def _bridge_text(self, messages: Messages, instruction: str) -> str:
+        key = (repr(messages), instruction)
+        if key not in self._bridges:
+            if len(self._bridges) == MANY:
+                self._bridges.clear()
+            self._bridges[key] = self._render_bridge(messages, instruction)
+        return self._bridges[key]
+
+    def _render_bridge(self, messages: Messages, instruction: str) -> str:
         turns = [*messages, {"role": "assistant", "content": SENTINEL}, {"role": "user", "content": instruction}]
         _, kept, bridge = self._render(turns, generate=True).rpartition(SENTINEL)
         if not kept or instruction.strip() not in bridge:

@@ -118,11 +118,17 @@ class _Cut:
         for i in sequences:
             longest[keys[i]] = max(longest.get(keys[i], 0), tails[i])
         groups: list[list[int]] = []
+        heads: set[bytes] = set()
+        head = tail = 0  # with ``heads``, of the last group: its distinct heads, and its longest head and tail
         for i in sorted(sequences, key=lambda i: (longest[keys[i]], keys[i], tails[i], i)):
-            if groups and self.computed([*groups[-1], i]) <= budget:
+            distinct = len(heads) + (keys[i] not in heads)
+            head, tail = max(head, self.heads[i]), max(tail, tails[i])
+            if groups and distinct * head + (len(groups[-1]) + 1) * tail <= budget:
                 groups[-1].append(i)
             else:
                 groups.append([i])
+                heads, head, tail = set(), self.heads[i], tails[i]
+            heads.add(keys[i])
         return groups
 
 
