@@ -15,7 +15,7 @@ SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8}
 
 def test_a_run_leaves_one_line_and_the_base(tmp_path, monkeypatch):
     recipe = Point.recipe
-    monkeypatch.setattr(Point, "recipe", lambda self, seed: replace(recipe(self, seed), **SHORT))
+    monkeypatch.setattr(Point, "recipe", lambda self: replace(recipe(self), **SHORT))
     monkeypatch.setattr(phase_map, "BUDGET", ("train.problems_per_step=2", "eval.problems=10", "eval.controls=false"))
     monkeypatch.setattr(phase_map, "PROBED", 4)
     point = GRID[0]
@@ -23,7 +23,7 @@ def test_a_run_leaves_one_line_and_the_base(tmp_path, monkeypatch):
     assert (line["method"], line["seed"], line["problems"]) == ("multi_turn", 7, 10)
     assert line["delta"] == pytest.approx(line["t2"] - line["t1"])
     assert line["base"]["episodes"] == 8 * 200
-    assert {p.name for p in (tmp_path / "bases").iterdir() if p.is_dir()} == {f"{point.name}-p7"}
+    assert {p.name for p in (tmp_path / "bases").iterdir() if p.is_dir()} == {point.name}
     assert [cell.point for cell in cells_of([line])] == [point]
 
 

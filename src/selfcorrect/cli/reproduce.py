@@ -31,11 +31,11 @@ class Options:
     target: Annotated[
         str,
         Argument(
-            help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, demo, or all."
+            help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, demo, map, or all."
         ),
     ]
     settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings of all runs.")] = None
-    seeds: Annotated[int | None, Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick.")] = None
+    seeds: Annotated[int | None, Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick; 3 for the map.")] = None
     own_seeds: Annotated[
         int | None, Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
     ] = None
@@ -54,7 +54,7 @@ def reproduce(options: Options) -> None:
     """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
 
     Runs are kept below OUT/runs and used again by their settings; a stopped call continues where it stopped. `all` is
-    every target but table3, which needs a code model.
+    every target but table3, which needs a code model, and the map, which makes its own bases.
 
     Example: `selfcorrect reproduce table4 --seeds 5`
 
@@ -67,6 +67,9 @@ def reproduce(options: Options) -> None:
     from selfcorrect.training.loop import stop_on_signal
 
     o = options
+    if o.target == "map":
+        _map(o)
+        return
     if o.humaneval is not None and o.target != "table3":
         raise ConfigError("--humaneval is read by table3 only and would be ignored; drop it")
     choice = Choice(
@@ -92,10 +95,44 @@ def reproduce(options: Options) -> None:
             print(f"{name}  {v.word}: {v.claim.text} ({v.difference.text(sign=True)})")
         for file in made.files:
             print(file)
-    if made.failures:
-        reasons = "; ".join(f"{name}: {why}" for name, why in made.failures.items())
+    _refuse_failures(made.failures, o.out)
+
+
+def _map(o: Options) -> None:
+    """Run what is missing from the map of bases.
+
+    Raises:
+        ConfigError: an option that the map does not read.
+        RunError: a run failed.
+    """
+    from rich.console import Console
+
+    from selfcorrect.reproduce.map import run_map
+    from selfcorrect.training.loop import stop_on_signal
+
+    unread = ("own_seeds", "model", "task", "quick", "budget", "humaneval")
+    for name in unread:
+        if getattr(o, name) != getattr(Options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{flag} is not read by the map, which makes its own bases, and would be ignored; drop it"
+            )
+    console = Console(stderr=True)
+    seeds = range(o.seeds or 3)
+    with stop_on_signal(_announce_stop) as stop_requested, _Progress(console) as progress:
+        files, failures = run_map(o.out, seeds, o.jobs, progress, stop_requested, settings=tuple(o.settings or ()))
+    if o.as_json:
+        print(json.dumps({"files": list(map(str, files)), "claims": [], "failures": failures}))
+    else:
+        print(*files, sep="\n")
+    _refuse_failures(failures, o.out)
+
+
+def _refuse_failures(failures: dict[str, str], out: Path) -> None:
+    if failures:
+        reasons = "; ".join(f"{name}: {why}" for name, why in failures.items())
         raise RunError(
-            f"{len(made.failures)} outputs or runs are missing ({reasons}). The logs are in {o.out / 'runs'}; the same "
+            f"{len(failures)} outputs or runs are missing ({reasons}). The logs are in {out / 'runs'}; the same "
             "command tries them again"
         )
 
