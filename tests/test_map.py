@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from selfcorrect.reproduce import map as phase_map
-from selfcorrect.reproduce.map import GRID, Point, as_csv, cells_of, page, run_one
+from selfcorrect.reproduce.map import GRID, run_one
+from selfcorrect.reproduce.map_results import Point, as_csv, cells_of, page, pictures
 
 SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8}
 
@@ -52,8 +53,9 @@ def lines_of(score, multi_turn):
     ("score", "multi_turn", "verdict"),
     [
         ((0.90, 0.91, 0.92), (0.60, 0.61, 0.62), "SCoRe"),
-        ((0.60, 0.61, 0.62), (0.90, 0.91, 0.92), "multi-turn"),
-        ((0.60, 0.61, 0.62), (0.601, 0.612, 0.619), "level"),
+        ((0.60, 0.61, 0.62), (0.90, 0.91, 0.92), "multi-turn RL"),
+        ((0.60, 0.61, 0.62), (0.601, 0.612, 0.619), "neither corrects"),
+        ((0.90, 0.91, 0.92), (0.901, 0.912, 0.919), "both correct"),
         ((0.60, 0.90, 0.61), (0.60, 0.61, 0.62), "undecided"),
         ((0.90,), (0.60,), "undecided"),  # one seed decides nothing
     ],
@@ -65,4 +67,9 @@ def test_a_cell_is_decided_by_the_interval_over_seeds(score, multi_turn, verdict
     assert cell.corrected("score") == (sum(t2 > 0.65 for t2 in score), len(score))
     text = page(lines)
     assert f"| {verdict} |" in text and f"{len(lines) / 2:.1f} h of one thread" in text
+    (drawing,) = pictures([cell])
+    assert drawing.summary.count(f" in {int(verdict != 'undecided')}") >= 1
+    words = f"{100 * sum(score) / len(score):.0f} | {100 * sum(multi_turn) / len(multi_turn):.0f}"
+    assert words in drawing.svg and drawing.rows[0][1].startswith(words)
+    assert ('class="tile bar' in drawing.svg) == (verdict != "undecided")
     assert as_csv(lines).count("\n") == len(lines) + 1

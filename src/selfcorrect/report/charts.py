@@ -98,6 +98,29 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True)
+class Tile:
+    """One cell of a chart of tiles."""
+
+    style: int | None
+    """Number of its colour; None leaves it empty."""
+    lines: tuple[str, ...]
+    """Its words, two short lines at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A table of coloured cells."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Tile, ...]], ...]
+    """Name, and one tile for each column."""
+    axes: tuple[str, str]
+    """What the columns and the rows are."""
+    legend: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """A chart for the page: picture, sentence, and the numbers as a table."""
 
@@ -250,6 +273,35 @@ def draw_levels(chart: Levels) -> Drawing:
     head = (chart.head, *chart.labels, "n")
     svg = _svg(shapes, height, summary)
     return Drawing(chart.title, svg, summary, "dot", tuple(enumerate(chart.labels)), head, tuple(rows))
+
+
+def draw_tiles(chart: Tiles) -> Drawing:
+    """Coloured cells with their numbers in them."""
+    left, height = 62.0, 34.0
+    width = (WIDTH - RIGHT - left) / max(len(chart.columns), 1)
+    bottom = TOP + height * len(chart.rows)
+    middles = [left + (c + 0.5) * width for c in range(len(chart.columns))]
+    shapes = [_text(left - 8, TOP - 8, chart.axes[1], "end")]
+    shapes += [_text(at, bottom + 14, name, "middle") for at, name in zip(middles, chart.columns, strict=True)]
+    shapes.append(_text((left + WIDTH - RIGHT) / 2, bottom + 29, chart.axes[0], "middle"))
+    for r, (name, tiles) in enumerate(chart.rows):
+        top = TOP + r * height
+        shapes.append(_text(left - 8, top + height / 2 + 4, name, "end"))
+        for c, tile in enumerate(tiles):
+            style = "tile" if tile.style is None else f"tile bar s{tile.style}"
+            shapes.append(shape("rect", style, x=left + c * width + 1, y=top + 1, width=width - 2, height=height - 2))
+            first = top + height / 2 + 4 - 7 * (len(tile.lines) - 1)
+            shapes += [
+                _text(middles[c], first + 14 * i, words, "middle", "mark-label") for i, words in enumerate(tile.lines)
+            ]
+    rows = tuple((name, *(" ".join(tile.lines) for tile in tiles)) for name, tiles in chart.rows)
+    named = dict(chart.legend)
+    counts = [
+        (label, sum(t.style == style for _, tiles in chart.rows for t in tiles)) for style, label in named.items()
+    ]
+    summary = f"{chart.title}: {', '.join(f'{label} in {n}' for label, n in counts)} cells."
+    svg = _svg(shapes, bottom + 36, summary)
+    return Drawing(chart.title, svg, summary, "bar", chart.legend, (chart.axes[1], *chart.columns), rows)
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ file alone. Afterwards there are map.md, map.csv and map.svg next to it.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import shutil
@@ -16,50 +14,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from selfcorrect.config import PRESET_MARKER, Config, load_config
-from selfcorrect.measuring.intervals import Estimate, across_seeds, paired_across_seeds
 from selfcorrect.measuring.phase import revising
 from selfcorrect.records.files import append_line, cut_torn_line, only_writer, read_journal, write_text
-from selfcorrect.reproduce.bases import Recipe, pretrain, rare, skills_name
+from selfcorrect.report.standalone import standalone_svg
+from selfcorrect.reproduce.bases import pretrain, skills_name
 from selfcorrect.reproduce.jobs import Job, Runner, Watcher, claimed
+from selfcorrect.reproduce.map_results import METHODS, Point, as_csv, cells_of, key_of, page, pictures
 from selfcorrect.reproduce.rows import ROWS
 
-METHODS = ("multi_turn", "score", "no_stage1", "no_shaping", "single_turn")
 BUDGET = ("train.problems_per_step=32", "eval.problems=600", "eval.controls=false")
 """Of every run, next to the class defaults: 200 steps of 32 problems."""
-PRETRAINING_SEED = 1
-"""Of all bases: that of the shipped ``tiny-rare``. Other pretraining seeds give other bases from the same recipe."""
 PROBED = 200
 """Training problems that tell how a base revises, each with 8 samples at temperature 1."""
-CORRECTS = 0.05
-"""A run corrects where delta is above this."""
-SAME = 0.05
-"""Two methods are level where the interval of their difference in t2 lies within this."""
-
-
-@dataclass(frozen=True, order=True)
-class Point:
-    """One kind of base."""
-
-    fix: float
-    """Attempt 2 is the right solution: how often a correction can be found."""
-    redo: float
-    """Attempt 2 is a fresh and mostly wrong try: the harm of changes."""
-    edge: float
-    """Mistakes at problems that the base could answer at once: how far attempt 1 can improve."""
-
-    @property
-    def name(self) -> str:
-        return f"fix{self.fix:g}-redo{self.redo:g}-edge{self.edge:g}"
-
-    def recipe(self, seed: int = PRETRAINING_SEED) -> Recipe:
-        return rare(self.fix, self.redo, self.edge, seed)
 
 
 FIX, REDO, EDGE = (0.003, 0.01, 0.03, 0.1), (0.03, 0.1, 0.3), (0.1, 0.8)
@@ -149,10 +120,6 @@ def read_lines(out: Path) -> list[dict[str, Any]]:
     return list(read_journal(out / "map.jsonl", json.loads, "move the file away and start again"))
 
 
-def key_of(line: dict[str, Any]) -> tuple[Point, int, str]:
-    return Point(line["fix"], line["redo"], line["edge"]), line["seed"], line["method"]
-
-
 def run_map(
     out: Path,
     seeds: Sequence[int],
@@ -204,98 +171,10 @@ def run_map(
                     append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free room")
                     job.target.unlink()
         lines = read_lines(out)
-        files = {"map.md": page(lines), "map.csv": as_csv(lines)}
+        files = {"map.md": page(lines), "map.csv": as_csv(lines), "map.svg": standalone_svg(pictures(cells_of(lines)))}
         for name, text in files.items():
             write_text(out / name, text, "free room and call the same command again")
         return [out / name for name in files], runner.failures
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid over its seeds."""
-
-    point: Point
-    by_method: dict[str, list[dict[str, Any]]]
-    """Finished runs, by seed."""
-
-    def of(self, method: str, quantity: str) -> Estimate:
-        return across_seeds(np.array([line[quantity] for line in self.by_method.get(method, [])]))
-
-    def base(self, quantity: str) -> float:
-        values = [
-            line["base"][quantity] for line in self.by_method.get("score", []) if line["base"][quantity] is not None
-        ]
-        return float(np.mean(values)) if values else float("nan")
-
-    def corrected(self, method: str) -> tuple[int, int]:
-        """Seeds in which the method learned to correct, and all seeds."""
-        deltas = [line["delta"] for line in self.by_method.get(method, [])]
-        return sum(d > CORRECTS for d in deltas), len(deltas)
-
-    @property
-    def difference(self) -> Estimate:
-        """t2 of SCoRe minus t2 of multi-turn RL, paired by seed."""
-        score, multi_turn = (
-            {line["seed"]: line["t2"] for line in self.by_method.get(m, [])} for m in ("score", "multi_turn")
-        )
-        both = sorted(score.keys() & multi_turn.keys())
-        return paired_across_seeds([multi_turn[s] for s in both], [score[s] for s in both])
-
-    @property
-    def verdict(self) -> str:
-        """``SCoRe``, ``multi-turn`` or ``level`` where the interval decides; else ``undecided``."""
-        d = self.difference
-        if not d.has_interval:
-            return "undecided"
-        if d.low > 0:
-            return "SCoRe"
-        if d.high < 0:
-            return "multi-turn"
-        return "level" if d.low > -SAME and d.high < SAME else "undecided"
-
-
-def cells_of(lines: Sequence[dict[str, Any]]) -> list[Cell]:
-    found: dict[Point, dict[str, list[dict[str, Any]]]] = {}
-    for line in sorted(lines, key=lambda line: line["seed"]):
-        point, _, method = key_of(line)
-        found.setdefault(point, {}).setdefault(method, []).append(line)
-    return [Cell(point, found[point]) for point in sorted(found)]
-
-
-def page(lines: Sequence[dict[str, Any]]) -> str:
-    """The table of all cells, as Markdown."""
-    cells = cells_of(lines)
-    decided = sum(cell.verdict != "undecided" for cell in cells)
-    out = [
-        f"{len(cells)} cells, {len(lines)} runs; decided at 95 %: {decided} of {len(cells)} "
-        f"({decided / max(len(cells), 1):.0%}). Recorded time: {sum(line['seconds'] for line in lines) / 3600:.1f} h of one thread.",
-        "",
-        "| fix | redo | edge | base: i→c, c→i at T = 1 | multi-turn RL t1 / t2 | SCoRe t1 / t2 | SCoRe − multi-turn, t2 | corrected: multi-turn, SCoRe | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cell in cells:
-        pairs = [f"{100 * cell.of(m, 't1').value:.1f} / {100 * cell.of(m, 't2').value:.1f}" for m in METHODS[:2]]
-        corrected = ", ".join("{} of {}".format(*cell.corrected(m)) for m in METHODS[:2])
-        p = cell.point
-        out.append(
-            f"| {p.fix:g} | {p.redo:g} | {p.edge:g} | {100 * cell.base('fixed'):.1f}, {100 * cell.base('broken'):.1f} | "
-            f"{pairs[0]} | {pairs[1]} | {cell.difference.text(sign=True)} | {corrected} | {cell.verdict} |"
-        )
-    return "\n".join([*out, ""])
-
-
-def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """One row for each run."""
-    stream = io.StringIO()
-    rows = [
-        {k: v for k, v in line.items() if k not in ("base", "changed", "settings")}
-        | {f"base_{k}": v for k, v in line["base"].items()}
-        for line in lines
-    ]
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["fix"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
 
 
 def main(fix: str, redo: str, edge: str, seed: str, method: str, out: str, target: str, *settings: str) -> None:

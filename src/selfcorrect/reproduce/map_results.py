@@ -1,0 +1,170 @@
+"""The map's results: its runs as cells, and these as a table, a CSV and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from selfcorrect.measuring.intervals import Estimate, across_seeds, paired_across_seeds
+from selfcorrect.report.charts import Drawing, Tile, Tiles, draw_tiles
+from selfcorrect.reproduce.bases import Recipe, rare
+
+METHODS = ("multi_turn", "score", "no_stage1", "no_shaping", "single_turn")
+PRETRAINING_SEED = 1
+"""Of all bases: that of the shipped ``tiny-rare``. Other pretraining seeds give other bases from the same recipe."""
+CORRECTS = 0.05
+"""A run corrects where delta is above this."""
+SAME = 0.05
+"""Two methods are level where the interval of their difference in t2 lies within this."""
+
+Verdict = Literal["SCoRe", "multi-turn RL", "both correct", "neither corrects", "undecided"]
+STYLES: dict[Verdict, int] = {"SCoRe": 1, "multi-turn RL": 0, "both correct": 2, "neither corrects": 5}
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One kind of base."""
+
+    fix: float
+    """Attempt 2 is the right solution: how often a correction can be found."""
+    redo: float
+    """Attempt 2 is a fresh and mostly wrong try: the harm of changes."""
+    edge: float
+    """Mistakes at problems that the base could answer at once: how far attempt 1 can improve."""
+
+    @property
+    def name(self) -> str:
+        return f"fix{self.fix:g}-redo{self.redo:g}-edge{self.edge:g}"
+
+    def recipe(self, seed: int = PRETRAINING_SEED) -> Recipe:
+        return rare(self.fix, self.redo, self.edge, seed)
+
+
+def key_of(line: dict[str, Any]) -> tuple[Point, int, str]:
+    return Point(line["fix"], line["redo"], line["edge"]), line["seed"], line["method"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid over its seeds."""
+
+    point: Point
+    by_method: dict[str, list[dict[str, Any]]]
+    """Finished runs, by seed."""
+
+    def of(self, method: str, quantity: str) -> Estimate:
+        return across_seeds(np.array([line[quantity] for line in self.by_method.get(method, [])]))
+
+    def base(self, quantity: str) -> float:
+        values = [
+            line["base"][quantity] for line in self.by_method.get("score", []) if line["base"][quantity] is not None
+        ]
+        return float(np.mean(values)) if values else float("nan")
+
+    def corrected(self, method: str) -> tuple[int, int]:
+        """Seeds in which the method learned to correct, and all seeds."""
+        deltas = [line["delta"] for line in self.by_method.get(method, [])]
+        return sum(d > CORRECTS for d in deltas), len(deltas)
+
+    @property
+    def difference(self) -> Estimate:
+        """t2 of SCoRe minus t2 of multi-turn RL, paired by seed."""
+        score, multi_turn = (
+            {line["seed"]: line["t2"] for line in self.by_method.get(m, [])} for m in ("score", "multi_turn")
+        )
+        both = sorted(score.keys() & multi_turn.keys())
+        return paired_across_seeds([multi_turn[s] for s in both], [score[s] for s in both])
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whose t2 the interval over seeds puts ahead; where it lies within ``SAME``, whether both correct or neither."""
+        d = self.difference
+        if not d.has_interval:
+            return "undecided"
+        if d.low > 0:
+            return "SCoRe"
+        if d.high < 0:
+            return "multi-turn RL"
+        if d.low < -SAME or d.high > SAME:
+            return "undecided"
+        (score, n), (multi_turn, m) = self.corrected("score"), self.corrected("multi_turn")
+        if 2 * score > n and 2 * multi_turn > m:
+            return "both correct"
+        return "neither corrects" if 2 * score < n and 2 * multi_turn < m else "undecided"
+
+
+def cells_of(lines: Sequence[dict[str, Any]]) -> list[Cell]:
+    found: dict[Point, dict[str, list[dict[str, Any]]]] = {}
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        point, _, method = key_of(line)
+        found.setdefault(point, {}).setdefault(method, []).append(line)
+    return [Cell(point, found[point]) for point in sorted(found)]
+
+
+def page(lines: Sequence[dict[str, Any]]) -> str:
+    """The table of all cells, as Markdown."""
+    cells = cells_of(lines)
+    decided = sum(cell.verdict != "undecided" for cell in cells)
+    out = [
+        f"{len(cells)} cells, {len(lines)} runs; decided at 95 %: {decided} of {len(cells)} "
+        f"({decided / max(len(cells), 1):.0%}). Recorded time: {sum(line['seconds'] for line in lines) / 3600:.1f} h of one thread.",
+        "",
+        "| fix | redo | edge | base: i→c, c→i at T = 1 | multi-turn RL t1 / t2 | SCoRe t1 / t2 | SCoRe − multi-turn, t2 | corrected: multi-turn, SCoRe | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        pairs = [f"{100 * cell.of(m, 't1').value:.1f} / {100 * cell.of(m, 't2').value:.1f}" for m in METHODS[:2]]
+        corrected = ", ".join("{} of {}".format(*cell.corrected(m)) for m in METHODS[:2])
+        p = cell.point
+        out.append(
+            f"| {p.fix:g} | {p.redo:g} | {p.edge:g} | {100 * cell.base('fixed'):.1f}, {100 * cell.base('broken'):.1f} | "
+            f"{pairs[0]} | {pairs[1]} | {cell.difference.text(sign=True)} | {corrected} | {cell.verdict} |"
+        )
+    return "\n".join([*out, ""])
+
+
+def as_csv(lines: Sequence[dict[str, Any]]) -> str:
+    """One row for each run."""
+    stream = io.StringIO()
+    rows = [
+        {k: v for k, v in line.items() if k not in ("base", "changed", "settings")}
+        | {f"base_{k}": v for k, v in line["base"].items()}
+        for line in lines
+    ]
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["fix"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def pictures(cells: Sequence[Cell]) -> list[Drawing]:
+    """For each ``edge`` a chart of tiles: t2 of SCoRe and of multi-turn RL, coloured where the cell is decided."""
+    out = []
+    for edge in sorted({cell.point.edge for cell in cells}):
+        here = {(cell.point.fix, cell.point.redo): cell for cell in cells if cell.point.edge == edge}
+        fixes, redos = (sorted({key[i] for key in here}) for i in (0, 1))
+        rows = tuple((f"{redo:g}", tuple(_tile(here.get((fix, redo))) for fix in fixes)) for redo in reversed(redos))
+        legend = (
+            (1, "SCoRe ahead"),
+            (0, "multi-turn RL ahead"),
+            (2, "level, both correct"),
+            (5, "level, neither does"),
+        )
+        title = f"t2 of SCoRe | of multi-turn RL, edge {edge:g}"
+        columns = tuple(f"{fix:g}" for fix in fixes)
+        out.append(draw_tiles(Tiles(title, columns, rows, ("fix: corrections", "redo: harm"), legend)))
+    return out
+
+
+def _tile(cell: Cell | None) -> Tile:
+    if cell is None or not all(cell.by_method.get(m) for m in METHODS[:2]):
+        return Tile(None, ("",))
+    levels = " | ".join(f"{100 * cell.of(m, 't2').value:.0f}" for m in ("score", "multi_turn"))
+    d = cell.difference
+    second = f"{100 * d.value:+.0f} ± {50 * (d.high - d.low):.0f}" if d.has_interval else "one seed"
+    return Tile(STYLES.get(cell.verdict), (levels, second))
