@@ -1,9 +1,12 @@
 """The demo's task: problems, splits, verdicts, demonstrations; and the embedded model that was taught on it."""
 
+import gzip
 import itertools
+import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -160,3 +163,34 @@ def test_habits_of_the_rare_base_are_those_of_its_recipe():
         first, second = demonstrate([4, 7, 2, 5], habits, 4, rng)  # at the edge: slip_edge
         assert first in (solution([4, 7, 2, 5], 1), solution([4, 7, 2, 5], 9))  # fumbles: one up or one down
         assert second != solution([4, 7, 2, 5])  # slip_again: a fresh try that always slips
+
+
+@given(
+    st.lists(st.integers(1, 99), min_size=2, max_size=4), st.integers(-30, 30), st.sampled_from(["sum", "last_digit"])
+)
+def test_a_check_is_sound_if_it_belongs_to_the_written_answer(numbers, off_by, asks):
+    numbers = [n % 9 + 1 for n in numbers] if asks == "last_digit" else numbers
+    task = Arithmetic(2, 4, asks, 99)
+    problem = Problem("p", "", "", None, {"numbers": tuple(numbers)})
+    text = solution(numbers, off_by, asks)
+    assert task.check_is_sound(problem, text) is True
+    other = solution(numbers, off_by + 1, asks)
+    if other != text:
+        answer, check = text.partition("\n")[0], other.partition("\n")[2]
+        assert task.check_is_sound(problem, f"{answer}\n{check}") is False
+    assert task.check_is_sound(problem, "I do not know") is None
+
+
+def test_the_base_of_the_null_on_smollm2_hid_its_mistakes():
+    """docs/results/smollm2.md: 198 wrong first answers. 13 have the check that belongs to them, 4 more right subtractions."""
+    rows = Path(__file__).parents[1] / "docs/results/smollm2/rows/base.jsonl.gz"
+    task = Arithmetic(2, 3, "sum", 99)
+    told = []
+    for line in gzip.decompress(rows.read_bytes()).decode().splitlines():
+        row = json.loads(line)
+        if row["attempts"][0]["verdict"] == "wrong":
+            numbers = tuple(map(int, row["problem"].removeprefix("test-").split("+")))
+            told.append(
+                task.check_is_sound(Problem("p", "", "", None, {"numbers": numbers}), row["attempts"][0]["text"])
+            )
+    assert len(told) == 198 and sum(map(bool, told)) == 13

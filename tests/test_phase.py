@@ -49,6 +49,7 @@ def test_shares_by_hand():
 def test_checks_that_say_nothing_are_left_out():
     sound = {"1": True, "2": False}
     assert revising(GROUPS, lambda _problem, text: sound.get(text)).sound == pytest.approx(5 / 7)
+    assert revising(GROUPS, lambda problem, text: text == problem.answer).sound_if_wrong == 0
 
 
 def test_what_no_episode_tells_is_not_a_number():

@@ -43,8 +43,8 @@ def probe(
     from selfcorrect.algorithm.stages import plan as stages
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.experiment import make_engine, prepare
-    from selfcorrect.measuring.advice import advise
-    from selfcorrect.measuring.probe import Plan, numbers, training_sample
+    from selfcorrect.measuring.advice import advise, gate
+    from selfcorrect.measuring.probe import UPDATE_PASSES, Plan, numbers, training_sample
     from selfcorrect.measuring.probe import probe as measure
     from selfcorrect.records.files import claim, write_jsonl
     from selfcorrect.records.lines import episode_row
@@ -65,16 +65,22 @@ def probe(
     fits = cap + (engine.info.max_length - job.longest) // first.attempts
     sampled_cap = largest_cap or max(cap, min(2 * cap, fits))
     sample = training_sample(job.task, problems, config.seed)
-    found = measure(
-        engine, job.task, sample, Plan(first.attempts, first.samples_per_problem, cap, sampled_cap, config.seed)
-    )
-    advice = advise(numbers(found, job.task))
+    per_tree = first.attempts if first.branches == 1 else 1 + first.branches
+    samples = first.samples_per_problem * per_tree // first.attempts  # linear episodes of as many responses
+    found = measure(engine, job.task, sample, Plan(first.attempts, samples, cap, sampled_cap, config.seed))
+    measured = numbers(found, job.task)
+    advice, conditions = advise(measured), gate(measured)
     if out is not None:
         write_jsonl(out, map(episode_row, found.episodes), "name another place with --out")
-    episodes = config.train.problems_per_step * first.samples_per_problem
+    episodes = config.train.problems_per_step * samples
     if as_json:
-        estimate = {"step_episodes": episodes, "step_sampling_seconds": found.sampling_seconds(episodes)}
-        print(json.dumps({"problems": len(sample), **found.to_json(), "estimate": estimate, **asdict(advice)}))
+        estimate = {
+            "step_episodes": episodes,
+            "step_sampling_seconds": found.sampling_seconds(episodes),
+            "step_seconds": found.step_seconds(episodes),
+        }
+        result = {"estimate": estimate, **asdict(advice), "gate": [asdict(c) for c in conditions]}
+        print(json.dumps({"problems": len(sample), **found.to_json(), **result}))
         return
     title = f"{config.model.name} on {len(sample)} training problems of {job.task.name}"
     show(summary_table({f"T = 1, cap {sampled_cap}": found.sampled, f"greedy, cap {cap}": found.greedy}, title))
@@ -83,10 +89,12 @@ def probe(
     if found.revising is not None:
         show(_revising(found.revising))
     print(
-        f"estimate: a training step plays {episodes} episodes, {found.sampling_seconds(episodes):.1f} s for sampling and "
-        f"grading at the {found.tokens_per_s:.0f} tokens/s measured here with {len(found.episodes)} episodes at once on "
-        f"{engine.info.device}; the reference and update passes come on top and were not measured"
+        f"estimate: a training step plays {episodes} episodes and takes about {found.step_seconds(episodes):.1f} s, "
+        f"{found.sampling_seconds(episodes):.1f} s of them for sampling and grading at the {found.tokens_per_s:.0f} tokens/s "
+        f"measured here with {len(found.episodes)} episodes at once on {engine.info.device}. The pass over them was measured "
+        f"too; an update counts as {UPDATE_PASSES} such passes"
     )
+    print("\ngate before a long run:", *map(str, conditions), sep="\n- ")
     print(f"\n{config.model.name}, {job.task.name}, {cap} tokens: {advice.outlook}")
     for finding in advice.findings or ("nothing that was measured stands against it",):
         print(f"- {finding}")
@@ -144,6 +152,7 @@ def _revising(r: Revising) -> Table:
         ("delta = (1 - p) d q - p f", r.delta),
         ("delta if d were 1 and f were 0", r.delta_bound),
         ("the answer's own check is sound", r.sound),
+        ("the same, of wrong answers", r.sound_if_wrong),
     ):
         table.add_row(label, "n/a" if share is None else f"{share:.1%}")
     table.caption = f"{r.episodes} episodes"

@@ -182,9 +182,8 @@ def _line(r: StepRecord) -> str:
     if r.loss is not None:
         return f"step {r.step}  loss {r.loss:.3f} nats per token, {r.episodes} sequences"
     rows = {name: " ".join(cells) for name, cells in _rows(r).items()}
-    change = "n/a" if r.answer_change is None else f"{r.answer_change:.0%}"
     return (
-        f"step {r.step}  reward {rows['reward']}  KL {rows['KL']}  changed {change}  cut {rows['cut']}  "
+        f"step {r.step}  reward {rows['reward']}  KL {rows['KL']}  {_changes(r)}  cut {rows['cut']}  "
         f"same-verdict groups {rows['same verdict']}  {r.sampled_tokens / max(sum(r.seconds.values()), 1e-9):.0f} tokens/s"
     )
 
@@ -200,7 +199,12 @@ def _table(r: StepRecord) -> Table:
     table.add_row("groups with one verdict", *rows["same verdict"])
     table.add_row("tokens per answer", *rows["tokens"])
     table.caption = f"{r.sampled_tokens / max(sum(r.seconds.values()), 1e-9):.0f} tokens/s"
-    if r.answer_change is not None and r.fixed is not None and r.broken is not None:
-        changes = f"changed {r.answer_change:.0%}, fixed {r.fixed:.0%}, broken {r.broken:.0%}"
-        table.caption = f"{changes}; {table.caption}"
+    if r.answer_change is not None:
+        table.caption = f"{_changes(r)}; {table.caption}"
     return table
+
+
+def _changes(r: StepRecord) -> str:
+    """From the attempt before the last to the last: a change is not yet a correction."""
+    shares = {"changed": r.answer_change, "fixed": r.fixed, "broken": r.broken}
+    return ", ".join(f"{name} {'n/a' if share is None else format(share, '.1%')}" for name, share in shares.items())

@@ -27,6 +27,13 @@ RARELY_FIXED = 0.01
 """Share of episodes wrong first and right last below which Stage I has next to nothing to reinforce: of 512 episodes in
 a step, five."""
 
+SOUND = 0.8
+"""Share of sound checks of wrong answers below which a check does not tell right from wrong: docs/results/smollm2.md had 17 of 198."""
+IN_FORM = 0.95
+"""Share of first attempts in the asked-for form that a run should start from."""
+ROOM = (0.15, 0.6)
+"""Accuracy of attempt 1 at temperature 1 that leaves room for corrections and has enough right answers to learn from."""
+
 Outlook = Literal["can learn", "can learn, but change something first", "cannot learn as it is"]
 _ORDER: tuple[Outlook, ...] = ("can learn", "can learn, but change something first", "cannot learn as it is")
 
@@ -55,6 +62,8 @@ class Numbers:
     """Share of episodes wrong at the attempt before the last and right at the last; None with one attempt."""
     can_warm_up: bool
     """The task has demonstrations for `selfcorrect sft`."""
+    sound: float | None = None
+    """Share of wrong attempts whose own check is sound; None where the task cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,47 @@ def advise(n: Numbers) -> Advice:
     found = list(_findings(n))
     worst = max((_ORDER.index(outlook) for outlook, _ in found), default=0)
     return Advice(_ORDER[worst], tuple(text for _, text in found))
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition of the gate before training."""
+
+    what: str
+    value: float | None
+    """A share; None: nothing was measured."""
+    asked: str
+    passed: bool
+
+    def __str__(self) -> str:
+        shown = "n/a" if self.value is None else f"{self.value:.1%}"
+        return f"{'passed' if self.passed else 'NOT PASSED'}: {self.what} {shown}, asked for {self.asked}"
+
+
+def gate(n: Numbers) -> list[Gate]:
+    """The conditions under which a method is recommended and a long run is worth its hours."""
+    form = None if n.no_answer is None else 1 - n.no_answer
+    conditions = [
+        Gate(
+            "first attempts in the asked-for form", form, f"{IN_FORM:.0%} or more", form is not None and form >= IN_FORM
+        ),
+        Gate(
+            "attempt 1 right",
+            n.accuracy_first,
+            f"{ROOM[0]:.0%} to {ROOM[1]:.0%}",
+            n.accuracy_first is not None and ROOM[0] <= n.accuracy_first <= ROOM[1],
+        ),
+    ]
+    if n.attempts > 1:
+        asked = f"{alarms.NEVER_CHANGED:.0%} or more"
+        conditions.append(
+            Gate("answers that change", n.changed, asked, n.changed is not None and n.changed >= alarms.NEVER_CHANGED)
+        )
+    if n.sound is not None:
+        conditions.append(
+            Gate("checks of wrong answers that are sound", n.sound, f"{SOUND:.0%} or more", n.sound >= SOUND)
+        )
+    return conditions
 
 
 def _findings(n: Numbers) -> Iterator[tuple[Outlook, str]]:

@@ -45,6 +45,8 @@ class Revising:
     """Problems that one of k first attempts solves: how far reinforcement could take attempt 1, at most."""
     sound: float | None = None
     """Share of attempts whose own check is sound; None where the task cannot tell."""
+    sound_if_wrong: float | None = None
+    """The same of wrong attempts alone: there a check that is not sound hides the mistake."""
 
     @property
     def delta(self) -> float | None:
@@ -80,10 +82,10 @@ def revising(
     solved = [
         any(a.correct for a in firsts) for group in groups if (firsts := [e.attempts[0] for e in group if e.valid_K[0]])
     ]
-    told = []
+    told: list[tuple[bool, bool]] = []
     if check_is_sound is not None:
-        told = [check_is_sound(e.problem, a.text) for e in episodes for a in e.attempts]
-    sound = [t for t in told if t is not None]
+        found = ((check_is_sound(e.problem, a.text), a.correct) for e in episodes for a in e.attempts)
+        told = [(sound, right) for sound, right in found if sound is not None]
     return Revising(
         episodes=int(judged_E.sum()),
         right_first=_share(first_E),
@@ -94,7 +96,8 @@ def revising(
         broken=_share(first_E & ~second_E),
         samples=min(map(len, groups), default=0),
         pass_at_k=_share(solved),
-        sound=float(np.mean(sound)) if sound else None,
+        sound=_share([sound for sound, _ in told]),
+        sound_if_wrong=_share([sound for sound, right in told if not right]),
     )
 
 

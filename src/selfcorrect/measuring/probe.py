@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from selfcorrect.engines.base import Engine
+from selfcorrect.algorithm.sequences import lay_out
+from selfcorrect.engines.base import CURRENT, Engine
 from selfcorrect.episodes.play import Play, play
 from selfcorrect.measuring.advice import Numbers
 from selfcorrect.measuring.intervals import Estimate
@@ -26,6 +27,8 @@ from selfcorrect.tasks.base import Demonstrates, Task
 from selfcorrect.types import Attempt, Episode, Problem, Verdict
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+UPDATE_PASSES = 3
+"""What an update costs, in passes of the model over the same tokens: one forward, and twice as much backward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,19 @@ class Probe:
     """Sampling and grading of the samples at temperature 1, all of them at once."""
     tokens_per_episode: float
     """Under the run's cap."""
+    scoring_s: float
+    """One pass of the model over all episodes at temperature 1, as for the reference's log-probs."""
     episodes: list[Episode]
     """Those at temperature 1."""
 
     def sampling_seconds(self, episodes: int) -> float:
         """Estimated seconds to sample and grade a step of this many episodes, at the speed measured here."""
         return episodes * self.tokens_per_episode / self.tokens_per_s
+
+    def step_seconds(self, episodes: int) -> float:
+        """Estimated seconds of a whole step: sampling, the reference's pass, and an update of ``UPDATE_PASSES`` passes."""
+        passes = self.scoring_s * episodes / len(self.episodes)
+        return self.sampling_seconds(episodes) + (1 + UPDATE_PASSES) * passes
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -83,6 +93,7 @@ class Probe:
             "revising": self.revising.to_json() if self.revising else None,
             "verifier_errors": self.verifier_errors,
             "tokens_per_s": self.tokens_per_s,
+            "scoring_s": self.scoring_s,
         }
 
 
@@ -109,6 +120,9 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
     groups = asyncio.run(play(engine, task, problems, how))
     seconds = time.perf_counter() - start
     episodes = [e for group in groups for e in group]
+    start = time.perf_counter()
+    engine.logprobs(lay_out(groups).sequences, CURRENT)
+    scoring = time.perf_counter() - start
     columns_K = [[e.attempts[k] for e in episodes] for k in range(plan.attempts)]
     lengths_KE = [np.array([len(a.token_ids or ()) for a in column]) for column in columns_K]
     graded = [a.grade for column in columns_K for a in column if a.grade is not None]
@@ -131,6 +145,7 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
         verifier_errors=sum(g.verdict is Verdict.ERROR for g in graded) / len(graded),
         tokens_per_s=float(sum(lengths_E.sum() for lengths_E in lengths_KE)) / seconds,
         tokens_per_episode=float(sum(np.minimum(lengths_E, plan.cap).mean() for lengths_E in lengths_KE)),
+        scoring_s=scoring,
         episodes=episodes,
     )
 
@@ -152,6 +167,7 @@ def numbers(found: Probe, task: Task) -> Numbers:
         changed=_value(revision.answer_changed) if revision else None,
         fixed=_value(revision.i_to_c) if revision else None,
         can_warm_up=isinstance(task, Demonstrates),
+        sound=found.revising.sound_if_wrong if found.revising else None,
     )
 
 

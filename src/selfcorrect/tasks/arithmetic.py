@@ -65,7 +65,7 @@ WARM_UP = Habits(slip_short=0.3, slip_long=0.5, fix_short=0.3, fix_long=0.3, red
 class Arithmetic:
     """Sums of ``terms_min`` to ``terms_max`` numbers from 1 to ``largest``.
 
-    Implements ``Task``, ``CountsAnswers`` and ``Demonstrates``.
+    Implements ``Task``, ``CountsAnswers``, ``Demonstrates`` and ``ChecksItself``.
     """
 
     name = "arithmetic"
@@ -94,6 +94,15 @@ class Arithmetic:
             return Grade(verdict, None, f"not of the form {solution((4, 7, 2), asks=self._asks)!r}")
         right = match.group(1) == problem.answer
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, match.group(1), f"expected {problem.answer}")
+
+    def check_is_sound(self, problem: Problem, text: str) -> bool | None:
+        """Whether the check is the one that belongs to the written answer, right or wrong; None without one."""
+        match = _FORMS[self._asks].fullmatch(text.strip())
+        if match is None:
+            return None
+        numbers, answer = problem.meta["numbers"], int(match.group(1))
+        off_by = answer - sum(numbers)
+        return text.strip() == solution(numbers, off_by, self._asks)
 
     def answer_key(self, answer: str) -> str:
         """See ``CountsAnswers``: the digits as written, which the verdict compares."""
