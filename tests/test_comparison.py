@@ -42,7 +42,7 @@ def test_one_seed_is_measured_over_problems_and_paired_with_its_base(tmp_path):
     assert (base.name, score.name) == ("base", "score")
     assert (base.t1.value, base.t2.value, base.delta.value, base.t2_over_base.value) == (0.5, 0.25, -0.25, 0)
     assert (score.t1.value, score.t2.value, score.delta.value, score.t2_over_base.value) == (0.5, 0.75, 0.25, 0.5)
-    assert (score.seeds, score.problems) == (1, 4)
+    assert (score.seeds, score.problems, score.corrected, score.t2_spread) == (1, 4, 1, None)
     assert score.t2_over_base.low < 0.5 < score.t2_over_base.high
 
 
@@ -50,7 +50,8 @@ def test_several_seeds_are_a_t_interval_over_their_means(tmp_path):
     finals = ("-+ -- ++ ++", "-+ -+ ++ ++", "-- -- ++ ++")
     runs = [a_run(tmp_path / str(i), BASE, f, f"seed={i}") for i, f in enumerate(finals)]
     _, score = compare_runs(runs)
-    assert score.seeds == 3
+    assert (score.seeds, score.corrected) == (3, 2)  # the third seed only copies
+    assert score.t2_spread == pytest.approx(0.25)
     assert score.t2 == across_seeds(np.array([0.75, 1.0, 0.5]))
     assert score.t2_over_base == across_seeds(np.array([0.5, 0.75, 0.25]))
 

@@ -20,6 +20,7 @@ from selfcorrect.measuring.intervals import (
     bootstrap_mean,
     not_measured,
     paired_across_seeds,
+    seeds_needed,
     paired_difference,
 )
 
@@ -314,3 +315,20 @@ def test_the_bound_for_equal_rows_covers() -> None:
     trials = [(rng.random(30) < 0.98).astype(float) for _ in range(2_000)]
     equal = [bootstrap_mean(x, support=(0, 1)) for x in trials if x.min() == x.max()]
     assert len(equal) > 1_000 and all(_covers(e, 0.98) for e in equal)
+
+
+@pytest.mark.parametrize(("spread", "difference"), [(0.1, 0.1), (0.05, 0.1), (0.1, -0.05)])
+def test_the_seeds_needed_show_the_difference_four_times_in_five(spread, difference):
+    n, rng = seeds_needed(spread, difference), np.random.default_rng(1)
+    shown = {}
+    for seeds in (n, n - 2):
+        found = [across_seeds(rng.normal(difference, spread, seeds)) for _ in range(2_000)]
+        shown[seeds] = np.mean([e.low > 0 or e.high < 0 for e in found])
+    assert 0.77 < shown[n] < 0.95 and shown[n - 2] < 0.82
+
+
+def test_no_spread_needs_two_seeds_and_no_difference_is_refused():
+    assert seeds_needed(0.0, 0.01) == 2
+    for spread, difference in ((0.1, 0.0), (-0.1, 0.1)):
+        with pytest.raises(ValueError, match="no answer"):
+            seeds_needed(spread, difference)

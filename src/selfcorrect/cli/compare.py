@@ -38,10 +38,11 @@ def compare(
         print(json.dumps([row.to_json() for row in rows]))
         return
     table = Table("", title="held-out problems, percent, 95 % intervals", title_justify="left", caption_justify="left")
-    for name in ("t1", "t2", "delta", "i→c", "c→i", "t2 - base t2", "seeds", "problems"):
+    for name in ("t1", "t2", "delta", "i→c", "c→i", "t2 - base t2", "seeds", "corrected", "problems"):
         table.add_column(name, justify="right")
     for row in rows:
         cells = [row.t1.text(), row.t2.text(), row.delta.text(sign=True), row.i_to_c.text(), row.c_to_i.text()]
-        table.add_row(row.name, *cells, row.t2_over_base.text(sign=True), str(row.seeds), str(row.problems))
-    table.caption = "one seed: bootstrap over problems; several seeds: t-interval over seed means"
+        counts = (str(row.seeds), str(row.corrected), str(row.problems))
+        table.add_row(row.name, *cells, row.t2_over_base.text(sign=True), *counts)
+    table.caption = "corrected: seeds with a delta above 5 points; one seed: bootstrap over problems; several seeds: t-interval over seed means"
     show(table)

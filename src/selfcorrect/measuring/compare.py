@@ -14,7 +14,7 @@ from selfcorrect.config import Config, default_of, load_config
 from selfcorrect.errors import DataError
 from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean
 from selfcorrect.measuring.metrics import CorrectnessMatrix, correctness_matrix
-from selfcorrect.measuring.records import Storable
+from selfcorrect.measuring.records import Number, Storable
 from selfcorrect.records.lines import read_episodes
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Episode, FloatArray
@@ -37,6 +37,14 @@ class Row(Storable):
     """Last attempt minus the base's last attempt, paired by problem and seed."""
     seeds: int
     problems: int
+    corrected: int | None = None
+    """Seeds that learned to correct: delta above ``CORRECTS``. A mean over seeds that do and do not describes neither."""
+    t2_spread: Number | None = None
+    """Standard deviation of t2 over seeds; None with one."""
+
+
+CORRECTS = 0.05
+"""A run corrects where delta is above this. Ours: far above the delta of any seed of a method that copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +170,16 @@ def matrix_row(name: str, pairs: Sequence[tuple[CorrectnessMatrix, CorrectnessMa
         own[quantity] = paired_estimate([np.zeros(len(v)) for v in values], values, support)
     bases, finals = ([per_problem(pair[i], "t2") for pair in pairs] for i in (1, 0))
     over_base = paired_estimate(bases, finals, (-1, 1))
-    return Row(name, **own, t2_over_base=over_base, seeds=len(pairs), problems=len(pairs[0][0].problem_ids))
+    deltas, t2 = ([float(np.nanmean(per_problem(final, q))) for final, _ in pairs] for q in ("delta", "t2"))
+    return Row(
+        name,
+        **own,
+        t2_over_base=over_base,
+        seeds=len(pairs),
+        problems=len(pairs[0][0].problem_ids),
+        corrected=sum(delta > CORRECTS for delta in deltas),
+        t2_spread=float(np.std(t2, ddof=1)) if len(pairs) > 1 else None,
+    )
 
 
 SUPPORT: dict[str, tuple[float, float]] = {

@@ -209,6 +209,32 @@ def paired_across_seeds(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95) -> 
     return replace(estimate, kind=f"paired {estimate.kind}") if estimate.has_interval else estimate
 
 
+def seeds_needed(spread: float, difference: float, level: float = 0.95, power: float = 0.8) -> int:
+    """Seeds of each method that show a difference: the interval of `paired_across_seeds` then excludes 0 with this chance.
+
+        S >= ((t(level) + t(power)) spread / difference)^2, with S - 1 degrees of freedom (Snedecor & Cochran 1989, 6.14)
+
+    Args:
+        spread: standard deviation, over seeds, of the difference between the two methods.
+        difference: the true one, in the same unit.
+        level: of the interval.
+        power: the chance.
+
+    Raises:
+        ValueError: the spread is negative, or the difference is 0.
+    """
+    if spread < 0 or difference == 0:
+        raise ValueError(
+            f"a spread of {spread} and a difference of {difference} have no answer: give >= 0 and other than 0"
+        )
+    from scipy.special import stdtrit
+
+    seeds = 2
+    while seeds < ((stdtrit(seeds - 1, (1 + level) / 2) + stdtrit(seeds - 1, power)) * spread / difference) ** 2:
+        seeds += 1
+    return seeds
+
+
 def _checked(x: ArrayLike, level: float) -> Floats:
     x_N = np.asarray(x, dtype=np.float64)
     if x_N.ndim != 1 or not np.isfinite(x_N).all():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from selfcorrect.measuring.compare import CORRECTS
 from selfcorrect.measuring.intervals import Estimate, across_seeds, paired_across_seeds
 from selfcorrect.report.charts import Drawing, Tile, Tiles, draw_tiles
 from selfcorrect.reproduce.bases import Recipe, rare
@@ -17,8 +18,6 @@ from selfcorrect.reproduce.bases import Recipe, rare
 METHODS = ("multi_turn", "score", "no_stage1", "no_shaping", "single_turn")
 PRETRAINING_SEED = 1
 """Of all bases: that of the shipped ``tiny-rare``. Other pretraining seeds give other bases from the same recipe."""
-CORRECTS = 0.05
-"""A run corrects where delta is above this."""
 SAME = 0.05
 """Two methods are level where the interval of their difference in t2 lies within this."""
 

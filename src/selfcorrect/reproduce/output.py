@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from selfcorrect.records.files import write_text
 from selfcorrect.report.standalone import standalone_svg
-from selfcorrect.reproduce.result import Grid, Result
+from selfcorrect.reproduce.result import Grid, GridRow, Result
 from selfcorrect.reproduce.rows import ROWS, TARGETS
 from selfcorrect.reproduce.verdicts import Word
 
@@ -122,7 +122,8 @@ def _row(cells: Sequence[str]) -> str:
 def _grid(grid: Grid) -> list[str]:
     """The measured columns, then the paper's figures in one cell, marked as such."""
     paper = [c for c in grid.columns if any(c.key in row.paper for row in grid.rows)]
-    heads = ["", *(c.head for c in grid.columns), "seeds", "problems"]
+    counted = any(row.corrected is not None for row in grid.rows)
+    heads = ["", *(c.head for c in grid.columns), "seeds", *(["corrected"] if counted else []), "problems"]
     if paper:
         heads.append(f"{grid.paper_setting}: {' / '.join(c.head for c in paper)}")
     lines = [_row(heads), "|---" * len(heads) + "|"]
@@ -130,13 +131,18 @@ def _grid(grid: Grid) -> list[str]:
         cells = [f"{row.label} ({row.note})" if row.note else row.label]
         for c in grid.columns:
             cells.append(row.cells[c.key].text(scale=c.scale, sign=c.sign) if c.key in row.cells else "n/a")
-        cells += [str(row.seeds), str(row.problems)]
+        cells += [str(row.seeds), *([_of(row)] if counted else []), str(row.problems)]
         if paper:
             formats = ((row.paper.get(c.key), "+.1f" if c.sign else ".1f") for c in paper)
             figures = ["n/a" if figure is None else format(figure, form) for figure, form in formats]
             cells.append(" / ".join(figures) if row.paper else "")
         lines.append(_row(cells))
     return lines
+
+
+def _of(row: GridRow) -> str:
+    """Seeds that corrected, of all."""
+    return "n/a" if row.corrected is None else f"{row.corrected} of {row.seeds}"
 
 
 def _verdicts(result: Result) -> list[str]:
@@ -179,6 +185,7 @@ def as_json(result: Result, p: Provenance) -> str:
                     "label": row.label,
                     "note": row.note,
                     "seeds": row.seeds,
+                    "corrected": row.corrected,
                     "problems": row.problems,
                     "ours": {key: e.to_json() for key, e in row.cells.items()},
                     "paper_percent": row.paper,

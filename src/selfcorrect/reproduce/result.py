@@ -34,6 +34,8 @@ class GridRow:
     paper: dict[str, float] = field(default_factory=dict)
     """The paper's figures by column, percent."""
     note: str = ""
+    corrected: int | None = None
+    """Seeds that learned to correct, where that was counted."""
 
 
 @dataclass(frozen=True, slots=True)

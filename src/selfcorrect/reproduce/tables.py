@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from selfcorrect.measuring.compare import Row, matrix_row
-from selfcorrect.measuring.intervals import Estimate
+from selfcorrect.measuring.intervals import Estimate, seeds_needed
 from selfcorrect.report.charts import Drawing, Levels, draw_levels
 from selfcorrect.reproduce.measured import Matrices, Measurements, difference, read_matrix
 from selfcorrect.reproduce.planning import CODE_MEASURES, code_job
@@ -50,6 +51,7 @@ def table(name: str, m: Measurements) -> Result:
         (_dots(lines),),
         spent,
         tuple(notes),
+        _seeds_note(rows.get("score"), rows.get("multi_turn")),
     )
 
 
@@ -63,7 +65,19 @@ def _line(row: TableRow, measured: Row | None, cells: dict[str, Estimate], paper
     if measured is None:
         return GridRow(row.label, {}, 0, 0, paper, "not measured")
     note = "ours, not in the paper" if row.ours else ""
-    return GridRow(row.label, cells, measured.seeds, measured.problems, paper, note)
+    return GridRow(row.label, cells, measured.seeds, measured.problems, paper, note, measured.corrected)
+
+
+def _seeds_note(score: Row | None, other: Row | None) -> tuple[str, ...]:
+    """How many seeds a difference takes, from the spread that was seen."""
+    if score is None or other is None or score.t2_spread is None or other.t2_spread is None:
+        return ()
+    spread = math.hypot(score.t2_spread, other.t2_spread)
+    needed = ", ".join(f"{d} points takes {seeds_needed(spread, d / 100)}" for d in (2, 5, 10))
+    return (
+        f"t2 has a standard deviation over seeds of {100 * score.t2_spread:.1f} points (SCoRe) and "
+        f"{100 * other.t2_spread:.1f} points (multi-turn RL). With these, showing a difference of {needed} seeds of each.",
+    )
 
 
 def _judged(name: str, matrices: Mapping[str, Matrices]) -> tuple[Verdict, ...]:
