@@ -105,7 +105,7 @@ def test_the_core_comes_first_and_with_all_seeds(tmp_path):
 
 
 def test_rows_of_ours_may_have_fewer_seeds(tmp_path):
-    jobs = jobs_of(choice(tmp_path, seeds=(0, 1, 2), own_seeds=2), ["table4"])
+    jobs = jobs_of(choice(tmp_path, seeds=(0, 1, 2), own_seeds=2), ["table4", "estimators"])
     seeds = {row.key: sum(job.row == row.key for job in jobs) for row in TRAINED}
     assert seeds["score"] == seeds["offline"] == 3 and seeds["literal"] == seeds["gamma_1"] == 2
 
@@ -432,7 +432,18 @@ def write_all(c, target):
             write_curves(job)
 
 
-TABLES_AND_MORE = ("table1", "table2", "table4", "edits", "collapse", "shift", "scaling", "attempts", "levels")
+TABLES_AND_MORE = (
+    "table1",
+    "table2",
+    "table4",
+    "estimators",
+    "edits",
+    "collapse",
+    "shift",
+    "scaling",
+    "attempts",
+    "levels",
+)
 
 
 @pytest.mark.parametrize("target", TABLES_AND_MORE)

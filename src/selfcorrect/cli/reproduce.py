@@ -31,7 +31,7 @@ class Options:
     target: Annotated[
         str,
         Argument(
-            help="table1, table2, table3, table4, edits, collapse, shift, scaling, attempts, levels, demo, map, or all."
+            help="table1, table2, table3, table4, estimators, edits, collapse, shift, scaling, attempts, levels, demo, map, or all."
         ),
     ]
     settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings of all runs.")] = None

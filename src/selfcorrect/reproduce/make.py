@@ -32,6 +32,7 @@ MAKERS: dict[str, Callable[[Measurements], Result]] = {
     "table2": lambda m: tables.table("table2", m),
     "table3": tables.code_table,
     "table4": lambda m: tables.table("table4", m),
+    "estimators": lambda m: tables.table("estimators", m),
     "edits": diagnostics.edits,
     "collapse": diagnostics.collapse,
     "shift": diagnostics.shift,

@@ -90,7 +90,8 @@ class Target:
 
 
 _TABLE_4 = ("single_turn", "no_stage1", "no_shaping", "stage2_star", "offline")
-_OURS = tuple(row.key for row in _ROWS if row.ours)
+_ESTIMATORS = ("literal", "scaled", "given_r1", "multi_turn_literal")
+_OURS = tuple(row.key for row in _ROWS if row.ours and row.key not in _ESTIMATORS)
 
 TARGETS = {
     "table1": Target(
@@ -144,6 +145,10 @@ TARGETS = {
                 for quantity in ("t2", "delta")
             ),
         ),
+    ),
+    "estimators": Target(
+        "The same objective by other estimators: equal in expectation, not in noise",
+        ("base", "score", "multi_turn", *_ESTIMATORS),
     ),
     "edits": Target(
         "Edit-distance ratio of the second attempt to the first",
