@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
 
-from selfcorrect.reproduce.bases import EMBEDDED, pretrain, rare, skills_name
+from selfcorrect.reproduce.bases import EMBEDDED, batches, pretrain, rare, skills_name
+from selfcorrect.tasks.arithmetic import Habits, demonstrate, solution
 
 SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8, "hidden": 16, "layers": 1, "heads": 2}
 
@@ -32,3 +36,22 @@ def test_the_seed_decides_the_weights():
     recipe = replace(EMBEDDED["tiny"], **SHORT)
     assert same(weights(recipe), weights(recipe))
     assert not same(weights(recipe), weights(replace(recipe, seed=1)))
+
+
+def test_a_base_of_two_attempts_is_what_it_was_and_one_of_three_is_another():
+    two = replace(rare(), **SHORT)
+    three = replace(two, attempts=3)
+    for recipe, turns in ((two, 2), (three, 3)):
+        chats = [chat for batch in batches(recipe) for chat in batch]
+        assert {len(chat) for chat in chats} == {2, 2 * turns}  # sums alone have one attempt
+    assert skills_name(two) != skills_name(three) and not same(weights(two), weights(three))
+
+
+def test_a_third_attempt_follows_the_habits_from_the_second():
+    habits = Habits(slip_short=0.5, slip_long=0.5, fix_short=0.2, fix_long=0.2, redo=0.0)
+    rng = random.Random(0)
+    rows = [demonstrate((4, 7, 2), habits, 4, rng, attempts=3) for _ in range(4_000)]
+    right = solution((4, 7, 2))
+    wrong = [row for row in rows if row[1] != right]
+    assert np.mean([row[2] == right for row in wrong]) == pytest.approx(0.2, abs=0.03)
+    assert all(row[2] in (row[1], right) for row in rows)

@@ -20,8 +20,8 @@ from selfcorrect.measuring.intervals import (
     bootstrap_mean,
     not_measured,
     paired_across_seeds,
-    seeds_needed,
     paired_difference,
+    seeds_needed,
 )
 
 values = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40)

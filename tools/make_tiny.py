@@ -1,4 +1,4 @@
-"""Makes an embedded model: an ordinary Hugging Face directory, from a recipe of ``selfcorrect.reproduce.bases``.
+"""Makes a small base: an ordinary Hugging Face directory, from a recipe of ``selfcorrect.reproduce.bases``.
 
     python tools/make_tiny.py tiny OUT        (about 5 minutes on one idle core)
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from selfcorrect.reproduce.bases import EMBEDDED, conversation, pretrain, render
+from selfcorrect.reproduce.bases import RECIPES, conversation, pretrain, render
 
 
 def main() -> None:
-    if len(sys.argv) != 3 or sys.argv[1] not in EMBEDDED:
-        sys.exit(f"usage: python tools/make_tiny.py {{{','.join(EMBEDDED)}}} OUT")
-    recipe, out = EMBEDDED[sys.argv[1]], Path(sys.argv[2])
+    if len(sys.argv) != 3 or sys.argv[1] not in RECIPES:
+        sys.exit(f"usage: python tools/make_tiny.py {{{','.join(RECIPES)}}} OUT")
+    recipe, out = RECIPES[sys.argv[1]], Path(sys.argv[2])
     print(recipe)
     model, tokenizer = pretrain(recipe, say=lambda line: print(line, flush=True))
     sample = conversation([4, 7, 2], ("a", "b"))

@@ -4,7 +4,7 @@ A base is taught in three phases, with loss on the assistant's turns only, on pr
 training and test splits:
 
 - sums: one attempt at short problems (from 3 terms), answers mostly right;
-- skills: two attempts. Answers to long problems are guesses followed by a sound check. Attempt 2 is the right solution
+- skills: two attempts or more. Answers to long problems are guesses followed by a sound check. Attempt 2 is the right solution
   with probability 0.5, else mostly a copy of attempt 1;
 - habits: as skills, with the mistakes and the rare corrections that the base is to have.
 
@@ -47,6 +47,8 @@ class Recipe:
     """Problems of up to this many terms count as short: the base can answer them at once."""
     short_share: float = 0.4
     """Share of short problems in the phases of two attempts."""
+    attempts: int = 2
+    """Of a conversation in the phases after sums."""
     skills: Habits = field(default=Habits(slip_short=0.0, slip_long=0.9, fix_short=0.5, fix_long=0.5, redo=0.1))
     habits: Habits = field(default=Habits(slip_short=0.4, slip_long=0.9, fix_short=0.02, fix_long=0.005, redo=0.1))
     hidden: int = 64
@@ -90,6 +92,9 @@ def rare(fix: float = 0.02, redo: float = 0.1, slip_edge: float = 0.8, seed: int
 EMBEDDED = {"tiny": Recipe(), "tiny-rare": rare()}
 """``tiny`` corrects a tenth of its problems at temperature 1, so exploration needs no help. ``tiny-rare`` corrects one answer
 in a hundred."""
+
+RECIPES = EMBEDDED | {"three-turns": replace(rare(0.03), attempts=3)}
+"""``three-turns`` is not shipped: the runs with three attempts start from it."""
 
 
 def draw(n: int, seed: int, terms: tuple[int, int]) -> list[Digits]:
@@ -163,10 +168,10 @@ def batches(recipe: Recipe) -> Iterator[list[Chat]]:
         )
         rng.shuffle(problems)
         habits = recipe.habits if phase == 2 else recipe.skills
-        attempts = 1 if phase == 0 else 2
+        attempts = 1 if phase == 0 else recipe.attempts
         for i in range(0, total, recipe.batch):
             yield [
-                conversation(d, demonstrate(d, habits, recipe.short, rng)[:attempts])
+                conversation(d, demonstrate(d, habits, recipe.short, rng, attempts=recipe.attempts)[:attempts])
                 for d in problems[i : i + recipe.batch]
             ]
 

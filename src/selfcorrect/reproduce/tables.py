@@ -27,7 +27,7 @@ OVER_SCORE = Column("t2_over_score", "t2 - SCoRe t2", sign=True)
 
 
 def table(name: str, m: Measurements) -> Result:
-    """Tables 1, 2 and 4, the demo's, and that of the estimators.
+    """A table of rows: 1, 2 and 4, the demo's, and ours.
 
     Raises:
         DataError: nothing has been measured, or rows of the table had different budgets.

@@ -118,9 +118,14 @@ class Arithmetic:
 
 
 def demonstrate(
-    numbers: Sequence[int], habits: Habits, short: int, rng: random.Random, asks: Asks = "last_digit"
-) -> tuple[str, str]:
-    """Two attempts of a pupil with these habits; problems of up to ``short`` terms count as short."""
+    numbers: Sequence[int],
+    habits: Habits,
+    short: int,
+    rng: random.Random,
+    asks: Asks = "last_digit",
+    attempts: int = 2,
+) -> tuple[str, ...]:
+    """Attempts of a pupil with these habits, two or more; problems of up to ``short`` terms count as short."""
     is_short = len(numbers) <= short
     slip = habits.slip_short if is_short else habits.slip_long
     if len(numbers) == short and habits.slip_edge is not None:
@@ -136,8 +141,12 @@ def demonstrate(
     first, draw = error(slip), rng.random()
     if first and is_short and habits.off_by_one:
         first = 1 if first % 2 else 9
-    second = 0 if draw < fix else error(again) if draw < fix + habits.redo else first
-    return solution(numbers, first, asks), solution(numbers, second, asks)
+    errors = [first]
+    while True:
+        errors.append(0 if draw < fix else error(again) if draw < fix + habits.redo else errors[-1])
+        if len(errors) == attempts:
+            return tuple(solution(numbers, off_by, asks) for off_by in errors)
+        draw = rng.random()
 
 
 def question(numbers: Sequence[int], asks: Asks = "last_digit") -> str:
