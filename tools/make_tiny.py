@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from selfcorrect.config import PRESET_MARKER
 from selfcorrect.reproduce.bases import RECIPES, conversation, pretrain, render
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     assert tokenizer.apply_chat_template(sample, tokenize=False) == render(sample), "render() is not the chat template"
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / PRESET_MARKER).write_text("tiny\n", encoding="utf-8")  # runs from this directory have the preset of ``tiny``
     print(f"{model.num_parameters():,} parameters -> {out}; measure with: selfcorrect eval {out} task=arithmetic")
 
 
