@@ -84,6 +84,7 @@ class Shape:
 
 SMOLLM2 = Shape(30, 576, 1536, 9, 3, 64, 49152, tied=True)
 QWEN_1_5B = Shape(28, 1536, 8960, 12, 2, 128, 151936, tied=True, biases=True)
+QWEN3_4B = Shape(36, 2560, 9728, 32, 8, 128, 151936, tied=True)
 QWEN_7B = Shape(28, 3584, 18944, 28, 4, 128, 152064, tied=False, biases=True)
 QWEN_32B = Shape(64, 5120, 27648, 40, 8, 128, 152064, tied=False, biases=True)
 

@@ -20,8 +20,8 @@ from work import Work
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/cost.md"
-PROMPT, BRIDGE = 200, 80
-"""ASSUMED: tokens of a GSM8K prompt in its chat format, and of the instruction between attempts."""
+PROMPT, BRIDGE = {"gsm8k": 200, "countdown": 60}, {"gsm8k": 80, "countdown": 45}
+"""ASSUMED, by task: tokens of a prompt in its chat format, and of the instruction between attempts."""
 EAGER_PASS_S = 25e-3
 """ASSUMED: one decoding pass of 28 layers in eager PyTorch, where launching kernels is what takes the time."""
 GPU_BYTES = 80e9
@@ -30,6 +30,7 @@ VLLM_SHARE = 0.8
 """Of a GPU's memory that SkyRL 0.4.0 gives vLLM (its default)."""
 SHAPES = {
     "Qwen/Qwen2.5-1.5B-Instruct": cm.QWEN_1_5B,
+    "Qwen/Qwen3-4B-Instruct-2507": cm.QWEN3_4B,
     "Qwen/Qwen2.5-7B-Instruct": cm.QWEN_7B,
     "Qwen/Qwen2.5-32B-Instruct": cm.QWEN_32B,
 }
@@ -70,9 +71,9 @@ class Case:
             c.train.problems_per_step,
             c.train.samples_per_problem,
             c.play.attempts,
-            PROMPT,
+            PROMPT[c.task.name],
             c.play.max_new_tokens,
-            BRIDGE,
+            BRIDGE[c.task.name],
         )
 
 
@@ -90,7 +91,8 @@ NATIVE_SLOTS = 700_000
 
 
 def cases() -> list[Case]:
-    """The columns: the 1.5 B model with its own sampler, as configured (vLLM), with all weights; then the two clusters."""
+    """The columns: the 1.5 B model with its own sampler, as configured (vLLM), with all weights; then
+    countdown on one GPU, and the two clusters."""
     name = "qwen2.5-1.5b-1xh100.toml"
     c = load_config(ROOT / "configs" / name)
     tokens = c.engine.tokens_per_microbatch
@@ -102,6 +104,13 @@ def cases() -> list[Case]:
         Case("1.5B, LoRA, vLLM", name, vllm),
         Case("1.5B, all weights, vLLM", name, full),
     ]
+    for title, name in (
+        ("1.5B, countdown", "countdown-qwen2.5-1.5b-1xh100.toml"),
+        ("4B, countdown", "countdown-qwen3-4b-1xh100.toml"),
+    ):
+        small = load_config(ROOT / "configs" / name)
+        setup = cm.Setup(SHAPES[small.model.name], 2, small.model.lora_rank, small.engine.tokens_per_microbatch)
+        out.append(Case(title, name, setup, cm.Gpu(pass_s=EAGER_PASS_S)))
     for title, name in (("7B, LoRA", "qwen2.5-7b-8xh100.toml"), ("32B, LoRA", "qwen2.5-32b-64xh100.toml")):
         out.append(_on_skyrl(title, name))
     return out
@@ -173,7 +182,7 @@ def applied_tables() -> str:
     seconds.append(
         row(
             "hours for its train.steps",
-            [f"{sum(t.values()) * c.resolved.train.steps / 3600:.0f}" for c, t in zip(columns, times, strict=True)],
+            [_hours(sum(t.values()) * c.resolved.train.steps / 3600) for c, t in zip(columns, times, strict=True)],
         )
     )
     seconds.append(row("largest cost", [_largest(c) for c in columns]))
@@ -191,6 +200,10 @@ def applied_tables() -> str:
         _table(header, held),
     ]
     return "\n\n".join([*parts_of_page, "Seconds per step, if:", _table(header, _changes(columns))])
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.0f}" if hours >= 2 else f"{hours:.1f}"
 
 
 def _computed(case: Case) -> int:

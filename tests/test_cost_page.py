@@ -38,10 +38,16 @@ def test_a_config_is_a_run_and_is_on_the_page(file):
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda p: p.name)
 def test_the_commands_of_a_config_run(file, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    (*servers, train) = commands(file)
-    assert train == ["train", f"configs/{file.name}"]
-    shown = CliRunner().invoke(make_app(), [*train, "--dry-run"])
+    *before, train = commands(file)
+    assert train[:2] == ["train", f"configs/{file.name}"]
+    shown = CliRunner().invoke(make_app(), [*train[:2], "--dry-run"])
     config = load_config(file, [])
+    for command in (*before, train):
+        if command[0] in ("sft", "probe", "train"):
+            assert f"configs/{file.name}" in command
+            load_config(file, [word for word in command if "=" in word])
+    servers = [command for command in before if command[0] == "cluster"]
+    assert [command[0] for command in before if command not in servers] in ([], ["sft", "probe"])
     assert shown.exit_code == 0 and Config.model_validate(json.loads(shown.stdout)) == config
     assert len(servers) == (config.engine.name == "tinker")
     for command in servers:
