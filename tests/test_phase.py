@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from selfcorrect.measuring.phase import revising
+from selfcorrect.measuring.intervals import Estimate, not_measured
+from selfcorrect.measuring.phase import recommend, revising
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 
 
@@ -55,3 +56,23 @@ def test_checks_that_say_nothing_are_left_out():
 def test_what_no_episode_tells_is_not_a_number():
     right = revising([[episode("b", 0, ("5", True), ("5", True))]])
     assert (right.departs, right.lands, right.delta_bound, right.breaks) == (None, None, None, 0.0)
+
+
+def estimate(low, high):
+    return Estimate((low + high) / 2, low, high, 64)
+
+
+@pytest.mark.parametrize(
+    ("delta", "fixed", "seconds", "method", "says"),
+    [
+        (estimate(0.01, 0.05), 0.10, 256, "multi_turn", "changes help from the start"),
+        (estimate(-0.06, -0.02), 0.008, 384, "score", "a step has 3.1 corrections"),
+        (estimate(-0.06, -0.02), 0.002, 384, None, "too few even for Stage I"),
+        (estimate(-0.02, 0.02), 0.05, 384, None, "probe more problems"),
+        (estimate(-0.02, 0.02), 0.001, 384, None, "too few"),
+        (not_measured(), 0.05, 384, None, "probe more problems"),
+    ],
+)
+def test_the_map_is_read_by_whether_changes_help_and_by_corrections_in_a_step(delta, fixed, seconds, method, says):
+    found = recommend(delta, fixed, seconds)
+    assert found.method == method and says in found.reason

@@ -15,8 +15,11 @@ from selfcorrect.measuring.advice import (
     NO_FORMAT,
     RARELY_FIXED,
     RARELY_RIGHT,
+    ROOM,
+    SOUND,
     Numbers,
     advise,
+    gate,
 )
 from selfcorrect.measuring.probe import (
     Plan,
@@ -227,6 +230,31 @@ def test_json_is_one_object(cli, model):
     printed = json.loads(out, parse_constant=pytest.fail)
     assert code == 0 and printed["largest_cap"] == 5 and list(printed["cap_hits"]) == ["1", "2", "4", "5"]
     assert printed["outlook"] in (CAN, CHANGE, CANNOT) and printed["estimate"]["step_episodes"] == 8
+    assert printed["estimate"]["step_seconds"] > printed["estimate"]["step_sampling_seconds"]
+    assert len(printed["gate"]) == 3 and (printed["recommended"] is None or "reason" in printed["recommended"])
+
+
+GATE = {
+    # numbers that just pass, and that just do not
+    "form": ({"no_answer": 0.05}, {"no_answer": 0.0501}),
+    "right": ({"accuracy_first": ROOM[0]}, {"accuracy_first": ROOM[0] - 0.001}),
+    "too right": ({"accuracy_first": ROOM[1]}, {"accuracy_first": ROOM[1] + 0.001}),
+    "change": ({"changed": alarms.NEVER_CHANGED}, {"changed": alarms.NEVER_CHANGED - 0.001}),
+    "sound": ({"sound": SOUND}, {"sound": SOUND - 0.001}),
+}
+
+
+@pytest.mark.parametrize("name", GATE)
+def test_the_gate_names_the_number_that_stands_against_a_long_run(name):
+    passes, fails = GATE[name]
+    assert all(c.passed for c in gate(replace(GOOD, **passes)))
+    (found,) = [c for c in gate(replace(GOOD, **fails)) if not c.passed]
+    assert str(found).startswith("NOT PASSED") and "asked for" in str(found)
+
+
+def test_the_gate_does_not_ask_for_what_cannot_be_told():
+    assert len(gate(replace(GOOD, sound=None))) == 3 and len(gate(replace(GOOD, attempts=1, changed=None))) == 2
+    assert not any(c.passed for c in gate(replace(GOOD, accuracy_first=None, no_answer=None, changed=None)))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from selfcorrect.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selfcorrect.measuring.phase import Revising
+    from selfcorrect.measuring.phase import Recommendation, Revising
     from selfcorrect.measuring.probe import Probe
 
 
@@ -44,7 +44,7 @@ def probe(
     from selfcorrect.cli.tables import show, summary_table
     from selfcorrect.experiment import make_engine, prepare
     from selfcorrect.measuring.advice import advise, gate
-    from selfcorrect.measuring.probe import UPDATE_PASSES, Plan, numbers, training_sample
+    from selfcorrect.measuring.probe import UPDATE_PASSES, Plan, numbers, recommendation, training_sample
     from selfcorrect.measuring.probe import probe as measure
     from selfcorrect.records.files import claim, write_jsonl
     from selfcorrect.records.lines import episode_row
@@ -73,6 +73,8 @@ def probe(
     if out is not None:
         write_jsonl(out, map(episode_row, found.episodes), "name another place with --out")
     episodes = config.train.problems_per_step * samples
+    seconds = config.train.problems_per_step * first.samples_per_problem * first.branches
+    recommended = recommendation(found, seconds) if all(c.passed for c in conditions) else None
     if as_json:
         estimate = {
             "step_episodes": episodes,
@@ -80,6 +82,7 @@ def probe(
             "step_seconds": found.step_seconds(episodes),
         }
         result = {"estimate": estimate, **asdict(advice), "gate": [asdict(c) for c in conditions]}
+        result["recommended"] = None if recommended is None else asdict(recommended)
         print(json.dumps({"problems": len(sample), **found.to_json(), **result}))
         return
     title = f"{config.model.name} on {len(sample)} training problems of {job.task.name}"
@@ -95,9 +98,18 @@ def probe(
         f"too; an update counts as {UPDATE_PASSES} such passes"
     )
     print("\ngate before a long run:", *map(str, conditions), sep="\n- ")
+    print(_recommended(recommended))
     print(f"\n{config.model.name}, {job.task.name}, {cap} tokens: {advice.outlook}")
     for finding in advice.findings or ("nothing that was measured stands against it",):
         print(f"- {finding}")
+
+
+def _recommended(r: Recommendation | None) -> str:
+    from selfcorrect.measuring.labels import METHODS
+
+    if r is None:
+        return "no method is recommended: the gate is not passed, or there is one attempt only"
+    return f"the map recommends {METHODS[r.method] if r.method else 'no method'}: {r.reason}"
 
 
 def _lengths(found: Probe) -> Table:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from selfcorrect.episodes.table import EpisodeTable
+from selfcorrect.measuring.intervals import Estimate
 from selfcorrect.types import Episode, Verdict
 
 
@@ -99,6 +100,47 @@ def revising(
         sound=_share([sound for sound, _ in told]),
         sound_if_wrong=_share([sound for sound, right in told if not right]),
     )
+
+
+ENOUGH = 1.0
+"""Corrections in a step's second attempts below which Stage I has too little to reinforce. On bases like ``tiny-rare``,
+SCoRe learned from 3 a step, and multi-turn RL stayed with copying at 0.5 (docs/results/map.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Which method to try first."""
+
+    method: Literal["score", "multi_turn"] | None
+    """None: neither, or these numbers cannot tell."""
+    reason: str
+
+
+def recommend(delta: Estimate, fixed: float, seconds: int) -> Recommendation:
+    """Read a base's place on the map: whether copying is reinforced first, and whether Stage I has enough to start from.
+
+    Args:
+        delta: of the base at temperature 1, i->c minus c->i, with its interval over problems.
+        fixed: i->c, as a share of episodes.
+        seconds: second attempts in a step of training.
+    """
+    per_step = fixed * seconds
+    seen = f"i→c minus c→i is {delta.text(sign=True)} points at T = 1, and a step has {per_step:.1f} corrections"
+    if delta.has_interval and delta.low > 0:
+        return Recommendation(
+            "multi_turn", f"{seen}: changes help from the start, so multi-turn RL needs no help; compare it with SCoRe"
+        )
+    if per_step < ENOUGH:
+        return Recommendation(
+            None,
+            f"{seen}: too few even for Stage I, so both methods will probably copy; warm up, play more episodes per step, or "
+            "take easier problems",
+        )
+    if not delta.has_interval or delta.high >= 0:
+        return Recommendation(
+            None, f"{seen}: that does not say whether copying is reinforced first; probe more problems"
+        )
+    return Recommendation("score", f"{seen}: copying is reinforced first, and Stage I has corrections to start from")
 
 
 def _answer(attempt: Any) -> str | None:

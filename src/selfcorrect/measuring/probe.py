@@ -22,7 +22,7 @@ from selfcorrect.episodes.play import Play, play
 from selfcorrect.measuring.advice import Numbers
 from selfcorrect.measuring.intervals import Estimate
 from selfcorrect.measuring.metrics import EvalSummary, summarise
-from selfcorrect.measuring.phase import Revising, revising
+from selfcorrect.measuring.phase import Recommendation, Revising, recommend, revising
 from selfcorrect.tasks.base import Demonstrates, Task
 from selfcorrect.types import Attempt, Episode, Problem, Verdict
 
@@ -169,6 +169,18 @@ def numbers(found: Probe, task: Task) -> Numbers:
         can_warm_up=isinstance(task, Demonstrates),
         sound=found.revising.sound_if_wrong if found.revising else None,
     )
+
+
+def recommendation(found: Probe, seconds: int) -> Recommendation | None:
+    """The method that the map recommends, for a step of so many second attempts; None with one attempt.
+
+    Args:
+        found: with samples at temperature 1.
+        seconds: second attempts in a step.
+    """
+    if found.revising is None or found.revising.fixed is None:
+        return None
+    return recommend(found.sampled.revisions[0].delta, found.revising.fixed, seconds)
 
 
 def caps(cap: int, largest: int) -> list[int]:
