@@ -10,7 +10,7 @@ import tiny
 import toy
 from selfcorrect import experiment
 from selfcorrect.cli import train as train_command
-from selfcorrect.config import load_config
+from selfcorrect.config import load_config, preset_name
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import base_of, resolve_model
 from selfcorrect.engines.torch_engine import TorchEngine
@@ -52,6 +52,9 @@ def test_a_whole_run_leaves_everything_that_its_docstring_names(tmp_path):
     inside = {p.name for p in run.path.iterdir()}
     assert inside == {"config.json", "metrics.jsonl", "episodes.jsonl", "evaluations", "checkpoints", "model"}
     assert (run.path / "model" / "config.json").exists() and not list(run.path.glob(".*"))
+    assert preset_name(str(run.path / "model")) == preset_name(
+        run.config.model.name
+    )  # a run may start from its weights
     kinds = [r.kind for r in run.records()]
     assert kinds[0] == "start" and kinds[-1] == "end"
     names = {"base", "base-swapped", "base-given-wrong", "final", "final-swapped", "final-given-wrong"}

@@ -264,7 +264,7 @@ def _train_and_measure(
     kept = load_kept(run, engine)
     why = "the last" if progress.best_step is None else "the best by training reward"
     say(f"keeping step {kept}, {why}; measuring it")
-    export(engine, run.path / "model")
+    export(engine, run.path / "model", {PRESET_MARKER: preset_name(job.config.model.name) + "\n"})
     final = _measure(job, run, engine, "final", kept, say, observer)
     run.append(_end_record(run, "finished"))
     return progress, kept, final
