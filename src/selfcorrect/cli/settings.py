@@ -68,7 +68,8 @@ def long_form(setting: str) -> str:
 
 
 def model_and_settings(model: str, given: Sequence[str]) -> tuple[RunDirectory | None, Config]:
-    """What a command measures: a model with the given settings (in their long form), or a run with such changes to its own.
+    """What a command measures: a model with the given settings (in their long form), or a run whose settings they
+    change.
 
     Raises:
         ConfigError: a setting is wrong, or names another model than the run's.
