@@ -1,4 +1,4 @@
-"""Equal settings, equal run: deterministic kernels, and a number of threads that fits the model.
+"""Repeatable runs: deterministic kernels, and a number of threads that fits the model.
 
 Measured on a CPU (docs/engines.md): with deterministic algorithms and MKL's strict reproducibility a run has the same
 records and weights, bit for bit, in another process, on a busy machine, and with another number of threads. Another
@@ -15,7 +15,7 @@ from selfcorrect.config import TorchEngineConfig
 from selfcorrect.errors import ConfigError
 
 SMALL_MODEL = 5_000_000
-"""Parameters up to which one thread is fastest: a second one costs more in waiting than it saves."""
+"""Largest number of parameters for which one thread is fastest: a second one costs more waiting than it saves."""
 
 
 def settle(settings: TorchEngineConfig, device: torch.device, parameters: int) -> bool:
@@ -30,7 +30,7 @@ def settle(settings: TorchEngineConfig, device: torch.device, parameters: int) -
         Whether the run is repeatable bit for bit.
 
     Raises:
-        ConfigError: determinism was asked for, and this device or sampler cannot promise it.
+        ConfigError: the settings ask for determinism, which this device or sampler cannot guarantee.
     """
     possible = device.type == "cpu" and settings.sampler == "native"
     if settings.deterministic and not possible:
