@@ -108,8 +108,9 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
     """Play the problems greedily and at temperature 1, and count.
 
     Args:
-        engine: its published weights are measured. task: prompts and verdicts. problems: problems of the training
-            split.
+        engine: its published weights are measured.
+        task: prompts and verdicts.
+        problems: problems of the training split.
         plan: attempts, samples, caps.
     """
     once = Play(plan.attempts, 1, plan.cap, 0.0, (plan.seed, "probe greedy"))

@@ -19,14 +19,15 @@ class Spent:
     steps: int
     """Gradient steps."""
     responses: int
-    """Sampled in training, not in evaluations."""
+    """Responses sampled in training, not in evaluations."""
     tokens: int
     sequences: int
-    """Training sequences over all steps. An imitating stage has fewer than it sampled: it keeps some only."""
+    """Training sequences over all steps. A stage that imitates has fewer than it sampled, because it keeps only
+    some."""
 
 
 def spent(run: RunDirectory) -> Spent:
-    """Read it from the records.
+    """Read what a run used from its records.
 
     Raises:
         DataError: it has not finished.
@@ -46,7 +47,7 @@ def check_equal(rows: Mapping[str, Sequence[Spent]]) -> list[str]:
         rows: trained rows, by their key.
 
     Returns:
-        A sentence for every row that spent less and states why.
+        A sentence for every row that used less for a stated reason.
 
     Raises:
         DataError: a row differs without a stated reason.

@@ -28,11 +28,11 @@ def export_run(
     Args:
         path: a run directory.
         target: the directory to write; must not exist.
-        merge: of a run with LoRA: True or None merges the adapter into the weights, False writes the adapter alone.
-        base_model: Hub id of the base, where the run names a local directory.
+        merge: for a run with LoRA: True or None merges the adapter into the weights, False writes the adapter alone.
+        base_model: Hub id of the base, if the run names a local directory.
         license: for the card; None takes the base's own.
         push_to: id of a model to create on the Hub.
-        private: whether that model is.
+        private: whether that model is private.
 
     Returns:
         What was written, and its address on the Hub; None where it was not pushed.
