@@ -165,7 +165,8 @@ class Service:
         on_attempt: Callable[[int, ServedAttempt], None],
         gone: asyncio.Task[None] | None,
     ) -> Outcome:
-        """Correct within the limits: the answer, the time limit or the client's departure ends the rest."""
+        """Correct within the limits. The answer, the time limit, a stop of the server or the client's departure ends
+        the work."""
         work = asyncio.create_task(correct(conversation, chat_request, on_attempt))
         closing = asyncio.create_task(self._closing.wait())
         tasks: tuple[asyncio.Task[Any], ...] = (work, closing, *([gone] if gone is not None else []))

@@ -19,7 +19,7 @@ from selfcorrect.verify.math.extract import find_answer
 from selfcorrect.verify.math.normalise import normalise, string_key
 
 LONGEST_KEY = 1_000
-"""Most characters of a final answer that are compared; a longer answer is cut to this length and compared as text."""
+"""Most characters of a final answer that are compared; longer answers are cut to this length."""
 LONGEST_SEARCHED = 100_000
 """Characters at the end of a text in which its final answer is looked for."""
 LONGEST_MEASURED = 50_000
