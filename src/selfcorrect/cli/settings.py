@@ -42,7 +42,7 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
     Args:
         settings: ``key=value`` each.
         used: settings and whole sections that the command reads.
-        reason: why the others are not read, and which are.
+        reason: says why other settings are not read, and which settings are.
 
     Raises:
         ConfigError: one of them would be ignored.

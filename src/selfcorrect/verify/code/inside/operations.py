@@ -149,4 +149,4 @@ OPERATORS = {
 }
 """Methods that make a class more than plain data with additional names."""
 HARMLESS = {"__module__", "__doc__", "__dict__", "__weakref__", "__slots__", "__new__", "__init__", "__match_args__"}
-"""Names in a class that do not count as behaviour of its own."""
+"""Attributes that every class may define without counting as more than plain data with names."""
