@@ -297,7 +297,7 @@ def export(engine: Engine, target: Path, more: Mapping[str, str] | None = None) 
     Raises:
         RunError: the disk refused; an earlier one is untouched.
     """
-    with replacing(target, "free room or name another place", "model") as part:
+    with replacing(target, "free some space or name another place", "model") as part:
         engine.export(part)
         for name, text in (more or {}).items():
             (part / name).write_text(text, encoding="utf-8")

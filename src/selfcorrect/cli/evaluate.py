@@ -91,7 +91,7 @@ def evaluate(options: EvalOptions) -> None:
     }
     if ignored := [key for key, value in of_endpoint.items() if value is not None]:
         raise ConfigError(
-            f"options of an endpoint are given ({', '.join(ignored)}) and would be ignored; add --base-url URL, or drop them"
+            f"options for an endpoint would be ignored ({', '.join(ignored)}): no endpoint is named; add --base-url URL, or drop them"
         )
     if options.model is None:
         raise ConfigError(

@@ -39,7 +39,7 @@ RENAMED = {"method.attempts": "play.attempts", "train.max_new_tokens": "play.max
 
 HINTS = {
     "temperature": "training samples at temperature 1 with no top-p or top-k: the log-probs must be those of the sampling "
-    "law (the paper samples at T = 1 too). For an evaluation use eval.temperature.",
+    "distribution (the paper samples at T = 1 too). For an evaluation use eval.temperature.",
     "top_p": "training samples at temperature 1 with no top-p or top-k; there is no setting for it.",
     "top_k": "training samples at temperature 1 with no top-p or top-k; there is no setting for it.",
     "lr": "did you mean train.learning_rate?",

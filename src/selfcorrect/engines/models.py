@@ -283,7 +283,7 @@ def check_attention(config: Any, max_length: int) -> None:
     if limit is not None and limit < max_length:
         raise ModelError(
             f"the model changes its rotary positions for sequences beyond {limit} tokens (longrope), for a whole batch at once, "
-            f"and an episode may take {max_length}: tokens would depend on their neighbours, and log-probs would be wrong; "
+            f"and an episode may take {max_length}: tokens would depend on other rows, and log-probs would be wrong; "
             "lower play.max_new_tokens or play.attempts, or take a model with fixed positions"
         )
     # kind and window of every layer, as transformers' own cache reads them from a configuration

@@ -68,7 +68,7 @@ def smollm2_directory() -> Path:
     if final.is_dir():
         if all((final / name).is_file() for name in _NEEDED):
             return final
-        raise ModelError(f"the cached model at {final} is incomplete; delete that directory, it will be made again")
+        raise ModelError(f"the cached model at {final} is incomplete; delete that directory; it will be written again")
     gguf = smollm2_gguf()
     with gguf.open("rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()

@@ -208,7 +208,7 @@ class Endpoint:
                     if len(answer) > LARGEST_ANSWER_BYTES:
                         raise EndpointError(
                             f"{self.base_url} sends an answer of more than {LARGEST_ANSWER_BYTES // 2**20} MiB; it is no chat "
-                            "endpoint, or its token cap is not kept",
+                            "endpoint, or it ignores the token cap",
                             status=response.status_code,
                             one_answer=response.status_code == 200,
                         )
@@ -231,7 +231,7 @@ class Endpoint:
         status = found.status
         stays = status is not None and status < 500 and status not in PASSING
         error = EndpointError(
-            f"{self.base_url} answers HTTP 200 with what is not a chat completion ({found}); if this is no passing fault, check "
+            f"{self.base_url} answers HTTP 200 with what is not a chat completion ({found}); if this persists, check "
             "that the address ends in /v1 and belongs to an OpenAI-compatible server",
             status=status if status is not None and stays else 200,
             one_answer=not stays or status in REFUSED,

@@ -119,7 +119,7 @@ def compare_measured(measured: Sequence[MeasuredRun], labels: Sequence[str] | No
             if different := sorted(key for key in common if run.settings[key] != runs[0].settings[key]):
                 raise DataError(
                     f"two runs labelled {name} differ in more than the seed ({', '.join(different)}), so they cannot share a "
-                    "row; give them labels of their own"
+                    "row; give them different labels"
                 )
     if any(not np.array_equal(run.base.correct_NK, measured[0].base.correct_NK, equal_nan=True) for run in measured):
         raise DataError(

@@ -91,7 +91,7 @@ class Journal:
             self._rows.setdefault(name, {})[episode.problem.id, episode.sample] = episode
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        append_line(self._path, json.dumps(row), "free room and give the same command again to continue")
+        append_line(self._path, json.dumps(row), "free some space and give the same command again to continue")
 
     def append(self, name: str, episode: Episode) -> None:
         row = episode_row(episode)

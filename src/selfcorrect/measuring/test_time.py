@@ -203,7 +203,7 @@ def check_votes(task: Task, budgets: Sequence[int] = BUDGETS, temperature: float
             f"--budget {shown}: {odd} responses cannot be spent on answers that are each corrected once; take even numbers, or 1"
         )
     if list(budgets) != sorted(set(budgets)):
-        raise ConfigError(f"--budget {shown}: the numbers must rise, none of them twice")
+        raise ConfigError(f"--budget {shown}: the numbers must rise, without repeats")
     if temperature <= 0:
         raise ConfigError(
             "--temperature 0 would repeat one greedy answer, so nothing could be outvoted; raise it (the paper: 0.7)"
@@ -215,7 +215,7 @@ def check_votes(task: Task, budgets: Sequence[int] = BUDGETS, temperature: float
         )
     if not isinstance(task, CountsAnswers):
         raise ConfigError(
-            f"task={task.name} has no majority vote: its answers (programs, say) are not texts of which equal ones could be "
+            f"task={task.name} has no majority vote: its answers (such as programs) are not texts, so equal ones cannot be "
             "counted; leave the votes out (--only attempts), or give a task of your own the method answer_key(answer)"
         )
     return task

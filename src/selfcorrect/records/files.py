@@ -187,7 +187,7 @@ def read_journal(file: Path, parse: Callable[[str], Value], way_out: str) -> lis
             out.append(parse(line))
         except ValueError:
             raise RunError(
-                f"{file}, line {number} cannot be read: the file was changed or is of another version; {way_out}"
+                f"{file}, line {number} cannot be read: the file was changed, or another version wrote it; {way_out}"
             ) from None
     return out
 

@@ -104,7 +104,7 @@ class RunDirectory:
         if free < RUNNING_OUT_OF_ROOM:
             shutil.rmtree(path)
             raise RunError(
-                f"only {free / 2**20:.0f} MiB are free at {path}, too little for a checkpoint; free room or set run_dir"
+                f"only {free / 2**20:.0f} MiB are free at {path}, too little for a checkpoint; free some space or set run_dir"
             )
         return cls(path, config)
 
@@ -172,7 +172,7 @@ class RunDirectory:
         Raises:
             RunError: the disk refused.
         """
-        write_text(self.scaling_file, json.dumps(values, indent=1) + "\n", "free room and measure again")
+        write_text(self.scaling_file, json.dumps(values, indent=1) + "\n", "free some space and measure again")
 
     def collected(self, name: str) -> list[dict[str, Any]]:
         """Parts stored so far under a name; a last line cut by a crash is removed from the file.
@@ -206,7 +206,7 @@ class RunDirectory:
     @property
     def _way_out(self) -> str:
         """The way out if the disk refuses a file while the run is being written."""
-        return f"checkpoints are whole, so free room and continue with `{self.resume}`"
+        return f"checkpoints are whole, so free some space and continue with `{self.resume}`"
 
     def records(self) -> list[Record]:
         """All records so far. A last line cut by a crash does not count.
@@ -250,7 +250,7 @@ class RunDirectory:
             return Progress.model_validate_json((checkpoint / "progress.json").read_text())
         except (OSError, ValueError) as error:
             raise RunError(
-                f"checkpoint {checkpoint} is damaged or of another version ({type(error).__name__} in progress.json); delete "
+                f"checkpoint {checkpoint} is damaged, or another version wrote it ({type(error).__name__} in progress.json); delete "
                 "it to continue from the one before"
             ) from None
 

@@ -69,8 +69,8 @@ def check_equal(rows: Mapping[str, Sequence[Spent]]) -> list[str]:
         pairs = [(s, norm[s.seed][1]) for s in runs if s.seed in norm]
         if any(s.steps != full.steps or s.responses > full.responses for s, full in pairs):
             raise DataError(
-                f"the row {ROWS[key].label!r} has other gradient steps than the rest of its table, or more sampled responses; no "
-                "table is made of them"
+                f"the row {ROWS[key].label!r} has another number of gradient steps than the rest of its table, or more "
+                "sampled responses, so no table is made of them; give all rows the same train.steps and samples"
             )
         shares = [s.responses / full.responses for s, full in pairs]
         if any(share != 1 for share in shares):

@@ -221,7 +221,7 @@ class Runner:
             "cpu_seconds": round(child.cpu_seconds, 2),
             "ended": how,
         }
-        append_line(self.out / "times.jsonl", json.dumps(row), "free room and call the same command again")
+        append_line(self.out / "times.jsonl", json.dumps(row), "free some space and call the same command again")
 
     def _seconds_left(self, waiting: Sequence[Job], children: Sequence[_Child]) -> float | None:
         """Estimate the time left from recorded times: the mean of the row's jobs, else of all jobs. Running jobs count

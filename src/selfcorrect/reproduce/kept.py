@@ -106,7 +106,7 @@ def main(what: str, run_dir: str, out: str) -> None:
     else:
         found = scaling_curves(run, job, engine, base=what == "scaling+base")
         rows = [{"policy": policy, **curves.to_json()} for policy, curves in found]
-    write_jsonl(Path(out), rows, "free room and measure again")
+    write_jsonl(Path(out), rows, "free some space and measure again")
 
 
 if __name__ == "__main__":

@@ -157,5 +157,5 @@ def _browsable(choice: Choice, measured: Measurements, targets: Sequence[str]) -
         for kind in KINDS:
             some = islice((e for e in episodes if kind in tags_of(e)), EPISODES_PER_KIND)
             rows += [{"row": key, "seed": seed, "kind": kind, **episode_row(e)} for e in some]
-    write_jsonl(sample, rows, "free room and call the same command again")
+    write_jsonl(sample, rows, "free some space and call the same command again")
     return [page, sample]

@@ -58,7 +58,7 @@ def make_base(point: Point, bases: Path) -> tuple[Path, dict[str, Any]]:
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
             (out / PRESET_MARKER).write_text("tiny\n", encoding="utf-8")
-            write_text(out / "base.json", json.dumps(probe_base(out)), "free room")
+            write_text(out / "base.json", json.dumps(probe_base(out)), "free some space")
     return out, json.loads((out / "base.json").read_text(encoding="utf-8"))
 
 
@@ -168,19 +168,19 @@ def run_map(
         finally:
             for job in jobs:
                 if job.finished:
-                    append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free room")
+                    append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free some space")
                     job.target.unlink()
         lines = read_lines(out)
         files = {"map.md": page(lines), "map.csv": as_csv(lines), "map.svg": standalone_svg(pictures(cells_of(lines)))}
         for name, text in files.items():
-            write_text(out / name, text, "free room and call the same command again")
+            write_text(out / name, text, "free some space and call the same command again")
         return [out / name for name in files], runner.failures
 
 
 def main(fix: str, redo: str, edge: str, seed: str, method: str, out: str, target: str, *settings: str) -> None:
     """One run, in its own process."""
     line = run_one(Point(float(fix), float(redo), float(edge)), int(seed), method, Path(out), settings)
-    write_text(Path(target), json.dumps(line) + "\n", "free room")
+    write_text(Path(target), json.dumps(line) + "\n", "free some space")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from selfcorrect.reproduce.verdicts import Word
 NOT_CORRECTED = (
     "Each is judged at 95 % by itself: of twenty differences that are none, one is called a difference by chance."
 )
-WAY_OUT = "free room and call the same command again"
+WAY_OUT = "free some space and call the same command again"
 QUICK_NOTE = "QUICK LOOK, not a result: one seed, few steps, few problems"
 
 

@@ -70,7 +70,7 @@ def export_run(
         api = HfApi(library_name="selfcorrect")
         check_push(api, push_to)
     name = target.name if push_to is None else push_to.partition("/")[2]
-    with replacing(target, "free room or name another place", "model") as part:
+    with replacing(target, "free some space or name another place", "model") as part:
         weights = write_weights(run, form, base_model, part)
         build_card(run.path, data, weights, name, base_model, license).save(part / "README.md")
     url = push(api, target, push_to, private=private) if api is not None and push_to is not None else None

@@ -127,7 +127,7 @@ def _collected(
     if len(stored) < parts and not may_sample:
         raise RunError(
             f"{run.path} holds {len(stored)} of {parts} parts of collected/{job.name}.jsonl, and the weights that sampled "
-            "them have moved on; put the file back, or start a new run"
+            "them have changed since; put the file back, or start a new run"
         )
     for part in range(len(stored), parts):
         if context.stop_requested():

@@ -85,7 +85,7 @@ class TinkerEngine:
         except RemoteFailure as failure:
             raise EngineError(
                 f"no Tinker server could be used: {failure}; start one (`selfcorrect cluster` prints how), or correct "
-                "engine.base_url. No other engine is taken instead",
+                "engine.base_url. No other engine is used instead",
                 usable=False,
             ) from failure
         findings: Findings | None = None

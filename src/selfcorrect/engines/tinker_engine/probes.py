@@ -119,7 +119,7 @@ def _sampler_law(policy: Trainer, sampler: Sampler, prompt: Sequence[int]) -> tu
     if not gaps.mean() <= LARGEST_MEAN_GAP:
         raise _refusal(
             f"returns log-probs with its samples that differ from the trainer's by {gaps.mean():.3g} nats per token (another "
-            "temperature, a filtered law, or other weights), so the weights that training applies would not belong to what "
+            "temperature, a filtered distribution, or other weights), so the weights that training applies would not belong to what "
             "was sampled"
         )
     firsts = sorted({a.token_ids[0] for a in answers})

@@ -44,8 +44,8 @@ def largest_gap(
     gaps = np.concatenate([np.abs(lp - s.logprobs_T)[s.sampled_T] for lp, s in scored])
     if not gaps.mean() <= LARGEST_MEAN_GAP:
         raise EngineError(
-            f"the sampler's log-probs differ from the trainer's by {gaps.mean():.3g} nats per token, so it computes another "
-            "model or another law, and no importance ratio could be trusted; use engine.sampler=native",
+            f"the sampler's log-probs differ from the trainer's by {gaps.mean():.3g} nats per token, so it runs another "
+            "model or samples from another distribution, and no importance ratio could be trusted; use engine.sampler=native",
             usable=False,
         )
     return float(gaps.max())

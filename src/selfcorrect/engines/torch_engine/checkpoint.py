@@ -62,4 +62,4 @@ def checkpoint_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _unsupported(what: str) -> ModelError:
-    return ModelError(f"the model has {what}, which engine.sampler=vllm cannot be given; use engine.sampler=native")
+    return ModelError(f"the model has {what}, which engine.sampler=vllm does not support; use engine.sampler=native")

@@ -36,7 +36,7 @@ def settle(settings: TorchEngineConfig, device: torch.device, parameters: int) -
     if settings.deterministic and not possible:
         culprit = "engine.sampler=vllm" if settings.sampler == "vllm" else f"device {device.type}"
         raise ConfigError(
-            f"engine.deterministic=true cannot be kept with {culprit}: its kernels may add in another order each time; "
+            f"engine.deterministic=true is not possible with {culprit}: its kernels may sum in another order each time; "
             "use engine.device=cpu with engine.sampler=native, or drop the setting"
         )
     deterministic = possible and settings.deterministic is not False

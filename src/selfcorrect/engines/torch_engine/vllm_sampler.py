@@ -111,7 +111,7 @@ class VllmSampler:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(
                 f"vLLM cannot run the model in {directory} here: {reason[:600]}; use engine.sampler=native, or set "
-                "engine.sampler_memory_gb if memory is what it lacks"
+                "engine.sampler_memory_gb if it lacks memory"
             ) from error
         return cls(llm, vocabulary)
 
@@ -127,7 +127,7 @@ class VllmSampler:
             self._check(request, params)
         from vllm import SamplingParams as VllmParams
 
-        # the law is softmax(logits / T), and only ``stop_ids`` end an answer
+        # the distribution is softmax(logits / T), and only ``stop_ids`` end an answer
         common = {
             "max_tokens": params.max_new_tokens,
             "temperature": params.temperature,

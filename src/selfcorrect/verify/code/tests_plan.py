@@ -187,7 +187,9 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
     if entry_point in names:
         names.sort(key=lambda n: n != entry_point)
     if not names:
-        raise DataError("These tests call nothing that a program could define, so they cannot judge one.")
+        raise DataError(
+            "These tests call nothing that a program could define, so they cannot judge one. Correct that row."
+        )
     fallback = _needs_classes(trees, set(names)) or _needs_one_process(trees, set(names))
     return TestPlan(tuple(names), modules, fallback)
 
