@@ -257,7 +257,7 @@ def test_a_full_server_is_waited_for_and_then_named(tmp_path, no_waiting, caplog
 def test_no_server_and_another_model_are_refused_at_once(tmp_path, no_waiting):
     fake = Fake(tmp_path)
     fake.down = 1
-    with pytest.raises(EngineError, match="No other engine is taken instead") as caught:
+    with pytest.raises(EngineError, match="No other engine is used instead") as caught:
         fake_tinker.engine(fake)
     assert not caught.value.usable and no_waiting == []
     settings = TinkerEngineConfig(base_url="http://fake")

@@ -266,7 +266,7 @@ def test_a_sampler_with_another_law_is_refused(monkeypatch, shift):
         ]
 
     monkeypatch.setattr(Mirror, "run", another)
-    with pytest.raises(EngineError, match="another law") as caught:
+    with pytest.raises(EngineError, match="another distribution") as caught:
         mirrored()
     assert not caught.value.usable
 

@@ -22,7 +22,8 @@ class ModelError(SelfCorrectError):
 
 
 class EngineError(SelfCorrectError):
-    """An engine verb failed. ``usable`` says whether the engine can go on; ``damaged`` is a checkpoint that cannot be read."""
+    """An engine verb failed. ``usable`` says whether the engine can continue; ``damaged`` is a checkpoint that cannot
+    be read."""
 
     exit_code = 3
 
@@ -40,8 +41,7 @@ class EndpointError(SelfCorrectError):
     """A model server cannot be reached, answers too late, or refuses.
 
     ``status`` is its HTTP status, None where no answer came; ``timed_out`` says that it was too slow. ``one_answer`` says
-    that only this answer failed, and others may come. ``filtered`` has the words with which a filter, or the model itself,
-    refused.
+    that only this answer failed, and others may come. ``filtered`` has the refusal of a filter, or of the model itself.
     """
 
     exit_code = 3

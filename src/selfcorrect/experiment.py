@@ -54,14 +54,14 @@ WARMED = "warmed.json"
 """What a warm-up measured, in the directory of its model."""
 
 RELOADS = 3
-"""Times that a run goes on from one checkpoint by itself after its engine was lost."""
+"""How often a run that loses its engine continues from one checkpoint by itself."""
 
 TRACKED_PACKAGES = ("selfcorrect", "torch", "transformers", "tokenizers", "peft", "numpy")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that is known, and was checked, before any weights load."""
+    """Everything that is known and checked before any weights load."""
 
     config: Config
     task: Task
@@ -135,7 +135,7 @@ def make_engine(job: Job, *, frozen: bool = False) -> Engine:
 
     Args:
         job: from ``prepare``.
-        frozen: nothing will be trained or loaded into it: no adapters, masters or optimiser are made.
+        frozen: nothing will be trained or loaded, so no adapters, masters or optimiser are created.
 
     Raises:
         ModelError: they cannot be loaded.
@@ -174,7 +174,7 @@ class Outcome:
     run: RunDirectory
     progress: Progress
     kept_step: int
-    """Of the checkpoint that was measured and exported."""
+    """Step of the checkpoint that was measured and exported."""
     evaluations: dict[str, Evaluation]
     """By name: base, final and their controls."""
 
@@ -258,8 +258,9 @@ def _train_and_measure(
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
 ) -> tuple[Progress, int, dict[str, Evaluation]]:
-    """From the latest checkpoint to the end. Called again after a failure, it repeats what followed that checkpoint: all
-    steps are functions of seed, step and weights, and the weights are loaded anew, so nothing is counted twice."""
+    """Train and measure from the latest checkpoint to the end. Called again after a failure, it repeats the steps since
+    that checkpoint. All steps are functions of seed, step and weights, and the weights are loaded again, so nothing is
+    counted twice."""
     progress = train(run, engine, job.task, observer, stop_requested)
     kept = load_kept(run, engine)
     why = "the last" if progress.best_step is None else "the best by training reward"
@@ -296,7 +297,7 @@ def export(engine: Engine, target: Path, more: Mapping[str, str] | None = None) 
     Raises:
         RunError: the disk refused; an earlier one is untouched.
     """
-    with replacing(target, "free room or name another place", "model") as part:
+    with replacing(target, "free some space or name another place", "model") as part:
         engine.export(part)
         for name, text in (more or {}).items():
             (part / name).write_text(text, encoding="utf-8")
@@ -312,8 +313,8 @@ def warm_up(
 ) -> EvalSummary | None:
     """Train on the task's demonstrations, measure, and write the model next to the run directory.
 
-    The measurement is greedy, on the first ``sft.eval_problems`` held-out problems. It is also ``WARMED`` in the model's
-    directory.
+    The measurement is greedy, on the first ``sft.eval_problems`` held-out problems. It is also written to ``WARMED`` in
+    the model's directory.
 
     Args:
         job, run, engine, observer, say, stop_requested: as for ``run_experiment``.
@@ -387,7 +388,7 @@ def _measure(
 
 @contextmanager
 def _watched(engine: Engine, name: str, most: int, observer: Observer) -> Iterator[None]:
-    """Tell the observer how many answers a measurement has got, where the engine can say."""
+    """Tell the observer how many answers a measurement has received, if the engine reports it."""
     answers = 0
 
     def count(n: int) -> None:

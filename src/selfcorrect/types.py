@@ -24,37 +24,37 @@ BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.integer[Any]]
 
 LossName = Literal["importance_sampling", "cross_entropy"]
-"""The losses an engine applies to per-token weights; see ``objective/losses.py``."""
+"""The losses an engine applies to per-token weights; see ``algorithm/losses.py``."""
 
 BASE = "base"
 """Snapshot of the policy as it was loaded at step 0 of the first stage: the reference of every method."""
 
 
 class Verdict(StrEnum):
-    """What the verifier says of one attempt. Only ``CORRECT`` earns reward."""
+    """The verifier's verdict on one attempt. Only ``CORRECT`` earns reward."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
-    """The text ended on its own but holds no answer in the asked-for form."""
+    """The text ended on its own but has no answer in the requested form."""
     TRUNCATED = "truncated"
     """The token cap cut the text before it held an answer: a wrong setting more often than a wrong model. Thinking that
     never ends counts as cut."""
     TIMEOUT = "timeout"
     """The candidate's program or expression used up its limits."""
     ERROR = "error"
-    """Our verifier failed, not the model. Counted, and taken out of baselines; never a silent 0."""
+    """The verifier failed, not the model. It is counted, and left out of baselines; it is never a silent 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict with what it rests on."""
+    """A verdict with the reasons for it."""
 
     verdict: Verdict
     extracted: str | None = None
     """The answer or program found in the text; None where none was found."""
     detail: str = ""
-    """One line for people: why this verdict."""
+    """One line for people that explains the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class Problem:
     id: str
     question: str
     answer: str
-    """Gold answer (math) or tests (code), for the verifier. Shown to the model only where the task's own prompt has it:
-    MBPP asks for programs that pass the tests it shows."""
+    """Gold answer (math) or tests (code), for the verifier. Shown to the model only if the task's own prompt contains
+    it: MBPP asks for programs that pass the tests it shows."""
     level: str | None = None
     """Difficulty as the data set gives it; tables can be broken down by it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -80,20 +80,21 @@ class Attempt:
     token_ids: tuple[int, ...] | None
     """The sampled ids, with the end token when the model emitted it; None from a text-only endpoint."""
     logprobs: tuple[float, ...] | None
-    """Natural-log probabilities of ``token_ids`` under the sampling law, in nats; None for a given attempt."""
+    """Natural-log probabilities of ``token_ids`` under the sampling distribution, in nats; None for a given attempt."""
     stop: Literal["end", "length", "given", "refused"]
     """``refused``: an endpoint would not answer; there is no text, and the verdict is ``error``."""
     grade: Grade | None = None
     """None for a turn that is not graded (a feedback turn)."""
     source: Literal["sampled", "given"] = "sampled"
     parent: int | None = None
-    """Index in the episode of the attempt this one saw last; None for a first attempt."""
+    """Index in the episode of the attempt that this one continues; None for a first attempt."""
     thinking: str = ""
     """What the model thought before its answer. ``text`` is what follows it: the part that is judged."""
     thinking_tokens: int | None = None
-    """Of ``token_ids``, how many are thinking, markers included. None from an endpoint that does not say."""
+    """Number of thinking tokens among ``token_ids``, markers included. None from an endpoint that does not report
+    it."""
     drafted: int = 0
-    """Tokens that were read from an earlier attempt and only checked (``engine.drafts``)."""
+    """Number of tokens that were copied from an earlier attempt and only checked (``engine.drafts``)."""
 
     @property
     def correct(self) -> bool:
@@ -101,7 +102,7 @@ class Attempt:
 
     @property
     def wrong(self) -> bool:
-        """Judged, and not right: an ``error`` is neither."""
+        """Whether the attempt was judged and is not right. An ``error`` was not judged."""
         return self.grade is not None and self.grade.verdict not in (Verdict.CORRECT, Verdict.ERROR)
 
 
@@ -115,7 +116,8 @@ class Episode:
 
     @property
     def paths(self) -> tuple[Episode, ...]:
-        """Of a tree (several second attempts after one first): a linear episode per second attempt. Else this episode."""
+        """For a tree (several second attempts after one first attempt), a linear episode per second attempt. Otherwise
+        this episode."""
         seconds = [a for a in self.attempts[1:] if a.parent == 0]
         if len(seconds) < 2:
             return (self,)
@@ -144,7 +146,8 @@ class Datum:
     logprobs_T: FloatArray
     """Sampling log-probs in nats on sampled positions; 0 elsewhere."""
     sampled_T: BoolArray
-    """True where the token was sampled by the policy. Travels apart from the weights: a weight may be 0 by chance."""
+    """True where the token was sampled by the policy. Separate from the weights, because a weight may be 0 by
+    chance."""
 
     def __post_init__(self) -> None:
         n = len(self.tokens_T)

@@ -20,7 +20,7 @@ def check(config: Config) -> None:
 
 
 def _faults(config: Config) -> Iterator[str]:
-    """What does not fit together, each with the way out."""
+    """The settings that do not fit together, each with the way out."""
     m, steps, attempts = config.method, config.train.steps, config.play.attempts
     if m.name == "self_refine":
         yield (
@@ -60,7 +60,7 @@ def _faults_of_attempts(m: MultiAttemptConfig, attempts: int, samples: int) -> I
 
 
 def stage1_steps(m: ScoreConfig, steps: int) -> int:
-    """Steps of Stage I. Where there is one, a step is left for each stage."""
+    """Steps of Stage I. If both stages are used, each has at least one step."""
     if m.stage1_share == 0:
         return 0
     return min(max(1, round(steps * m.stage1_share)), steps - 1)

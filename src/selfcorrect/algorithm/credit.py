@@ -8,7 +8,7 @@ For sample g of a group of G answers to one problem, attempts k = 1..K:
     A_k,g   = R_k,g - mean over g' != g of R_k,g'                        leave-one-out (Ahmadian et al. 2024)
     weight of every token of attempt k = A_k
 
-``weights.py`` puts these together for one problem. ``variants.py`` has what the paper does not.
+``weights.py`` puts these together for one problem. ``variants.py`` has what is not in the paper.
 
 The KL term reaches the gradient through the score function (a constant times grad log pi), so the strict beta of
 Stage I moves attempt 1's own tokens and nothing else. Arrays are float64: weights are few and exact tests are worth it.
@@ -29,7 +29,7 @@ Baseline = Literal["leave_one_out", "given_first"]
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """How one stage turns verdicts into weights. The methods differ in these numbers and in nothing else."""
+    """How one stage turns verdicts into weights. The methods differ only in these numbers."""
 
     reward_weights_K: tuple[float, ...]
     """w_k: 0 for an attempt whose reward this stage ignores (attempt 1 in Stage I)."""
@@ -87,11 +87,11 @@ def attempt_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha:
 
 
 def counted_mask(valid_GK: BoolArray, alpha: float, gamma: float, baseline: Baseline = "leave_one_out") -> BoolArray:
-    """Which samples count at which attempt, given where the verifier itself failed.
+    """Which samples count at each attempt, given where the verifier itself failed.
 
     A failed verdict at attempt k makes every return that contains r_k unknown: attempt k's own, attempt k+1's while
-    shaping is on (the bonus subtracts r_k), and with gamma > 0 those of all earlier attempts. With a baseline given r_1
-    a failed verdict at attempt 1 leaves the mates of all later attempts unknown.
+    shaping is on (the bonus subtracts r_k), and with gamma > 0 those of all earlier attempts. With a baseline given
+    r_1, a failed verdict at attempt 1 leaves open which samples later attempts are compared with.
 
     Args:
         valid_GK: False where the verdict is ``error``; shape [G, K].
@@ -113,7 +113,7 @@ def counted_mask(valid_GK: BoolArray, alpha: float, gamma: float, baseline: Base
 
 
 def leave_one_out_advantages(returns_G: FloatArray, counted_G: BoolArray) -> FloatArray:
-    """A_g = R_g - mean of the other counted samples' returns.
+    """A_g = R_g - mean return of the other counted samples.
 
     Args:
         returns_G: one return per sample of the group; shape [G, ...] (trailing axes are independent).
@@ -152,9 +152,9 @@ def kl_per_token_credit(logratio_T: FloatArray, kl_credit: KlCredit) -> FloatArr
 
 
 def zero_variance(rewards_G: FloatArray, counted_G: BoolArray) -> bool:
-    """True when all counted samples have the same verdict reward, so that reward teaches nothing here.
+    """True when all counted samples have the same reward, so that this attempt gives no reward gradient.
 
-    Counted on verdicts: with a KL term the returns are never exactly equal.
+    Compares verdicts, because with a KL term the returns are never exactly equal.
     """
     kept = rewards_G[counted_G]
     return len(kept) < 2 or bool(np.all(kept == kept[0]))

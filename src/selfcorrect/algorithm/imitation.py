@@ -31,16 +31,17 @@ class Imitation:
     """D+: right first attempts that stay right are imitated too."""
     train_attempt1: bool
     start: str = BASE
-    """Snapshot that training starts from, once the current policy has been sampled: STaR tunes the base anew."""
+    """Snapshot that training starts from after sampling the current policy: STaR fine-tunes the base again each
+    time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstrations:
-    """A warm-up: a task's own answers are imitated, and nothing is played."""
+    """A warm-up: imitates a task's own answers, and plays nothing."""
 
     per_step: int
     learning_rate: float
-    """Of Adam at the first step; it falls linearly to a tenth."""
+    """Adam's learning rate at the first step; it falls linearly to a tenth."""
     attempts: int = 0
 
 
@@ -102,7 +103,8 @@ def paired_episodes(
 
 
 def examples(episode: Episode, train_attempt1: bool) -> list[Example]:
-    """An episode as training sequences: one, where attempt 2 continues attempt 1, else one per attempt with targets.
+    """An episode as training sequences: a single one if attempt 2 continues attempt 1, else one per attempt with
+    targets.
 
     Raises:
         ValueError: an attempt has no token ids.
@@ -117,7 +119,7 @@ def examples(episode: Episode, train_attempt1: bool) -> list[Example]:
 def batch_of_step(size: int, steps: int, key: Sequence[int], step: int) -> list[int]:
     """Indices of a 0-based step's examples: all steps together go through a shuffled data set once (one epoch).
 
-    A data set smaller than the number of steps is gone through one example at a time, in a fresh order each time.
+    A data set with fewer examples than steps is repeated, one example per step, in a new order each time.
 
     Args:
         size: examples in the data set.

@@ -1,4 +1,4 @@
-"""The two losses an engine applies to per-token weights. Sums, never means: the caller owns the denominator."""
+"""The two losses an engine applies to per-token weights. Sums, never means: the caller divides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def importance_sampling_loss(logprobs_N: Tensor, sampled_logprobs_N: Tensor, wei
     """- sum of exp(lp - lp_sampled) * weight: REINFORCE, corrected for a sampler that differs from the trainer.
 
     On policy the ratio is 1 and the gradient is - sum of weight * grad log pi. No clipping: the paper has none, and
-    one update per batch leaves the ratio at 1 up to numerics.
+    one update per batch leaves the ratio at 1 up to rounding.
 
     Args:
         logprobs_N: trainer's log-probs of the sampled tokens, in nats, with gradient; shape [N].

@@ -1,9 +1,10 @@
-"""Bounds on the importance ratio between trainer and sampler, where the two do not agree to rounding.
+"""Bounds on the importance ratio between trainer and sampler, for when the two differ by more than rounding.
 
-The gradient of ``importance_sampling_loss`` is that of - sum of ratio * weight * lp. Where the sampler computes in another
-precision or with other kernels, single ratios are far from 1. Truncated importance sampling (Yao et al., "Your efficient RL
-framework secretly brings you off-policy RL training", 2025; in TRL since pull request 3867 and in verl since 2953) replaces
-the ratio by min(ratio, cap). The caller scales the weights accordingly, so every engine trains with it.
+The gradient of ``importance_sampling_loss`` is that of - sum of ratio * weight * lp. Where the sampler computes in
+another precision or with other kernels, some ratios are far from 1. Truncated importance sampling (Yao et al., "Your
+efficient RL framework secretly brings you off-policy RL training", 2025; in TRL since pull request 3867 and in verl
+since 2953) replaces the ratio by min(ratio, cap). The caller scales the weights accordingly, so every engine trains
+with it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class RatioReport:
     capped: float
     """Share of the weighted tokens whose ratio is above the cap."""
     masked: float
-    """Share of the weighted tokens that are in sequences left out."""
+    """Share of the weighted tokens whose sequence was left out."""
     largest_gap: float
     """Largest |lp - lp_sampled| over the weighted tokens in nats, before anything is left out."""
 
@@ -31,7 +32,7 @@ class RatioReport:
 def bound_ratios(
     data: Sequence[Datum], policy: Sequence[FloatArray], cap: float | None, band: float | None
 ) -> tuple[list[Datum], RatioReport]:
-    """Scale weights so that no token counts with a ratio above the cap, and leave out sequences that are far off.
+    """Scale weights so that no token's ratio counts as more than the cap, and leave out sequences that are far off.
 
     ratio = exp(lp - lp_sampled). A weight is multiplied by min(1, cap / ratio), so that its gradient is that of
     min(ratio, cap) * weight * lp. A sequence is left out if the geometric mean of its ratios, over all its sampled tokens,

@@ -35,12 +35,12 @@ class Layout:
     groups: Sequence[Sequence[Episode]]
     """``groups[b][g]``: the episodes of problem b."""
     sequences: tuple[TokenSequence, ...]
-    """Those of all episodes, in the order of ``groups``."""
+    """The sequences of all episodes, in the order of ``groups``."""
     owners: tuple[tuple[int, int], ...]
-    """(b, g) of every sequence."""
+    """(b, g) of the episode of every sequence."""
 
     def by_attempt(self, logprobs: Sequence[FloatArray]) -> AttemptValues:
-        """Log-probs of every sequence (shape [T] each), cut into those of every attempt."""
+        """Split the log-probs of every sequence (shape [T] each) by attempt."""
         values: list[list[list[FloatArray]]] = [
             [[np.zeros(0)] * len(e.attempts) for e in group] for group in self.groups
         ]
@@ -52,7 +52,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What a step's weights were made from; one number per attempt."""
+    """Numbers behind a step's weights; one per attempt."""
 
     zero_variance_share_K: tuple[float, ...]
     """Share of groups whose verdicts at this attempt are all equal."""
@@ -111,7 +111,7 @@ def lay_out(groups: Sequence[Sequence[Episode]]) -> Layout:
 
 
 def last_attempt_from(earlier: AttemptValues, last: AttemptValues) -> AttemptValues:
-    """Reference log-probs whose last attempt is measured against another policy than the earlier ones."""
+    """Reference log-probs that take the last attempt from one policy and the earlier attempts from another."""
     pairs = [zip(*groups, strict=True) for groups in zip(earlier, last, strict=True)]
     return [[[*held_K[:-1], base_K[-1]] for held_K, base_K in group] for group in pairs]
 
@@ -121,15 +121,15 @@ def policy_gradient_data(
 ) -> tuple[list[Datum], BatchReport]:
     """Token weights of a whole step: REINFORCE with a leave-one-out baseline per attempt.
 
-    The denominator is the number of episodes played in the step. It is fixed: groups that teach nothing are counted.
-    A tree is one episode.
+    The denominator is the number of episodes played in the step. It is fixed: groups without a gradient are counted
+    too. A tree is one episode.
 
     Args:
         layout: the step's episodes.
         reference: log-probs of the reference policy, in nats.
         credit: the stage's numbers.
-        policy: log-probs of the current policy by the trainer's own pass, for the KL terms. None takes the sampler's,
-            which is right where both agree to rounding.
+        policy: log-probs of the current policy by the trainer's own pass, for the KL terms. None takes the sampler's
+            log-probs, which is right if both agree to rounding.
 
     Returns:
         The data, one datum per sequence of the layout, with weights divided by the number of episodes; and a report.

@@ -1,4 +1,5 @@
-"""A stage: a stretch of training with one objective. ``stages.py`` has the paper's, ``variants.py`` alters them."""
+"""A stage: a number of training steps with one objective. ``stages.py`` has the paper's stages, ``variants.py`` changes
+them."""
 
 from __future__ import annotations
 
@@ -9,12 +10,13 @@ from selfcorrect.algorithm.imitation import Demonstrations, Imitation
 from selfcorrect.types import BASE, LossName
 
 STAR_ITERATIONS = 3
-"""As in the paper."""
+"""Number of iterations, as in the paper."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of training with one objective. The first five fields are the paper's; the others have defaults."""
+    """A number of training steps with one objective. The first five fields are the paper's; the others have
+    defaults."""
 
     name: str
     title: str
@@ -25,18 +27,19 @@ class Stage:
     """Credit: reinforce fresh episodes. Imitation: collect episodes before the first step, and imitate what was kept.
     Demonstrations: imitate a task's own answers."""
     freeze: str | None = None
-    """Snapshot taken of the policy when the stage begins; in a run's first stage the base."""
+    """Name of the snapshot that is taken of the policy when the stage begins. In a run's first stage this is the
+    base."""
     earlier_reference: str = BASE
-    """Snapshot that the KL of all attempts but the last is measured against (the last one: always the base); another
-    one in the later parts of a stepwise Stage I."""
+    """Snapshot that the KL of all attempts but the last is measured against. It is not the base in later parts of a
+    stepwise Stage I. The last attempt is always compared with the base."""
     offline_share: float = 0.0
     """Share of each step's problems whose first attempts are stored answers of the base."""
     branches: int = 1
     """Second attempts per first attempt."""
     beta2: float = 0.0
-    """The part of the KL weights of all but the last attempt that ``kl_target`` moves."""
+    """The part of the KL weights of all but the last attempt that ``kl_target`` adapts."""
     kl_target: float | None = None
-    """Nats at which adaptive beta2 keeps the held attempts; None: fixed."""
+    """KL in nats at which an adaptive beta2 keeps the held attempts; None: beta2 is fixed."""
 
     @property
     def loss(self) -> LossName:
@@ -50,12 +53,12 @@ class Stage:
 
 
 def shares(steps: int, parts: int) -> list[int]:
-    """Equal parts of the steps; the first parts take what is left over."""
+    """Split the steps into equal parts; the first parts take the remainder."""
     return [steps // parts + (i < steps % parts) for i in range(parts)]
 
 
 def star_iterations(stage: Stage) -> list[Stage]:
-    """A stage of STaR in its iterations. Each collects what as many steps of reinforcement would play."""
+    """Split a stage of STaR into its iterations. Each collects as many episodes as RL would play in the same steps."""
     return [
         replace(
             stage,

@@ -1,6 +1,6 @@
-"""The paper's methods as stages. Those that reinforce differ in the numbers of their ``Credit`` and in nothing else.
+"""The paper's methods as stages. The RL methods differ only in the numbers of their ``Credit``.
 
-Every row is the paper's, for two attempts. ``variants.py`` applies the settings that the paper's recipe does not have.
+Every row is the paper's, for two attempts. ``variants.py`` applies settings that are not in the paper's recipe.
 Ablations of SCoRe: without Stage I (method.stage1_share=0), without the bonus (method.alpha=0).
 """
 
@@ -31,8 +31,8 @@ M = TypeVar("M")
 def score(config: Config) -> list[Stage]:
     """SCoRe (Eq. 3 and Eq. 4).
 
-    Stage I rewards attempt 2 only, and holds attempt 1 at the base with the strict beta2 on top of the beta1 that is on
-    everything. Stage II starts from Stage I's weights, rewards both attempts and adds the progress bonus.
+    Stage I rewards attempt 2 only, and holds attempt 1 at the base with the strict beta2, which is added to the beta1
+    of every attempt. Stage II starts from Stage I's weights, rewards both attempts and adds the progress bonus.
     """
     m, samples = settings_of(config, ScoreConfig), config.train.samples_per_problem
     first = stage1_steps(m, config.train.steps)
@@ -44,21 +44,23 @@ def score(config: Config) -> list[Stage]:
 
 
 def multi_turn(config: Config) -> list[Stage]:
-    """Plain multi-turn RL: both attempts paid their own reward, no Stage I, no bonus (Eq. 1 with the KL of Eq. 2)."""
+    """Plain multi-turn RL: each attempt earns its own reward, without Stage I and bonus (Eq. 1 with the KL of Eq.
+    2)."""
     m, train = settings_of(config, MultiTurnConfig), config.train
     credit = Credit((1, 1), (m.beta1, m.beta1), alpha=0)
     return [Stage("multi_turn", "Multi-turn RL", train.steps, train.samples_per_problem, credit)]
 
 
 def single_turn(config: Config) -> list[Stage]:
-    """RL on the first attempt only (Eq. 2). The budget of sampled responses goes into more samples per problem."""
+    """RL on the first attempt only (Eq. 2). The same budget of responses allows more samples per problem."""
     m, train = settings_of(config, SingleTurnConfig), config.train
     samples = train.samples_per_problem * config.play.attempts
     return [Stage("single_turn", "Single-turn RL", train.steps, samples, Credit((1,), (m.beta1,), alpha=0))]
 
 
 def star(config: Config) -> list[Stage]:
-    """STaR (Table 1): three times sample from the current policy, keep corrections, fine-tune the base on them."""
+    """STaR (Table 1): three times, sample from the current policy, keep the corrections, and fine-tune the base on
+    them."""
     m, train = settings_of(config, StarConfig), config.train
     how = Imitation("star", attempts=2, keep_right=m.dataset == "D+", train_attempt1=m.train_attempt1, start=BASE)
     return star_iterations(Stage("star", f"STaR {m.dataset}", train.steps, train.samples_per_problem, how))
@@ -67,7 +69,7 @@ def star(config: Config) -> list[Stage]:
 def pair_sft(config: Config) -> list[Stage]:
     """Pair-SFT (Table 1): pairs of the base's own first responses, one epoch.
 
-    Only first responses are sampled, so the budget of responses goes into more of them per problem.
+    Only first responses are sampled, so the budget allows more of them per problem.
     """
     m, train = settings_of(config, PairSftConfig), config.train
     how = Imitation("pair_sft", attempts=1, keep_right=m.dataset == "D+", train_attempt1=m.train_attempt1, start=BASE)
@@ -96,6 +98,6 @@ def plan(config: Config) -> list[Stage]:
 
 
 def settings_of(config: Config, kind: type[M]) -> M:
-    """The method's settings, as the class that ``plan`` chose the stages by."""
+    """The method's settings, with the type that ``plan`` has already checked."""
     assert isinstance(config.method, kind)
     return config.method

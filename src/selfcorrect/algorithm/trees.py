@@ -21,9 +21,10 @@ def tree_token_weights(
 ) -> GroupWeights:
     """Weights of one problem's trees: G first attempts with M second attempts each.
 
-    Attempt 1 is weighted once, with the other first attempts as mates. The M second attempts of one first attempt are
-    each other's mates. They share r_1, so the baseline takes all that x2 explains, and the bonus's - alpha r_1 cancels.
-    Each is divided by M, so that a tree weighs as much as a linear episode and the expected gradient is the same.
+    Attempt 1 is weighted once, with the other first attempts as its baseline. The M second attempts of one first
+    attempt are compared with each other. They share r_1 and x2, so their baseline removes all variance that x2
+    explains, and the bonus's - alpha r_1 cancels. Each weight is divided by M, so that a tree weighs as much as a
+    linear episode and the expected gradient is the same.
 
     Args:
         rewards_GM: column 0 is attempt 1, the others its second attempts; shape [G, 1 + M].
@@ -32,7 +33,7 @@ def tree_token_weights(
         credit: of two attempts, gamma 0.
 
     Returns:
-        Weights in the same columns; the other numbers for attempts 1 and 2.
+        Weights in the same columns. The other numbers are for attempts 1 and 2.
     """
     assert len(credit.reward_weights_K) == 2 and credit.gamma == 0, "a tree has two attempts' depth and no discount"
     branches = rewards_GM.shape[1] - 1

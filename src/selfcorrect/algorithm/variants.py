@@ -1,7 +1,7 @@
-"""What the paper's two-attempt recipe does not have, built on its rows.
+"""Methods that go beyond the paper's two-attempt recipe, built on its rows.
 
-More attempts, a stepwise Stage I, trees, stored first attempts, STaR in Stage II, interleaving, an adaptive beta2, scaled
-shaping, and the credit's ablations. Every function takes rows of ``stages.py`` and gives altered ones.
+More attempts, a stepwise Stage I, trees, stored first attempts, STaR in Stage II, interleaving, an adaptive beta2,
+scaled shaping, and the credit's ablations. Every function takes rows of ``stages.py`` and returns changed ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def varied(rows: list[Stage], config: Config) -> list[Stage]:
 
 
 def _varied_score(stages: list[Stage], m: ScoreConfig, config: Config) -> list[Stage]:
-    """Options of SCoRe alone: how Stage I holds, what Stage II does, and how the two alternate."""
+    """SCoRe's own options: what Stage I rewards and holds, what Stage II does, and how the two alternate."""
     *first, second = stages
     if m.beta2_target is not None:
         first = [replace(s, beta2=m.beta2, kl_target=m.beta2_target) for s in first]
@@ -55,7 +55,8 @@ def _varied_score(stages: list[Stage], m: ScoreConfig, config: Config) -> list[S
 
 
 def widened(stage: Stage, attempts: int) -> Stage:
-    """A row of two attempts for more: every attempt but the last is treated as its attempt 1, the last as its attempt 2."""
+    """Extend a row of two attempts to more: all attempts but the last get the numbers of attempt 1, the last those of
+    attempt 2."""
     credit = credit_of(stage)
     (w1, w2), (beta1, beta2) = credit.reward_weights_K, credit.kl_weights_K
     rewards, betas = (w1,) * (attempts - 1) + (w2,), (beta1,) * (attempts - 1) + (beta2,)
@@ -73,16 +74,18 @@ def stepwise(stage1: Stage, attempts: int) -> list[Stage]:
 
 
 def branching(stage: Stage, branches: int, responses: int) -> Stage:
-    """Trees, and as many episodes per problem as spend the budget of responses.
+    """Turn episodes into trees, with as many trees per problem as the budget of responses allows.
 
-    The number is rounded down: a tree has more answers than two attempts, a part of a stepwise Stage I fewer than the whole.
+    The number is rounded down. A tree has more answers than a linear episode, and a part of a stepwise Stage I has
+    fewer.
     """
     answers = stage.attempts if branches == 1 else 1 + branches
     return replace(stage, branches=branches, samples_per_problem=responses // answers)
 
 
 def scaled(stage2: Stage) -> Stage:
-    """Stage II with the equal of its bonus in expectation: (1 + alpha) r_k on every attempt after the first."""
+    """Stage II with (1 + alpha) r_k on every attempt after the first: in expectation the same gradient as with the
+    bonus."""
     credit = credit_of(stage2)
     first, *later = credit.reward_weights_K
     rewards = (first, *(w + credit.alpha for w in later))
@@ -90,7 +93,7 @@ def scaled(stage2: Stage) -> Stage:
 
 
 def credit_of(stage: Stage, beta2_scale: float = 1.0) -> Credit:
-    """The credit of a stage that reinforces, with beta2 multiplied where the stage adapts it."""
+    """The credit of an RL stage. If the stage adapts beta2, its beta2 is scaled."""
     assert isinstance(stage.objective, Credit)
     if stage.kl_target is None:
         return stage.objective
@@ -100,14 +103,15 @@ def credit_of(stage: Stage, beta2_scale: float = 1.0) -> Credit:
 
 
 def scale_after(stage: Stage, scale: float, kl_K: list[float | None]) -> float:
-    """Factor of beta2 after a step with these KL estimates per attempt; unchanged in a stage that does not adapt it."""
+    """Factor of beta2 after a step with these KL estimates per attempt. A stage that does not adapt beta2 leaves it
+    unchanged."""
     if stage.kl_target is None:
         return scale
     return adapted_scale(scale, float(np.mean([kl for kl in kl_K[:-1] if kl is not None])), stage.kl_target)
 
 
 def adapted_scale(scale: float, kl: float, target: float) -> float:
-    """Factor of beta2 for the next step: a tenth stronger where the first attempt strays, a tenth weaker where it does not.
+    """Factor of beta2 for the next step: a tenth larger if the KL is too high, a tenth smaller if it is too low.
 
         scale * 1.1  if kl > 1.5 target;  scale / 1.1  if kl < target / 1.5;  kept within 1/32 and 32
 
@@ -117,7 +121,8 @@ def adapted_scale(scale: float, kl: float, target: float) -> float:
         target: ``method.beta2_target``, in nats.
 
     Departs from the paper: it names an adaptive beta2 without a formula. The thresholds are those of the adaptive KL
-    penalty of PPO (Schulman et al. 2017); its factor of 2 is for whole rounds of updates, this one is applied every step.
+    penalty of PPO (Schulman et al. 2017); its factor of 2 is meant for whole rounds of updates; the factor here applies
+    to every step.
     """
     if kl > 1.5 * target:
         scale *= 1.1

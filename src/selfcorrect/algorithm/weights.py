@@ -21,7 +21,7 @@ from selfcorrect.types import BoolArray, FloatArray
 
 @dataclass(frozen=True, slots=True)
 class GroupWeights:
-    """The weights of one problem's episodes, and what they were made from."""
+    """The weights of one problem's episodes, and the numbers behind them."""
 
     weights: list[list[FloatArray]]
     """``weights[g][k]``, of shape [T_gk]: what multiplies grad log pi of each token, to be maximised. Not yet divided by
@@ -76,7 +76,8 @@ def group_token_weights(
 
 
 def _less_baseline(values_G: FloatArray, counted_G: BoolArray, r1_G: FloatArray | None) -> FloatArray:
-    """Values minus their baseline; ``r1_G`` (verdicts of attempt 1) chooses the mates where it is given."""
+    """Values minus their baseline. If ``r1_G`` (verdicts of attempt 1) is given, only samples with the same verdict are
+    compared."""
     if r1_G is None:
         return leave_one_out_advantages(values_G, counted_G)
     return given_first_advantages(values_G, counted_G, r1_G)
@@ -85,8 +86,8 @@ def _less_baseline(values_G: FloatArray, counted_G: BoolArray, r1_G: FloatArray 
 def _padded(logratios_G: Sequence[FloatArray], credit: Credit) -> FloatArray:
     """KL charges of one attempt, padded to the longest answer; shape [G, T].
 
-    ``sequence`` has one number per sample, so mates of any length count at every token. ``to_go`` and ``token`` have one
-    number per token; a mate that has already ended counts as 0.
+    ``sequence`` has one number per sample, so samples of any length count at every token. ``to_go`` and ``token`` have
+    one number per token; a sample that has already ended counts as 0.
     """
     padded_GT = np.zeros((len(logratios_G), max(map(len, logratios_G))))
     for g, logratio_T in enumerate(logratios_G):

@@ -26,7 +26,7 @@ COMMANDS = {
     "doctor": ("doctor", "Check what works on this machine."),
     "grade": ("grade", "Grade a file of answers, without a model."),
 }
-"""Module and summary of every command; the module holds a function, or a group of commands, of the same name."""
+"""Module and summary of every command. The module has a function, or a group of commands, of the same name."""
 
 
 def make_app(load: Collection[str] = tuple(COMMANDS)) -> typer.Typer:

@@ -18,8 +18,8 @@ def compare(
 ) -> None:
     """Compare methods in one table with intervals, on the same held-out problems.
 
-    Runs of one method that differ in the seed only share a row, with a t-interval over the seeds' means. Runs of one
-    method with other settings have rows of their own, which name the settings that are not at their default.
+    Runs that differ only in the seed share a row, with a t-interval over the seeds' means. Runs of the same method with
+    other settings have separate rows, which name the settings that are not at their default.
 
     Example: `selfcorrect compare runs/tiny-arithmetic-score-s0 runs/tiny-arithmetic-multi_turn-s0`
     """

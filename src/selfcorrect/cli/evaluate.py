@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 USED = ("task", "eval", "seed", "play", "model.template_kwargs")
 """Settings and whole sections that a measurement behind an endpoint reads; it also reads ``method=self_refine``."""
 DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
-"""Fields of a request that the settings decide."""
+"""Fields of a request that settings determine, and --body may not."""
 TEMPLATE_KWARGS = "chat_template_kwargs"
 """Field of a request in which vLLM, SGLang and llama.cpp take variables of the chat template."""
 LINE_EVERY_S = 5.0
@@ -91,7 +91,7 @@ def evaluate(options: EvalOptions) -> None:
     }
     if ignored := [key for key, value in of_endpoint.items() if value is not None]:
         raise ConfigError(
-            f"options of an endpoint are given ({', '.join(ignored)}) and would be ignored; add --base-url URL, or drop them"
+            f"options for an endpoint would be ignored ({', '.join(ignored)}): no endpoint is named; add --base-url URL, or drop them"
         )
     if options.model is None:
         raise ConfigError(
@@ -131,7 +131,7 @@ def _with_engine(options: EvalOptions, settings: list[str], model: str) -> None:
 
 
 def _print(options: EvalOptions, results: list[Evaluation], title: str, more: Mapping[str, Any]) -> None:
-    """The table, or with --json the numbers and ``more``."""
+    """Print the table, or with --json the numbers and ``more``."""
     if options.as_json:
         shown = {r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}
         print(json.dumps({**shown, **more}))
@@ -203,7 +203,8 @@ def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> 
 
 
 def _endpoint_config(options: EvalOptions, settings: list[str]) -> tuple[Config, dict[str, Any]]:
-    """The settings of a measurement behind an endpoint, none of which would be ignored, and --body as an object."""
+    """The settings of a measurement behind an endpoint, checked so that none would be ignored, and --body as an
+    object."""
     if not options.name:
         raise ConfigError("--base-url needs --model NAME, the name by which the endpoint knows the model")
     settings = [*([long_form(options.model)] if options.model else []), *settings]
@@ -243,7 +244,7 @@ def _endpoint_config(options: EvalOptions, settings: list[str]) -> tuple[Config,
 
 
 def _progress_lines(console: Console, journal: Journal, counts: Counts) -> Callable[[], None]:
-    """To be called after every episode: prints a line every few seconds."""
+    """A function to call after every episode. It prints a line every few seconds."""
     last = time.monotonic()
 
     def on_episode() -> None:

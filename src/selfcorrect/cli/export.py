@@ -27,7 +27,7 @@ def export(
     ] = None,
     license: Annotated[str | None, Option(help="Licence for the card, e.g. apache-2.0; else the base's own.")] = None,
 ) -> None:
-    """Write a finished run as one directory to give away: weights, tokenizer and a model card made from the records.
+    """Write a finished run as one directory to share: weights, tokenizer and a model card made from the records.
 
     It loads with plain transformers. LoRA is merged by default, so that nothing else is needed to load it.
 

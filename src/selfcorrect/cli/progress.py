@@ -1,4 +1,4 @@
-"""Shows a run in a terminal, or as plain lines where there is none."""
+"""Shows a run in a terminal, or as plain lines if output goes elsewhere."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class TerminalObserver:
         self._print(f"{stage.title}: {stage.steps} steps from step {first_step + 1}")
 
     def on_record(self, record: Watched) -> None:
-        """A written checkpoint is not announced; a failed one is an error."""
+        """Show a record. Checkpoints are not shown: one that fails raises an error anyway."""
         match record:
             case StepRecord():
                 self._on_step(record)
@@ -167,7 +167,7 @@ def duration(seconds: float) -> str:
 
 
 def _rows(r: StepRecord) -> dict[str, list[str]]:
-    """Numbers of a step as text, one per attempt."""
+    """The numbers of a step as text, with one value per attempt."""
     shown = {
         "reward": (r.reward, ".3f"),
         "KL": (r.kl, ".3f"),
@@ -205,6 +205,6 @@ def _table(r: StepRecord) -> Table:
 
 
 def _changes(r: StepRecord) -> str:
-    """From the attempt before the last to the last: a change is not yet a correction."""
+    """Changed, fixed and broken answers as text: a change alone is not a correction."""
     shares = {"changed": r.answer_change, "fixed": r.fixed, "broken": r.broken}
     return ", ".join(f"{name} {'n/a' if share is None else format(share, '.1%')}" for name, share in shares.items())

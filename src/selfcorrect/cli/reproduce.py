@@ -53,8 +53,8 @@ class Options:
 def reproduce(options: Options) -> None:
     """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
 
-    Runs are kept below OUT/runs and used again by their settings; a stopped call continues where it stopped. `all` is
-    every target but table3, which needs a code model, and the map, which makes its own bases.
+    Runs are kept below OUT/runs, and reused if their settings match. A stopped call continues where it stopped. `all`
+    is every target except table3, which needs a code model, and the map, which makes its own bases.
 
     Example: `selfcorrect reproduce table4 --seeds 5`
 
@@ -138,12 +138,13 @@ def _refuse_failures(failures: dict[str, str], out: Path) -> None:
 
 
 def _announce_stop() -> None:
-    """A plain write: this runs in a signal handler."""
+    """Say that a stop is coming. Uses a plain write, because this runs in a signal handler."""
     os.write(sys.stderr.fileno(), b"\nstopping: every run writes a checkpoint first; once more stops at once\n")
 
 
 class _Progress:
-    """What is running, and how many are left for how long: a live line on a terminal, else a line every minute."""
+    """Shows what is running, how many jobs are left, and for how long: a live line on a terminal, else a line every
+    minute."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live

@@ -56,7 +56,7 @@ def scale(
 ) -> None:
     """Measure what more responses buy: majority votes with and without correction, and many attempts in a row.
 
-    Of a run, the result is also written to scaling.json in its directory, and `selfcorrect report` draws it.
+    For a run, the result is also written to scaling.json in its directory, and `selfcorrect report` draws it.
 
     Example: `selfcorrect scale tiny task=arithmetic limit=200 --budget 1,2,4,8`
     """
@@ -108,7 +108,7 @@ def scale(
 def _checked(
     model: str, settings: list[str], budget: str, temperature: float, attempts: int, only: Only | None
 ) -> tuple[RunDirectory | None, Config, tuple[int, ...]]:
-    """The run, the settings with the longest conversation in them, and the budgets; all checks that need no data.
+    """The run, the settings (the longest conversation included) and the budgets, after all checks that need no data.
 
     Raises:
         ConfigError: a setting would be ignored, or the options or the task do not fit.

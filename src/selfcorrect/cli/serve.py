@@ -27,7 +27,7 @@ LONGEST_CONTEXT = 8192
 USED = ("model", "engine", "task", "play.max_new_tokens")
 """Settings, or whole sections, that serving a model reads."""
 USED_BEFORE_A_BACKEND = ("task", "play.max_new_tokens", "model.template_kwargs")
-"""The same where the model is served elsewhere."""
+"""The same for a model that is served elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def serve(options: ServeOptions) -> None:
 
 
 def _config(options: ServeOptions) -> Config:
-    """The settings of what is served, none of which would be ignored."""
+    """The settings for serving, checked so that none would be ignored."""
     model, settings = options.model, options.settings or []
     if options.backend_url is None:
         if options.backend_model is not None or options.backend_key_env is not None:
@@ -196,7 +196,8 @@ def _config(options: ServeOptions) -> Config:
 
 
 def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, int]:
-    """The engine with its weights, the instruction, and the longest conversation; all checks come before the weights."""
+    """The engine with its weights, the instruction, and the longest conversation. Everything is checked before the
+    weights load."""
     from selfcorrect.engines import models
     from selfcorrect.experiment import Job, load_kept, make_engine
     from selfcorrect.tasks import make_task

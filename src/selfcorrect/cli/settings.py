@@ -42,7 +42,7 @@ def refuse_ignored(settings: Sequence[str], used: Collection[str], reason: str) 
     Args:
         settings: ``key=value`` each.
         used: settings and whole sections that the command reads.
-        reason: why the others are not read, and which are.
+        reason: says why other settings are not read, and which settings are.
 
     Raises:
         ConfigError: one of them would be ignored.
@@ -68,7 +68,8 @@ def long_form(setting: str) -> str:
 
 
 def model_and_settings(model: str, given: Sequence[str]) -> tuple[RunDirectory | None, Config]:
-    """What a command measures: a model with the given settings (in their long form), or a run with such changes to its own.
+    """What a command measures: a model with the given settings (in their long form), or a run whose settings they
+    change.
 
     Raises:
         ConfigError: a setting is wrong, or names another model than the run's.

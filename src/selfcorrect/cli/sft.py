@@ -84,7 +84,7 @@ def sft(
 
 
 def _settings(out: Path, settings: list[str]) -> Config:
-    """The settings of a warm-up, whose files are next to its output."""
+    """The settings of a warm-up. Its files are next to its output."""
     from selfcorrect.records.run_directory import WarmUpDirectory
 
     config = read_settings(settings)

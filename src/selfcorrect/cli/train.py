@@ -130,7 +130,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
 
 
 def _not_here(config: Config) -> str:
-    """The settings that are relative paths to nothing; empty where there are none."""
+    """Settings that are relative paths and do not exist from here; empty if there are none."""
     from selfcorrect.engines.models import EMBEDDED
 
     named = {"model.name": config.model.name}
@@ -143,5 +143,6 @@ def _not_here(config: Config) -> str:
 
 
 def announce_stop() -> None:
-    """Runs in a signal handler, hence a plain write. A step or a measurement may still take minutes."""
+    """Say that the run will stop; a step or a measurement may still take minutes. A plain write, for use in a signal
+    handler."""
     os.write(sys.stderr.fileno(), b"\nstopping after this step; a second signal stops at once\n")

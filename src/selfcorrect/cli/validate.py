@@ -23,12 +23,12 @@ def validate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Run every gold answer or reference program of a task through its own verifier; print each that fails.
+    """Run every gold answer or reference program of a task through the task's own verifier, and print each that fails.
 
-    Also judges 500 demonstrations of a task that has them (`demonstrations` names them like a split): right answers must be
-    judged right, honest wrong tries wrong, and their checks sound.
+    If the task has demonstrations, judges 500 of them too (`demonstrations` names them like a split): right answers
+    must be judged right, honest wrong tries wrong, and their checks must be sound.
 
-    Loads no model. Exit code 1 where an answer fails or a split cannot be read.
+    Loads no model. The exit code is 1 if an answer fails or a split cannot be read.
 
     Example: `selfcorrect validate task=gsm8k task.path=data/gsm8k test`
     """

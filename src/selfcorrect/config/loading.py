@@ -31,7 +31,7 @@ from selfcorrect.config.sections import (
 from selfcorrect.errors import ConfigError
 
 SHIPPED = ("tiny", "tiny-rare")
-"""Models of 0.1 M parameters that the package holds; tools/make_tiny.py made them."""
+"""Models of 0.1 M parameters that ship with the package; tools/make_tiny.py made them."""
 PRESET_MARKER = "selfcorrect_preset.txt"
 """File in a model directory that names the preset its settings start from."""
 
@@ -39,7 +39,7 @@ RENAMED = {"method.attempts": "play.attempts", "train.max_new_tokens": "play.max
 
 HINTS = {
     "temperature": "training samples at temperature 1 with no top-p or top-k: the log-probs must be those of the sampling "
-    "law (the paper samples at T = 1 too). For an evaluation use eval.temperature.",
+    "distribution (the paper samples at T = 1 too). For an evaluation use eval.temperature.",
     "top_p": "training samples at temperature 1 with no top-p or top-k; there is no setting for it.",
     "top_k": "training samples at temperature 1 with no top-p or top-k; there is no setting for it.",
     "lr": "did you mean train.learning_rate?",
@@ -128,8 +128,8 @@ def validate(values: Mapping[str, Any]) -> Config:
 def restore(values: Mapping[str, Any]) -> Config:
     """The config of a ``config.json``, written by this version or by an earlier one.
 
-    Earlier versions stored every setting of every task, method and engine. Those that the chosen one does not read are
-    dropped where they hold their default or the model's preset.
+    Earlier versions stored every setting of every task, method and engine. Settings that the chosen one does not read
+    are dropped if they have their default value or that of the model's preset.
 
     Raises:
         ConfigError: as ``load_config``.
@@ -155,7 +155,7 @@ def restore(values: Mapping[str, Any]) -> Config:
 
 
 def _member(section: str, name: Any = None) -> type[Section]:
-    """The class of a section; in a union the one of that name, else the default."""
+    """The class of a section. In a union it is the class of that name, else the default."""
     classes = SECTIONS[section]
     if section not in UNIONS or name is None:
         return classes[0]
@@ -169,7 +169,7 @@ def _member(section: str, name: Any = None) -> type[Section]:
 
 
 def _fitting(below: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """A lower layer without the settings that the member chosen by a higher one does not read."""
+    """A lower layer without settings that the class chosen by a higher layer does not read."""
     out = dict(below)
     for section in UNIONS.keys() & below.keys():
         fields = _member(section, top.get(section, {}).get("name", below[section].get("name"))).model_fields
@@ -178,7 +178,7 @@ def _fitting(below: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _refuse_unread(config: Config, user: Mapping[str, Any]) -> None:
-    """Refuse settings that others switch off, where the user wrote them. A preset may hold them."""
+    """Refuse settings that other settings switch off, if the user wrote them. A preset may contain them."""
     tinker, sampler = config.engine.name == "tinker", getattr(config.engine, "sampler", None)
     no_adapters = config.model.lora_rank == 0
     for key, is_unread, reason, way_out in (
@@ -196,9 +196,9 @@ def _refuse_unread(config: Config, user: Mapping[str, Any]) -> None:
 
 
 def _preset(model: str) -> dict[str, Any]:
-    """Settings tried with one embedded model, or with any other language model; class defaults are those of ``tiny``.
+    """Preset of an embedded model, or of any other language model. The class defaults are those of ``tiny``.
 
-    A directory written by `selfcorrect sft` keeps the preset of the model it was warmed from.
+    A directory written by `selfcorrect sft` keeps the preset of its original model.
     """
     name = preset_name(model)
     if name == "tiny":
@@ -238,7 +238,8 @@ def _apply_override(values: dict[str, Any], text: str) -> None:
 
 
 def _refuse_unknown(values: Mapping[str, Any], below: Mapping[str, Any] | None = None) -> None:
-    """Refuse a key that is no setting, or none of the task, method or engine that ``values``, else ``below``, names."""
+    """Refuse a key that is not a setting, or not one of the chosen task, method or engine (named in ``values``, else in
+    ``below``)."""
     for key, value in values.items():
         if key not in Config.model_fields:
             raise ConfigError(f"unknown setting {key!r}: {_suggest(key)}")

@@ -1,6 +1,7 @@
-"""The settings of a run as frozen, typed classes. The defaults are the demo: a setting that was tried and measured.
+"""The settings of a run as frozen, typed classes. The defaults are tested and measured with the embedded model.
 
-``task``, ``method`` and ``engine`` are unions: their ``name`` picks a class, and what a class has no field for is refused.
+``task``, ``method`` and ``engine`` are unions: their ``name`` picks a class, and a setting without a field in it is
+refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 TrackerName = Literal["trackio", "wandb", "tensorboard"]
 
 TINKER_LORA_ALPHA = 32.0
-"""The Tinker API has no setting for it: servers take this."""
+"""LoRA alpha of every Tinker server: the API has no setting for it."""
 
 
 DECIDED_KWARGS = frozenset(
@@ -41,7 +42,7 @@ DECIDED_KWARGS = frozenset(
         "truncation",
     )
 )
-"""Arguments of a rendering that are no choice of the user."""
+"""Arguments of a rendering that the package decides, not the user."""
 
 
 class Section(BaseModel):
@@ -54,7 +55,7 @@ class Named(Section):
     name: str
 
     def refuse_ignored(self, section: str, rules: Iterable[tuple[bool, tuple[str, ...], str]]) -> Self:
-        """Refuse settings that others of this section switch off, where they differ from their defaults.
+        """Refuse settings that other settings of the section switch off, if they differ from their defaults.
 
         Args:
             section: for the message.
@@ -85,17 +86,17 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id; None takes the newest."""
     trust_remote_code: bool = False
-    """Run the Python code that a model's repository brings. It runs as you."""
+    """Run Python code from the model's repository. It runs with your rights."""
     template_kwargs: dict[str, Any] = {}
-    """Variables of the chat template, in every rendering: ``{enable_thinking = false}``, or one by one:
+    """Variables of the chat template, for every rendering: ``{enable_thinking = false}``, or one by one:
     ``model.template_kwargs.enable_thinking=false``. A variable that the template does not read is refused."""
     history: Literal["refuse", "keep", "strip"] = "refuse"
     """What attempt 2 sees of attempt 1 where the chat template drops thinking from earlier turns. refuse: such a model is
     an error. keep: the sampled tokens, thinking included. strip: what the template shows, the answer without its thinking;
-    each attempt is then trained in a sequence of its own."""
+    each attempt is then a separate training sequence."""
     think_markers: tuple[str, str] | None = None
-    """Texts around the model's thinking, for example ``["<think>", "</think>"]``; None takes them from the chat template.
-    What follows the second is the answer that is judged."""
+    """Texts around the model's thinking, for example ``["<think>", "</think>"]``; None takes them from the chat
+    template. What follows the second is the answer that is judged."""
 
     @field_validator("template_kwargs", mode="before")
     @classmethod
@@ -160,9 +161,11 @@ class CountdownConfig(AnyTaskConfig):
     wrong_share: float = Field(0.4, ge=0, le=1)
     """`selfcorrect sft`: share of the demonstrated attempts that are honest wrong tries, each with a sound check."""
     demonstrated_attempts: Literal[1, 2] = 2
-    """`selfcorrect sft`: 2 draws both attempts alike and without regard to each other; 1 shows single turns only."""
+    """`selfcorrect sft`: 2 draws both attempts in the same way, independently of each other; 1 shows single turns
+    only."""
     system_message: str | None = None
-    """Before the question. None has none, as some chat templates refuse one; SmolLM2's then writes a long one of its own."""
+    """A system message before the question. None sends none, because some chat templates refuse one; SmolLM2's template
+    then writes its own long one."""
 
     @field_validator("operations")
     @classmethod
@@ -186,7 +189,7 @@ class DataConfig(AnyTaskConfig):
 
 class RiskConfig(AnyTaskConfig):
     accept_risk: str | None = None
-    """Name of the risk (docs/sandbox.md) to run a model's programs on a machine that lacks a sandbox."""
+    """Name of the risk (docs/sandbox.md) that you accept, to run a model's programs on a machine without a sandbox."""
 
 
 class ProgramsConfig(DataConfig, RiskConfig):
@@ -207,7 +210,7 @@ class VerifierConfig(SplitsConfig):
     verifier: str | None = None
     """math, number, exact, code, or ``package.module:function``."""
     prompt: str | None = None
-    """The question of attempt 1, with {question} in it; None asks the question alone."""
+    """The prompt of attempt 1, with {question} where the question goes; None sends the question alone."""
 
 
 class OptionsConfig(AnyTaskConfig):
@@ -256,7 +259,8 @@ class ReasoningGymConfig(OptionsConfig, RiskConfig):
 
 
 class ImportedTaskConfig(VerifierConfig, StoredAttemptsConfig, SumsConfig, OptionsConfig):
-    """A task from ``package.module:make``. It may read the settings of data and programs, and has ``options`` of its own."""
+    """A task from ``package.module:make``. It may read the settings of data and programs, and has its own
+    ``options``."""
 
 
 TASK_NAMES = ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "mbpp_repair", "humaneval", "own", "reasoning_gym")
@@ -286,23 +290,25 @@ class ReinforceConfig(Named):
     beta1: float = Field(0.01, ge=0)
     """KL weight on every attempt, both stages (paper: 0.01)."""
     kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
-    """The part of its attempt's KL that a token is charged with: all, that from the token on, or the token's own (biased)."""
+    """The part of its attempt's KL that a token is charged with: all of it, the part from this token on, or the token's
+    own (biased)."""
     standardise: bool = False
-    """Divide the reward part of the advantages by its spread in the group, per attempt. Not in the paper."""
+    """Divide the reward part of the advantages by its standard deviation in the group, per attempt. Not in the
+    paper."""
 
 
 BRANCHES = 3
-"""Second attempts per first attempt of the default estimator."""
+"""Second attempts per first attempt in the default estimator."""
 
 
 class MultiAttemptConfig(ReinforceConfig):
     gamma: float = Field(0.0, ge=0, le=1)
     """Discount between attempts. 0 in the paper; other values show the failure."""
     baseline: Literal["leave_one_out", "given_first"] = "leave_one_out"
-    """given_first: the baseline of later attempts takes mates whose first attempt had the same verdict."""
+    """given_first: the baseline of later attempts uses only samples whose first attempt had the same verdict."""
     offline_share: float = Field(0.0, ge=0, le=1)
     """Share of a step's problems whose first attempts are stored answers of the base (Stage II and multi_turn). The
-    paper names the option and no share; 1 is its ablation "only offline first attempts"."""
+    paper names the option without a share; 1 is its ablation "only offline first attempts"."""
     branches: int | None = Field(None, ge=1, le=16)
     """Second attempts per first attempt, each with the others as its baseline: the objective is the paper's, the gradient has
     less noise (docs/shaping.md). None takes 3, or 1 where trees do not fit the other settings. 1 is the paper's estimator."""
@@ -325,14 +331,15 @@ class MultiAttemptConfig(ReinforceConfig):
 
 class ImitateConfig(Named):
     dataset: Literal["D", "D+"] = "D"
-    """D holds corrections of a wrong first attempt; D+ also right first attempts kept right. score: with stage2=star only."""
+    """D holds corrections of wrong first attempts; D+ also right first attempts that stay right. score: with
+    stage2=star only."""
     train_attempt1: bool = False
-    """Also imitate the first attempt, which is context otherwise. score: with stage2=star only."""
+    """Also imitate the first attempt, which is otherwise only context. score: with stage2=star only."""
 
 
 class ScoreConfig(ImitateConfig, MultiAttemptConfig):
     name: Literal["score"] = "score"
-    """What is done with the episodes; ``self_refine`` is for `selfcorrect eval` only."""
+    """The training method; ``self_refine`` is for `selfcorrect eval` only."""
     alpha: float = Field(10.0, ge=0)
     """Progress bonus of Stage II (paper: 10). 0 is the ablation without shaping."""
     shaping: Literal["progress", "scaled"] = "progress"
@@ -342,8 +349,8 @@ class ScoreConfig(ImitateConfig, MultiAttemptConfig):
     beta2_target: float | None = Field(None, gt=0)
     """Stage I: adapt beta2 so that the held attempts' KL stays near this many nats; None keeps it fixed."""
     stage1: Literal["last", "stepwise"] = "last"
-    """last: Stage I rewards the last attempt. stepwise: attempt 2, then 3, ..., each with the earlier attempts held at
-    the policy before (the paper's recipe for three attempts)."""
+    """last: Stage I rewards the last attempt. stepwise: attempt 2, then 3, ..., each time with the earlier attempts
+    held at the policy of the part before (the paper's recipe for three attempts)."""
     stage2: Literal["reinforce", "star"] = "reinforce"
     """star: the ablation with STaR in place of REINFORCE in Stage II."""
     interleave: int = Field(0, ge=0)
@@ -352,7 +359,7 @@ class ScoreConfig(ImitateConfig, MultiAttemptConfig):
     """Share of train.steps spent in Stage I (the paper is silent). 0 is the ablation without Stage I."""
 
     def fitting_branches(self, attempts: int, samples: int) -> int:
-        """See ``MultiAttemptConfig``; 1 with scaled shaping, which is another answer to the same noise."""
+        """See ``MultiAttemptConfig``. It is 1 with scaled shaping, which is another way to reduce the same noise."""
         return 1 if self.shaping == "scaled" else super().fitting_branches(attempts, samples)
 
     @model_validator(mode="after")
@@ -415,13 +422,13 @@ class PlayConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(200, ge=1)
-    """Optimiser steps in all, over all stages."""
+    """Optimiser steps in total, over all stages."""
     problems_per_step: int = Field(64, ge=1)
     """Problems played in one optimiser step."""
     samples_per_problem: int = Field(8, ge=2)
     """Group size of the leave-one-out baseline. 1 is refused: there would be no baseline."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Of Adam, after the warm-up."""
+    """Adam's learning rate after the warm-up."""
     warmup_steps: int = Field(10, ge=0)
     """Linear learning-rate warm-up at the start of each stage; constant afterwards."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -429,17 +436,18 @@ class TrainConfig(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Adam's decay of the mean squared gradient. Not the method's beta2."""
     adam_eps: float = Field(1e-8, gt=0)
-    """Adam's addend to the denominator."""
+    """Adam's epsilon, added to the denominator."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW); 0 is Adam, as in the paper."""
     grad_clip: float | None = Field(None, gt=0)
-    """Gradient norm limit. Off: it would shrink attempt 1's gradient together with attempt 2's larger one."""
+    """Limit on the gradient norm. Off by default: it would shrink attempt 1's gradient together with attempt 2's larger
+    one."""
     ratio_cap: float | Literal["auto"] | None = "auto"
-    """Largest importance ratio (trainer over sampler) that a token counts with; at least 1. auto: 2 where the sampler's
-    log-probs are not the trainer's, none where they are. Costs one forward pass where the sampler is exact."""
+    """Largest importance ratio (trainer over sampler) of a token, at least 1; larger ones are truncated. auto: none if
+    the sampler's log-probs equal the trainer's, else 2. With such an exact sampler a cap costs one forward pass."""
     ratio_mask: float | Literal["auto"] | None = "auto"
-    """Leave out sequences whose geometric mean ratio is above this or below its inverse; above 1. auto: 1.5 or none, as
-    ratio_cap."""
+    """Leave out sequences whose geometric mean ratio is above this or below its inverse; above 1. auto: none or 1.5, as
+    for ratio_cap."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the end of a stage always writes one."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -465,7 +473,8 @@ class TrainConfig(Section):
         return self
 
     def ratio_bounds(self, exact_sampler: bool) -> tuple[float | None, float | None]:
-        """The cap of a token's ratio and the band of a sequence's, for a sampler that is exact or not."""
+        """The cap of a token's ratio and the band of a sequence's ratio, which depend on whether the sampler is
+        exact."""
         usual = (None, None) if exact_sampler else (2.0, 1.5)
         cap, band = (u if v == "auto" else v for u, v in zip(usual, (self.ratio_cap, self.ratio_mask), strict=True))
         return cap, band
@@ -479,7 +488,7 @@ class SftConfig(Section):
     learning_rate: float = Field(1e-4, gt=0)
     """Of Adam at the first step; it falls linearly to a tenth."""
     eval_problems: int = Field(100, ge=0)
-    """Held-out problems on which the warmed model is measured at the end, greedily; 0 measures nothing."""
+    """Held-out problems on which the warmed-up model is measured greedily at the end; 0 measures nothing."""
 
 
 class TorchEngineConfig(Named):
@@ -489,15 +498,15 @@ class TorchEngineConfig(Named):
     """native: samples with the trainer's own weights. vllm: vLLM in this process, on a copy of them that every step
     updates in place; the extra selfcorrect[vllm] (docs/engines.md)."""
     sampler_memory_gb: float = Field(4.0, gt=0)
-    """sampler=vllm: GiB for its key-value cache, on a CPU or a GPU; its copy of the weights comes on top."""
+    """sampler=vllm: GiB for its key-value cache, on a CPU or a GPU. Its copy of the weights needs more memory."""
     drafts: bool | None = None
     """Where an answer repeats an earlier attempt, check several tokens per pass: the same answers, in less time
     (docs/engines.md). None: on with sampler=native in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is a device, else the CPU."""
     deterministic: bool | None = None
-    """Equal settings give equal records and weights, bit for bit, on any machine with the same kind of CPU and torch. None:
-    on a CPU with the native sampler, which is where it can be promised; false switches it off."""
+    """Equal settings give equal records and weights, bit for bit, on any machine with the same kind of CPU and torch.
+    None: on for a CPU with the native sampler, where this can be guaranteed; false switches it off."""
     threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads. None: one for the embedded models of 0.1 M parameters, which a second thread slows down; otherwise
     OMP_NUM_THREADS, or one per core."""
@@ -506,7 +515,7 @@ class TorchEngineConfig(Named):
     tokens_per_sampling_batch: int = Field(131_072, ge=1)
     """sampler=native: key-value cache slots (rows x length) of one sampling batch: bounds sampling memory."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
 
 
 class TinkerEngineConfig(Named):
@@ -514,9 +523,10 @@ class TinkerEngineConfig(Named):
     base_url: str | None = None
     """The server's address, http://HOST:PORT; None is Tinker itself, with the key in TINKER_API_KEY."""
     timeout_s: float = Field(600.0, gt=0)
-    """Longest wait for one request. What may be lost by then is not sent again: the last checkpoint is loaded."""
+    """Longest wait for one request, in seconds. After it, a request that may have changed something is not repeated:
+    the last checkpoint is loaded."""
     wait_s: float = Field(600.0, ge=0)
-    """Longest wait for a full server, and for a lost one to come back."""
+    """Longest wait for a full server, or for a lost server to come back, in seconds."""
 
 
 EngineConfig = Annotated[TorchEngineConfig | TinkerEngineConfig, Field(discriminator="name")]
@@ -526,7 +536,7 @@ class EvalConfig(Section):
     problems: int | None = Field(2000, ge=1)
     """Held-out problems per evaluation; None takes the whole split."""
     attempts: int = Field(2, ge=1, le=10)
-    """Attempts per problem, which may be more than were trained; None takes play.attempts."""
+    """Attempts per problem, possibly more than in training; None takes play.attempts."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy (the paper's choice)."""
     samples: int = Field(1, ge=1)
@@ -542,14 +552,14 @@ class EvalConfig(Section):
 
 
 class Config(Section):
-    """One run, whole."""
+    """All settings of one run."""
 
     model: ModelConfig = ModelConfig()
-    """What is trained."""
+    """The model that is trained."""
     task: TaskConfig = ArithmeticConfig()
     """Problems, prompts and verdicts. A task refuses settings that it does not read."""
     method: MethodConfig = ScoreConfig()
-    """What episodes are made into. A method refuses settings that it does not read."""
+    """The training method. A method refuses settings that it does not read."""
     play: PlayConfig = PlayConfig()
     """How a problem is played, in training, measuring and serving alike."""
     train: TrainConfig = TrainConfig()
@@ -557,15 +567,17 @@ class Config(Section):
     sft: SftConfig = SftConfig()
     """`selfcorrect sft`: supervised steps on a task's demonstrations, to teach its answer format."""
     engine: EngineConfig = TorchEngineConfig()
-    """Where it runs, and in how much memory. An engine refuses settings that it does not read."""
+    """Where the model runs, and with how much memory. An engine refuses settings that it does not read."""
     eval: EvalConfig = EvalConfig()
     """Measuring: before and after training, and by `selfcorrect eval`."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Decides the order of problems and the sampling; not the problems held out, nor the initial adapters."""
+    """Decides the order of problems and the sampling. The held-out problems and the initial adapters do not depend on
+    it."""
     run_dir: str | None = None
     """Where the run writes; None takes runs/<model>-<task>-<method>-s<seed>."""
     trackers: tuple[TrackerName, ...] = ()
-    """Where else the numbers of the records are shown (docs/sharing.md): ``wandb`` or ``wandb,tensorboard``. Changes no result."""
+    """Trackers that also receive the numbers (docs/sharing.md): ``wandb`` or ``wandb,tensorboard``. They change no
+    result."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """The engine contract: what a training loop needs. It follows the Tinker API, so that the remote engine stays thin.
 
-Token ids in, token ids out. ``sample`` is asynchronous: a rollout is one coroutine per problem. A remote engine pipelines
-them, and a local one merges concurrent calls into one batch.
+Engines take and return token ids. ``sample`` is asynchronous: a rollout is one coroutine per problem. A remote engine
+pipelines the calls, and a local one merges concurrent calls into one batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ CURRENT = "current"
 EXACT_GAP = 1e-4
 """Nats. A sampler whose log-probs differ from the trainer's by less is exact: float32 rounding explains the difference."""
 LARGEST_MEAN_GAP = 0.5
-"""Nats per token. Above it the sampler runs another model or another law. Rounding in bfloat16 gives about 0.01."""
+"""Nats per token. Above it the sampler runs another model or samples from another distribution. Rounding in bfloat16
+gives about 0.01."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,9 @@ class SampleRequest:
 
     prompt_ids: tuple[int, ...]
     key: tuple[int | str, ...]
-    """Names the row's own random stream, e.g. (seed, step, problem id, sample, attempt). In float32, equal keys and prompts
-    give equal tokens in any batch, except where a draw depends on the last bits of a probability, which vary with the
-    batch. In bfloat16 this exception is not rare."""
+    """Names the row's own random stream, e.g. (seed, step, problem id, sample, attempt). In float32, equal keys and
+    prompts give equal tokens in any batch, except where a draw depends on the last bits of a probability. These vary
+    with the batch. In bfloat16 such exceptions are not rare."""
 
     def stream_key(self) -> int:
         """128-bit key of the row's random stream."""
@@ -53,12 +54,12 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Sampled:
     token_ids: tuple[int, ...]
-    """With the end token if the model emitted it; at least one token."""
+    """The sampled tokens, with the end token if the model emitted it; at least one."""
     logprobs: tuple[float, ...]
-    """Log-probs in nats of the sampling law (at temperature 0: of the model at temperature 1)."""
+    """Log-probs in nats under the sampling distribution (at temperature 0: under the model at temperature 1)."""
     stop: Literal["end", "length"]
     drafted: int = 0
-    """How many of the tokens were read from an earlier attempt in the prompt and only checked (``engine.drafts``)."""
+    """Number of tokens that were copied from an earlier attempt in the prompt and only checked (``engine.drafts``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class AdamParams:
 @dataclass(frozen=True, slots=True)
 class OptimResult:
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     learning_rate: float
     clipped: bool
 
@@ -92,14 +93,15 @@ class EngineInfo:
     max_length: int
     """Longest sequence in tokens that the model accepts."""
     exact_sampler: bool = False
-    """The sampler's log-probs are the trainer's to within ``EXACT_GAP``. Otherwise the KL terms take the policy's log-probs
-    from one more pass of the trainer: the difference between two kinds of pass, summed over an answer, is not a KL."""
+    """The sampler's log-probs are the trainer's to within ``EXACT_GAP``. Otherwise the KL terms take the policy's
+    log-probs from one more pass of the trainer: log-ratios between two kinds of pass, summed over an answer, are no
+    estimate of the KL."""
     deterministic: bool = False
     """Equal settings give equal records and weights, bit for bit, on the same kind of CPU with the same torch."""
     threads: int | None = None
     """CPU threads of the passes; None on another device, or if a remote engine does not say."""
     notes: tuple[str, ...] = ()
-    """What was found out about a remote engine and is corrected for, or about a sampler with its own weights."""
+    """Findings about a remote engine that are corrected for, or about a sampler with its own weights."""
 
 
 class Scored(Protocol):

@@ -5,7 +5,7 @@ correction instruction as a user turn, start of the next assistant turn. Sampled
 so the log-probs always belong to the tokens that the model saw and produced.
 
 Two settings depart from this on purpose, and show attempt 2 a newly rendered conversation: ``model.history=strip`` and
-``task.shown_as``. Attempt 1 is then a sequence of its own, so the log-probs still belong to what was sampled.
+``task.shown_as``. Attempt 1 is then a separate sequence, so the log-probs still belong to what was sampled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Messages = Sequence[Mapping[str, object]]
 
 SENTINEL = "Sentinel answer"
 MANY = 1024
-"""Bridges and prompts remembered."""
+"""Number of bridges and prompts that are cached."""
 PROBE: Messages = ({"role": "user", "content": "Probe question"},)
 LATER = "Later instruction"
 SLOT = "Sentinel answer 5e1f"
@@ -46,7 +46,7 @@ _PINNED_DATE = {
     "%a": "Fri",
 }
 """Some templates print today's date, so prompts would change overnight and a resumed run would differ from an
-uninterrupted one. The date that Llama 3.1's template falls back to stands in for it."""
+uninterrupted one. So templates get a fixed date, the fallback of Llama 3.1's template."""
 
 
 _POLICIES = (
@@ -60,10 +60,10 @@ def next_messages(messages: Messages, answer: str, request: str, shown_as: Shown
     """The conversation in which an answer is to be corrected.
 
     Args:
-        messages: what was answered; it ends in a user turn.
+        messages: the conversation that was answered; it ends in a user turn.
         answer: without its thinking.
         request: the correction instruction.
-        shown_as: who shows the answer. Anybody but the assistant quotes it in the last user turn.
+        shown_as: who shows the answer. Unless it is the assistant, the last user turn quotes it.
     """
     if shown_as == "assistant":
         return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": request}]
@@ -76,7 +76,7 @@ def require_chat_template(tokenizer: Any, name: str = "") -> None:
     """Refuse a tokenizer without a chat template.
 
     Raises:
-        ModelError: there is none, so it is unknown how this model marks turns.
+        ModelError: there is no template, so it is unknown how this model marks turns.
     """
     if tokenizer.chat_template is None:
         raise ModelError(
@@ -102,7 +102,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     first: Messages
-    """What attempt 1 answers."""
+    """The messages that attempt 1 answers."""
     turns: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     """Every answer since (without its thinking, as text and as sampled ids) with the request that followed it."""
 
@@ -112,14 +112,14 @@ class ChatFormat:
 
     The template may trim the outer white space of an answer: attempts enter later prompts as sampled ids, verbatim, so
     no trimming happens here. A template that drops or rewrites an earlier answer (Qwen3 removes think blocks) is refused
-    unless ``model.history`` says what attempt 2 shall see.
+    unless ``model.history`` says what attempt 2 is to see.
 
     Everything that the template writes is kept, even a BOS at the start of every turn (SmolLM2's BOS *is* its start of
     turn). The tokenizer never adds a second BOS.
 
     Args:
         tokenizer: with a chat template.
-        end_ids: those of the model's generation config.
+        end_ids: the end ids of the model's generation config.
         rendering: settings.
 
     Raises:
@@ -206,10 +206,10 @@ class ChatFormat:
         return Prompt(self.prompt_ids(messages), messages)
 
     def extend(self, prompt: Prompt, answer: Sequence[int], request: str) -> Prompt:
-        """The prompt of the next attempt: what attempt 2 sees of attempt 1 is decided here and nowhere else.
+        """The prompt of the next attempt. Only this method decides what attempt 2 sees of attempt 1.
 
         Args:
-            prompt: that the answer was sampled from.
+            prompt: the prompt that the answer was sampled from.
             answer: sampled ids, end token included.
             request: the correction instruction, shown by the user.
         """
@@ -224,11 +224,11 @@ class ChatFormat:
 
     @property
     def renders_anew(self) -> bool:
-        """Whether a later attempt reads a newly rendered conversation, not the ids as they were sampled."""
+        """Whether a later attempt reads a newly rendered conversation instead of the sampled ids."""
         return self.rendering.history == "strip" or self.rendering.shown_as != "assistant"
 
     def frame(self, messages: Messages, requests: Sequence[str]) -> int:
-        """Tokens of a conversation besides its answers; an upper bound where it is rendered anew.
+        """Tokens of a conversation without its answers; an upper bound if it is rendered again.
 
         Args:
             messages: what attempt 1 answers.
@@ -249,7 +249,7 @@ class ChatFormat:
         Args:
             messages: the conversation that the answer was sampled from; it ends in a user turn.
             instruction: the correction instruction, shown as the next user turn.
-            ended: the sampled ids have closed their turn (see ``ended``), so it is not closed again.
+            ended: whether the sampled ids have closed their turn already (see ``ended``). It is not closed again then.
 
         Raises:
             ModelError: the template refuses or rewrites the conversation.
@@ -268,7 +268,7 @@ class ChatFormat:
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """Ids of an answer that was not sampled, with the end token that the model would have written.
 
-        A prompt that opens the thinking gets it closed first.
+        If the prompt has opened the thinking, the ids close it first.
         """
         if self.markers.open_in(self._render(PROBE, generate=True)):
             text = f"\n{self.markers.closing}\n\n{text}"
@@ -279,7 +279,7 @@ class ChatFormat:
         return len(token_ids) > 0 and token_ids[-1] in self._closers
 
     def parts(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> Parts:
-        """An answer cut behind its thinking. Special tokens are left out of both parts."""
+        """Split an answer after its thinking. Special tokens are left out of both parts."""
         ids = list(token_ids)
         if ids and ids[-1] in self.end_ids:
             ids.pop()
@@ -304,7 +304,7 @@ class ChatFormat:
         return self.markers.open_in(self._decode(ids, skip_special_tokens=False))
 
     def _tokens_before(self, ids: Sequence[int], characters: int) -> int:
-        """The fewest tokens whose text has so many characters."""
+        """The smallest number of tokens whose text has at least this many characters."""
         low, high = 0, len(ids)
         while low < high and characters:
             middle = (low + high) // 2
@@ -373,7 +373,7 @@ class ChatFormat:
             )
 
     def _changed_history(self, prompt: str, bridge: str) -> ModelError | None:
-        """What the template does to earlier answers that sampled ids cannot follow; None where it shows them whole."""
+        """How the template changes earlier answers, so that sampled ids cannot be kept; None if it shows them whole."""
         contents = {
             "plain text": SENTINEL,
             "outer white space": f" \n {SENTINEL}\n\n",
@@ -444,7 +444,7 @@ class ChatFormat:
         return None
 
     def _conversation(self, messages: Messages, turns: Sequence[tuple[str, tuple[int, ...], str]]) -> str:
-        """A conversation rendered anew, with a slot in place of every answer."""
+        """A newly rendered conversation, with a slot in place of every answer."""
         for _, _, request in turns:
             messages = next_messages(messages, SLOT, request, self.rendering.shown_as)
         text = self._render(messages, generate=True)

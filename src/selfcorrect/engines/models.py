@@ -34,7 +34,7 @@ Kind = Literal["tiny", "smollm2", "directory", "adapter", "hub"]
 
 EMBEDDED = (*SHIPPED, "smollm2")
 ALIBI = frozenset({"bloom", "mpt"})
-"""Model types whose attention always has a bias by distance. The mask that the sampler gives has no place for it."""
+"""Model types whose attention always has a bias by distance, which the sampler's mask cannot express."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -243,7 +243,7 @@ def model_directory(resolved: ResolvedModel, revision: str | None = None) -> Pat
     """The directory of a model that has been loaded; of an adapter, that of its base. Uses no network.
 
     Raises:
-        ModelError: they are not in the local cache.
+        ModelError: it is not in the local cache.
     """
     resolved = base_of(resolved)
     if resolved.kind != "hub":
@@ -267,7 +267,7 @@ def save_generation_config(chat: ChatFormat, path: Path) -> None:
 
 
 def check_attention(config: Any, max_length: int) -> None:
-    """Refuse a model whose past is not a plain key-value cache over all earlier tokens.
+    """Refuse a model that needs more than a plain key-value cache over all earlier tokens.
 
     Args:
         config: from ``load_config``.
@@ -283,7 +283,7 @@ def check_attention(config: Any, max_length: int) -> None:
     if limit is not None and limit < max_length:
         raise ModelError(
             f"the model changes its rotary positions for sequences beyond {limit} tokens (longrope), for a whole batch at once, "
-            f"and an episode may take {max_length}: tokens would depend on their neighbours, and log-probs would be wrong; "
+            f"and an episode may take {max_length}: tokens would depend on other rows, and log-probs would be wrong; "
             "lower play.max_new_tokens or play.attempts, or take a model with fixed positions"
         )
     # kind and window of every layer, as transformers' own cache reads them from a configuration
@@ -311,10 +311,10 @@ def check_attention(config: Any, max_length: int) -> None:
 
 
 def steady_length(config: Any) -> int | None:
-    """The longest sequence for which a model's rotary positions are the same for all lengths; None where they always are.
+    """The longest sequence up to which a model's rotary positions do not depend on the length; None if they never do.
 
-    longrope has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it. transformers picks
-    one by the longest row of a batch.
+    longrope has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it. transformers
+    picks one by the longest row of a batch.
     """
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}

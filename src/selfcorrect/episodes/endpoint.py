@@ -1,4 +1,5 @@
-"""A chat model behind an OpenAI-compatible endpoint: messages in, text out. No token ids, so nothing here can train.
+"""A chat model behind an OpenAI-compatible endpoint: messages in, text out. There are no token ids, so it cannot be
+trained on.
 
 Many coroutines share one ``Endpoint``. It bounds the requests in flight, spaces them, and repeats those that failed in
 a way that may pass (408, 409, 429, 5xx, no connection, no answer in time). ``TextSource`` plays attempts with it.
@@ -30,7 +31,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for a longer wait than this fails the request."""
 NEWER_CAP = "max_completion_tokens"
-"""Newer OpenAI models refuse ``max_tokens`` and name this."""
+"""Newer OpenAI models refuse ``max_tokens`` and name this field instead."""
 LARGEST_ANSWER_BYTES = 16 * 2**20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -42,11 +43,11 @@ class Patience:
     concurrency: int = 8
     """Requests in flight at once."""
     requests_per_minute: float | None = None
-    """Requests are spaced evenly at this rate, repeated ones included; None sets no rate."""
+    """Requests are evenly spaced at this rate, including repeated ones; None sets no rate."""
     retries: int = 5
     """Most times that one request is repeated."""
     timeout_s: float = 120.0
-    """For one whole answer."""
+    """Seconds to wait for one whole answer."""
 
 
 @dataclass(slots=True)
@@ -54,10 +55,10 @@ class Counts:
     """Requests so far."""
 
     sent: int = 0
-    """Repeated ones included."""
+    """Requests sent, including repeated ones."""
     retried: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    """Why requests were repeated, with how often, e.g. ``HTTP 429``."""
+    """Number of repeated requests for each reason, e.g. ``HTTP 429``."""
 
 
 class _Again(Exception):
@@ -81,7 +82,7 @@ class Endpoint:
         sleep: waits between retries and for the rate; for tests.
 
     Raises:
-        ConfigError: the address is none, or holds a password.
+        ConfigError: the text is not an address, or contains a password.
     """
 
     def __init__(
@@ -157,7 +158,8 @@ class Endpoint:
         raise AssertionError("unreachable: the last retry returns or raises")
 
     async def _post_capped(self, request: Mapping[str, Any], max_tokens: int) -> Reply:
-        """With the token cap by its usual name, or by the newer one where the endpoint asks for that."""
+        """Post a request with the token cap under its usual name, or under the newer one if the endpoint asks for
+        it."""
         used = self._cap_field
         try:
             return await self._post({**request, used: max_tokens, **self._body})
@@ -206,7 +208,7 @@ class Endpoint:
                     if len(answer) > LARGEST_ANSWER_BYTES:
                         raise EndpointError(
                             f"{self.base_url} sends an answer of more than {LARGEST_ANSWER_BYTES // 2**20} MiB; it is no chat "
-                            "endpoint, or its token cap is not kept",
+                            "endpoint, or it ignores the token cap",
                             status=response.status_code,
                             one_answer=response.status_code == 200,
                         )
@@ -225,11 +227,11 @@ class Endpoint:
                 raise EndpointError(message, status=200, one_answer=True, filtered=refusal.filtered) from None
 
     def _none(self, found: NoCompletion, response: httpx2.Response) -> Exception:
-        """HTTP 200 without an answer is tried again, unless its body names a status that stays."""
+        """The error for HTTP 200 without an answer. It is tried again, unless the body names a permanent status."""
         status = found.status
         stays = status is not None and status < 500 and status not in PASSING
         error = EndpointError(
-            f"{self.base_url} answers HTTP 200 with what is not a chat completion ({found}); if this is no passing fault, check "
+            f"{self.base_url} answers HTTP 200 with what is not a chat completion ({found}); if this persists, check "
             "that the address ends in /v1 and belongs to an OpenAI-compatible server",
             status=status if status is not None and stays else 200,
             one_answer=not stays or status in REFUSED,
@@ -254,7 +256,7 @@ def checked_url(base_url: str) -> httpx2.URL:
     """The address of an endpoint.
 
     Raises:
-        ConfigError: it is none, or it holds a password, which every process list would show.
+        ConfigError: it is not an address, or it contains a password, which every process list would show.
     """
     try:
         url = httpx2.URL(base_url)
@@ -273,7 +275,7 @@ def checked_url(base_url: str) -> httpx2.URL:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds, or a date, as HTTP allows; milliseconds, as OpenAI sends too."""
+    """The wait that the headers ask for: seconds or a date, as in HTTP, or milliseconds, as OpenAI sends too."""
     for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -313,7 +315,7 @@ def api_key_from(variable: str | None, environment: Mapping[str, str]) -> str | 
 
 
 def raise_fault(fault: EndpointError) -> Reply:
-    """A fault of the endpoint ends the play."""
+    """Raise a fault of the endpoint, which ends the play."""
     raise fault
 
 
@@ -327,7 +329,7 @@ class TextSource:
     seed_of: Callable[[Key], int | None]
     """The seed that an answer's request carries."""
     on_fault: Callable[[EndpointError], Reply] = raise_fault
-    """Gives the reply for a request that failed, or raises."""
+    """Returns the reply for a request that failed, or raises."""
     shown_as: ShownAs = "assistant"
     """Who shows an answer to the next attempt."""
 

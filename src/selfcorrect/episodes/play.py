@@ -23,12 +23,12 @@ from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
 GivenFirst = Mapping[str, Sequence[tuple[int, ...]]]
 """Per problem id, one stored first answer (token ids) for every sample."""
 Key = tuple[int | str, ...]
-"""Names the random stream of one answer."""
+"""Key of the random stream of one answer."""
 Prompt = TypeVar("Prompt")
 """A conversation so far, in the form of its source: token ids, or messages."""
 
 LONGEST_PROBLEMS = 20
-"""Problems of the most characters, among which the one of the most tokens is looked for."""
+"""Number of problems with the most characters. Among them the one with the most tokens is found."""
 
 SAMPLED_PROBLEMS = 200
 """Problems whose correct answers are measured against the token cap before a run."""
@@ -36,7 +36,7 @@ SAMPLED_PROBLEMS = 200
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """How episodes are played."""
+    """Settings of play: how many attempts and samples, under which cap, temperature and random stream."""
 
     attempts: int
     samples: int
@@ -47,7 +47,7 @@ class Play:
     stream: Key
     """Start of every row's random-stream key, e.g. (seed, "train", step)."""
     branches: int = 1
-    """Second attempts per first attempt; more than 1 makes every episode a tree of two attempts' depth."""
+    """Second attempts per first attempt; more than 1 makes every episode a tree that is two attempts deep."""
     feedback: str | None = None
     """Request for a turn between two attempts that is not graded (Self-Refine)."""
 
@@ -69,9 +69,9 @@ class Reply:
 
     text: str
     stop: Literal["end", "length", "refused"]
-    """``length`` for a given answer too, where it does not end as the model would end it."""
+    """Why the answer ended. A given answer that lacks the model's end token has ``length``."""
     prompt_tokens: int | None = None
-    """As the source counts; None where it does not say."""
+    """Tokens of the prompt as the source counts them; None if it does not say."""
     completion_tokens: int | None = None
     prompt_ids: tuple[int, ...] | None = None
     """Everything before the answer; None from a text source."""
@@ -80,11 +80,11 @@ class Reply:
     fault: str = ""
     """Why the source refused this conversation."""
     thinking: str = ""
-    """What came before the answer; ``text`` is the answer."""
+    """The thinking before the answer; ``text`` is the answer."""
     thinking_tokens: int | None = None
-    """Of the completion tokens; None where the source does not say."""
+    """Thinking tokens among the completion tokens; None if the source does not say."""
     finished: bool = True
-    """False: the thinking has no end, so there is no answer, and the verdict is ``truncated``."""
+    """False if the thinking never ends: there is then no answer, and the verdict is ``truncated``."""
 
 
 class Source(Protocol[Prompt]):
@@ -119,13 +119,13 @@ async def play_turns(
             the source knows them.
         instruction: the request before each attempt but the first.
         key: start of every answer's random-stream key.
-        samples: numbers of the samples, which go into the keys; None: the first ``how.samples``.
+        samples: numbers of the samples, for the keys; None: 0 to ``how.samples`` - 1.
         given: a stored first answer for each sample, instead of a sampled one.
         on_turn: called with every answer as it comes.
 
     Returns:
-        For every sample its answers, in order. After a refused answer nothing more is asked; the refusal stands for the
-        remaining turns.
+        For every sample its answers, in order. After a refused answer nothing more is requested, and the refusal fills
+        the remaining turns.
     """
     numbers = range(how.samples) if samples is None else samples
     prompts = [start] * len(numbers)
@@ -201,7 +201,7 @@ class SamplesTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenSource:
-    """Answers of an engine. What a later attempt sees of an earlier one is the chat format's to decide."""
+    """Answers of an engine. The chat format decides what a later attempt sees of an earlier one."""
 
     engine: SamplesTokens
     max_new_tokens: int
@@ -244,10 +244,10 @@ async def play(
     Args:
         engine: samples from its published weights.
         task: prompts, instruction and verdicts.
-        problems: no two with the same id, which names a random stream.
+        problems: problems with distinct ids, because an id names a random stream.
         how: attempts, samples, caps.
-        given_first: stored first answers instead of sampled ones; they carry no log-probs and are never trained on. A
-            problem that it lacks samples its own.
+        given_first: stored first answers instead of sampled ones; they have no log-probs and are never trained on.
+            First answers of other problems are sampled.
 
     Returns:
         ``groups[b][g]``: the g-th episode of problem b.
@@ -315,6 +315,6 @@ def longest_conversation(
 
 
 def _characters(task: Task, problem: Problem) -> int:
-    """Of the rendered prompt and of a given first attempt: a question may be the smaller part of what is shown."""
+    """Characters of the rendered prompt and of a given first attempt. The question may be only a small part of them."""
     given = max(map(len, task.first_answers(problem))) if isinstance(task, GivesFirst) else 0
     return given + sum(len(m["content"]) for m in task.first_messages(problem))

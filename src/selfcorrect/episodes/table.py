@@ -1,4 +1,4 @@
-"""Graded episodes as columns, and their averages per problem: the ground under `selfcorrect.measuring.metrics`.
+"""Graded episodes as columns, and their averages per problem: the basis of `selfcorrect.measuring.metrics`.
 
 Shape suffixes: ``_E`` episodes, sorted by problem id and sample; ``_N`` problems, sorted by id; ``_K`` attempts.
 """
@@ -37,10 +37,11 @@ class EpisodeTable:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> EpisodeTable:
-        """Build the table; turns without a grade (feedback) are passed over.
+        """Build the table; turns without a grade (feedback) are skipped.
 
         Raises:
-            DataError: (problem id, sample) appears twice, or graded attempts differ in number or are none.
+            DataError: (problem id, sample) appears twice, episodes differ in the number of graded attempts, or have
+                none.
         """
         ordered = sorted(episodes, key=lambda e: (e.problem.id, e.sample))
         for before, e in pairwise(ordered):
@@ -90,7 +91,7 @@ class EpisodeTable:
         return mean_N
 
     def accuracy_N(self, k: int) -> Floats:
-        """Share of the samples right at index k, of those with a verdict; shape [N]."""
+        """Share of samples that are right at index k, among those with a verdict; shape [N]."""
         return self.problem_means(self.is_EK(Verdict.CORRECT)[:, k], self.valid_EK[:, k])
 
     def gain_N(self, first: int, second: int) -> Floats:
@@ -120,7 +121,7 @@ def edit_distances(pairs: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
 
 
 def judged_mean(values_N: NDArray[Any], judged_N: BoolArray) -> float:
-    """Mean over what the verifier judged: its own failures are neither right nor wrong. 0 where it judged nothing."""
+    """Mean over what the verifier judged; its failures are left out. 0 if it judged nothing."""
     return float(values_N[judged_N].mean()) if judged_N.any() else 0.0
 
 
@@ -132,7 +133,7 @@ def judged_means(episodes: Sequence[Episode]) -> list[float]:
 
 
 def drafted_share_K(episodes: Sequence[Episode]) -> list[float | None]:
-    """Share of the sampled tokens of each attempt that an engine read from an earlier attempt and only checked; length K.
+    """Share of each attempt's sampled tokens that an engine copied from an earlier attempt and only checked; length K.
 
     None where no tokens were sampled.
     """

@@ -1,7 +1,7 @@
 """Whether a model, a task and a token cap can learn, in words: numbers in, sentences out.
 
-The thresholds are this project's. Where training has an alarm for the same thing, its threshold is used (``alarms``), so
-that a probe predicts the alarms of a run.
+The thresholds are chosen by this project. If training has an alarm for the same thing, the alarm's threshold is used
+(``alarms``), so that a probe predicts the alarms of a run.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from typing import Literal
 from selfcorrect.training import alarms
 
 RARELY_RIGHT = 0.02
-"""Accuracy at temperature 1 below which nothing is learnt. In groups of 8 at 2 %, 15 % hold a right answer at all, and
-hardly one has two: the baseline has next to nothing to compare."""
+"""Accuracy at temperature 1 below which nothing is learned. At 2 %, only 15 % of groups of 8 have a right answer, and
+hardly any has two, so the baseline has almost nothing to compare."""
 ALWAYS_RIGHT = 0.98
-"""The same from the other end: nothing is left to correct."""
+"""Accuracy at temperature 1 above which nothing is left to correct."""
 FEW_GROUPS = 0.8
-"""Share of groups with one verdict above which learning is slow: of 64 problems fewer than 13 teach in a step. Between
-this and the alarm's ``ONE_VERDICT`` a run learns from noise for long."""
+"""Share of groups with one verdict above which learning is slow: of 64 problems in a step fewer than 13 have a reward
+gradient. Between this and the alarm's ``ONE_VERDICT`` a run learns mostly from noise for a long time."""
 NO_FORMAT = 0.2
-"""Share of first attempts without an answer in the asked-for form above which much of what reward first teaches is the
-form: cheaper by supervised steps."""
+"""Share of first attempts without an answer in the requested form. Above it, reward first teaches mostly the form,
+which supervised steps teach more cheaply."""
 RARELY_FIXED = 0.01
-"""Share of episodes wrong first and right last below which Stage I has next to nothing to reinforce: of 512 episodes in
-a step, five."""
+"""Share of episodes that go from wrong to right, below which Stage I has almost nothing to reinforce: five of 512
+episodes in a step."""
 
 SOUND = 0.5
-"""Share of sound checks of wrong answers below which a check does not tell right from wrong. A base that learned nothing had
-7 % (docs/results/smollm2.md); the embedded ``tiny``, which learns, has 70 %."""
+"""Share of wrong answers with a sound check, below which checks do not tell right from wrong. A base that learned
+nothing had 7 % (docs/results/smollm2.md). The embedded ``tiny``, which learns, has 70 %."""
 IN_FORM = 0.95
-"""Share of first attempts in the asked-for form that a run should start from."""
+"""Share of first attempts in the requested form that a base should have before a run."""
 ROOM = (0.15, 0.6)
-"""Accuracy of attempt 1 at temperature 1 that leaves room for corrections and has enough right answers to learn from."""
+"""Accuracy of attempt 1 at temperature 1 that leaves room for corrections and has enough right answers to learn
+from."""
 
 Outlook = Literal["can learn", "can learn, but change something first", "cannot learn as it is"]
 _ORDER: tuple[Outlook, ...] = ("can learn", "can learn, but change something first", "cannot learn as it is")
@@ -51,12 +52,12 @@ class Numbers:
     accuracy_last: float | None
     attempts: int
     no_answer: float | None
-    """Share of first attempts that ended on their own without an answer in the asked-for form."""
+    """Share of first attempts that ended on their own without an answer in the requested form."""
     verifier_errors: float
     cap_hits: Mapping[int, float]
-    """Share of answers, of the worse attempt, that each cap would cut; holds ``cap``, and larger ones."""
+    """Share of answers that each cap would cut, for the attempt with the larger share. Has ``cap`` and larger caps."""
     one_verdict: float | None
-    """Share of groups of ``samples`` whose last attempts all get one verdict."""
+    """Share of groups of ``samples`` whose last attempts all get the same verdict."""
     changed: float | None
     """Share of episodes whose answer differs between the last two attempts; None with one attempt."""
     fixed: float | None
@@ -69,7 +70,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The outlook, and what leads to it: each finding says what was seen and what to change."""
+    """The outlook and the findings behind it. Each finding says what was seen and what to change."""
 
     outlook: Outlook
     findings: tuple[str, ...]
@@ -88,7 +89,7 @@ class Gate:
 
     what: str
     value: float | None
-    """A share; None: nothing was measured."""
+    """A share; None if it was not measured."""
     asked: str
     passed: bool
 
@@ -98,7 +99,7 @@ class Gate:
 
 
 def gate(n: Numbers) -> list[Gate]:
-    """The conditions under which a method is recommended and a long run is worth its hours."""
+    """The conditions that a model should meet before a long run."""
     form = None if n.no_answer is None else 1 - n.no_answer
     conditions = [
         Gate(

@@ -38,24 +38,26 @@ class Row(Storable):
     seeds: int
     problems: int
     corrected: int | None = None
-    """Seeds that learned to correct: delta above ``CORRECTS``. A mean over seeds that do and do not describes neither."""
+    """Seeds that learned to correct: delta above ``CORRECTS``. If only some do, the mean over seeds describes neither
+    kind."""
     t2_spread: Number | None = None
     """Standard deviation of t2 over seeds; None with one."""
 
 
 CORRECTS = 0.05
-"""A run corrects where delta is above this. Ours: far above the delta of any seed of a method that copies."""
+"""A run has learned to correct if delta is above this. Chosen here: far above the delta of any seed of a method that
+copies."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """What rows need of a finished run."""
+    """The parts of a finished run that rows need."""
 
     method: str
     seed: int
     model: str
     settings: dict[str, Any]
-    """What runs of one row must share."""
+    """Settings that runs of one row must share."""
     base: CorrectnessMatrix
     final: CorrectnessMatrix
 
@@ -117,7 +119,7 @@ def compare_measured(measured: Sequence[MeasuredRun], labels: Sequence[str] | No
             if different := sorted(key for key in common if run.settings[key] != runs[0].settings[key]):
                 raise DataError(
                     f"two runs labelled {name} differ in more than the seed ({', '.join(different)}), so they cannot share a "
-                    "row; give them labels of their own"
+                    "row; give them different labels"
                 )
     if any(not np.array_equal(run.base.correct_NK, measured[0].base.correct_NK, equal_nan=True) for run in measured):
         raise DataError(
@@ -163,7 +165,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def matrix_row(name: str, pairs: Sequence[tuple[CorrectnessMatrix, CorrectnessMatrix]]) -> Row:
-    """A row from who got what right: per seed the model's own matrix and its base's, on the same problems."""
+    """A row from correctness matrices: for each seed that of the model and that of its base, on the same problems."""
     own = {}
     for quantity, support in SUPPORT.items():
         values = [per_problem(final, quantity) for final, _ in pairs]
@@ -189,7 +191,7 @@ SUPPORT: dict[str, tuple[float, float]] = {
     "i_to_c": (0, 1),
     "c_to_i": (0, 1),
 }
-"""What a row measures, each with its smallest and largest value per problem."""
+"""Quantities of a row, each with its smallest and largest value per problem."""
 
 
 def per_problem(matrix: CorrectnessMatrix, quantity: str) -> FloatArray:

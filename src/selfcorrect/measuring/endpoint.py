@@ -1,4 +1,4 @@
-"""Measuring a model behind an endpoint, as ``selfcorrect.measuring.evaluate`` says; a stopped measurement can continue.
+"""Plays the evaluations of ``selfcorrect.measuring.evaluate`` against an endpoint. A stopped measurement can continue.
 
 Every finished episode is one line of a journal, written at once. The summary is made from the journal, so a measurement
 in two parts equals one in a single part. A conversation that the endpoint refuses is an episode with the verdict
@@ -30,13 +30,15 @@ from selfcorrect.tasks.base import GivesFirst, Task
 from selfcorrect.types import Attempt, Episode, Problem
 
 WRONG_FIRSTS = "wrong-firsts"
-"""Name in the journal of single attempts, sampled in search of wrong ones to give."""
+"""Journal's name for single attempts that are sampled to find wrong ones for the control."""
 SETTINGS = "settings"
 """Key of a journal's first line."""
 FIRST_REFUSED = 10
-"""This many refusals (or all episodes, if fewer) and no answer end a measurement: the request itself is at fault."""
+"""A measurement ends after this many refusals (or all episodes, if fewer) without any answer: the request itself must
+be wrong."""
 MOST_REFUSED = 0.1
-"""A measurement ends where a larger share of its episodes, and more than one, is refused: the rest would be a selection."""
+"""A measurement ends if more than this share of its episodes, and more than one, is refused: the rest would be a biased
+selection."""
 
 
 class Journal:
@@ -66,7 +68,8 @@ class Journal:
             yield journal
 
     def _read(self, settings: Mapping[str, Any]) -> None:
-        """Take over what an earlier process wrote, or begin the file. What is not ours is left as it is."""
+        """Read what an earlier process wrote, or begin the file. A file that is not such a journal is left
+        unchanged."""
         way_out = "it is not overwritten; name another file with --out"
         lines = read_journal(self._path, _journal_line, way_out)
         where = [i for i, (name, _) in enumerate(lines) if name == SETTINGS]
@@ -88,7 +91,7 @@ class Journal:
             self._rows.setdefault(name, {})[episode.problem.id, episode.sample] = episode
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        append_line(self._path, json.dumps(row), "free room and give the same command again to continue")
+        append_line(self._path, json.dumps(row), "free some space and give the same command again to continue")
 
     def append(self, name: str, episode: Episode) -> None:
         row = episode_row(episode)
@@ -122,7 +125,7 @@ def _journal_line(line: str) -> tuple[str, Any]:
 def settings_of(
     endpoint: Endpoint, task: Task, problems: Sequence[Problem], config: Config, body: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that a measurement depends on; a journal is continued only under the same."""
+    """Everything that a measurement depends on; a journal is continued only if all of it is the same."""
     asked = hashlib.sha256()
     for p in problems:
         given = [list(task.first_answers(p))] if isinstance(task, GivesFirst) else []
@@ -153,15 +156,15 @@ class EndpointPlayer:
     """A ``Player`` against an endpoint, through a journal; ``selfcorrect.measuring.evaluate`` says what it plays.
 
     Args:
-        endpoint: as many episodes are under way as it takes requests at once.
+        endpoint: as many episodes are played at once as it allows requests at once.
         task: prompts, instruction, verdicts.
         journal: an episode that it holds is not played again, unless the endpoint refused it.
         on_episode: called after every new episode.
         shown_as: who shows an answer to the next attempt.
 
     Raises:
-        EndpointError: from every method, where the endpoint kept failing or refused too many episodes (``MOST_REFUSED``,
-            ``FIRST_REFUSED``). Finished episodes are in the journal.
+        EndpointError: raised by every method if the endpoint kept failing or refused too many episodes
+            (``MOST_REFUSED``, ``FIRST_REFUSED``). Finished episodes are in the journal.
     """
 
     def __init__(
@@ -188,7 +191,8 @@ class EndpointPlayer:
         return [replace(finished[p.id, g], problem=p) for p, g in keys]
 
     async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
-        """See ``Player``. One sample after the other until one is wrong: every request may cost money."""
+        """See ``Player``. Samples one answer after the other until one is wrong, because every request may cost
+        money."""
         found: dict[str, tuple[str]] = {}
 
         async def seek(problem: Problem) -> None:
@@ -218,10 +222,10 @@ class EndpointPlayer:
     async def _episode(
         self, name: str, problem: Problem, sample: int, how: Play, first: str | None, episodes: int
     ) -> Episode:
-        """Play one episode of ``episodes`` in all, grade it, and write it into the journal."""
+        """Play one episode (of ``episodes`` in total), grade it, and write it to the journal."""
 
         def seed_of(key: Key) -> int | None:
-            """The same in every run; 31 bits, which every server takes."""
+            """A seed of 31 bits, which every server accepts; the same in every run."""
             digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
             return int.from_bytes(digest) >> 1 if how.temperature > 0 else None
 
@@ -265,15 +269,15 @@ class EndpointPlayer:
 
 
 def was_refused(episode: Episode) -> bool:
-    """Whether the endpoint refused one of its turns; it requests none of those after it."""
+    """Whether the endpoint refused a turn of this episode. Later turns are then not requested."""
     return any(a.stop == "refused" for a in episode.attempts)
 
 
 async def _all(work: Iterator[Coroutine[Any, Any, object]], at_once: int) -> None:
     """Run everything, ``at_once`` at a time; the first fault stops the rest.
 
-    The requests alone are not enough of a bound: every episode would then have its first attempt before any has its
-    second, and a stop in the first half would lose them all.
+    Limiting requests alone is not enough: every episode would get its first attempt before any gets its second, and a
+    stop in the first half would lose them all.
     """
 
     async def worker() -> None:
@@ -289,6 +293,6 @@ async def _all(work: Iterator[Coroutine[Any, Any, object]], at_once: int) -> Non
 
 
 def journal_path(model: str, task: str, seed: int) -> Path:
-    """Where a measurement goes that names no file."""
+    """The default file of a measurement."""
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in model.rpartition("/")[2]).strip(".") or "model"
     return Path("runs") / f"endpoint-{name}-{task}-s{seed}.jsonl"

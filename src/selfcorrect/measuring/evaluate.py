@@ -1,4 +1,5 @@
-"""Measures a model on held-out problems: t1..tN with intervals, and whether attempt 2 reads attempt 1 at all.
+"""Measures a model on held-out problems: t1..tN with intervals, and controls for whether attempt 2 uses attempt 1 at
+all.
 
 An ``Evaluator`` says what is measured; a ``Player`` plays it, with an engine here or with an endpoint
 (``selfcorrect.measuring.endpoint``).
@@ -26,11 +27,11 @@ FEEDBACK = (
     "Read your answer again, step by step. Say which steps are right, and if one is wrong, which one and why. Do not write "
     "a new answer yet."
 )
-"""Self-Refine's feedback request (Madaan et al. 2023, in other words). It is fixed and does not depend on whether the answer
-is right; the task's own instruction then asks for the refinement."""
+"""Self-Refine's feedback request (after Madaan et al. 2023, reworded). It is fixed and does not depend on whether the
+answer is right. The task's own instruction then asks for the refinement."""
 
 TRIES_FOR_A_WRONG_ANSWER = 8
-"""First answers sampled per problem when looking for a wrong one to give."""
+"""First answers sampled per problem to find a wrong one for the control."""
 
 Firsts = Mapping[str, Sequence[Any]]
 """Per problem id, a first answer for every sample, in the form that the player gives: token ids, or text."""
@@ -38,7 +39,7 @@ Firsts = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One measurement: every episode, and what they add up to."""
+    """One measurement: every episode, and the summary."""
 
     name: str
     episodes: list[Episode]
@@ -51,11 +52,12 @@ class Player(Protocol):
     """Plays episodes with one model."""
 
     async def play(self, name: str, problems: Sequence[Problem], how: Play, firsts: Firsts | None) -> list[Episode]:
-        """``how.samples`` episodes of each problem; ``how.stream`` holds the seed, and the player adds to it."""
+        """Play ``how.samples`` episodes of each problem. ``how.stream`` holds the seed, and the player extends it to a
+        key."""
         ...
 
     async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
-        """One wrong answer of the model per problem, where one of ``how.samples`` is usable (see ``usable_wrong``)."""
+        """One wrong answer of the model per problem, if one of ``how.samples`` is usable (see ``usable_wrong``)."""
         ...
 
     def stored(self, problems: Sequence[Problem], samples: int) -> Firsts | None:
@@ -63,13 +65,13 @@ class Player(Protocol):
         ...
 
     def first_of(self, attempt: Attempt) -> Any:
-        """A first attempt as a first answer to give; None where it has no text."""
+        """A first attempt in the form in which it can be given; None if it has no text."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """What is measured, with any player."""
+    """Says what is measured; works with any player."""
 
     player: Player
     task: Task
@@ -83,7 +85,7 @@ class Evaluator:
 
     @classmethod
     def of(cls, player: Player, task: Task, config: Config) -> Evaluator:
-        """As the settings say; ``method=self_refine`` adds the feedback turn."""
+        """An evaluator with the settings of a config; ``method=self_refine`` adds the feedback turn."""
         feedback = FEEDBACK if config.method.name == "self_refine" else None
         return cls(player, task, config.eval, config.play.max_new_tokens, config.seed, feedback)
 
@@ -115,11 +117,11 @@ class Evaluator:
         return Evaluation(name, episodes, summary, settings, time.perf_counter() - start)
 
     async def controls(self, measured: Evaluation) -> list[Evaluation]:
-        """Measure the second attempt again after first attempts that it did not write.
+        """Measure second attempts again, after first attempts that do not belong to them.
 
         ``swapped``: another problem's first attempt, of the same level where there is one; a model that uses attempt 1
-        loses most of its gain. ``given-wrong``: a wrong first attempt of its own, sampled at temperature 1; problems
-        without one are left out, and a task that gives first attempts has no such control.
+        loses most of its gain. ``given-wrong``: the model's own wrong first attempt, sampled at temperature 1. Problems
+        without one are left out. A task that gives first attempts has no such control.
 
         Args:
             measured: a plain evaluation of the same weights; its first attempts are those that are swapped.
@@ -141,7 +143,8 @@ class Evaluator:
 
 
 def usable_wrong(episode: Episode) -> bool:
-    """Whether its first attempt can be given as a wrong one: judged wrong, and neither cut nor thinking without an end."""
+    """Whether an episode's first attempt can be given as a wrong one: judged wrong, not cut, and with thinking that
+    ends."""
     first = episode.attempts[0]
     unfinished = first.grade is not None and first.grade.verdict is Verdict.TRUNCATED
     return first.wrong and first.stop == "end" and not unfinished
@@ -202,7 +205,7 @@ def held_out(task: Task, limit: int | None) -> list[Problem]:
 
 
 def check_attempts(task: Task, settings: EvalConfig) -> None:
-    """Refuse an evaluation in which the model would write nothing.
+    """Refuse an evaluation in which the model would not write anything.
 
     Raises:
         ConfigError: the task gives attempt 1, and no other is played.
@@ -214,14 +217,14 @@ def check_attempts(task: Task, settings: EvalConfig) -> None:
 
 
 def answers_per_problem(settings: EvalConfig, with_controls: bool) -> int:
-    """The most answers that an evaluation, and its controls, sample for a problem."""
+    """The largest number of answers that an evaluation with its controls samples per problem."""
     plain = settings.samples * settings.attempts
     # swapped: attempt 2; given wrong: the search for a wrong attempt 1, then attempt 2
     return plain + (1 + TRIES_FOR_A_WRONG_ANSWER + 1 if with_controls else 0)
 
 
 def partners(problems: Sequence[Problem]) -> dict[str, str]:
-    """Another problem's id for each problem: the next one of the same level, else simply another one."""
+    """The id of another problem for each problem: the next one of the same level, else any other."""
     by_level: dict[str | None, list[Problem]] = {}
     for p in problems:
         by_level.setdefault(p.level, []).append(p)

@@ -11,9 +11,9 @@ claim                           function
 "method b beats method a"       `paired_across_seeds`: seed s of both shares what the seed fixes
 ==============================  =========================================================================
 
-Rows of different seeds are never pooled as independent: the answers of one checkpoint share its luck in training, so the
-pooled interval is too narrow. An interval over seeds speaks of the problems that were used. For the uncertainty from
-drawing other problems, which all seeds share, look at the interval over problems of each seed.
+Rows of different seeds are never pooled as independent: the answers of one checkpoint share its luck in training, so a
+pooled interval is too narrow. An interval over seeds holds for the problems that were used. The uncertainty from
+drawing other problems is common to all seeds; the interval over problems of each seed shows it.
 
 Shape suffixes: ``_N`` problems, ``_S`` seeds. Values are in the unit of the input (shares in [0, 1], not per cent).
 """
@@ -33,7 +33,7 @@ RESAMPLES = 10_000
 _CELLS_PER_CHUNK = 2_000_000
 """Bounds the memory of a bootstrap: at most this many draws are held at once, 16 MB of indices and 16 MB of values."""
 _MULTINOMIAL_COST = 8
-"""Measured: one multinomial cell takes about as long as 8 drawn and gathered indices."""
+"""Measured: drawing one multinomial cell takes about as long as drawing and gathering 8 indices."""
 
 Floats = NDArray[np.float64]
 
@@ -98,16 +98,17 @@ def bootstrap_mean(
     For one checkpoint, with one value per problem: average several samples of a problem first, they are not independent.
     For "this method scores p", where the training seed varies too, use `across_seeds`. A share within a few problems of
     0 or 1 gets an interval that is too narrow, as with every percentile bootstrap. The order of the rows does not change
-    the result. Few distinct values (0/1 above all) are resampled by their multinomial counts: the same law, and faster.
+    the result. Few distinct values (0/1 above all) are resampled by their multinomial counts: the same distribution,
+    but faster.
 
     Args:
         x_N: finite values, one per problem; shape [N]; N = 0 gives n/a.
         seed: of the resampling only.
         resamples: bootstrap means drawn. Memory stays below about 50 MB up to two million problems.
         level: of the interval.
-        support: smallest and largest possible value of a row, (0, 1) for a share. Used only where every row has the
-            same value and resampling says nothing. If other values were more common than 1 - (1 - level)^(1/N), one
-            would have been seen with probability ``level``; this bounds the mean ("rule of three": 3/N at 95 %).
+        support: smallest and largest possible value of a row, (0, 1) for a share. Used only if every row has the same
+            value, so that resampling shows no spread. If other values were more common than 1 - (1 - level)^(1/N), one
+            would have been seen with probability ``level``. This bounds the mean ("rule of three": 3/N at 95 %).
             Without ``support`` such an interval is nan, never of width 0.
 
     Raises:
@@ -146,12 +147,12 @@ def paired_difference(
 
     For two checkpoints, or two attempts of one, on the same problems in the same order. The difficulty of a problem
     cancels, so the interval is narrower than that of two separate runs (on MATH-500 a standard error of about 1.2
-    against 2.2 points). For another training seed, use `paired_across_seeds`.
+    instead of 2.2 points). For another training seed, use `paired_across_seeds`.
 
     Args:
         a_N: values of the first, one per problem; shape [N].
         b_N: values of the second, row i being the same problem as row i of a_N; shape [N].
-        seed: as in `bootstrap_mean`, like resamples and level.
+        seed: like resamples and level, as in `bootstrap_mean`.
         support: smallest and largest possible *difference*, (-1, 1) for shares.
 
     Raises:
@@ -194,8 +195,8 @@ def across_seeds(values_S: ArrayLike, level: float = 0.95) -> Estimate:
 def paired_across_seeds(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean of b - a over seeds with Student's t interval on the S differences.
 
-    For "method b beats method a" where seed s of both has the same base model and data order: what they share cancels.
-    Where they share nothing, the interval still covers, but is wider than necessary.
+    For "method b beats method a" if seed s of both has the same base model and data order: what they share cancels. If
+    they share nothing, the interval still covers, but is wider than necessary.
 
     Args:
         a_S: one number per seed of the first method; shape [S].
@@ -210,15 +211,16 @@ def paired_across_seeds(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95) -> 
 
 
 def seeds_needed(spread: float, difference: float, level: float = 0.95, power: float = 0.8) -> int:
-    """Seeds of each method that show a difference: the interval of `paired_across_seeds` then excludes 0 with this chance.
+    """How many seeds per method show a difference: the interval of `paired_across_seeds` then excludes 0 with
+    probability ``power``.
 
         S >= ((t(level) + t(power)) spread / difference)^2, with S - 1 degrees of freedom (Snedecor & Cochran 1989, 6.14)
 
     Args:
         spread: standard deviation, over seeds, of the difference between the two methods.
-        difference: the true one, in the same unit.
+        difference: the true difference, in the same unit.
         level: of the interval.
-        power: the chance.
+        power: the probability of finding it.
 
     Raises:
         ValueError: the spread is negative, or the difference is 0.

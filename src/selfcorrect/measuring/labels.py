@@ -1,9 +1,9 @@
-"""Names for people, of evaluations and of methods: one set for tables, reports and model cards."""
+"""Names of evaluations and methods for people: the same in tables, reports and model cards."""
 
 from __future__ import annotations
 
 CONTROLS = {"swapped": "attempt 1 swapped", "given-wrong": "wrong attempt 1 given"}
-"""By what the name of a control's evaluation ends in: ``final-swapped``."""
+"""Label of each control, by the suffix of its evaluation's name: ``final-swapped``."""
 METHODS = {
     "score": "SCoRe",
     "multi_turn": "multi-turn RL",
@@ -12,11 +12,11 @@ METHODS = {
     "pair_sft": "Pair-SFT",
     "self_refine": "Self-Refine",
 }
-"""By ``method.name``."""
+"""Label of each method, by ``method.name``."""
 
 
 def model_and_control(evaluation: str) -> tuple[str, str]:
-    """The model that an evaluation is of, and the label of its control; empty for the plain evaluation.
+    """The model that was evaluated, and the label of the control; the label of a plain evaluation is empty.
 
     >>> model_and_control("final-swapped")
     ('final', 'attempt 1 swapped')

@@ -6,10 +6,11 @@ Departs from the paper: any number of attempts, and an interval with every mean.
 Rules that hold everywhere here:
 
 - The unit is the problem. Several samples of a problem are averaged first, so each problem counts once.
-- An attempt is a graded turn; turns without a grade (feedback) are passed over.
+- An attempt is a graded turn; turns without a grade (feedback) are skipped.
 - A verdict ``error`` is the verifier's fault: that attempt is counted, and left out of every number that needs its
-  verdict or its extracted answer, pair by pair. Without errors delta is the difference of the accuracies; with them,
-  nearly. An attempt that an endpoint refused is such an error, and is left out of the numbers that need its text too.
+verdict or its extracted answer, pair by pair. Without errors, delta is exactly the difference of the accuracies; with
+errors, nearly. An attempt that an endpoint refused is such an error, and is also left out of numbers that need its
+text.
 - All shares are in [0, 1]; `Estimate.text` prints them as percent points. No data gives n/a, never 0.
 
 Shape suffixes: ``_E`` episodes, sorted by problem id and sample; ``_N`` problems, sorted by id; ``_K`` attempts.
@@ -31,9 +32,11 @@ from selfcorrect.measuring.records import Storable
 from selfcorrect.types import Episode, Verdict
 
 EDIT_BINS = 20
-"""Equal bins of the edit-distance ratio over [0, 1]; each holds its lower edge, the last its upper one too."""
+"""Number of equal bins of the edit-distance ratio over [0, 1]. A bin includes its lower edge; the last also its upper
+edge."""
 _DESCRIPTIVE_RESAMPLES = 2_000
-"""For means of many distinct values (edit ratio, tokens), which cost 5 times as much at 10,000 and decide nothing."""
+"""Resamples for means of many distinct values (edit ratio, tokens). 10,000 would take 5 times as long, and no decision
+depends on them."""
 
 Floats = NDArray[np.float64]
 
@@ -50,14 +53,15 @@ class AttemptSummary:
     tokens: Estimate
     """Mean sampled tokens. Attempts that were given or came without token ids are left out."""
     truncated: Estimate
-    """Share of sampled attempts stopped by the token cap, answered or not (the verdict ``truncated``: not answered)."""
+    """Share of sampled attempts that the token cap stopped, with or without an answer (the verdict ``truncated`` means
+    without)."""
     thinking_tokens: Estimate | None = None
     """Mean tokens of thinking among ``tokens``; None where no attempt has any."""
 
 
 @dataclass(frozen=True, slots=True)
 class RevisionSummary:
-    """From one attempt to the next, y1 to y2."""
+    """Changes from one attempt to the next, y1 to y2."""
 
     delta: Estimate
     """Accuracy of y2 minus that of y1, on the episodes where both have a verdict: i_to_c - c_to_i."""
@@ -74,7 +78,7 @@ class RevisionSummary:
     edit_histogram: tuple[int, ...]
     """Episodes per bin of the ratio; see `EDIT_BINS`."""
     n_both_empty: int
-    """Episodes left out of the ratio, which is 0/0 there."""
+    """Episodes left out of the ratio, because it would be 0/0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class EvalSummary(Storable):
 
 @dataclass(frozen=True, slots=True)
 class CorrectnessMatrix:
-    """Who got what right, with rows that two runs on the same problems share."""
+    """Correctness per problem and attempt. Two runs on the same problems have the same rows."""
 
     problem_ids: tuple[str, ...]
     """Sorted; row i of the matrix."""
@@ -123,15 +127,15 @@ class CorrectnessMatrix:
 
 
 def summarise(episodes: Sequence[Episode], *, level: float = 0.95, seed: int = 0) -> EvalSummary:
-    """Every metric of one checkpoint, with intervals of this level from a bootstrap with this seed.
+    """Every metric of one checkpoint, with bootstrap intervals of this level and seed.
 
     Args:
-        episodes: graded, all with the same number of attempts, (problem id, sample) never twice; in any order, may be
+        episodes: graded, all with the same number of attempts, in any order; each (problem id, sample) once. May be
             empty.
 
     Raises:
-        DataError: attempts differ in number or have no grades, or an episode appears twice, as it does when runs or
-            training seeds are thrown together (combine their means with `across_seeds`).
+        DataError: attempts differ in number or have no grades, or an episode appears twice, as when several runs or
+            training seeds are combined (combine their means with `across_seeds` instead).
     """
     table = EpisodeTable.of(episodes)
     means = _Means(table, level, seed)

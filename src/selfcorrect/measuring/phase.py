@@ -1,12 +1,13 @@
-"""What decides whether correction can be learned: how often the model changes right and wrong answers, and with what luck.
+"""What decides whether correction can be learned: how often the model changes right and wrong answers, and how often a
+change is right.
 
-With p = P(attempt 1 right), d = P(attempt 2 departs | wrong), q = P(right | departed from a wrong answer) and
-f = P(attempt 2 wrong | attempt 1 right), the two attempts differ by
+With p = P(attempt 1 right), d = P(attempt 2 changes the answer | attempt 1 wrong), q = P(attempt 2 right | wrong answer
+changed) and f = P(attempt 2 wrong | attempt 1 right), the two attempts differ by
 
     delta = (1 - p) d q - p f = i->c - c->i
 
-Plain multi-turn RL reinforces a change where changes help more than they harm, so i->c against c->i at temperature 1
-says which way its first steps go. Stage I holds attempt 1 back, so it needs only enough corrections per step to
+Plain multi-turn RL reinforces changes if they help more than they harm, so i->c compared with c->i at temperature 1
+shows the direction of its first steps. Stage I holds attempt 1 back, so it needs only enough corrections per step to
 reinforce.
 """
 
@@ -25,7 +26,7 @@ from selfcorrect.types import Episode, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Revising:
-    """How a model revises, from two attempts at temperature 1. Shares in [0, 1]; None: no episode says anything."""
+    """How a model revises, from two attempts at temperature 1. Shares in [0, 1]; None if no episode tells."""
 
     episodes: int
     right_first: float | None
@@ -43,20 +44,20 @@ class Revising:
     samples: int
     """k of ``pass_at_k``."""
     pass_at_k: float | None
-    """Problems that one of k first attempts solves: how far reinforcement could take attempt 1, at most."""
+    """Share of problems that one of k first attempts solves: an upper bound on what RL could reach at attempt 1."""
     sound: float | None = None
     """Share of attempts whose own check is sound; None where the task cannot tell."""
     sound_if_wrong: float | None = None
-    """The same of wrong attempts alone: there a check that is not sound hides the mistake."""
+    """The same among wrong attempts: there an unsound check hides the mistake."""
 
     @property
     def delta(self) -> float | None:
-        """Of the base at temperature 1."""
+        """delta of the base at temperature 1."""
         return None if self.fixed is None or self.broken is None else self.fixed - self.broken
 
     @property
     def delta_bound(self) -> float | None:
-        """delta of a model that changes wrong answers only, and all of them, with today's luck: (1 - p) q."""
+        """delta of a model that changes all wrong answers and no right ones, with the present q: (1 - p) q."""
         if self.right_first is None or self.lands is None:
             return None
         return (1 - self.right_first) * self.lands
@@ -68,11 +69,13 @@ class Revising:
 def revising(
     groups: Sequence[Sequence[Episode]], check_is_sound: Callable[[Any, str], bool | None] | None = None
 ) -> Revising:
-    """Count over groups of episodes, one group for each problem, all of at least two attempts and sampled at temperature 1.
+    """Measure how a model revises, from one group of episodes per problem, with at least two attempts sampled at
+    temperature 1.
 
     Args:
         groups: ``groups[n]`` are the episodes of problem n.
-        check_is_sound: of a task that can tell whether an answer's own check is sound; None is "says nothing".
+        check_is_sound: the method of a task that can tell whether an answer's own check is sound. It may return None
+            for "cannot tell".
     """
     episodes = [e for group in groups for e in group]
     table = EpisodeTable.of(episodes)

@@ -1,8 +1,8 @@
-"""A look before a run: what this model does with this task's training problems under the run's own settings.
+"""A measurement before a run: how this model does on this task's training problems under the run's own settings.
 
-One set of samples at temperature 1, taken under a cap above the run's, serves every number: with a smaller cap the same
-random stream gives the same tokens, cut off. For a first attempt that is exact. A later attempt would have read an
-earlier one that was cut, so its figures under smaller caps are close only where few are.
+All numbers come from one set of samples at temperature 1, under a cap above the run's: with a smaller cap the same
+random stream gives the same tokens, cut off. For first attempts this is exact. A later attempt would have read a cut
+earlier one, so its figures under smaller caps are accurate only if few attempts are cut.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from selfcorrect.types import Attempt, Episode, Problem, Verdict
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 UPDATE_PASSES = 3
-"""What an update costs, in passes of the model over the same tokens: one forward, and twice as much backward."""
+"""Cost of an update, in forward passes over the same tokens: one forward pass, and a backward pass that costs two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to play. ``cap`` is the run's, ``largest_cap`` the one to sample under."""
+    """What to play. ``cap`` is the run's cap, ``largest_cap`` the cap for sampling."""
 
     attempts: int
     samples: int
@@ -49,26 +49,26 @@ class Probe:
 
     plan: Plan
     sampled: EvalSummary
-    """At temperature 1 under the largest cap."""
+    """Summary at temperature 1 under the largest cap."""
     greedy: EvalSummary
-    """Under the run's cap: what a run's evaluation would say of these problems."""
+    """Greedy summary under the run's cap, as in an evaluation of these problems."""
     tokens_K: tuple[tuple[int, ...], ...]
     """Quantiles (``QUANTILES``) of tokens per answer, at temperature 1."""
     cap_hits: Mapping[int, tuple[float, ...]]
-    """Cap -> share of answers that it cuts, _K."""
+    """Share of answers that each cap cuts, by cap; one value per attempt."""
     one_verdict: Mapping[int, tuple[float | None, ...]]
-    """Group size -> expected share of groups whose samples all get one verdict, _K."""
+    """Expected share of groups whose samples all get the same verdict, by group size; one value per attempt."""
     revising: Revising | None
     """From attempt 1 to attempt 2; None with one attempt."""
     verifier_errors: float
     tokens_per_s: float
-    """Sampling and grading of the samples at temperature 1, all of them at once."""
+    """Speed of sampling and grading at temperature 1, all samples at once."""
     tokens_per_episode: float
-    """Under the run's cap."""
+    """Mean tokens of an episode under the run's cap."""
     scoring_s: float
-    """One pass of the model over all episodes at temperature 1, as for the reference's log-probs."""
+    """Seconds for one forward pass over all episodes at temperature 1, as for the reference's log-probs."""
     episodes: list[Episode]
-    """Those at temperature 1."""
+    """The episodes at temperature 1."""
 
     def sampling_seconds(self, episodes: int) -> float:
         """Estimated seconds to sample and grade a step of this many episodes, at the speed measured here."""
@@ -98,7 +98,7 @@ class Probe:
 
 
 def training_sample(task: Task, count: int, seed: int) -> list[Problem]:
-    """``count`` training problems of one seeded shuffle; all of them where there are fewer."""
+    """The first ``count`` training problems of a seeded shuffle, or all if there are fewer."""
     problems = task.problems("train")
     order = np.random.default_rng(seed).permutation(len(problems))
     return [problems[i] for i in order[:count]]
@@ -110,7 +110,7 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
     Args:
         engine: its published weights are measured.
         task: prompts and verdicts.
-        problems: of the training split.
+        problems: problems of the training split.
         plan: attempts, samples, caps.
     """
     once = Play(plan.attempts, 1, plan.cap, 0.0, (plan.seed, "probe greedy"))
@@ -151,7 +151,7 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
 
 
 def numbers(found: Probe, task: Task) -> Numbers:
-    """What ``advise`` asks for."""
+    """The numbers that ``advise`` needs."""
     first, last = found.sampled.attempts[0], found.sampled.attempts[-1]
     revision = found.sampled.revisions[-1] if found.sampled.revisions else None
     return Numbers(
@@ -184,7 +184,7 @@ def recommendation(found: Probe, seconds: int) -> Recommendation | None:
 
 
 def caps(cap: int, largest: int) -> list[int]:
-    """The caps to report: a quarter and a half of the run's, the run's, and its doubles up to the largest."""
+    """The caps to report: a quarter and a half of the run's cap, the run's cap, and its doublings up to the largest."""
     doubles = [cap * 2**i for i in range(1, 12) if cap * 2**i <= largest]
     return sorted({max(1, cap // 4), max(1, cap // 2), cap, *doubles, largest})
 
@@ -195,7 +195,7 @@ def group_sizes(samples: int) -> list[int]:
 
 
 def is_cut(attempt: Attempt, cap: int) -> bool:
-    """Whether a cap would have cut an answer that was sampled under the same or a larger one."""
+    """Whether a cap would have cut an answer that was sampled under the same or a larger cap."""
     length = len(attempt.token_ids or ())
     return length > cap or (length == cap and attempt.stop == "length")
 
@@ -203,7 +203,7 @@ def is_cut(attempt: Attempt, cap: int) -> bool:
 def expected_one_verdict(right: int, samples: int, k: int) -> float | None:
     """Chance that k of the samples, drawn without replacement, are all right or all wrong; None with fewer than k.
 
-    Unbiased for the share of groups of k in which a leave-one-out baseline leaves nothing.
+    An unbiased estimate of the share of groups of k whose leave-one-out advantages are all 0.
     """
     if samples < k:
         return None
@@ -211,7 +211,7 @@ def expected_one_verdict(right: int, samples: int, k: int) -> float | None:
 
 
 def _mean_one_verdict(groups: Sequence[Sequence[Episode]], attempt: int, k: int) -> float | None:
-    """Over problems; a verifier error takes its sample out, as in training."""
+    """Mean over problems; a sample with a verifier error is left out, as in training."""
     chances = []
     for group in groups:
         valid = [e.attempts[attempt].correct for e in group if e.valid_K[attempt]]

@@ -1,4 +1,4 @@
-"""Results as JSON and back."""
+"""Conversion of results to JSON and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Storable:
     __slots__ = ()
     __pydantic_config__ = ConfigDict(extra="forbid")
     NAME: ClassVar[str]
-    """What an error calls such a value, such as ``evaluation``."""
+    """The name of such a value in error messages, e.g. ``evaluation``."""
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
@@ -33,7 +33,7 @@ class Storable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`, without the fields that it leaves out.
+        """The inverse of `to_json`; fields that it leaves out keep their defaults.
 
         Raises:
             DataError: a field is missing, unknown or of another type.

@@ -37,13 +37,13 @@ AnswerKey = Callable[[str], str]
 Played = Annotated[Sequence[Episode], Field(exclude=True)]
 """Everything that was sampled; not in the JSON."""
 BUDGETS = (1, 2, 4, 8, 16, 32)
-"""The paper's."""
+"""The budgets in the paper."""
 MOST_RESPONSES = 256
-"""Largest budget: the sums over all subsets of the samples grow with it."""
+"""Largest budget. The cost of summing over all subsets of the samples grows with it."""
 TEMPERATURE = 0.7
-"""Of the votes (the paper's)."""
+"""Temperature for votes, as in the paper."""
 ATTEMPTS = 10
-"""In a row (the paper's)."""
+"""Attempts in a row, as in the paper."""
 ROWS_AT_ONCE = 512
 """Conversations played together: enough to fill the engine's batches, few enough to show progress."""
 
@@ -60,7 +60,7 @@ class BudgetRow:
     parallel: Estimate
     """Majority vote over K first attempts."""
     corrected: Estimate
-    """Majority vote over the second attempts of K/2 samples: K responses too. n/a for K = 1."""
+    """Majority vote over the second attempts of K/2 samples, which is also K responses. n/a for K = 1."""
     difference: Estimate
     """corrected - parallel, paired by problem."""
     parallel_gain: Estimate
@@ -77,7 +77,7 @@ class VoteCurve(Storable):
     rows: tuple[BudgetRow, ...]
     n_problems: int
     n_left_out: int
-    """Problems with a verdict ``error`` among their responses; they are in no number."""
+    """Problems with a verdict ``error`` among their responses. All numbers leave them out."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     episodes: Played = field(default=(), repr=False, compare=False)
@@ -90,10 +90,10 @@ class AttemptCurve(Storable):
     NAME: ClassVar[str] = "curve of attempts"
     accuracy_K: tuple[Estimate, ...]
     gain_K: tuple[Estimate, ...]
-    """Minus attempt 1, paired by problem; the first is n/a."""
+    """Accuracy minus that of attempt 1, paired by problem; n/a for attempt 1."""
     n_problems: int
     n_left_out: int
-    """Problems with a verdict ``error`` among their attempts; they are in no number."""
+    """Problems with a verdict ``error`` among their attempts. All numbers leave them out."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     episodes: Played = field(default=(), repr=False, compare=False)
@@ -101,25 +101,26 @@ class AttemptCurve(Storable):
 
 @dataclass(frozen=True, slots=True)
 class ScalingCurves(Storable):
-    """Both curves of one model, and what ``scaling.json`` of a run directory holds."""
+    """Both curves of one model: the content of ``scaling.json`` in a run directory."""
 
     NAME: ClassVar[str] = "measurement of scaling"
     model: str
     step: int | None
-    """Of a run: the checkpoint that was measured."""
+    """Step of the measured checkpoint, if the model is a run."""
     command: str
     votes: VoteCurve | None = None
-    """None where it was not measured, as below."""
+    """None if it was not measured; likewise ``attempts``."""
     attempts: AttemptCurve | None = None
 
 
 def vote_curve(
     chains: Sequence[Episode], alone: Sequence[Episode], budgets: Sequence[int], key: AnswerKey, *, seed: int = 0
 ) -> VoteCurve:
-    """Majority votes over parallel first attempts, against votes over as many responses in corrected pairs.
+    """Majority votes over parallel first attempts, compared with votes over the same number of responses in corrected
+    pairs.
 
-    Each value of a problem is its expectation over all choices of the voting samples (`expected_majority`): the largest
-    budget uses every sample once, smaller ones all their subsets.
+    The value of a problem is its expectation over all choices of voting samples (`expected_majority`): the largest
+    budget uses every sample once, smaller budgets use all subsets.
 
     Args:
         chains: episodes of two attempts; at least K/2 per problem for the largest budget K. Their first attempts are
@@ -154,7 +155,7 @@ def vote_curve(
 
 
 def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve:
-    """Accuracy of every attempt, and what it gained over the first.
+    """Accuracy of every attempt, and its gain over the first.
 
     Args:
         episodes: graded, all with the same number of attempts. May be several per problem.
@@ -169,7 +170,8 @@ def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve
 
 
 def _vote(attempt: Attempt, key: AnswerKey) -> Vote:
-    """A text without an answer abstains; one that was judged without saying on what votes with all of its words."""
+    """The vote of an attempt. A text without an answer abstains. If its verdict names no extracted answer, it votes
+    with its whole text."""
     grade = attempt.grade
     if grade is None or grade.verdict in (Verdict.NO_ANSWER, Verdict.TRUNCATED):
         return Vote(None, False)
@@ -181,17 +183,17 @@ def _majorities(votes_N: Sequence[Sequence[Vote]], k: int) -> Floats:
 
 
 def _intervals(seed: int) -> tuple[Callable[[Floats], Estimate], Callable[[Floats, Floats], Estimate]]:
-    """The mean of shares, and the paired difference of two, over problems."""
+    """Functions for the mean of shares and for the paired difference of two, over problems."""
     mean = partial(bootstrap_mean, seed=seed, support=(0.0, 1.0))
     return mean, partial(paired_difference, seed=seed, support=(-1.0, 1.0))
 
 
 def check_votes(task: Task, budgets: Sequence[int] = BUDGETS, temperature: float = TEMPERATURE) -> CountsAnswers:
-    """The task as one whose answers can be counted.
+    """Check that votes can be measured, and return the task as one whose answers can be counted.
 
     Raises:
         ConfigError: a budget cannot be spent in both ways, the model would be greedy, the task's answers cannot be
-            counted, or its first ones are not sampled.
+            counted, or its first attempts are not sampled.
     """
     shown = ",".join(map(str, budgets)) or "(none)"
     if not budgets or min(budgets) < 1 or max(budgets) > MOST_RESPONSES:
@@ -201,7 +203,7 @@ def check_votes(task: Task, budgets: Sequence[int] = BUDGETS, temperature: float
             f"--budget {shown}: {odd} responses cannot be spent on answers that are each corrected once; take even numbers, or 1"
         )
     if list(budgets) != sorted(set(budgets)):
-        raise ConfigError(f"--budget {shown}: the numbers must rise, none of them twice")
+        raise ConfigError(f"--budget {shown}: the numbers must rise, without repeats")
     if temperature <= 0:
         raise ConfigError(
             "--temperature 0 would repeat one greedy answer, so nothing could be outvoted; raise it (the paper: 0.7)"
@@ -213,7 +215,7 @@ def check_votes(task: Task, budgets: Sequence[int] = BUDGETS, temperature: float
         )
     if not isinstance(task, CountsAnswers):
         raise ConfigError(
-            f"task={task.name} has no majority vote: its answers (programs, say) are not texts of which equal ones could be "
+            f"task={task.name} has no majority vote: its answers (such as programs) are not texts, so equal ones cannot be "
             "counted; leave the votes out (--only attempts), or give a task of your own the method answer_key(answer)"
         )
     return task
@@ -230,7 +232,7 @@ def measure_votes(
     seed: int = 0,
     on_progress: OnProgress = lambda *_: None,
 ) -> VoteCurve:
-    """Majority vote over K first attempts, against one over K/2 samples that were each corrected once.
+    """Majority vote over K first attempts, compared with a vote over K/2 samples that were each corrected once.
 
     For the largest K every problem gets K/2 episodes of two attempts and K/2 further first attempts, 3K/2 responses in
     all: the first attempts of the episodes are among the K parallel ones.
@@ -295,9 +297,10 @@ def measure_attempts(
 def _played(
     engine: Engine, task: Task, problems: Sequence[Problem], ways: Sequence[Play], what: str, on_progress: OnProgress
 ) -> tuple[dict[str, Any], list[list[Episode]]]:
-    """The common settings, and the episodes of each way to play over all problems, played a chunk at a time.
+    """Play all problems in each of the ``ways``, a chunk at a time. Returns the common settings and the episodes of
+    each way.
 
-    The episodes have no prompts and log-probs: nothing reads them again, and they would fill the memory.
+    The episodes have no prompts and log-probs: nothing reads them again, and they would take much memory.
     """
     out: list[list[Episode]] = [[] for _ in ways]
     size = max(1, ROWS_AT_ONCE // sum(way.samples for way in ways))

@@ -1,6 +1,6 @@
 """Does a task's verifier accept the task's own reference answers? A gold answer it rejects can never earn reward.
 
-And are its demonstrations what they claim to be: right ones right, wrong ones wrong, and the checks in them sound?
+Also checks demonstrations: right ones must be judged right, wrong ones wrong, and their checks must be sound.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from selfcorrect.types import Grade, Problem, Verdict
 AT_ONCE = 256
 """Problems graded together: enough to keep a task's pool of workers busy."""
 DEMONSTRATIONS = "demonstrations"
-"""Named like a split; only of tasks that have some."""
+"""Name of the demonstrations in place of a split, for tasks that have them."""
 DEMONSTRATED = 500
-"""Demonstrations that are judged, of an endless stream."""
+"""Number of demonstrations that are judged; the stream is endless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ class SplitReport:
     rejected: int = 0
     """References that failed, or demonstrated answers with a fault."""
     checks: Counter[bool | None] = field(default_factory=Counter)
-    """Of demonstrated answers: whether their check is sound; None where they have none."""
+    """Counts of demonstrated answers by whether their check is sound; None stands for answers without a check."""
 
     @property
     def problems(self) -> int:
-        """References, or demonstrated answers."""
+        """Number of references, or of demonstrated answers."""
         return self.verdicts.total()
 
     @property
@@ -71,7 +71,7 @@ class SplitReport:
 
 
 def splits_of(task: Task) -> tuple[str, ...]:
-    """The splits that a task says it has (its attribute ``splits``), else those of the task contract."""
+    """The splits in the task's attribute ``splits``, else those of the task contract."""
     own: Sequence[str] | None = getattr(task, "splits", None)
     return tuple(own) if own else get_args(Split)
 
@@ -87,8 +87,8 @@ def validate(
         on_rejected: called with every answer that fails, in the order of the problems.
 
     Raises:
-        ConfigError: a wanted split is none of the task's.
-        SelfCorrectError: no split can be read; the first one's reason.
+        ConfigError: the task has no such split.
+        SelfCorrectError: no split can be read; gives the reason for the first.
     """
     known = (*splits_of(task), *([DEMONSTRATIONS] if isinstance(task, Demonstrates) else []))
     if unknown := [s for s in wanted if s not in known]:
@@ -131,7 +131,8 @@ async def _validate(task: Task, splits: Sequence[str], on_rejected: Callable[[Re
 
 
 def _faulty_demonstrations(task: Task, report: SplitReport) -> Iterator[Rejected]:
-    """Judge demonstrated answers and count them in the report. Of a task by hand it is not known which are meant to be right."""
+    """Judge demonstrated answers and count them in the report. If the task is written by hand, it is not known which
+    are meant to be right."""
     assert isinstance(task, Demonstrates)
     try:
         for problem, attempts in itertools.islice(_labelled(task), DEMONSTRATED):

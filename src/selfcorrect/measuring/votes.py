@@ -1,7 +1,7 @@
-"""Majority votes: the one rule for who wins, and the expected outcome over all draws of fewer responses.
+"""Majority votes: the rule for who wins, and the expected outcome over all subsets of responses.
 
-A response without an answer (key None) abstains: it wins only where no response has an answer. Between answers with
-equally many votes the caller chooses; `expected_majority` takes the mean, which is a fair lot in expectation.
+A response without an answer (key None) abstains: it wins only if no response has an answer. If answers tie, the caller
+chooses; `expected_majority` takes the mean, which is a fair draw in expectation.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def leaders(keys: Sequence[str | None]) -> tuple[str | None, ...]:
 def expected_majority(votes: Sequence[Vote], k: int) -> float:
     """Probability that the majority of ``k`` of these responses is right.
 
-    The mean over all subsets of size k, exactly (`_wins`), not over some drawn at random: unbiased for the accuracy of
-    k fresh responses (a U-statistic), and without a seed. k = 1 is the share of right responses. Where responses with
-    one key have different verdicts, the winning answer is right with the share of them that are.
+    The exact mean over all subsets of size k (`_wins`), not over some random ones. It is unbiased for the accuracy of k
+    new responses (a U-statistic), and needs no seed. k = 1 is the share of right responses. If responses with one key
+    have different verdicts, that answer counts as the share of them that is right.
 
     Args:
         votes: all responses to one problem.
@@ -68,9 +68,10 @@ def expected_majority(votes: Sequence[Vote], k: int) -> float:
 
 @lru_cache(maxsize=100_000)
 def _wins(own: int, others: tuple[int, ...], blanks: int, k: int) -> Fraction:
-    """Probability that an answer with ``own`` responses wins a vote of k drawn without replacement, ties shared.
+    """Probability that an answer with ``own`` responses wins a vote of k responses drawn without replacement; ties are
+    shared.
 
-    Counts subsets: the answer gets ``votes`` of them, no other gets more, and the t others that get as many leave it
+    Counts subsets in which the answer gets ``votes`` and no other answer gets more. If t others get as many, it has
     1/(t+1) of the win. Whole numbers throughout, so that a certain win is exactly 1.
 
     Args:

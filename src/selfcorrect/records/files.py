@@ -1,4 +1,4 @@
-"""Files, the same way everywhere: written whole or not at all, one writer at a time, journals that survive a crash, JSONL."""
+"""File operations for the whole package: atomic writes, one writer at a time, journals that survive a crash, JSONL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def disk_reason(error: Exception) -> str:
-    """Why the system refused a file, in its own words; clearer where a file stands in for a directory."""
+    """Why the system refused a file, in its own words. The message is clearer if a file is in the place of a
+    directory."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{error.filename} is a file, not a directory"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -32,7 +33,7 @@ def disk_reason(error: Exception) -> str:
 
 
 def claim(target: Path) -> None:
-    """Refuse an output path that holds something or cannot be written, before any work.
+    """Refuse an output path that exists or cannot be written, before any work.
 
     Raises:
         RunError: it exists, or its directory refuses a file.
@@ -50,10 +51,10 @@ def claim(target: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path, way_out: str, kind: str = "") -> Iterator[Path]:
-    """A path for a new file or directory. It becomes ``target`` when the block ends well: synced, then renamed.
+    """A path for a new file or directory. If the block ends without an error, it is synced and renamed to ``target``.
 
     Args:
-        target: an earlier one stays until the new one is complete.
+        target: the final path; what is there stays until the new one is complete.
         way_out: ends the message, after a semicolon.
         kind: begins the message: "checkpoint", "model".
 
@@ -119,8 +120,8 @@ def lock(file: IO[Any], path: Path) -> None:
     """Lock an open file until it is closed or its process ends, killed or not.
 
     Args:
-        file: closed here where it is refused.
-        path: what the lock stands for, for the message.
+        file: closed if the lock is refused.
+        path: what the lock protects, for the message.
 
     Raises:
         RunError: another process holds it.
@@ -167,11 +168,11 @@ def append_line(file: Path, line: str, way_out: str) -> None:
 
 
 def read_journal(file: Path, parse: Callable[[str], Value], way_out: str) -> list[Value]:
-    """The lines of a journal. A last line without its end was cut by a crash and does not count.
+    """The lines of a journal. A last line without a line end was cut by a crash and does not count.
 
     Args:
         file: no lines where it does not exist.
-        parse: a line to its value; raises ValueError where it is damaged.
+        parse: turns a line into its value; raises ValueError if it is damaged.
         way_out: ends the message, after a semicolon.
 
     Raises:
@@ -186,13 +187,13 @@ def read_journal(file: Path, parse: Callable[[str], Value], way_out: str) -> lis
             out.append(parse(line))
         except ValueError:
             raise RunError(
-                f"{file}, line {number} cannot be read: the file was changed or is of another version; {way_out}"
+                f"{file}, line {number} cannot be read: the file was changed, or another version wrote it; {way_out}"
             ) from None
     return out
 
 
 def cut_torn_line(file: Path) -> None:
-    """Remove what a crash left of a last line, so that the next line begins a line of its own."""
+    """Remove the rest of a line that a crash cut, so that the next line starts on a new line."""
     if file.exists():
         content = file.read_bytes()
         os.truncate(file, content.rfind(b"\n") + 1)
@@ -202,7 +203,7 @@ def cut_torn_line(file: Path) -> None:
 
 
 class BadLine(Exception):
-    """Why a line holds no JSON object: completes "the line is …"."""
+    """Why a line is not a JSON object; completes the sentence "the line is …"."""
 
 
 def read_jsonl(
@@ -212,8 +213,8 @@ def read_jsonl(
 
     Args:
         path: gzipped or not, whatever its name.
-        missing: what to do where it does not exist.
-        repair: what to do where a line is damaged.
+        missing: what to do if it does not exist.
+        repair: what to do if a line is damaged.
 
     Raises:
         DataError: the file is missing, unreadable or damaged, or a line is not a JSON object.
@@ -239,7 +240,7 @@ def numbered_lines(
         path: gzipped or not, whatever its name; a pipe will do.
         name: of the file, for messages.
         missing: what to do where it does not exist.
-        max_bytes: of a line; what is longer is skipped in pieces. None: no limit.
+        max_bytes: limit for a line; longer lines are skipped in pieces. None: no limit.
 
     Raises:
         DataError: the file is missing, unreadable, or becomes unreadable: a damaged gzip stream.
@@ -273,10 +274,10 @@ def _bounded_lines(stream: BinaryIO | gzip.GzipFile, max_bytes: int | None) -> I
 
 
 def parse_object(line: bytes) -> tuple[dict[str, Any], str]:
-    """The object on a line, and what is wrong with the line although its object can be read; empty where nothing is.
+    """The object on a line, and a fault of the line that does not prevent reading it; empty without a fault.
 
     Raises:
-        BadLine: there is no object to read.
+        BadLine: the line is not an object.
     """
     fault = ""
     try:

@@ -1,4 +1,4 @@
-"""Typed records: one JSONL stream per run is the only truth; reports, comparisons and servers read it."""
+"""Typed records. One JSONL stream per run is the single source of truth: reports, comparisons and servers read it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class StartRecord(_Record):
 class StepRecord(_Record):
     """One optimiser step. Lists have one entry per attempt unless their name says otherwise.
 
-    reward, kl, truncated, no_answer and answer_tokens are over the attempts that were sampled in this step: stored first
-    attempts of the base say nothing of the policy. Where none was sampled they hold None. Changes between attempts
-    (answer_change, fixed, broken) are over all episodes.
+    reward, kl, truncated, no_answer and answer_tokens are over the attempts that were sampled in this step: stored
+    first attempts of the base say nothing about the policy. If none was sampled, they hold None. Changes between
+    attempts (answer_change, fixed, broken) are over all episodes.
     """
 
     kind: Literal["step"] = "step"
@@ -47,7 +47,7 @@ class StepRecord(_Record):
     truncated: list[float | None]
     no_answer: list[float | None]
     errors: int
-    """Verifier failures in this step, all attempts."""
+    """Verifier failures in this step, over all attempts."""
     answer_tokens: list[float | None]
     """Mean sampled tokens."""
     thinking_tokens: list[float | None] | None = None
@@ -68,7 +68,8 @@ class StepRecord(_Record):
     seconds: dict[str, float]
     """Wall seconds by phase: sample, reference, update."""
     sampled_responses: int | None = None
-    """Answers sampled in this step, given ones left out. None in records of an older version: all of its attempts."""
+    """Answers sampled in this step, without given ones. None in records of an older version, in which all attempts were
+    sampled."""
     beta2_scale: float | None = None
     """Factor of method.beta2 in this step, where it is adapted."""
     ratio_capped: float | None = None
@@ -76,7 +77,7 @@ class StepRecord(_Record):
     ratio_masked: float | None = None
     """Share of the trained tokens whose sequence was left out (train.ratio_mask)."""
     drafted: list[float | None] | None = None
-    """Share of the sampled tokens that were read from an earlier attempt and only checked; None in older records."""
+    """Share of the sampled tokens that were copied from an earlier attempt and only checked; None in older records."""
     loss: float | None = None
     """Supervised steps only: mean negative log-likelihood per target token, nats. Such a step plays no episodes:
     ``episodes`` counts its training sequences and the lists are empty."""
@@ -87,7 +88,7 @@ class CollectRecord(_Record):
 
     kind: Literal["collect"] = "collect"
     step: int
-    """Optimiser steps done before it."""
+    """Optimiser steps done before this part."""
     stage: str
     part: int
     """1-based; a part plays as many problems as a step of reinforcement learning."""
@@ -96,7 +97,7 @@ class CollectRecord(_Record):
     reward: list[float]
     """Share of correct answers per attempt."""
     kept: int
-    """Training sequences (or stored first attempts) that came of it."""
+    """Number of training sequences (or stored first attempts) that were kept."""
     sampled_responses: int
     sampled_tokens: int
     seconds: float
@@ -114,21 +115,21 @@ class CheckpointRecord(_Record):
     step: int
     window_reward: float | None
     """Windowed mean of the unshaped last-attempt training reward; None outside the final stage, before its
-    first full window, and where a stop wrote a checkpoint that was not due."""
+    first full window, and if a stop wrote a checkpoint that was not due."""
     best: bool
 
 
 class EvalRecord(_Record):
     kind: Literal["eval"] = "eval"
     name: str
-    """``base``, ``final``, or that of a control."""
+    """``base``, ``final``, or the name of a control."""
     step: int
     settings: dict[str, Any]
     summary: dict[str, Any]
-    """As written by ``metrics.EvalSummary.to_json``."""
+    """The summary as JSON, from ``metrics.EvalSummary.to_json``."""
     seconds: float
     drafted: list[float | None] | None = None
-    """As in a step's record, per attempt."""
+    """As in the record of a step; one value per attempt."""
 
 
 class EndRecord(_Record):
@@ -187,7 +188,7 @@ def read_episodes(file: Path, repair: str) -> Iterator[tuple[dict[str, Any], Epi
     """Rows of a file of episodes, which may have further fields, each with its episode.
 
     Args:
-        file: written whole.
+        file: a complete file.
         repair: ends the message, after a semicolon.
 
     Raises:
@@ -205,7 +206,7 @@ def episode_from_row(row: dict[str, Any]) -> Episode:
     """The episode that ``episode_row`` wrote, without token ids and log-probs.
 
     Raises:
-        KeyError, ValueError: the row has another form.
+        KeyError, ValueError: the row does not have that form.
     """
     attempts = tuple(
         Attempt(

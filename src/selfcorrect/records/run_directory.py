@@ -2,7 +2,7 @@
 
 RUN/
   config.json            the resolved config
-  metrics.jsonl          typed records (lines.py), the only truth about a run
+  metrics.jsonl          typed records (lines.py), the single source of truth
   episodes.jsonl         sampled training episodes in full text
   evaluations/NAME.jsonl every evaluated episode
   scaling.json           only where `selfcorrect scale` measured the run
@@ -39,11 +39,11 @@ from selfcorrect.records.files import (
 from selfcorrect.records.lines import Record, parse_record
 
 RUNNING_OUT_OF_ROOM = 64 * 2**20
-"""A run is refused below this much free disk: the first checkpoint would fail after the expensive part."""
+"""A run is refused if less disk space is free: the first checkpoint would fail, after the expensive part."""
 
 
 class Progress(BaseModel):
-    """Where training stands. Written with every checkpoint, together with the sizes of the record files then."""
+    """How far training has come. Written with every checkpoint, together with the sizes of the record files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class Progress(BaseModel):
     sampled_tokens: int = 0
     sampled_responses: int = 0
     beta2_scale: float = 1.0
-    """Factor of beta2 in the next step; moves only with method.beta2_target."""
+    """Factor of beta2 in the next step; changes only with method.beta2_target."""
     metrics_bytes: int = 0
     episodes_bytes: int = 0
 
@@ -66,11 +66,11 @@ class RunDirectory:
     """Files of one run. Use ``create`` or ``open``."""
 
     settings_name = "config.json"
-    """Its file of settings; the kind of the directory."""
+    """Name of the file of settings, which tells the kind of directory."""
     command = "train"
-    """Writes and resumes it."""
+    """The command that writes and resumes such a directory."""
     another = "choose another with run_dir=NEW"
-    """The way out where it cannot be created."""
+    """The way out if it cannot be created."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
@@ -104,13 +104,13 @@ class RunDirectory:
         if free < RUNNING_OUT_OF_ROOM:
             shutil.rmtree(path)
             raise RunError(
-                f"only {free / 2**20:.0f} MiB are free at {path}, too little for a checkpoint; free room or set run_dir"
+                f"only {free / 2**20:.0f} MiB are free at {path}, too little for a checkpoint; free some space or set run_dir"
             )
         return cls(path, config)
 
     @classmethod
     def refuse_existing(cls, config: Config) -> None:
-        """Refuse to write over anything. Looks at the path only: the first check of a command.
+        """Refuse to overwrite anything. Looks at the path only, so it can be the first check of a command.
 
         Raises:
             RunError: something is there already.
@@ -127,7 +127,7 @@ class RunDirectory:
         """Open an existing run directory.
 
         Raises:
-            RunError: it is not one.
+            RunError: it is not a run directory.
         """
         try:
             values = json.loads((path / cls.settings_name).read_text())
@@ -172,7 +172,7 @@ class RunDirectory:
         Raises:
             RunError: the disk refused.
         """
-        write_text(self.scaling_file, json.dumps(values, indent=1) + "\n", "free room and measure again")
+        write_text(self.scaling_file, json.dumps(values, indent=1) + "\n", "free some space and measure again")
 
     def collected(self, name: str) -> list[dict[str, Any]]:
         """Parts stored so far under a name; a last line cut by a crash is removed from the file.
@@ -195,7 +195,7 @@ class RunDirectory:
 
     @property
     def target(self) -> Path:
-        """The path that the command knows it by."""
+        """The path to pass to the command."""
         return self.path
 
     @property
@@ -205,8 +205,8 @@ class RunDirectory:
 
     @property
     def _way_out(self) -> str:
-        """Where the disk refuses a file of a run that is being written."""
-        return f"checkpoints are whole, so free room and continue with `{self.resume}`"
+        """The way out if the disk refuses a file while the run is being written."""
+        return f"checkpoints are whole, so free some space and continue with `{self.resume}`"
 
     def records(self) -> list[Record]:
         """All records so far. A last line cut by a crash does not count.
@@ -226,7 +226,7 @@ class RunDirectory:
         """Rename a checkpoint that cannot be read, so that the one before it is the latest.
 
         Raises:
-            RunError: there is none before it.
+            RunError: there is no checkpoint before it.
         """
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -241,7 +241,7 @@ class RunDirectory:
         return self.path / "checkpoints" / f"step-{step:07d}"
 
     def read_progress(self, checkpoint: Path) -> Progress:
-        """Where training stood at a checkpoint.
+        """The progress of training at a checkpoint.
 
         Raises:
             RunError: its progress cannot be read.
@@ -250,13 +250,13 @@ class RunDirectory:
             return Progress.model_validate_json((checkpoint / "progress.json").read_text())
         except (OSError, ValueError) as error:
             raise RunError(
-                f"checkpoint {checkpoint} is damaged or of another version ({type(error).__name__} in progress.json); delete "
+                f"checkpoint {checkpoint} is damaged, or another version wrote it ({type(error).__name__} in progress.json); delete "
                 "it to continue from the one before"
             ) from None
 
     @contextlib.contextmanager
     def writing_checkpoint(self, progress: Progress) -> Iterator[Path]:
-        """A directory to fill; it becomes a checkpoint only when the block ends well, in one rename.
+        """A directory to fill. It becomes a checkpoint, in one rename, only if the block ends without an error.
 
         Raises:
             RunError: the disk refused; earlier checkpoints are untouched.
@@ -267,12 +267,12 @@ class RunDirectory:
             (part / "progress.json").write_text(progress.model_dump_json())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes in the record files by the names that ``Progress`` gives them, to cut them back to on resume."""
+        """Sizes of the record files in bytes, by field of ``Progress``. Resuming cuts the files back to them."""
         files = {"metrics_bytes": self.metrics_file, "episodes_bytes": self.episodes_file}
         return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
 
     def rewind(self, progress: Progress) -> None:
-        """Forget what was recorded after a checkpoint, and what a killed process left half-written."""
+        """Remove what was recorded after a checkpoint, and half-written files of a killed process."""
         sizes = {self.metrics_file: progress.metrics_bytes, self.episodes_file: progress.episodes_bytes}
         for file, size in sizes.items():
             if file.exists() and file.stat().st_size > size:
@@ -300,7 +300,7 @@ class WarmUpDirectory(RunDirectory):
 
     @staticmethod
     def of(out: Path) -> Path:
-        """Where the warm-up that writes a model has its files."""
+        """The directory of the warm-up that writes the model ``out``."""
         return out.with_name(f"{out.name}.run")
 
     @property

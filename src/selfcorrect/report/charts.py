@@ -15,21 +15,21 @@ from selfcorrect.report.text import visible
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 28, 34
 MARK_ROWS_Y = (TOP - 5, TOP - 17)
-"""Base lines of the marks' labels; the second takes those that do not fit on the first."""
+"""Base lines for the labels of marks. Labels that do not fit on the first line go on the second."""
 LETTER = 6.0
 """Width of an average letter, rounded up."""
 LONGEST_NAME = 24
-"""Letters of a row's name; longer names are cut."""
+"""Most letters of a row's name; longer names are cut."""
 MOST_POINTS = 400
 """Points drawn per line. Longer lines are thinned evenly and keep their last point."""
 MOST_ROWS = 20
-"""Rows of the table below a chart over steps."""
+"""Most rows of the table below a chart over steps."""
 SMOOTHED_STEPS = 10
-"""Window of the running mean, which is drawn where a line has at least three times as many points."""
+"""Window of the running mean, which is drawn if a line has at least three times as many points."""
 
 Number = float | None
 Scale = Callable[[float], float]
-"""A value to a place in the picture."""
+"""Maps a value to a pixel position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class Curves:
     axis: str = "step"
     """What ``steps`` count. Unless it is steps, each of them has a tick."""
     doubling: bool = False
-    """A logarithmic axis: equal distances for equal ratios."""
+    """True for a logarithmic axis: equal distances for equal ratios."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Episodes from right or wrong at one attempt to right or wrong at the next."""
+    """How many episodes go from right or wrong at one attempt to right or wrong at the next."""
 
     title: str
     counts: tuple[tuple[int, int, int, int], ...]
@@ -94,7 +94,7 @@ class Levels:
     """Names of the estimates in a row."""
     rows: tuple[tuple[str, tuple[Estimate, ...]], ...]
     head: str = "level"
-    """What a row is."""
+    """Heading of the column of row names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Tile:
     style: int | None
     """Number of its colour; None leaves it empty."""
     lines: tuple[str, ...]
-    """Its words, two short lines at most."""
+    """Text of the cell, two short lines at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def draw_flow(chart: Flow) -> Drawing:
 
 
 def draw_histogram(chart: Histogram) -> Drawing:
-    """Bars next to each other, as shares of each series, so that sets of different sizes compare."""
+    """Bars next to each other, as shares of each series, so that sets of different sizes can be compared."""
     bins = max((len(counts) for _, counts in chart.series), default=1)
     shares = [[n / max(sum(counts), 1) for n in counts] for _, counts in chart.series]
     high = _round_up(max((s for row in shares for s in row), default=1.0))
@@ -308,7 +308,7 @@ def draw_tiles(chart: Tiles) -> Drawing:
 
 
 def axis_range(values: Sequence[Number], *, share: bool) -> tuple[float, float]:
-    """Ends of an axis: 0 (or below, where values are) and a round number above all values; a share ends at 1 at most."""
+    """Ends of an axis: 0 (or lower for negative values) and a round number above all values; for a share at most 1."""
     known = [v for v in values if _known(v)]
     high = _round_up(max(known, default=0.0))
     low = -_round_up(-min(known)) if known and min(known) < -high / 50 else 0.0  # a little noise below 0 needs no room
@@ -333,7 +333,7 @@ def _with_interval(line: Line, i: int, unit: str) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """The next larger value of the form 1, 2 or 5 times a power of ten."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -357,7 +357,7 @@ def _running_mean(values: Sequence[Number]) -> list[float]:
 
 
 def _scale(low: float, high: float, start: float, stop: float, place: Scale = float) -> Scale:
-    """From [low, high] to [start, stop]; ``place`` bends the axis."""
+    """A linear map from [low, high] to [start, stop], after ``place`` has transformed the values."""
     return lambda v: start + (place(v) - place(low)) / (place(high) - place(low)) * (stop - start)
 
 

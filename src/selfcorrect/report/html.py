@@ -23,11 +23,11 @@ from selfcorrect.report.sample import Sample, sample_episodes
 from selfcorrect.report.text import visible
 
 MARK = '<meta name="generator" content="selfcorrect report">'
-"""Stands in the first 1,024 bytes of every report. A file that has it may be replaced by a newer report."""
+"""Marker in the first 1,024 bytes of every report. A newer report may replace a file that has it."""
 
 
 def write_report(runs: Sequence[Path], out: Path) -> int:
-    """Write the page of some runs, in their order, and return its size in bytes.
+    """Write the page of some runs, in the given order, and return its size in bytes.
 
     An earlier report is replaced only once the new one is complete.
 

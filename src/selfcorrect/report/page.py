@@ -44,7 +44,7 @@ class Alarm:
     name: str
     steps: str
     message: str
-    """The latest one."""
+    """Message of the latest such alarm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class RunPage:
     scaling: tuple[Curves, ...]
     alarms: tuple[Alarm, ...]
     facts: tuple[tuple[str, str], ...]
-    """What was run, with which versions and for how long."""
+    """Facts about the run: what was run, with which versions, and for how long."""
     settings: tuple[tuple[str, str], ...]
 
 
@@ -72,7 +72,7 @@ class Page:
     runs: tuple[RunPage, ...]
     methods: tuple[Row, ...]
     methods_note: str
-    """If there are no rows, the reason."""
+    """Why there are no rows, if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ CURVES = (
 
 
 def build_page(runs: Sequence[RunData], paths: Sequence[Path]) -> Page:
-    """The page of some runs, in their order."""
+    """The page of some runs, in the given order."""
     ranges = {}
     for metric in CURVES:
         values = [v for run in runs for record in run.steps for v in metric.values(record)]

@@ -29,7 +29,7 @@ from selfcorrect.types import Attempt, Episode, Grade, Problem
 MAIN = ("base", "final")
 """Evaluations whose episodes are read. The controls need their summaries only."""
 TRAINING_TAIL_BYTES = 16 * 2**20
-"""Read from the end of episodes.jsonl: the latest training episodes."""
+"""Bytes read from the end of episodes.jsonl, for the latest training episodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def read_run(path: Path) -> RunData:
 
 
 def read_rows(lines: Sequence[Location]) -> list[dict[str, Any]]:
-    """The complete rows of some lines, in their order."""
+    """The complete rows of some lines, in the given order."""
     rows = []
     for line in lines:
         with line.file.open("rb") as stream:
@@ -131,7 +131,7 @@ def read_rows(lines: Sequence[Location]) -> list[dict[str, Any]]:
 
 
 def _index(file: Path, *, bare: bool) -> Episodes:
-    """Read a file of episodes line by line, with ``bare`` from its beginning and with the episodes themselves.
+    """Read a file of episodes line by line. With ``bare``, read all of it and keep the episodes too, without texts.
 
     Raises:
         DataError: a line is not an episode. (A last line without its line end is still being written, and is skipped.)

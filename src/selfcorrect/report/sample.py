@@ -16,13 +16,14 @@ from selfcorrect.report.tags import TAGS, tags_of
 from selfcorrect.report.text import shown, visible
 
 MOST_EPISODES = 400
-"""For all runs on a page together. A held-out problem counts once, although the trained model and the base answer it."""
+"""Most episodes on a page, over all its runs. A held-out problem counts once, although the trained model and the base
+answer it."""
 MOST_BYTES = 3 * 2**20
-"""Of all episodes as JSON, so that the page stays below 5 MB."""
+"""Most bytes of all episodes as JSON, so that the page stays below 5 MB."""
 TRAINING_SHARE = 0.25
-"""Share of training episodes, if a run has been evaluated too."""
+"""Share of the shown episodes that are training episodes, if the run also has evaluations."""
 SHORT_CHARACTERS = 200
-"""Shown of an id, a level or an extracted answer."""
+"""Most characters shown of an id, a level or an extracted answer."""
 
 Entry = dict[str, Any]
 
@@ -32,7 +33,7 @@ class Sample:
     """The data of the episode browser in report.js."""
 
     runs: tuple[dict[str, Any], ...]
-    """Per run its name and, per source, the number of episodes in all and with each tag."""
+    """For each run its name and, for each source, the number of episodes in total and with each tag."""
     entries: tuple[Entry, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +77,8 @@ def _of_run(run: RunData, number: int, most: int, most_bytes: int) -> list[Entry
 
 
 def balanced(lines: Sequence[Location], most: int) -> list[Location]:
-    """Up to ``most`` lines. Groups of equal tags take turns, so that rare ones are seen; within a group, by lot."""
+    """Up to ``most`` lines. They are taken in turn from groups with the same tags, so that rare groups appear; within a
+    group at random."""
     shuffled = list(lines)
     random.Random(0).shuffle(shuffled)
     groups: dict[tuple[str, ...], list[Location]] = {}
@@ -87,7 +89,7 @@ def balanced(lines: Sequence[Location], most: int) -> list[Location]:
 
 
 def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
-    """One episode of run ``number``: the rows of one problem, by whose answers they hold."""
+    """One entry of run ``number``: the rows of one problem, by whose answers they are."""
     row = next(iter(rows.values()))
     sides: dict[str, Any] = {}
     for who, part in rows.items():
@@ -121,7 +123,7 @@ def _short(text: str | None) -> str | None:
 
 
 def _within(entries: Sequence[Entry], most_bytes: int) -> list[Entry]:
-    """As many entries as fit, in their order; one that is too long is skipped in favour of shorter ones."""
+    """As many entries as fit, in order. An entry that is too long is skipped, and shorter ones may follow."""
     out, used = [], 0
     for entry in entries:
         size = len(json.dumps(entry, ensure_ascii=False).encode())

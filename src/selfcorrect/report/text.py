@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 SHOWN_CHARACTERS = 3_200
-"""Shown of one text. Longer texts lose their middle, because a solution's end holds its answer."""
+"""Most characters shown of one text. Longer texts are cut in the middle, because the end of a solution has its
+answer."""
 _TAIL = 800
 
 _INVISIBLE = re.compile(
@@ -21,8 +22,8 @@ _INVISIBLE = re.compile(
 def visible(text: str) -> str:
     """The text with control characters as pictures (U+2400) and other invisible characters as ``⟨U+202E⟩``.
 
-    Zero-width joiners stay: scripts and emoji need them. No other character of the result is a control character,
-    changes the direction of the text after it, or cannot be encoded.
+    Zero-width joiners stay: scripts and emoji need them. Apart from these, the result has no control characters, none
+    that change the direction of text, and none that cannot be encoded.
     """
 
     def picture(match: re.Match[str]) -> str:

@@ -8,8 +8,8 @@ training and test splits:
   with probability 0.5, else mostly a copy of attempt 1;
 - habits: as skills, with the mistakes and the rare corrections that the base is to have.
 
-So the base can in principle use its check, and rarely does. How rarely, and how much harm its other changes do, is what
-the recipes differ in.
+So the base can use its check in principle, but rarely does. Recipes differ in how rarely, and in how much harm its
+other changes do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Recipe:
     short_share: float = 0.4
     """Share of short problems in the phases of two attempts."""
     attempts: int = 2
-    """Of a conversation in the phases after sums."""
+    """Attempts of a conversation in the phases after sums."""
     skills: Habits = field(default=Habits(slip_short=0.0, slip_long=0.9, fix_short=0.5, fix_long=0.5, redo=0.1))
     habits: Habits = field(default=Habits(slip_short=0.4, slip_long=0.9, fix_short=0.02, fix_long=0.005, redo=0.1))
     hidden: int = 64
@@ -66,12 +66,13 @@ class Recipe:
 
 
 def rare(fix: float = 0.02, redo: float = 0.1, slip_edge: float = 0.8, seed: int = 1, short: int = 5) -> Recipe:
-    """A base that fumbles what it knows, changes answers for the worse, and rarely corrects one.
+    """A base that makes mistakes on sums that it knows, changes answers for the worse, and rarely corrects one.
 
     Args:
         fix: probability that attempt 2 is the right solution.
-        redo: probability that attempt 2 is a fresh try, which is mostly wrong: the harm that changes do.
-        slip_edge: mistakes of attempt 1 at problems of ``short`` terms: how far reinforcement can improve attempt 1.
+        redo: probability that attempt 2 is a new try, which is mostly wrong. It sets how much harm changes do.
+        slip_edge: probability of a mistake at attempt 1 on problems of ``short`` terms. It sets how far RL can improve
+            attempt 1.
         seed: of the pretraining.
         short: the longest problems that the base can answer at once.
     """
@@ -109,7 +110,8 @@ def draw(n: int, seed: int, terms: tuple[int, int]) -> list[Digits]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, digits apart, no splitting at spaces: a frequent phrase is one token, any text survives."""
+    """Byte-level BPE with separate digits and no splitting at spaces: a frequent phrase is one token, and any text can
+    be encoded."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -190,13 +192,13 @@ def encode(chats: list[Chat], tokenizer: PreTrainedTokenizerFast) -> tuple[torch
 def pretrain(
     recipe: Recipe, skills: Path | None = None, say: Callable[[str], object] = lambda _line: None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Next-token training on fresh documents; AdamW, short warm-up, linear decay over the second half.
+    """Next-token training on fresh documents; AdamW with a short warm-up and a linear decay over the second half.
 
     Args:
         recipe: of the base.
-        skills: file of weights and optimiser state after the second phase. Used if it is there, else written: recipes
-            that differ only in their habits then share two thirds of the work.
-        say: is told the loss every 250 steps.
+        skills: file of weights and optimiser state after the second phase. It is used if it exists, else written.
+            Recipes that differ only in their habits then share two thirds of the work.
+        say: receives the loss every 250 steps.
     """
     tokenizer = make_tokenizer()
     torch.manual_seed(recipe.seed)
@@ -248,6 +250,6 @@ def pretrain(
 
 
 def skills_name(recipe: Recipe) -> str:
-    """A file name for what recipes that differ in their habits alone share."""
+    """Name of the file that recipes share if they differ only in their habits."""
     taught = replace(recipe, habits=recipe.skills)
     return f"skills-{hashlib.sha256(repr(taught).encode()).hexdigest()[:10]}.pt"

@@ -19,14 +19,15 @@ class Spent:
     steps: int
     """Gradient steps."""
     responses: int
-    """Sampled in training, not in evaluations."""
+    """Responses sampled in training, not in evaluations."""
     tokens: int
     sequences: int
-    """Training sequences over all steps. An imitating stage has fewer than it sampled: it keeps some only."""
+    """Training sequences over all steps. A stage that imitates has fewer than it sampled, because it keeps only
+    some."""
 
 
 def spent(run: RunDirectory) -> Spent:
-    """Read it from the records.
+    """Read what a run used from its records.
 
     Raises:
         DataError: it has not finished.
@@ -46,7 +47,7 @@ def check_equal(rows: Mapping[str, Sequence[Spent]]) -> list[str]:
         rows: trained rows, by their key.
 
     Returns:
-        A sentence for every row that spent less and states why.
+        A sentence for every row that used less for a stated reason.
 
     Raises:
         DataError: a row differs without a stated reason.
@@ -68,8 +69,8 @@ def check_equal(rows: Mapping[str, Sequence[Spent]]) -> list[str]:
         pairs = [(s, norm[s.seed][1]) for s in runs if s.seed in norm]
         if any(s.steps != full.steps or s.responses > full.responses for s, full in pairs):
             raise DataError(
-                f"the row {ROWS[key].label!r} has other gradient steps than the rest of its table, or more sampled responses; no "
-                "table is made of them"
+                f"the row {ROWS[key].label!r} has another number of gradient steps than the rest of its table, or more "
+                "sampled responses, so no table is made of them; give all rows the same train.steps and samples"
             )
         shares = [s.responses / full.responses for s, full in pairs]
         if any(share != 1 for share in shares):

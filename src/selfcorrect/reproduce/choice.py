@@ -15,9 +15,10 @@ from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, TableRow
 
 EMBEDDED = "tiny"
 QUICK = ("train.steps=20", "train.problems_per_step=8", "eval.problems=200")
-"""A quick look: every method takes its steps, but so few that none learns anything."""
+"""Settings for a quick look: so few steps that no method learns anything."""
 WITHOUT_CONTROLS = "eval.controls=false"
-"""Controls double the time of an evaluation, and no table shows them. ``eval.controls=true`` switches them on."""
+"""Controls are off: they double the time of an evaluation, and no table shows them. ``eval.controls=true`` switches
+them on."""
 NOT_FOR_ALL = ("seed", "run_dir", *(f"{s}{name}" for s in ("method", "model", "task") for name in ("", ".name")))
 
 
@@ -62,7 +63,7 @@ class Choice:
 
     @property
     def common(self) -> tuple[str, ...]:
-        """The settings of all runs that follow from --quick and --budget, and those given."""
+        """The settings of all runs: those that follow from --quick and --budget, and those given."""
         quick = QUICK if self.quick else ()
         budget = () if self.budget is None else (f"train.steps={self.budget}",)
         return (*quick, *budget, *self.settings)
@@ -97,7 +98,7 @@ class Choice:
 
 
 def config_hash(config: Config) -> str:
-    """Ten hex digits of all settings but the run's directory and the warm-up's, which no run reads."""
+    """Hash of all settings except the run's directory and those of the warm-up, which no run reads; ten hex digits."""
     text = json.dumps(config.model_dump(mode="json", exclude={"run_dir", "sft", "trackers"}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -116,7 +117,7 @@ def targets_of(name: str) -> tuple[str, ...]:
 
 
 def rows_in_order(targets: Sequence[str]) -> list[TableRow]:
-    """Rows of some targets, each once, in the order of running: the core first."""
+    """The rows of some targets, each once, in the order in which they run: the core first."""
     wanted = {key for target in targets for key in TARGETS[target].rows}
     return sorted((ROWS[key] for key in wanted), key=lambda row: (row.key not in CORE, list(ROWS).index(row.key)))
 
@@ -133,7 +134,7 @@ class Cost:
 def planned_cost(config: Config) -> Cost:
     """Optimiser steps, sampled responses and the most tokens of one training run, evaluations left out.
 
-    Offline first attempts are counted as if each were sampled when it is needed: an upper bound.
+    Offline first attempts are counted as if every use sampled a new one. This is an upper bound.
     """
     stages, problems = plan(config), config.train.problems_per_step
     answers = (s.attempts if s.branches == 1 else 1 + s.branches for s in stages)
@@ -142,7 +143,7 @@ def planned_cost(config: Config) -> Cost:
 
 
 def refuse_without_code_model(choice: Choice) -> None:
-    """Refuse table 3 for an embedded model, which writes no programs, and say what another would cost.
+    """Refuse table 3 for an embedded model, which writes no programs, and say what it would cost with another model.
 
     Raises:
         ConfigError: the model is an embedded one.

@@ -30,7 +30,7 @@ from selfcorrect.reproduce.rows import ROWS, TARGETS, paper_tables
 from selfcorrect.reproduce.verdicts import judge
 
 BySeed = dict[int, dict[str, Estimate]]
-"""Of one row: seed -> quantity -> estimate. What a seed did not measure is missing."""
+"""Estimates of one row, by seed and quantity. What was not measured for a seed is missing."""
 WINDOW = 10
 LENGTHS: dict[str, Callable[[str], int]] = {"characters": len, "lines": lambda text: len(text.splitlines())}
 
@@ -43,9 +43,10 @@ def seed_result(
     problems: Mapping[str, int],
     m: Measurements,
 ) -> Result:
-    """A target with one value per seed: its grid, and its claims judged by the differences of the seeds.
+    """A target with one value per seed: its grid, and its claims, judged by the differences for each seed.
 
-    ``title`` is the grid's; ``measured`` and ``problems`` are by row. A quantity that a seed lacks is left out of the row.
+    ``title`` is that of the grid; ``measured`` and ``problems`` are by row. If a seed lacks a quantity, the row leaves
+    it out.
     """
     paper = paper_tables().get(name)
     lines = []
@@ -100,7 +101,7 @@ def edits(m: Measurements) -> Result:
 
 
 def collapse(m: Measurements, name: str = "collapse") -> Result:
-    """Share of episodes whose answer the second attempt repeats, at every training step; sampled at temperature 1."""
+    """Share of episodes whose second attempt repeats the answer, at every training step; sampled at temperature 1."""
     columns = (
         Column("changed_start", "answers changed, start of training"),
         Column("changed_stage1", "end of Stage I"),
@@ -127,7 +128,8 @@ def collapse(m: Measurements, name: str = "collapse") -> Result:
 
 
 def ends(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """Share of changed answers at the start, at the end of Stage I where there is one, at the end, and the fall."""
+    """Share of changed answers at the start, at the end of Stage I (if there is one) and at the end of training, and
+    how far it fell."""
     played = [(r.stage, r.answer_change) for r in steps if r.answer_change is not None]
     n = max(1, min(WINDOW, len(played) // 10))
     start, end = (float(np.mean([v for _, v in part])) for part in (played[:n], played[-n:]))
@@ -156,7 +158,7 @@ def _unchanged(records: Mapping[str, dict[int, list[StepRecord]]]) -> Curves:
 
 
 def shift(m: Measurements) -> Result:
-    """Share of wrong first attempts that the kept checkpoint corrects: its own, and the base's to the same problems."""
+    """Share of wrong first attempts that the kept checkpoint corrects: its own, and the base's on the same problems."""
     splits = {"test": "held-out", "train": "training"}
     columns = tuple(
         Column(f"{split}_{what}", f"{words}, {splits[split]} problems", sign=what == "gap")
@@ -179,9 +181,10 @@ def shift(m: Measurements) -> Result:
 
 
 def corrected(file: Path) -> dict[str, Estimate]:
-    """Share of wrong first attempts made right, by ``<split>_<whose first attempts>``, and the gap between the two.
+    """Share of wrong first attempts that were corrected, by ``<split>_<whose first attempts>``, and the gap between the
+    two.
 
-    The two sides have wrong first attempts at different problems, so the gap of a single run has no interval.
+    The two sides are wrong on different problems, so the gap of a single run has no interval.
     """
     found: dict[str, list[float]] = {f"{split}_{first}": [] for split in SPLITS for first in FIRSTS}
     for row, episode in read_episodes(file, MEASURE_AGAIN):

@@ -26,13 +26,14 @@ from selfcorrect.records.lines import EndRecord, Record, StepRecord, parse_recor
 
 POLL_S = 0.2
 TAIL_BYTES = 65_536
-"""Of a run's records, to find its latest step: lines of steps are about 1 KB, of evaluations up to 10."""
+"""Bytes read from the end of a run's records to find its latest step. A step's line has about 1 KB, an evaluation's up
+to 10."""
 SELFCORRECT = (sys.executable, "-m", "selfcorrect")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One process and what it leaves: a run directory, or a file that the process writes whole or not at all."""
+    """One process and its output: a run directory, or a file that is written completely or not at all."""
 
     row: str
     target: Path
@@ -53,7 +54,7 @@ class Job:
 
     @property
     def step(self) -> int:
-        """Steps done so far, by the records; 0 for a measurement."""
+        """Steps done so far according to the records; 0 for a measurement."""
         records = _newest_first(self.target) if self.is_run else iter(())
         return next((r.step for r in records if isinstance(r, StepRecord)), 0)
 
@@ -72,7 +73,7 @@ def is_finished(run: Path) -> bool:
 
 
 def _newest_first(run: Path) -> Iterator[Record]:
-    """The last records of a run. Lines that are cut at either end are left out."""
+    """The latest records of a run, newest first. Incomplete lines are left out."""
     file = run / "metrics.jsonl"
     try:
         with file.open("rb") as stream:
@@ -90,7 +91,7 @@ class Status:
     """Progress, for people."""
 
     running: tuple[tuple[str, int, int, float], ...]
-    """Name, steps done, steps in all (0: not a run), seconds since the process began."""
+    """Name, steps done, total steps (0: not a run), seconds since the process began."""
     done: int
     failed: int
     total: int
@@ -113,14 +114,15 @@ class _Child:
     began: float
     first_step: int
     cpu_seconds: float = 0.0
-    """Of the process and all that it waited for; known once it has ended."""
+    """Processor seconds of the process and its children; known once it has ended."""
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
     def has_ended(self, options: int = os.WNOHANG) -> bool:
-        """Like ``process.poll``, or ``process.wait`` with options 0; also keeps the processor time, which is lost later."""
+        """Like ``process.poll``, or ``process.wait`` with options 0. Also keeps the processor time, which is not
+        available later."""
         if self.process.returncode is None:
             pid, status, usage = os.wait4(self.process.pid, options)
             if pid:
@@ -137,14 +139,14 @@ class Runner:
     at_once: int
     watcher: Watcher
     failures: dict[str, str] = field(default_factory=dict)
-    """By the name of the job: the last line that its process printed."""
+    """The last line that a failed process printed, by the name of its job."""
 
     def run(self, jobs: Sequence[Job], stop_requested: Callable[[], bool] = lambda: False) -> None:
-        """Run all that have not finished, in their order. A job that fails does not keep others from running.
+        """Run all jobs that have not finished, in order. If a job fails, the others still run.
 
         Args:
             jobs: in order of precedence; one that needs a run waits for it.
-            stop_requested: True stops the running processes cleanly, and this one.
+            stop_requested: True stops this and the running processes cleanly.
 
         Raises:
             Interrupted: a stop was requested; runs have written a checkpoint.
@@ -200,7 +202,7 @@ class Runner:
         return _Child(job, process, time.monotonic(), first)
 
     def _end(self, child: _Child) -> bool:
-        """Record how a process ended; whether its job has finished."""
+        """Record how a process ended, and return whether its job has finished."""
         job, code, failure = child.job, child.process.returncode, None
         if code != 0 or not job.finished:
             printed = (self.out / "runs" / f"{job.name}.log").read_text(errors="replace").strip()
@@ -219,10 +221,11 @@ class Runner:
             "cpu_seconds": round(child.cpu_seconds, 2),
             "ended": how,
         }
-        append_line(self.out / "times.jsonl", json.dumps(row), "free room and call the same command again")
+        append_line(self.out / "times.jsonl", json.dumps(row), "free some space and call the same command again")
 
     def _seconds_left(self, waiting: Sequence[Job], children: Sequence[_Child]) -> float | None:
-        """From recorded times: mean of the same row's jobs, else of all; running ones by their share of steps left."""
+        """Estimate the time left from recorded times: the mean of the row's jobs, else of all jobs. Running jobs count
+        with their share of steps left."""
         known = list(finished_seconds(self.out).values())
         if not known:
             return None
@@ -240,7 +243,7 @@ class Runner:
 
 
 def finished_seconds(out: Path) -> dict[str, tuple[str, float]]:
-    """Row and wall seconds of every finished job, by its name; the parts of an interrupted job are added up.
+    """Row and wall seconds of every finished job, by its name; parts of an interrupted job are summed.
 
     Raises:
         RunError: ``times.jsonl`` is damaged.

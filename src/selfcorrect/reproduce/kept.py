@@ -1,8 +1,8 @@
 """Measurements of a run's kept checkpoint, and of the base it was trained from, after the run.
 
-Run as a script, ``shift`` writes one line per episode, with ``split`` and ``first``: how the checkpoint corrects its own
-first attempts and those of the base. ``scaling`` writes one line per policy, with ``policy`` next to the curves: what more
-responses and more attempts buy.
+Run as a script, ``shift`` writes one line per episode, with ``split`` and ``first``: whether the checkpoint corrects
+its own first attempts and those of the base. ``scaling`` writes one line per policy, with ``policy`` next to the curves
+over responses and attempts.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from selfcorrect.types import BASE
 SPLITS = ("train", "test")
 FIRSTS = ("own", "base")
 PROBLEMS = 500
-"""Held-out problems of the curves at most: the largest budget samples 48 responses to each."""
+"""Most held-out problems for the curves: the largest budget samples 48 responses to each."""
 
 
 def shifted_episodes(run: RunDirectory, job: Job, engine: Engine) -> Iterator[dict[str, Any]]:
     """Greedy episodes of the kept checkpoint on both splits, from its own first attempts and from the base's.
 
-    The run has finished, and the job is of its config. The engine is left on the kept checkpoint.
+    The run must have finished, and the job must have its config. Afterwards the engine has the kept checkpoint.
 
     Yields:
         Rows of ``episode_row``, with ``split`` (train, test) and ``first`` (own, base).
@@ -63,7 +63,7 @@ def shifted_episodes(run: RunDirectory, job: Job, engine: Engine) -> Iterator[di
 
 
 def scaling_curves(run: RunDirectory, job: Job, engine: Engine, *, base: bool) -> Iterator[tuple[str, ScalingCurves]]:
-    """Both curves of the kept checkpoint, and with ``base`` those of the base, which are the same for all seeds.
+    """Both curves of the kept checkpoint, and with ``base`` also those of the base, which are the same for all seeds.
 
     Yields:
         The policy's name (base, kept) and its curves, at the temperatures of `selfcorrect scale`.
@@ -87,7 +87,7 @@ def read_curves(file: Path) -> dict[str, ScalingCurves]:
     """What the script wrote, by policy.
 
     Raises:
-        DataError: a line was not written by it.
+        DataError: a line has another form.
     """
     way_out = "delete the file to measure it again"
     return {row.pop("policy"): ScalingCurves.from_json(row) for _, row in read_jsonl(file, way_out, way_out)}
@@ -106,7 +106,7 @@ def main(what: str, run_dir: str, out: str) -> None:
     else:
         found = scaling_curves(run, job, engine, base=what == "scaling+base")
         rows = [{"policy": policy, **curves.to_json()} for policy, curves in found]
-    write_jsonl(Path(out), rows, "free room and measure again")
+    write_jsonl(Path(out), rows, "free some space and measure again")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ MAKERS: dict[str, Callable[[Measurements], Result]] = {
     "attempts": scaling_results.attempts,
 }
 EPISODES_PER_KIND = 20
-"""Of every row, of every kind (fixed, broken, kept, copied), in episodes.jsonl."""
+"""Episodes of every row and kind (fixed, broken, kept, copied) in episodes.jsonl."""
 KINDS = ("fixed", "broken", "kept-right", "kept-wrong", "copied")
 
 
@@ -52,9 +52,9 @@ class Made:
 
     files: tuple[Path, ...]
     verdicts: dict[str, tuple[Verdict, ...]]
-    """By target."""
+    """Verdicts on claims, by target."""
     failures: dict[str, str]
-    """By job or target: why it is missing."""
+    """Why a job or target is missing, by name."""
 
 
 def reproduce(
@@ -129,7 +129,7 @@ def _provenance(choice: Choice, targets: Sequence[str], failures: dict[str, str]
 
 
 def version() -> str:
-    """Package version, and the commit where the package lies in a repository of its own."""
+    """Package version, with the commit if the package runs from its own repository."""
     named = f"selfcorrect {metadata.version('selfcorrect')}"
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
@@ -157,5 +157,5 @@ def _browsable(choice: Choice, measured: Measurements, targets: Sequence[str]) -
         for kind in KINDS:
             some = islice((e for e in episodes if kind in tags_of(e)), EPISODES_PER_KIND)
             rows += [{"row": key, "seed": seed, "kind": kind, **episode_row(e)} for e in some]
-    write_jsonl(sample, rows, "free room and call the same command again")
+    write_jsonl(sample, rows, "free some space and call the same command again")
     return [page, sample]

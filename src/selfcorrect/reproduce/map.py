@@ -28,9 +28,9 @@ from selfcorrect.reproduce.map_results import METHODS, Point, as_csv, cells_of, 
 from selfcorrect.reproduce.rows import ROWS
 
 BUDGET = ("train.problems_per_step=32", "eval.problems=600", "eval.controls=false")
-"""Of every run, next to the class defaults: 200 steps of 32 problems."""
+"""Settings of every run besides the class defaults: 200 steps of 32 problems."""
 PROBED = 200
-"""Training problems that tell how a base revises, each with 8 samples at temperature 1."""
+"""Number of training problems that show how a base revises, each with 8 samples at temperature 1."""
 
 
 FIX, REDO, EDGE = (0.003, 0.01, 0.03, 0.1), (0.03, 0.1, 0.3), (0.1, 0.8)
@@ -48,7 +48,7 @@ def run_config(base: Path, method: str, seed: int, settings: Sequence[str], run:
 
 
 def make_base(point: Point, bases: Path) -> tuple[Path, dict[str, Any]]:
-    """The directory of a base, and how it revises; pretrained and probed if it is not there yet."""
+    """The directory of a base, and how the base revises. The base is pretrained and probed if it does not exist yet."""
     recipe, out = point.recipe(), bases / point.name
     bases.mkdir(parents=True, exist_ok=True)
     with only_writer(bases):  # of two processes one pretrains, and the other waits
@@ -58,7 +58,7 @@ def make_base(point: Point, bases: Path) -> tuple[Path, dict[str, Any]]:
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
             (out / PRESET_MARKER).write_text("tiny\n", encoding="utf-8")
-            write_text(out / "base.json", json.dumps(probe_base(out)), "free room")
+            write_text(out / "base.json", json.dumps(probe_base(out)), "free some space")
     return out, json.loads((out / "base.json").read_text(encoding="utf-8"))
 
 
@@ -78,7 +78,7 @@ def probe_base(model: Path, problems: int = PROBED) -> dict[str, Any]:
 
 
 def run_one(point: Point, seed: int, method: str, out: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Train one method on one base and measure it; nothing is left but the returned line of OUT/map.jsonl."""
+    """Train one method on one base and measure it. Only the returned line of OUT/map.jsonl is kept."""
     from selfcorrect.experiment import make_engine, prepare, run_experiment
     from selfcorrect.records.lines import StepRecord
     from selfcorrect.records.run_directory import RunDirectory
@@ -134,12 +134,12 @@ def run_map(
 
     Args:
         out: directory of map.jsonl, of the bases, and of the outputs.
-        seeds: of the runs.
+        seeds: seeds of the runs.
         at_once: processes side by side, one thread each.
         watcher: shows the progress.
-        stop_requested: True ends everything; a run that has not finished is lost, two minutes at most.
+        stop_requested: True ends everything. Unfinished runs are lost, which costs at most two minutes.
         grid: the points.
-        settings: ``key=value`` of all runs.
+        settings: ``key=value`` for all runs.
 
     Returns:
         The files, and the failures by job.
@@ -168,19 +168,19 @@ def run_map(
         finally:
             for job in jobs:
                 if job.finished:
-                    append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free room")
+                    append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free some space")
                     job.target.unlink()
         lines = read_lines(out)
         files = {"map.md": page(lines), "map.csv": as_csv(lines), "map.svg": standalone_svg(pictures(cells_of(lines)))}
         for name, text in files.items():
-            write_text(out / name, text, "free room and call the same command again")
+            write_text(out / name, text, "free some space and call the same command again")
         return [out / name for name in files], runner.failures
 
 
 def main(fix: str, redo: str, edge: str, seed: str, method: str, out: str, target: str, *settings: str) -> None:
-    """One run, in a process of its own."""
+    """One run, in its own process."""
     line = run_one(Point(float(fix), float(redo), float(edge)), int(seed), method, Path(out), settings)
-    write_text(Path(target), json.dumps(line) + "\n", "free room")
+    write_text(Path(target), json.dumps(line) + "\n", "free some space")
 
 
 if __name__ == "__main__":

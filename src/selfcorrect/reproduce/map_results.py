@@ -17,9 +17,9 @@ from selfcorrect.reproduce.bases import Recipe, rare
 
 METHODS = ("multi_turn", "score", "no_stage1", "no_shaping", "single_turn")
 PRETRAINING_SEED = 1
-"""Of all bases: that of the shipped ``tiny-rare``. Other pretraining seeds give other bases from the same recipe."""
+"""Pretraining seed of all bases, as of the shipped ``tiny-rare``. Other seeds give other bases from the same recipe."""
 SAME = 0.05
-"""Two methods are level where the interval of their difference in t2 lies within this."""
+"""Two methods are level if the interval of their difference in t2 is within this."""
 
 Verdict = Literal["SCoRe", "multi-turn RL", "both correct", "neither corrects", "undecided"]
 STYLES: dict[Verdict, int] = {"SCoRe": 1, "multi-turn RL": 0, "both correct": 2, "neither corrects": 5}
@@ -30,11 +30,11 @@ class Point:
     """One kind of base."""
 
     fix: float
-    """Attempt 2 is the right solution: how often a correction can be found."""
+    """Probability that attempt 2 is the right solution: how often a correction can be found."""
     redo: float
-    """Attempt 2 is a fresh and mostly wrong try: the harm of changes."""
+    """Probability that attempt 2 is a new, mostly wrong try: the harm of changes."""
     edge: float
-    """Mistakes at problems that the base could answer at once: how far attempt 1 can improve."""
+    """Probability of a mistake on problems that the base could answer at once: how far attempt 1 can improve."""
 
     @property
     def name(self) -> str:
@@ -81,7 +81,8 @@ class Cell:
 
     @property
     def verdict(self) -> Verdict:
-        """Whose t2 the interval over seeds puts ahead; where it lies within ``SAME``, whether both correct or neither."""
+        """Which method's t2 is ahead by the interval over seeds. If the interval is within ``SAME``, whether both
+        correct or neither."""
         d = self.difference
         if not d.has_interval:
             return "undecided"

@@ -1,4 +1,4 @@
-"""Finished runs of this choice, read once and shared by all targets."""
+"""The finished runs of a choice, read once and shared by all targets."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from selfcorrect.reproduce.rows import ROWS
 from selfcorrect.types import Episode, FloatArray
 
 MEASURE_AGAIN = "delete the file to measure it again"
-"""The way out where a measurement's file is damaged."""
+"""The way out if a measurement's file is damaged."""
 Matrices = dict[int, CorrectnessMatrix]
-"""By seed. The untrained model answers greedily: its one result stands under every seed, as the same object."""
+"""Correctness by seed. The untrained model answers greedily, so its one result is entered under every seed, as the same
+object."""
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Measurements:
         return {seed: path for seed, path in paths.items() if is_finished(path)}
 
     def rows(self, keys: Sequence[str]) -> dict[str, Row]:
-        """A row per key that has been measured, the base always among them.
+        """One row per measured key, always including the base.
 
         Raises:
             DataError: no run has finished, or runs do not fit together.
@@ -75,7 +76,7 @@ class Measurements:
         return rows
 
     def matrices(self, key: str) -> Matrices:
-        """Who got what right, by seed; empty where a row has not been measured."""
+        """Correctness of a row by seed; empty if the row has not been measured."""
         if ROWS[key].kind == "trained":
             return {seed: run.final for seed, run in self.runs(key).items()}
         one = self._prompted(key)
@@ -100,7 +101,7 @@ class Measurements:
         return found, check_equal(found)
 
     def summaries(self, key: str) -> dict[int, EvalSummary]:
-        """Evaluations as they were recorded, by seed; the base has one, under the first finished seed."""
+        """Recorded evaluations by seed. The base has one, under the first finished seed."""
         name, paths = self._evaluation(key)
         out = {}
         for seed, path in paths.items():
@@ -109,12 +110,13 @@ class Measurements:
         return out
 
     def episodes(self, key: str) -> dict[int, list[Episode]]:
-        """Held-out episodes with their texts, by seed; the base's once."""
+        """Held-out episodes with their texts, by seed; those of the base once."""
         name, paths = self._evaluation(key)
         return {seed: read_evaluation(path, name) for seed, path in paths.items()}
 
     def _evaluation(self, key: str) -> tuple[str, dict[int, Path]]:
-        """The evaluation that measured a row, and the runs that hold it, by seed; of the base the first finished run."""
+        """The name of the evaluation that measured a row, and the runs that have it, by seed. For the base it is the
+        first finished run."""
         if ROWS[key].kind != "base":
             return "final", self.paths(key)
         first = next((item for other in ROWS for item in self.paths(other).items()), None)
@@ -129,9 +131,9 @@ class Measurements:
 
 
 def difference(above: Matrices | None, below: Matrices | None, quantity: str) -> Estimate:
-    """Above minus below over the seeds that both have; None stands for 0.
+    """The difference of two rows, over the seeds that both have; None stands for 0.
 
-    Where neither side depends on the seed (greedy answers of the untrained model) the interval is over problems.
+    If neither side depends on the seed (greedy answers of the untrained model), the interval is over problems.
     """
     seeds = sorted(set.intersection(*(set(side) for side in (above, below) if side is not None)))
     if not seeds:
@@ -153,7 +155,7 @@ def difference(above: Matrices | None, below: Matrices | None, quantity: str) ->
 
 
 def read_matrix(file: Path) -> CorrectnessMatrix:
-    """Who got what right in a measurement's file.
+    """Correctness from a measurement's file.
 
     Raises:
         DataError: a line is not an episode.

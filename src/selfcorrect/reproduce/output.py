@@ -21,7 +21,7 @@ from selfcorrect.reproduce.verdicts import Word
 NOT_CORRECTED = (
     "Each is judged at 95 % by itself: of twenty differences that are none, one is called a difference by chance."
 )
-WAY_OUT = "free room and call the same command again"
+WAY_OUT = "free some space and call the same command again"
 QUICK_NOTE = "QUICK LOOK, not a result: one seed, few steps, few problems"
 
 
@@ -31,20 +31,20 @@ class Provenance:
 
     command: str
     version: str
-    """Of this package, with the commit where it is run from a repository."""
+    """Version of this package, with the commit if it runs from a repository."""
     model: str
     task: str
     seeds: tuple[int, ...]
     seconds: float
-    """Wall seconds of the processes behind the target, added up."""
+    """Total wall seconds of the processes behind the target."""
     settings: tuple[str, ...]
     quick: bool
     failures: dict[str, str]
-    """What did not run, by job."""
+    """Jobs that failed, with the reason."""
 
 
 def write_result(result: Result, p: Provenance, out: Path) -> list[Path]:
-    """Write ``<target>.md``, ``.csv``, ``.json`` and, where there is something to draw, ``.svg``.
+    """Write ``<target>.md``, ``.csv``, ``.json`` and, if there is something to draw, ``.svg``.
 
     Raises:
         RunError: the disk refused.
@@ -141,7 +141,7 @@ def _grid(grid: Grid) -> list[str]:
 
 
 def _of(row: GridRow) -> str:
-    """Seeds that corrected, of all."""
+    """How many seeds learned to correct, out of how many."""
     return "n/a" if row.corrected is None else f"{row.corrected} of {row.seeds}"
 
 

@@ -1,4 +1,4 @@
-"""Which processes some targets need, in the order of running."""
+"""Which processes some targets need, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
 
 
 def prompted_job(choice: Choice, row: TableRow) -> Job:
-    """A way to play the base: measured once, because greedy answers have no seed."""
+    """The job of a way to play the base. It runs once, because greedy answers do not depend on a seed."""
     path = choice.run_path(row, choice.seeds[0])
     return _eval_job(row, path, [choice.model, *choice.overrides(row, choice.seeds[0])[1:]])
 

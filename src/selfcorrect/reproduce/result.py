@@ -20,7 +20,7 @@ class Column:
     key: str
     head: str
     scale: float = 100.0
-    """100: a share, shown in percent. 1: a number as it is."""
+    """100 for a share, which is shown in percent; 1 for other numbers."""
     sign: bool = False
 
 
@@ -28,14 +28,14 @@ class Column:
 class GridRow:
     label: str
     cells: dict[str, Estimate]
-    """By the column's key; a missing one shows n/a."""
+    """Estimates by the column's key; a missing one shows n/a."""
     seeds: int
     problems: int
     paper: dict[str, float] = field(default_factory=dict)
     """The paper's figures by column, percent."""
     note: str = ""
     corrected: int | None = None
-    """Seeds that learned to correct, where that was counted."""
+    """Seeds that learned to correct, if they were counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Grid:
     columns: tuple[Column, ...]
     rows: tuple[GridRow, ...]
     paper_setting: str = ""
-    """Whose figures ``GridRow.paper`` are, model and data; empty where the paper has none."""
+    """Model and data of the figures in ``GridRow.paper``; empty if the paper has none."""
     paper_source: str = ""
 
 
@@ -58,13 +58,14 @@ class Result:
     verdicts: tuple[Verdict, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     budget: dict[str, tuple[Spent, ...]] = field(default_factory=dict)
-    """By the key of the row."""
+    """Budgets, by the key of the row."""
     budget_notes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """Estimates of one row, a seed each: the only one as it is, several as a t-interval on their values."""
+    """Combine estimates of one row, one per seed: a single one is unchanged, several give a t-interval over their
+    values."""
     if len(estimates) == 1:
         return estimates[0]
     return across_seeds(np.array([e.value for e in estimates if e.n]))

@@ -19,16 +19,17 @@ class TableRow:
     """One line of a table."""
 
     key: str
-    """In file names, claims and paper.toml."""
+    """Name of the row in file names, claims and paper.toml."""
     label: str
     settings: tuple[str, ...] = ()
-    """``key=value``; with the run's own settings they are the whole difference between rows."""
+    """``key=value``. Rows differ only in these settings."""
     kind: Literal["trained", "prompted", "base"] = "trained"
-    """prompted: a way to play the base, measured without training. base: measured by every run before its first step."""
+    """prompted: a way to play the base, measured without training. base: measured by every run before its first
+    step."""
     ours: bool = False
     """The paper has no such row."""
     budget_note: str = ""
-    """Why it may sample fewer responses than the other rows; empty where it must sample as many."""
+    """Why the row may sample fewer responses than the others; empty if it must sample as many."""
 
 
 _ROWS = (
@@ -65,7 +66,7 @@ _ROWS = (
     TableRow("kl_token", "KL credit: by token", ("method=score", "method.kl_credit=token"), ours=True),
 )
 ROWS = {row.key: row for row in _ROWS}
-"""In the order of running."""
+"""All rows, in the order in which they run."""
 
 CORE = ("score", "multi_turn", "single_turn", "no_stage1", "no_shaping")
 """Run first, with all seeds. The base is measured by every run."""
@@ -78,7 +79,7 @@ class Claim:
     text: str
     quantity: str
     above: str | None
-    """Key of a row; None stands for 0."""
+    """Key of the larger row; None stands for 0."""
     below: str | None
 
 
@@ -219,7 +220,7 @@ TARGETS = {
         "Accuracy by difficulty, and what changes between attempts", ("base", "score", "multi_turn", "single_turn")
     ),
 }
-"""In the order of ``all``; table3, which needs a code model, and the demo are run by their names only."""
+"""In the order of ``all``. table3, which needs a code model, and the demo run only if they are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,18 +229,18 @@ class PaperTable:
 
     source: str
     setting: str
-    """Whose model and data; shown with every figure."""
+    """Model and data of the figures; shown with every figure."""
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
 
     def figures(self, key: str) -> dict[str, float]:
-        """By column; empty where the paper has no such row."""
+        """Figures by column; empty if the paper has no such row."""
         return dict(zip(self.columns, self.rows.get(key, ()), strict=False))
 
 
 @cache
 def paper_tables() -> dict[str, PaperTable]:
-    """What the paper reports, by target."""
+    """The paper's figures, by target."""
     text = resources.files("selfcorrect.reproduce").joinpath("paper.toml").read_text(encoding="utf-8")
     out = {}
     for name, table in tomllib.loads(text).items():

@@ -17,7 +17,8 @@ from selfcorrect.reproduce.rows import ROWS, TARGETS
 
 
 def _curves(m: Measurements, target: str) -> tuple[dict[str, dict[int, ScalingCurves]], dict[str, int]]:
-    """Curves of every row by seed, those of the base once, from SCoRe's first run; and the number of problems."""
+    """Curves of every row by seed, and the number of problems. The base has one set of curves, from SCoRe's first
+    run."""
     found, problems = {}, {}
     for key in TARGETS[target].rows:
         policy, row = ("base", ROWS["score"]) if key == "base" else ("kept", ROWS[key])

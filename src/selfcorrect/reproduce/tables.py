@@ -27,7 +27,7 @@ OVER_SCORE = Column("t2_over_score", "t2 - SCoRe t2", sign=True)
 
 
 def table(name: str, m: Measurements) -> Result:
-    """A table of rows: 1, 2 and 4, the demo's, and ours.
+    """A table of rows: table 1, 2 or 4, that of the demo, or one that is not in the paper.
 
     Raises:
         DataError: nothing has been measured, or rows of the table had different budgets.
@@ -69,7 +69,7 @@ def _line(row: TableRow, measured: Row | None, cells: dict[str, Estimate], paper
 
 
 def _seeds_note(score: Row | None, other: Row | None) -> tuple[str, ...]:
-    """How many seeds a difference takes, from the spread that was seen."""
+    """How many seeds it takes to show a difference, given the observed spread."""
     if score is None or other is None or score.t2_spread is None or other.t2_spread is None:
         return ()
     spread = math.hypot(score.t2_spread, other.t2_spread)

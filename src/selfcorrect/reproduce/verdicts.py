@@ -1,4 +1,4 @@
-"""Decides each claim of the paper by an interval: one word per claim."""
+"""Decides each claim of the paper by an interval: one verdict per claim."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Verdict:
 
 
 def judge(claim: Claim, difference: Estimate) -> Verdict:
-    """Reproduced where the whole interval is above 0, not reproduced where it is below 0; else it cannot be told.
+    """Reproduced if the whole interval is above 0, not reproduced if it is below 0; otherwise it cannot be told.
 
-    A difference of 0 in every seed has an interval of width 0 at 0: not reproduced. An interval of width 0 elsewhere (few
-    seeds that happen to agree to the last problem) says nothing about another seed: it cannot be told.
+    A difference of 0 in every seed has an interval of width 0 at 0: not reproduced. An interval of width 0 elsewhere
+    (a few seeds that happen to agree exactly) says nothing about another seed: it cannot be told.
     """
     word: Word
     if difference.n == 0:

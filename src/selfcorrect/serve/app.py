@@ -1,4 +1,4 @@
-"""The web application: routes, the key, and every limit. Knows no engine, only a ``Backend``."""
+"""The web application: routes, the key, and every limit. It knows no engine, only a ``Backend``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ from selfcorrect.serve.protocol import (
 )
 
 KEEP_ALIVE_S = 10.0
-"""Seconds between comments on a stream without news: they show whether the client is gone, and keep proxies patient."""
+"""Seconds between comments on a silent stream. They show whether the client is gone, and keep proxies from closing
+it."""
 CLOSED_BY_CLIENT = 499
 BUG = "the server failed on this request; its log says where"
 OPEN_TO_ALL = ("/", "/health")
@@ -48,21 +49,22 @@ OPEN_TO_ALL = ("/", "/health")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what one client can take from the others."""
+    """Limits that keep one client from blocking the others."""
 
     body_bytes: int = 2**18
     concurrent: int = 128
-    """Requests that are being answered or wait for it."""
+    """Requests that are being answered or are waiting."""
     timeout_s: float = 120.0
-    """For one whole answer, all attempts and waiting in line included."""
+    """Time for one whole answer, including all attempts and the time in the queue."""
     body_timeout_s: float = 10.0
-    """For receiving a request's body."""
+    """Time to receive a request's body."""
     head_timeout_s: float = 15.0
-    """For receiving a request's head, from the connection or the last answer on: also how long one may be idle."""
+    """Time to receive a request's head, from the start of the connection or the last answer. Also the longest idle
+    time."""
     write_timeout_s: float = 30.0
-    """For the client to take what was sent."""
+    """Time for the client to read what was sent."""
     grace_s: float = 20.0
-    """From the signal to stop until unfinished requests end with an error."""
+    """Time from the signal to stop until unfinished requests end with an error."""
 
 
 class Service:
@@ -83,7 +85,7 @@ class Service:
         self._closing = asyncio.Event()
 
     def drain(self) -> None:
-        """Take no new requests; after the grace time tell the unfinished ones."""
+        """Take no new requests. After the grace time, end unfinished ones with an error."""
         if not self._draining:
             self._draining = True
             asyncio.get_running_loop().call_later(self._limits.grace_s, self._closing.set)
@@ -163,7 +165,8 @@ class Service:
         on_attempt: Callable[[int, ServedAttempt], None],
         gone: asyncio.Task[None] | None,
     ) -> Outcome:
-        """Correct, within the limits; whatever ends first ends the others."""
+        """Correct within the limits. The answer, the time limit, a stop of the server or the client's departure ends
+        the work."""
         work = asyncio.create_task(correct(conversation, chat_request, on_attempt))
         closing = asyncio.create_task(self._closing.wait())
         tasks: tuple[asyncio.Task[Any], ...] = (work, closing, *([gone] if gone is not None else []))
@@ -217,7 +220,7 @@ class Service:
 
 
 class _Held(StreamingResponse):
-    """A stream that calls ``release`` when it is over, however it ends: its generator may never have been started."""
+    """A stream that calls ``release`` when it is over, however it ends, even if its generator never started."""
 
     def __init__(self, events: AsyncIterator[str], release: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
@@ -232,10 +235,10 @@ class _Held(StreamingResponse):
 
 
 class Guard:
-    """Before every handler: the key where one is needed, and the host name where none is.
+    """Checks the key before every handler, or the host name if no key is needed.
 
-    Without a key the server listens on this machine only, and is then also protected from web pages that point their own
-    host name at it (DNS rebinding).
+    Without a key the server listens on this machine only, and is then also protected from web pages that point their
+    own host name at it (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, key: str | None, hosts: frozenset[str]) -> None:
@@ -277,8 +280,8 @@ def make_app(
         model: see ``Service``.
         bounds: see ``Service``.
         limits: see ``Service``.
-        key: needed by clients; None needs none.
-        hosts: names by which the server may be called where it needs no key.
+        key: the key that clients must send; None requires none.
+        hosts: names by which clients may address the server if it needs no key.
     """
 
     @asynccontextmanager
@@ -323,7 +326,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 def _result(work: asyncio.Task[Outcome]) -> Outcome:
-    """The outcome, with faults of the engine as errors of the API."""
+    """The outcome. Faults of the engine become errors of the API."""
     try:
         return work.result()
     except ApiError:

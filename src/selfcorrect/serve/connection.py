@@ -11,12 +11,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from selfcorrect.serve.app import Limits
 
 LINGER_S = 2.0
-"""How long the rest of a body is thrown away after an answer that did not wait for it. To close at once would reset the
-connection, and many clients would then never see the answer."""
+"""How long the rest of a body is discarded after an early answer. Closing at once would reset the connection, and many
+clients would then never see the answer."""
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1 connection with the bounds that it lacks.
+    """uvicorn's HTTP/1.1 connection with additional limits.
 
     A client has ``head_timeout_s`` for a whole request head, even if bytes of it keep coming, and
     ``write_timeout_s`` to take what was written. Of an unread body, ``body_bytes`` are discarded, for
@@ -25,7 +25,7 @@ class Connection(H11Protocol):
 
     Args:
         limits: of the server.
-        more: as uvicorn gives them.
+        more: further arguments from uvicorn.
     """
 
     def __init__(self, limits: Limits, **more: Any) -> None:

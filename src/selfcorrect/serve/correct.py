@@ -19,11 +19,11 @@ from selfcorrect.verify.math.extract import find_answer
 from selfcorrect.verify.math.normalise import normalise, string_key
 
 LONGEST_KEY = 1_000
-"""Characters of a final answer that are compared; longer ones agree only as wholes of this length."""
+"""Most characters of a final answer that are compared; longer answers are cut to this length."""
 LONGEST_SEARCHED = 100_000
 """Characters at the end of a text in which its final answer is looked for."""
 LONGEST_MEASURED = 50_000
-"""Characters of an attempt: the edit distance of two longer ones would take seconds, as it grows with their product."""
+"""Most characters of an attempt whose edit distance is measured. For longer ones it would take seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Conversation:
     start: Any
     """The first prompt, in the form of the source."""
     instruction: str
-    """Between attempts."""
+    """The instruction between attempts."""
     key: Key = ()
     """Start of every answer's random-stream key."""
 
@@ -66,7 +66,7 @@ async def correct(
         conversation: as the backend opened it for this request.
         request: attempts and votes.
         on_attempt: called with the number (from 1) and content of every attempt as it comes, where there is one vote.
-            The order of the attempts of several votes would mean nothing.
+            With several votes, the order of attempts would mean nothing.
 
     Raises:
         ApiError: 502 or 504 from an upstream server.
@@ -124,8 +124,8 @@ async def correct(
 def majority(finals: Sequence[ServedAttempt]) -> tuple[int, tuple[tuple[str | None, int], ...]]:
     """The index of the chosen attempt, and the votes.
 
-    The answer with the most votes wins, among equals the one that stands first; its first attempt is chosen. An
-    attempt without an answer votes only where none has one. Answers are shown as their first attempt spells them.
+    The answer with the most votes wins, and in a tie the one that came first; its first attempt is chosen. Attempts
+    without an answer vote only if none has one. Answers are shown as their first attempt spells them.
 
     >>> texts = ["Answer: 3", "so it is 4.\\nAnswer: 4", "Answer: 4.0"]
     >>> majority([ServedAttempt(t, "end", None, 0.0) for t in texts])
@@ -143,14 +143,14 @@ class FinalAnswer:
     """What an attempt votes for."""
 
     key: str
-    """Equal for equal answers."""
+    """The same for equal answers."""
     shown: str
 
 
 def final_answer(attempt: ServedAttempt) -> FinalAnswer | None:
     """The answer that the math grader finds; else the whole text.
 
-    None for a text that the cap cut before it held an explicit answer, and for an empty one.
+    None for an empty text, and for a text that was cut by the cap before an explicit answer.
     """
     cut = attempt.stop != "end"
     found = find_answer(attempt.text[-LONGEST_SEARCHED:], fallbacks=not cut)
@@ -163,7 +163,8 @@ def final_answer(attempt: ServedAttempt) -> FinalAnswer | None:
 
 
 def edit_ratios(texts: Sequence[str]) -> tuple[float | None, ...]:
-    """The edit-distance ratio of each text and the next; None for two empty ones, and beyond ``LONGEST_MEASURED``."""
+    """The edit-distance ratio of each text and the next; None for two empty texts, and for texts beyond
+    ``LONGEST_MEASURED``."""
     pairs = [(a, b) if max(len(a), len(b)) <= LONGEST_MEASURED else ("", "") for a, b in pairwise(texts)]
     distances, lengths = edit_distances(pairs)
     return tuple(int(d) / int(n) if n else None for d, n in zip(distances, lengths, strict=True))

@@ -12,11 +12,11 @@ from selfcorrect.serve.protocol import ApiError, ChatRequest
 
 
 class EndpointBackend:
-    """Conversations by text: attempt 1 is shown to attempt 2 as the assistant's message.
+    """Plays conversations as text: attempt 2 sees attempt 1 as the assistant's message.
 
     Args:
         endpoint: the upstream server; closed with this.
-        instruction: between attempts.
+        instruction: the instruction between attempts.
         shown_as: who shows an answer to the next attempt.
     """
 
@@ -43,7 +43,8 @@ class EndpointBackend:
         await self._endpoint.aclose()
 
     def _raise_api_error(self, error: EndpointError) -> Reply:
-        """Clients learn the reason, and not the address of the upstream server. A refused answer is passed on as one."""
+        """Raise the error for the client: it gets the reason, but not the upstream server's address. Refused answers
+        are passed on."""
         if error.filtered is not None:
             return Reply("", "refused", fault=error.filtered)
         reason = str(error).replace(self._endpoint.base_url, "it")

@@ -1,4 +1,4 @@
-"""Answers from an engine of this process: concurrent requests share its batches, in a thread of its own."""
+"""Answers from an engine in this process. Concurrent requests share batches, which run in a separate thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from selfcorrect.serve.protocol import ApiError, ChatRequest
 
 @dataclass(frozen=True)
 class _Waiting:
-    """One answer that is waited for."""
+    """One answer that a request waits for."""
 
     request: SampleRequest
     params: SamplingParams
@@ -31,8 +31,8 @@ class _Waiting:
     def group(self) -> tuple[float, int]:
         """Answers of one group are sampled together: one temperature, and caps within a factor of two.
 
-        They are sampled up to the longest cap of the group and cut, which is exact (a row's tokens depend on its own
-        stream only); the bound keeps a long answer from holding up short ones.
+        They are sampled up to the longest cap of the group and then cut. This is exact, because a row's tokens depend
+        only on its own stream. The factor of two keeps a long answer from delaying short ones.
         """
         return self.params.temperature, self.params.max_new_tokens.bit_length()
 
@@ -44,7 +44,7 @@ class Batcher:
     be stopped; an answer whose client is gone is dropped before it starts.
 
     Args:
-        engine: for this batcher alone.
+        engine: used by this batcher only.
         window_s: how long the first of a batch waits for others.
         max_rows: answers in one batch; those after it wait for the next.
     """
@@ -77,7 +77,7 @@ class Batcher:
         return list(await asyncio.gather(*(w.answer for w in waiting)))
 
     async def aclose(self) -> None:
-        """Stop; who still waits is cancelled. A running batch ends in its own time, in its thread."""
+        """Stop, and cancel waiting requests. A running batch continues to its end in its thread."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
@@ -106,7 +106,7 @@ class Batcher:
                 await self._sample([w for w in waiting if w.group == group])
 
     async def _sample(self, group: Sequence[_Waiting]) -> None:
-        """Give every answer of the group its result or its fault; whatever happens, the worker lives on."""
+        """Give every answer of the group its result or its error. The worker continues in any case."""
         wanted = [w for w in group if not w.answer.done()]
         if not wanted:
             return
@@ -168,17 +168,17 @@ def _fail(wanted: Sequence[_Waiting], error: EngineError) -> None:
 
 
 def cut(answer: Sampled, cap: int) -> Sampled:
-    """The answer as it would be under a lower cap."""
+    """The answer as it would have been under a lower cap."""
     if len(answer.token_ids) <= cap:
         return answer
     return Sampled(answer.token_ids[:cap], answer.logprobs[:cap], "length")
 
 
 class EngineBackend:
-    """Conversations by token ids: what was sampled is never encoded again.
+    """Plays conversations as token ids: sampled text is never encoded again.
 
     Args:
-        batcher: of the engine.
+        batcher: the engine's batcher.
         instruction: between attempts.
         context: the longest conversation, in tokens.
     """

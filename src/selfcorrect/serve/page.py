@@ -1,4 +1,4 @@
-"""The page in front of the server: one static page that talks to this server only."""
+"""The server's web page: one static page that talks to this server only."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
-"""Fields of the OpenAI API that are taken only at a value that changes nothing."""
+"""Fields of the OpenAI API that are accepted only with a value that changes nothing."""
 WITHOUT_EFFECT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
-"""Fields about the client, which no answer depends on."""
+"""Fields about the client. No answer depends on them."""
 OWN_FIELDS = frozenset({"reasoning_content", "reasoning", "refusal"})
 """Fields of this server's own messages, which clients send back. Earlier thinking is not shown to the model."""
 ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {
@@ -82,7 +82,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one request may ask for, and what it gets if it does not ask."""
+    """Limits and defaults of a request."""
 
     attempts: int = 2
     """Attempts unless the request says otherwise."""
@@ -109,7 +109,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ServedAttempt:
-    """One attempt as it is reported."""
+    """One attempt as it is reported to the client."""
 
     text: str
     stop: Literal["end", "length", "refused"]
@@ -117,30 +117,31 @@ class ServedAttempt:
     tokens: int | None
     """Sampled tokens; None where a backend does not count."""
     seconds: float
-    """From asking for it to having it, waiting in line included."""
+    """Seconds from the request to the answer, including the time in the queue."""
     thinking: str = ""
     """What came before the answer; ``text`` is the answer."""
     thinking_tokens: int | None = None
-    """Of ``tokens``; None where a backend does not say."""
+    """Thinking tokens among ``tokens``; None if the backend does not say."""
     refusal: str | None = None
     """The words of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a request led to."""
+    """The result of a request."""
 
     attempts: tuple[ServedAttempt, ...]
-    """Of the conversation whose last attempt is the answer."""
+    """Attempts of the conversation whose last attempt is the answer."""
     edit_ratios: tuple[float | None, ...]
-    """From each of these to the next: Levenshtein distance in characters over the summed lengths; None: not measured."""
+    """Edit-distance ratio of each attempt and the next: Levenshtein distance in characters over the summed lengths;
+    None: not measured."""
     votes: tuple[tuple[str | None, int], ...] | None
     """Each final answer with its votes, most first; the answer None stands for texts without one. None: there was no vote."""
     prompt_tokens: int
     completion_tokens: int
-    """Of all attempts of all conversations."""
+    """Tokens of all attempts of all conversations."""
     reasoning_tokens: int
-    """Of these, thinking, as far as backends say."""
+    """Thinking tokens among these, as far as backends report them."""
     seconds: float
 
 
@@ -228,7 +229,7 @@ def _message(value: object, i: int) -> Message:
 
 
 def _text(content: object, where: str) -> str:
-    """A message's text; null is an empty one, as an assistant's turn may be."""
+    """A message's text. null counts as empty, since an assistant's turn may have it."""
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         content = "".join(t if isinstance(t := p.get("text"), str) else "" for p in content)
     if not isinstance(content, str | None):

@@ -1,4 +1,4 @@
-"""The process: a socket taken before a model loads, a server that stops cleanly, the key."""
+"""The process: a socket that is bound before a model loads, a server that stops cleanly, the key."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def url_of(sock: socket.socket) -> str:
 
 
 KEY_VARIABLE = "SELFCORRECT_API_KEY"
-"""Read where no other variable is named."""
+"""The variable that is read if no other is named."""
 
 
 def server_key(variable: str | None, file: Path | None, environment: Mapping[str, str]) -> str | None:
-    """The key that clients must send: from a file, else from the named environment variable, else from
-    ``KEY_VARIABLE`` where that is set, else none.
+    """The key that clients must send: from a file, else from the named environment variable, else from ``KEY_VARIABLE``
+    if it is set, else none.
 
     Raises:
         ConfigError: the file cannot be read, the named variable is not set, or the key is too short or not printable ASCII.
@@ -94,7 +94,7 @@ def server_key(variable: str | None, file: Path | None, environment: Mapping[str
 
 
 class Server(uvicorn.Server):
-    """Signals end the serving, not the process: what follows ``serve`` still runs.
+    """A server that signals stop without ending the process: code after ``serve`` still runs.
 
     Args:
         app: from ``make_app``.
@@ -156,14 +156,15 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def stop(self) -> None:
-        """Take no more requests and end; called again, end at once. In the server's event loop only."""
+        """Take no more requests and end; a second call ends at once. Call it in the server's event loop only."""
         self._app.state.service.drain()
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
 def leave_at_once() -> None:
-    """End the process although a batch still runs in its thread: the interpreter would tear the engine down under it."""
+    """End the process although a batch still runs in its thread. An ordinary exit would destroy the engine while the
+    batch uses it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

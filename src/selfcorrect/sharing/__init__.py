@@ -1,4 +1,4 @@
-"""A finished run as one directory to give away: weights, tokenizer and a model card written from the records."""
+"""A finished run as one directory to share: weights, tokenizer and a model card written from the records."""
 
 from selfcorrect.sharing.export import export_run
 

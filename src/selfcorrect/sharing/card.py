@@ -1,4 +1,4 @@
-"""The model card: what a run's records say, and "not recorded" where they say nothing."""
+"""The model card: what a run's records say, and "not recorded" if they say nothing."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ NOT_RECORDED = "not recorded"
 PROBLEM = "{problem}"
 """Stands for the question in a prompt."""
 HUB_DATA = {"gsm8k": GSM8K, "mbpp": MBPP}
-"""Data sets of tasks that are read from the Hub unless ``task.path`` names another place."""
+"""Hub data sets of tasks that are read from the Hub unless ``task.path`` names another place."""
 
 
 def build_card(
     run: Path, data: RunData, weights: Weights, name: str, base_model: str | None = None, license: str | None = None
 ) -> ModelCard:
-    """The card of a finished run and of the weights that were written of it.
+    """The card of a finished run and of its exported weights.
 
-    ``base_model``, the Hub id of the base, and ``license`` take the place of what the settings and the base's card say.
+    ``base_model``, the Hub id of the base, and ``license`` override the settings and the base's card.
 
     Raises:
-        ConfigError: the run's task cannot be made here (a verifier that cannot be imported).
+        ConfigError: the run's task cannot be built here (such as a verifier that cannot be imported).
         DataError: its evaluations are damaged.
     """
     from huggingface_hub import ModelCard
@@ -133,7 +133,7 @@ def _metadata(data: RunData, weights: Weights, name: str, base_id: str | None, l
 
 
 def _hub_data(config: Config) -> Hub | None:
-    """The Hub's data set that was trained on; None for another source."""
+    """The Hub data set of the training problems; None for another source."""
     return HUB_DATA.get(config.task.name) if getattr(config.task, "path", None) is None else None
 
 
@@ -169,7 +169,7 @@ def _results(data: RunData) -> str:
 
 
 def _first_messages(task: Task) -> list[Message] | None:
-    """The first messages with ``PROBLEM`` in place of the question; None where a task needs more than a question."""
+    """The first messages with ``PROBLEM`` in place of the question; None if a task needs more than a question."""
     try:
         return list(task.first_messages(Problem("", PROBLEM, "")))
     except Exception:  # noqa: BLE001  # the edge to a user's code; mbpp needs the tests and worked examples of its data

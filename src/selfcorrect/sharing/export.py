@@ -28,11 +28,11 @@ def export_run(
     Args:
         path: a run directory.
         target: the directory to write; must not exist.
-        merge: of a run with LoRA: True or None merges the adapter into the weights, False writes the adapter alone.
-        base_model: Hub id of the base, where the run names a local directory.
+        merge: for a run with LoRA: True or None merges the adapter into the weights, False writes the adapter alone.
+        base_model: Hub id of the base, if the run names a local directory.
         license: for the card; None takes the base's own.
         push_to: id of a model to create on the Hub.
-        private: whether that model is.
+        private: whether that model is private.
 
     Returns:
         What was written, and its address on the Hub; None where it was not pushed.
@@ -70,7 +70,7 @@ def export_run(
         api = HfApi(library_name="selfcorrect")
         check_push(api, push_to)
     name = target.name if push_to is None else push_to.partition("/")[2]
-    with replacing(target, "free room or name another place", "model") as part:
+    with replacing(target, "free some space or name another place", "model") as part:
         weights = write_weights(run, form, base_model, part)
         build_card(run.path, data, weights, name, base_model, license).save(part / "README.md")
     url = push(api, target, push_to, private=private) if api is not None and push_to is not None else None

@@ -1,4 +1,4 @@
-"""Puts an exported directory on the Hugging Face Hub. All refusals come before anything is written."""
+"""Uploads an exported directory to the Hugging Face Hub. All refusals come before anything is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def check_push(api: HfApi, repo_id: str) -> None:
     """Ask the Hub whether this user may create that model; writes nothing.
 
     Raises:
-        EndpointError: not an id, no or a refused token, no network, or the model exists already.
+        EndpointError: the id is malformed, the token is missing or refused, there is no network, or the model exists
+            already.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, and not in __all__

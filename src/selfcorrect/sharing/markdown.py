@@ -1,4 +1,4 @@
-"""Texts of users, data sets and models inside Markdown: they show what is in them and never act as markup."""
+"""Texts of users, data sets and models inside Markdown: they are shown literally and never act as markup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def code(text: str) -> str:
 
 
 def code_block(text: str, language: str = "") -> str:
-    """Lines of code, whatever fences are in them."""
+    """Lines of code, which may contain fences."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{visible(text)}\n{fence}"
 

@@ -29,15 +29,15 @@ class Weights:
     form: Form
     dtype: str
     rounded: float | None = None
-    """merged: norm of what rounding to ``dtype`` changed, over the norm of the whole update. 0: nothing is lost; 1: the
-    rounding is as large as what was learned."""
+    """merged: norm of the change by rounding to ``dtype``, relative to the norm of the whole update. 0: nothing is
+    lost; 1: the rounding is as large as the update."""
 
 
 def choose_form(run: RunDirectory, merge: bool | None) -> Form:
     """The form to write; ``merge=None`` merges adapters.
 
     Raises:
-        RunError: the run's model is not there.
+        RunError: the run's model does not exist.
         ConfigError: the run has no adapter to merge or to keep apart.
     """
     model = run.path / "model"
@@ -82,7 +82,7 @@ def _write_merged(run: RunDirectory, base: ResolvedModel, target: Path) -> float
     """Add the adapter, in float32, to the base it was trained on; round once.
 
     Returns:
-        Norm of what rounding the merged weights changed, over the norm of the update.
+        Norm of the change by rounding the merged weights, relative to the norm of the update.
     """
     import torch
     from peft import PeftModel

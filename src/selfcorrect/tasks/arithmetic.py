@@ -6,9 +6,9 @@ subtracting one number at a time from the right. ``sum`` is ordinary arithmetic 
     What is the last digit of 4+7+2?      Answer: 3           What is 40+17+25?     Answer: 82
                                           Check: 140                                Check: 82-25=57, 57-17=40
 
-A walk that does not end at 0, or a subtraction that does not end at the first number, shows that the answer was wrong
-and by how much: a second attempt that reads the first can be better than any first one. Problems are procedural; a
-stable hash of the question alone decides the split.
+If the walk does not end at 0, or the subtraction not at the first number, the answer was wrong, and the rest shows by
+how much. So a second attempt that reads the first can be better than any first one. Problems are procedural; a stable
+hash of the question alone decides the split.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ INSTRUCTION = (
     "There may be a mistake in the answer above. Check it, correct it if needed, and write the whole answer again."
 )
 PER_LENGTH: dict[AnySplit, int] = {"test": 900, "train": 2_200, "pretrain": 3_000}
-"""Distinct problems of each number of terms (about what 4 terms have): every length weighs the same in every split."""
+"""Distinct problems for each number of terms (about as many as exist with 4 terms), so every length has the same weight
+in every split."""
 Asks = Literal["last_digit", "sum"]
 _FORMS: dict[Asks, re.Pattern[str]] = {
     "last_digit": re.compile(r"Answer: (\d)\nCheck: \d+"),
     "sum": re.compile(r"Answer: (\d{1,9})\nCheck: [-0-9=, ]+"),
 }
 SLIPS_OF_A_SUM = (-10, -2, -1, 1, 2, 10)
-"""Demonstrated mistakes: a carry, or off by a little."""
+"""Mistakes in demonstrations: a missed carry, or a small error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How the demonstrated pupil answers, as probabilities. ``short`` and ``long`` refer to the length of a problem."""
+    """How the pupil in demonstrations answers, as probabilities. ``short`` and ``long`` refer to the length of a
+    problem."""
 
     slip_short: float
     """Attempt 1 is off by a random amount."""
@@ -49,11 +51,11 @@ class Habits:
     """Attempt 2 is the right solution."""
     fix_long: float
     redo: float
-    """Attempt 2 is a fresh try, with slips of its own; otherwise it copies attempt 1."""
+    """Attempt 2 is a new try, with its own slips; otherwise it copies attempt 1."""
     slip_again: float | None = None
-    """Slips of a fresh second try; None: those of attempt 1."""
+    """Probability of a slip in a new second try; None: as in attempt 1."""
     slip_edge: float | None = None
-    """Slips of attempt 1 at the longest of the short problems; None: slip_short."""
+    """Probability of a slip in attempt 1 at the longest of the short problems; None: slip_short."""
     off_by_one: bool = False
     """Slips of attempt 1 at short problems are off by one, up or down; False: by any amount."""
 
@@ -96,7 +98,7 @@ class Arithmetic:
         return Grade(Verdict.CORRECT if right else Verdict.WRONG, match.group(1), f"expected {problem.answer}")
 
     def check_is_sound(self, problem: Problem, text: str) -> bool | None:
-        """Whether the check is the one that belongs to the written answer, right or wrong; None without one."""
+        """Whether the check is the correct check of the written answer, right or wrong; None without a check."""
         match = _FORMS[self._asks].fullmatch(text.strip())
         if match is None:
             return None
@@ -105,7 +107,7 @@ class Arithmetic:
         return text.strip() == solution(numbers, off_by, self._asks)
 
     def answer_key(self, answer: str) -> str:
-        """See ``CountsAnswers``: the digits as written, which the verdict compares."""
+        """See ``CountsAnswers``: the digits as written, as the verdict compares them."""
         return answer
 
     def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
@@ -155,7 +157,7 @@ def question(numbers: Sequence[int], asks: Asks = "last_digit") -> str:
 
 
 def solution(numbers: Sequence[int], off_by: int = 0, asks: Asks = "last_digit") -> str:
-    """The worked answer, its total wrong by ``off_by``; the check that follows it is sound either way."""
+    """The worked answer, with a total that is wrong by ``off_by``. Its check is sound in any case."""
     steps = []
     if asks == "sum":
         answer = value = max(sum(numbers) + off_by, 0)
@@ -174,7 +176,7 @@ def solution(numbers: Sequence[int], off_by: int = 0, asks: Asks = "last_digit")
 def draw_problems(
     split: AnySplit, terms: tuple[int, int], asks: Asks = "last_digit", largest: int = 9
 ) -> tuple[Problem, ...]:
-    """Distinct problems of a split, the same number of each length, or all of a length that has fewer."""
+    """Distinct problems of a split: the same number of each length, or all problems of a length that has fewer."""
     problems: list[Problem] = []
     for n in range(terms[0], terms[1] + 1):
         rng = random.Random(f"arithmetic {split} {n}")

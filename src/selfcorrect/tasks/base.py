@@ -9,8 +9,8 @@ from typing import Literal, Protocol, TypedDict, runtime_checkable
 from selfcorrect.types import Grade, Problem
 
 Split = Literal["train", "test"]
-"""What the rest of the package asks for: problems to train on, and problems to measure on (``test``, whichever split of
-the data set the task uses for that)."""
+"""The two splits that the rest of the package uses: problems to train on, and problems to measure on (``test``,
+whichever split of the data set the task takes for it)."""
 
 
 class Message(TypedDict):
@@ -19,14 +19,14 @@ class Message(TypedDict):
 
 
 class Task(Protocol):
-    """Everything the rest of the package asks of a task. A user's own task implements these six names."""
+    """Everything the rest of the package needs of a task. A user's own task implements these six members."""
 
     name: str
     instruction: str
     """Correction instruction between attempts (p1 of the paper). Fixed; never says whether the answer was right."""
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in a fixed order: that of the data set.
+        """All problems of a split, in the fixed order of the data set.
 
         Raises:
             DataError: the data is missing, empty or malformed (with file and line), or the Hub cannot be reached.
@@ -60,12 +60,12 @@ class GradesTogether(Protocol):
     """A task whose verifier does better with many answers at once (programs in parallel sandboxes)."""
 
     async def grade_together(self, problem: Problem, answers: Sequence[Answer]) -> list[Grade]:
-        """Verdicts in the order of the answers; each equals what ``Task.grade`` says of it."""
+        """Verdicts in the order of the answers; each equals that of ``Task.grade``."""
         ...
 
 
 async def grade_answers(task: Task, problem: Problem, answers: Sequence[Answer]) -> list[Grade]:
-    """Verdicts on several answers to one problem, all at once where the task can."""
+    """Verdicts on several answers to one problem, all at once if the task can do that."""
     if isinstance(task, GradesTogether):
         return await task.grade_together(problem, answers)
     return [task.grade(problem, a.text, truncated=a.truncated) for a in answers]
@@ -79,7 +79,7 @@ class GetsReady(Protocol):
         """Called once before a model loads.
 
         Args:
-            training: verdicts on training problems will be rewards of the policy that writes the answers.
+            training: whether verdicts on training problems will be rewards of the policy that writes the answers.
 
         Raises:
             ConfigError: the machine or the task cannot do this.
@@ -97,7 +97,7 @@ class GivesFirst(Protocol):
     def first_answers(self, problem: Problem) -> Sequence[str]:
         """Stored first answers to a problem, as the policy would have written them; at least one.
 
-        Sample g of a problem starts from number g modulo how many there are.
+        Sample g of a problem starts from stored answer g modulo their number.
         """
         ...
 
@@ -107,13 +107,14 @@ class CountsAnswers(Protocol):
     """A task that can say which answers are the same, so that a majority vote can count them."""
 
     def answer_key(self, answer: str) -> str:
-        """Equal for answers that the verifier treats as the same; ``answer`` is a verdict's ``extracted``."""
+        """A key that is equal for answers that the verifier treats as the same; ``answer`` is the ``extracted`` of a
+        grade."""
         ...
 
 
 @runtime_checkable
 class LeavesOut(Protocol):
-    """A task that has to leave rows of its data out, and lists them."""
+    """A task that has to leave out rows of its data, and lists them."""
 
     left_out: list[str]
     """One line per row (which one, why) of the splits read so far."""
@@ -126,17 +127,17 @@ class Demonstrates(Protocol):
     def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
         """An endless seeded stream of problems with the texts of consecutive attempts.
 
-        The problems are neither in the training nor in the test split.
+        The problems are in neither the training split nor the test split.
         """
         ...
 
 
 @runtime_checkable
 class ChecksItself(Protocol):
-    """A task whose answers state a check of themselves. No verdict rests on that check."""
+    """A task whose answers contain a check of themselves. The verdict does not depend on that check."""
 
     def check_is_sound(self, problem: Problem, text: str) -> bool | None:
-        """Whether the check in an answer is true, also where it truly finds the answer wrong.
+        """Whether the check in an answer is true. A check that rightly finds the answer wrong is true.
 
         None where the text has no check that can be read.
         """

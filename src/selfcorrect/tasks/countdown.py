@@ -5,9 +5,10 @@
     Numbers: 30, 19, 24. Which two add up to 43?              19+24=43, yes
     Numbers: 3, 7, 2. Make 20 from them, each used once, with + - *.    (3+7)*2=10*2=20, yes
 
-The answer is the expression before the first equals sign. What follows is its check: the same value, one operation less in
-each step, and whether the target is met. An honest wrong try ends in ``no``: 30+19=49, no. The check is not judged. Problems
-are procedural, and the same numbers with the same target are in one split, whatever their order.
+The answer is the expression before the first equals sign. What follows is its check: each step does one more operation
+and keeps the value, and the last word says whether the target is met. An honest wrong try ends in ``no``: 30+19=49, no.
+The check is not judged. Problems are procedural, and the same numbers with the same target are in one split, whatever
+their order.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from selfcorrect.tasks.procedural import Drawn, Procedural
 from selfcorrect.types import Grade, Problem, Verdict
 
 LONGEST_ANSWER = 1_000
-"""Characters of a text that is read at all."""
+"""Most characters of a text; longer texts are not read."""
 _FORM = re.compile(r"([-+*/()0-9 ]+)((?:=[-+*/()0-9 ]+)+),? *(yes|no)\.?")
 TRIES = 3
-"""Further random expressions per problem, one of which must miss the target."""
+"""Additional random expressions per problem, one of which must miss the target."""
 
 
 LARGEST_TARGET = 99
-"""Of ``pick=all``; the other form's targets are sums of two numbers."""
+"""Largest target with ``pick=all``. With ``two``, targets are sums of two numbers."""
 LARGEST_STEP = 999
-"""Of a demonstration with ``pick=all``: checks stay short."""
+"""Largest value of a step in demonstrations with ``pick=all``, so that checks stay short."""
 
 
 class Countdown(Procedural):
@@ -90,7 +91,7 @@ class Countdown(Procedural):
         )
 
     def verify(self, problem: Problem, text: str) -> Grade:
-        """The whole text must have the form of an answer; only its expression is judged, not the check behind it."""
+        """The whole text must have the form of an answer; only its expression is judged, not the check after it."""
         found = _read(text)
         tree = parse(found[0]) if found is not None else None
         if tree is None:
@@ -112,7 +113,7 @@ class Countdown(Procedural):
     def check_is_sound(self, problem: Problem, text: str) -> bool | None:
         """Whether every step has the value of the expression, the last is a number, and yes or no is true of the target.
 
-        Whether the right numbers were used is no part of the check.
+        The check does not say whether the right numbers were used.
         """
         found = _read(text)
         if found is None:
@@ -148,7 +149,7 @@ class Countdown(Procedural):
         return "" if exact == target else f"makes {exact}, not {target}"
 
     def _wrong(self, numbers: Sequence[int], target: int, rng: random.Random) -> Tree:
-        """A random expression that misses the target. There is one: ``draw`` found it."""
+        """A random expression that misses the target. ``draw`` has made sure that there is one."""
         if self._config.pick == "two":
             a, b = rng.choice([pair for pair in combinations(numbers, 2) if sum(pair) != target])
             return ("+", a, b)
@@ -158,7 +159,7 @@ class Countdown(Procedural):
                 return made[1]
 
     def _expression(self, numbers: Sequence[int], rng: random.Random) -> tuple[int, Tree] | None:
-        """Value and tree of a random expression of all the numbers; None where a step is no positive whole number."""
+        """Value and tree of a random expression of all the numbers; None if a step is not a positive whole number."""
         left: list[tuple[int, Tree]] = [(n, n) for n in numbers]
         while len(left) > 1:
             rng.shuffle(left)

@@ -10,9 +10,9 @@ Tree = int | tuple[str, "Tree", "Tree"]
 """A number, or an operation with its two operands."""
 
 LONGEST = 200
-"""Characters of an expression that is read at all."""
+"""Most characters of an expression; longer ones are not read."""
 DEEPEST = 10
-"""Brackets inside brackets."""
+"""Deepest nesting of brackets."""
 UNICODE = str.maketrans({"×": "*", "·": "*", "−": "-", "–": "-", "÷": "/"})
 _TOKEN = re.compile(r"\s*([0-9]{1,9}(?![0-9])|[-+*/()])\s*")
 _RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -23,11 +23,12 @@ class _Unreadable(Exception):
 
 
 def parse(text: str, *, signs: bool = False) -> Tree | None:
-    """The expression in a text, by the usual precedence; None where it is none, or beyond the bounds. Never raises.
+    """The expression in a text, by the usual precedence; None if it is not an expression, or beyond the limits. Never
+    raises.
 
     Args:
         text: an expression and nothing else; × · ÷ and the minus sign − are read as * / and -.
-        signs: take -7, where a number is expected, for a number. It becomes (0 - 7).
+        signs: read -7 as a number if a number is expected there. It becomes (0 - 7).
     """
     text = text.translate(UNICODE)
     if len(text) > LONGEST:
@@ -48,7 +49,7 @@ def parse(text: str, *, signs: bool = False) -> Tree | None:
 
 
 class _Reader:
-    """Precedence climbing over tokens."""
+    """A parser of tokens by precedence climbing."""
 
     def __init__(self, tokens: list[str], signs: bool) -> None:
         self._tokens, self._at, self._signs = tokens, 0, signs
@@ -92,7 +93,7 @@ def value(tree: Tree) -> Fraction | None:
 
 
 def numbers_in(tree: Tree) -> Iterator[int]:
-    """Its numbers, from left to right."""
+    """The numbers of an expression, from left to right."""
     if isinstance(tree, int):
         yield tree
     else:
@@ -105,7 +106,7 @@ def operations_in(tree: Tree) -> set[str]:
 
 
 def write(tree: Tree) -> str:
-    """The shortest text of an expression that means the same; 3+(4+5) loses its brackets."""
+    """The shortest text with the same meaning; 3+(4+5) loses its brackets."""
     if isinstance(tree, int):
         return str(tree)
     sign, left, right = tree
@@ -120,7 +121,7 @@ def _rank(tree: Tree) -> int:
 
 
 def one_step(tree: Tree) -> Tree:
-    """The expression after the first operation, from the left, that has two plain numbers.
+    """The expression after its leftmost operation on two plain numbers has been done.
 
     Every such result must be a whole number.
     """

@@ -1,4 +1,4 @@
-"""The graders of programs that tasks share. Each starts when first used and ends with the process."""
+"""The program graders that tasks share. Each starts when first used and ends with the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def code_grader(trust_forgeable: bool, accept_risk: str | None) -> CodeGrader:
         accept_risk: the setting ``task.accept_risk``.
 
     Raises:
-        ConfigError: the machine is unsafe and the risk was not accepted by its name.
+        ConfigError: the machine is unsafe, and the risk was not accepted by name.
     """
     try:
         grader = CodeGrader(trust_forgeable=trust_forgeable, accept_risk=accept_risk)

@@ -43,12 +43,12 @@ _LONGEST_NUMBER = 100
 _GROUPED = re.compile(r"([-+]?\d{1,3}(?:'\d{3})+|[-+]?\d{1,2}(?:,\d{2})+,\d{3})(\.\d+)?")
 """Thousands as in Switzerland and as in India."""
 _COUNTED = re.compile(r"([-+]?[\d.,/]+)\s*%?\s+\(?([^\W\d_]{2}[^\d\\=<>{}()$]*)\)?")
-"""A number and what it counts, or its spelling in brackets."""
+"""A number with the thing that it counts, or with its spelling in brackets."""
 _CURRENCY = re.compile(r"(?:US[D$]|EUR|GBP|INR|RMB|CNY|JPY|CAD|AUD|Rs\.?|[ACSR]\$|(?:HK|NT)\$)\s?(?=[-+]?\d)")
 
 
 class Gsm8k:
-    """Local rows, or the Hub's. Implements ``Task`` and ``CountsAnswers``.
+    """GSM8K from local rows or from the Hub. Implements ``Task`` and ``CountsAnswers``.
 
     Args:
         path: a directory or a file, see ``Source``; None takes the Hub's data set.
@@ -83,7 +83,7 @@ class Gsm8k:
 
 
 def number_key(answer: str) -> str:
-    """The number of an answer, in lowest terms; the answer itself where it is not one number."""
+    """The number of an answer, in lowest terms; the answer itself if it is not a single number."""
     value = parse_number(answer)
     return answer if value is None else str(value)
 
@@ -108,7 +108,7 @@ def _nothing(truncated: bool) -> Grade:
 def grade_number(gold: str, text: str, *, truncated: bool) -> Grade:
     """Compare the number in an explicit answer exactly with ``gold``, itself one number.
 
-    MATH's rules say which part of the text that is: the last final-answer line or the last box, whichever is later. A
+    MATH's rules choose that answer: the last final-answer line or the last box, whichever is later. A
     box counts only in a text that ended on its own, since the line was asked for.
     """
     found = find_answer(text, fallbacks=False)
@@ -131,8 +131,8 @@ def grade_number(gold: str, text: str, *, truncated: bool) -> Grade:
 def parse_number(text: str) -> Fraction | None:
     """The exact value of a text that is one number, with a unit or without; None for any other text. Never raises.
 
-    Taken: sign, thousands separators in their places, decimals, a/b, a currency sign or % (ignored: 50% is 50), words for
-    what is counted, Markdown or LaTeX dressing, and every spelling of one number that MATH's rules read.
+    It accepts a sign, thousands separators in their places, decimals, a/b, a currency sign or % (ignored: 50% is 50),
+    words for what is counted, Markdown or LaTeX formatting, and every spelling of a number that MATH's rules read.
     """
     bare = one_width(text).replace("\u2212", "-")
     if len(bare) > _LONGEST_NUMBER:
@@ -167,7 +167,7 @@ def _read_value(text: str) -> Fraction | None:
 
 
 def _value(tree: Node) -> Fraction | None:
-    """The value of a tree without its unit, and of an equation its right side."""
+    """The value of a tree without its unit; for an equation, the value of its right side."""
     if isinstance(tree, Rel) and set(tree.ops) <= {"=", "~"}:
         tree = tree.parts[-1]
     return try_rational(tree.value if isinstance(tree, Quantity) else tree)

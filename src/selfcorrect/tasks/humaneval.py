@@ -29,7 +29,7 @@ INSTRUCTION = (
 
 
 class HumanEval(ProgramTask):
-    """Local rows (a directory with ``test.jsonl``, or one file), or the Hub's. Implements ``Task``."""
+    """HumanEval from local rows (a directory with ``test.jsonl``, or one file) or from the Hub. Implements ``Task``."""
 
     name = "humaneval"
     splits = ("test",)
@@ -63,7 +63,7 @@ class HumanEval(ProgramTask):
         return f"```python\n{problem.question}{problem.meta['solution']}\n```"
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
-        """The function in the text; what the stub imports and defines before it stays in force."""
+        """The request to grade the function in the text. Imports and definitions of the stub stay available."""
         stub, entry = problem.question, problem.meta["entry_point"]
         return CodeRequest("humaneval", problem.answer, answer.text, "text", stub, entry, truncated=answer.truncated)
 

@@ -12,15 +12,15 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 SET_PATH = "set task.path to a JSONL file or to its directory"
-"""What to do where a data file does not exist."""
+"""What to do if a data file does not exist."""
 
 
 def text_field(row: dict[str, Any], field: str, where: str) -> str:
-    """A field that must be a text with something in it.
+    """A field that must be a text that is not blank.
 
     Raises:
         DataError: it is missing, of another type or blank, or holds half of a surrogate pair, which no tokenizer and no
-            file takes; the message names the line and the fields there are.
+            file takes; the message names the line and the fields of the row.
     """
     value = row.get(field)
     if isinstance(value, str) and value.strip():
@@ -36,10 +36,11 @@ def text_field(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def split_file(directory: Path, split: str) -> Path:
-    """The file of a split in a directory: ``<split>.jsonl`` or ``.jsonl.gz``, else the only ``<split>_*`` of such a form.
+    """The file of a split in a directory: ``<split>.jsonl`` or ``.jsonl.gz``, else the only ``<split>_*`` file of such
+    a type.
 
     Raises:
-        DataError: there is none, or several could be meant.
+        DataError: there is no such file, or several match.
     """
     names = (f"{split}.jsonl", f"{split}.jsonl.gz")
     for name in names:

@@ -38,7 +38,7 @@ _EMPTY_BOX = re.compile(r"\\boxed\s*\{\s*\}")
 
 
 class Math:
-    """Local rows, or those of a data set on the Hub. Implements ``Task``, ``GradesTogether``, ``CountsAnswers``
+    """MATH from local rows or from a data set on the Hub. Implements ``Task``, ``GradesTogether``, ``CountsAnswers``
     and ``LeavesOut``.
 
     Left out are rows whose gold answer is empty (two of the 12,000), and training problems that are also in the test
@@ -96,7 +96,7 @@ class Math:
         return list(await asyncio.gather(*(grader.grade_async(gold, a.text, truncated=a.truncated) for a in answers)))
 
     def answer_key(self, answer: str) -> str:
-        """See ``CountsAnswers``: by value where there is an exact one."""
+        """See ``CountsAnswers``: by value if there is an exact one."""
         return answer_key(answer)
 
     def _source(self, split: Split) -> Source:
@@ -107,10 +107,10 @@ class Math:
 
 
 def _problem(identity: str, row: Row, where: str) -> Problem | None:
-    """A row's problem; None where its gold answer is empty.
+    """The problem of a row; None if its gold answer is empty.
 
     Raises:
-        DataError: a field is missing, or nothing in the row says what the answer is.
+        DataError: a field is missing, or the row contains no answer.
     """
     question, solution = (text_field(row, field, where).strip() for field in ("problem", "solution"))
     answer = row.get("answer", _boxed(solution))

@@ -1,7 +1,7 @@
 """MBPP (Austin et al. 2021): short Python programs, described in words and by the tests that they must pass.
 
 The prompt of attempt 1 is that of the paper's appendix and of MBPP's own evaluation: three solved examples (task ids 2, 3, 4),
-then the task, each with its tests. A chat model is shown each example as a turn of its own.
+then the task, each with its tests. A chat model sees each example as a separate turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INSTRUCTION = (
 
 
 class Mbpp(ProgramTask):
-    """Local rows, in the full or the sanitized form, or the Hub's. Implements ``Task``.
+    """MBPP from local rows, in the full or the sanitized form, or from the Hub. Implements ``Task``.
 
     Args:
         config: ``path``: a directory with a file per split (``prompt`` holds the worked examples); or one file, with
@@ -68,7 +68,7 @@ class Mbpp(ProgramTask):
         return ANSWER.format(program=problem.meta["code"])
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
-        """The program in the text, against set-up code and all tests."""
+        """The request to grade the program in the text with set-up code and all tests."""
         return CodeRequest("mbpp", problem.meta["tests"], answer.text, "text", truncated=answer.truncated)
 
 
@@ -116,7 +116,8 @@ def _as_turns(problems: Sequence[Problem]) -> tuple[Message, ...]:
 
 
 def _beside(source: Source) -> Source:
-    """Where the worked examples are: with the problems, or next to a file that is named after another split."""
+    """The source of the worked examples: that of the problems, or a file next to one that is named after another
+    split."""
     path = source.path
     if path is None or not path.is_file() or source.has("prompt"):
         return source

@@ -1,6 +1,6 @@
 """MBPP-R: repair of given wrong programs. Attempt 1 is stored, the policy writes attempt 2 onwards.
 
-The paper's own set of wrong programs (by PaLM 2) was never published; any file of stored attempts takes its place.
+The paper's own set of wrong programs (by PaLM 2) was never published; any file of stored attempts can take its place.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class MbppRepair(Mbpp):
         """All wrong programs for tasks of a split, in the order of their file; read once.
 
         Raises:
-            DataError: as ``Mbpp.problems``; or the stored attempts are missing, malformed or all for other splits.
+            DataError: as ``Mbpp.problems``; or the stored attempts are missing, malformed, or all belong to other
+                splits.
         """
         if split not in self._repairs:
             tasks = {p.meta["task_id"]: p for p in super().problems(split)}
@@ -60,7 +61,7 @@ class MbppRepair(Mbpp):
         return [ANSWER.format(program=problem.meta["given"])]
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
-        """A given program runs as it was stored. It is not searched for code as a model's text is."""
+        """The request to grade a program. A given program runs as stored; only a model's text is searched for code."""
         request = super().request(problem, answer)
         if answer.text == self.first_answers(problem)[0]:
             return replace(request, completion=problem.meta["given"], completion_form="code")

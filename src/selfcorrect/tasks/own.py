@@ -26,7 +26,7 @@ INSTRUCTION = (
 SLOT = "{question}"
 
 Verify = Callable[[str, str, str, Mapping[str, Any]], Any]
-"""``verify(question, answer, text, meta) -> bool | Verdict | Grade``: a user's own."""
+"""A user's verifier: ``verify(question, answer, text, meta) -> bool | Verdict | Grade``."""
 Grader = Callable[[Problem, str, bool], Grade]
 
 
@@ -97,7 +97,7 @@ class Own(_Rows):
         return self._grade(problem, text, truncated)
 
     def answer_key(self, answer: str) -> str:
-        """See ``CountsAnswers``: as the built-in verifiers compare; for a verifier of one's own, the words."""
+        """See ``CountsAnswers``: as the built-in verifiers compare; for a user's verifier, the words."""
         return self._key(answer)
 
     def _answer(self, row: Row, where: str) -> str:
@@ -110,7 +110,8 @@ class Own(_Rows):
 
 
 class OwnPrograms(ProgramTask, _Rows):
-    """``verifier=code``: the answer is one text of asserts (or a list of them), the model's is a program.
+    """``verifier=code``: the gold answer is one text of asserts (or a list of them), and the model's answer is a
+    program.
 
     ``reference`` is a program that passes, as a model would write it.
     """
@@ -120,7 +121,7 @@ class OwnPrograms(ProgramTask, _Rows):
         ProgramTask.__init__(self, config.accept_risk)
 
     def request(self, problem: Problem, answer: Answer) -> CodeRequest:
-        """The program in the text, against the asserts."""
+        """The request to grade the program in the text with the asserts."""
         return CodeRequest("mbpp", problem.answer, answer.text, "text", truncated=answer.truncated)
 
     def _answer(self, row: Row, where: str) -> str:
@@ -138,7 +139,7 @@ class OwnPrograms(ProgramTask, _Rows):
 
 
 def make_verifier(name: str | None) -> Grader:
-    """The verifier that ``task.verifier`` names, except ``code``: ``OwnPrograms`` does that.
+    """The verifier that ``task.verifier`` names, except ``code``, which is ``OwnPrograms``.
 
     Raises:
         ConfigError: none is named, or it cannot be imported or called.
@@ -175,4 +176,4 @@ BUILT_IN: dict[str, Grader] = {
 }
 
 KEYS: dict[str, Callable[[str], str]] = {"number": number_key, "math": answer_key}
-"""Verifiers for which equal answers may differ in their words."""
+"""Answer keys of verifiers for which equal answers may differ in their words."""

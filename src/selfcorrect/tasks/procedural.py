@@ -1,7 +1,7 @@
-"""Problems drawn by a program: the base of such tasks, of this package's and of your own. See docs/your-own-task.md.
+"""Problems drawn by a program: the base class of such tasks, in this package and your own. See docs/your-own-task.md.
 
-A task brings three functions: draw a problem, judge an answer, write an answer. The base does the rest: distinct problems,
-disjoint splits, prompts, references and the demonstrations of `selfcorrect sft`.
+A task brings three functions: draw a problem, judge an answer, write an answer. The base does the rest: distinct
+problems, disjoint splits, prompts, references and the demonstrations of `selfcorrect sft`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from selfcorrect.types import Grade, Problem, Verdict
 
 AnySplit = Literal["train", "test", "pretrain"]
 BUCKETS: dict[AnySplit, range] = {"test": range(15), "train": range(15, 50), "pretrain": range(50, 100)}
-"""Hash buckets (of 100) per split; ``pretrain`` is what the embedded model and warm-ups are taught on."""
+"""Hash buckets (of 100) per split; the embedded model and warm-ups learn from ``pretrain``."""
 IN_VAIN = 5_000
-"""Draws in a row without a new problem of a split, after which its space counts as used up."""
+"""After this many draws in a row without a new problem for a split, its problems count as used up."""
 INSTRUCTION = "There might be an error in the answer above. Correct it if so, and write the whole answer again."
 
 
@@ -39,40 +39,42 @@ class Drawn:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """For the other methods of the task."""
     key: str | None = None
-    """Problems of one key count as the same problem and are in the same split. It is part of the problem's id. None takes
-    the question, and a hash of it for the id."""
+    """Problems with the same key count as the same problem and are in the same split. The key is part of the problem's
+    id. None takes the question as the key, and a hash of it for the id."""
 
 
 class Procedural(ABC):
-    """A task whose problems are drawn. Implements ``Task``, ``Demonstrates`` and ``ChecksItself``."""
+    """A task whose problems are drawn by a program. Implements ``Task``, ``Demonstrates`` and ``ChecksItself``."""
 
     name: str
     instruction: str = INSTRUCTION
     system: str | None = None
-    """System message before the question; None has none, as some chat templates refuse one."""
+    """System message before the question; None sends none, because some chat templates refuse one."""
     counts: Mapping[AnySplit, int] = {"train": 3_000, "test": 1_000, "pretrain": 5_000}
-    """Distinct problems of each split. About 35 %, 15 % and 50 % of all that can be drawn are there for them."""
+    """Distinct problems of each split. Of all problems that can be drawn, about 35 %, 15 % and 50 % belong to these
+    splits."""
     wrong_share: float = 0.4
     """Share of the demonstrated attempts that are honest wrong tries."""
     demonstrated_attempts: int = 2
-    """Attempts of one demonstration, each drawn without regard to the others: nothing is taught about correcting."""
+    """Attempts of one demonstration. They are drawn independently, so nothing is taught about correcting."""
     too_few: str = "let draw() return more different problems, or set lower counts"
-    """The way out where the space is too small for the counts."""
+    """The way out if there are too few problems for the counts."""
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Drawn | None:
-        """One problem, from these random numbers alone; None to draw again."""
+        """One problem, drawn from these random numbers only; None to draw again."""
 
     @abstractmethod
     def verify(self, problem: Problem, text: str) -> bool | Verdict | Grade:
-        """Judge what a model wrote, which is untrusted: read it, do not run it. Equal arguments give equal verdicts."""
+        """Judge what a model wrote. It is untrusted: read it, do not run it. The same arguments must give the same
+        verdict."""
 
     @abstractmethod
     def demonstrate(self, problem: Problem, right: bool, rng: random.Random) -> str:
         """A whole answer as the model should write it: a right one, or a wrong one in the same form.
 
-        A right answer also serves as the reference, and the token cap is checked against it. Where ``wrong_share`` is 0,
-        no wrong answer is asked for.
+        A right answer also serves as the reference, and the token cap is checked against it. If ``wrong_share`` is 0,
+        no wrong answer is requested.
         """
 
     def check_is_sound(self, problem: Problem, text: str) -> bool | None:
@@ -93,11 +95,12 @@ class Procedural(ABC):
         return [question] if self.system is None else [{"role": "system", "content": self.system}, question]
 
     def reference_answer(self, problem: Problem) -> str:
-        """See ``Task``: the right answer that the problem's id draws."""
+        """See ``Task``: a right answer, drawn with the problem's id as the seed."""
         return self.demonstrate(problem, True, random.Random(f"reference {problem.id}"))
 
     def grade(self, problem: Problem, text: str, *, truncated: bool) -> Grade:
-        """See ``Task``; what ``verify`` raises is an ``error`` with the reason. No answer in a cut text is ``truncated``."""
+        """See ``Task``. An exception of ``verify`` becomes an ``error`` with the reason. A cut text without an answer
+        is ``truncated``."""
         grade = judged(f"{type(self).__name__}.verify", lambda: self.verify(problem, text), text, truncated)
         if truncated and grade.verdict is Verdict.NO_ANSWER:
             return replace(grade, verdict=Verdict.TRUNCATED)
@@ -106,8 +109,8 @@ class Procedural(ABC):
     def demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[str, ...]]]:
         """See ``Demonstrates``: independent draws, each wrong with probability ``wrong_share``.
 
-        The attempts of a demonstration have the same chance to be right, whatever came before them. A model that has learnt
-        them gains nothing from attempt 1 to attempt 2.
+        Every attempt of a demonstration is right with the same probability, whatever came before. A model that has
+        learned them gains nothing from attempt 1 to attempt 2.
 
         Raises:
             ConfigError: there are too few problems for ``counts``.
@@ -115,7 +118,7 @@ class Procedural(ABC):
         return ((p, tuple(text for _, text in attempts)) for p, attempts in self.labelled_demonstrations(seed))
 
     def labelled_demonstrations(self, seed: int) -> Iterator[tuple[Problem, tuple[tuple[bool, str], ...]]]:
-        """``demonstrations`` with whether each attempt is meant to be right, for `selfcorrect validate`."""
+        """Like ``demonstrations``, and also whether each attempt is meant to be right, for `selfcorrect validate`."""
         problems = self._problems("pretrain")
         rng = random.Random(f"{self.name} demonstrations {seed}")
 

@@ -1,4 +1,4 @@
-"""What the tasks with programs as answers have in common: which grader judges, and which tests it trusts."""
+"""Common parts of the tasks whose answers are programs: which grader judges, and which tests it trusts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from selfcorrect.verify.code import CodeGrader, CodeRequest
 class ProgramTask(ABC):
     """Verdicts by sandboxed tests. Implements ``grade``, ``GradesTogether`` and ``GetsReady``.
 
-    Tests that have to run in the program's process (``docs/sandbox.md``: forgeable) count when measuring and when references
-    are checked. In a training run a pass of such tests on a training problem is ``error``: it earns no reward.
+    Tests that have to run in the program's process (forgeable, see ``docs/sandbox.md``) count in measurements and when
+    references are checked. In a training run a pass of such tests on a training problem is ``error``: it earns no
+    reward.
     """
 
     def __init__(self, accept_risk: str | None) -> None:
@@ -24,7 +25,7 @@ class ProgramTask(ABC):
         self._training = False
 
     def get_ready(self, *, training: bool) -> None:
-        """Check the machine, and remember what the verdicts are for.
+        """Check the machine, and remember what the verdicts are used for.
 
         Raises:
             ConfigError: the machine is unsafe for untrusted programs and the risk was not accepted.

@@ -2,7 +2,7 @@
 
     task=reasoning_gym task.dataset=spell_backward task.options.max_word_len=6
 
-The data set draws the problems and scores the answers; a score of 1 is right, any other is wrong. Answers stand between
+The data set draws the problems and scores the answers; a score of 1 is right, any other is wrong. Answers are between
 <answer> and </answer>, as in that package's own prompts.
 """
 
@@ -26,19 +26,20 @@ from selfcorrect.verify.code.report import RISK_NAME
 
 FORM = "Write the answer between <answer> and </answer>."
 SIZE = 20_000
-"""Problems that a data set is built with, of which a run draws some; some data sets make them all at once."""
+"""Size with which a data set is built. A run draws only some problems, but some data sets make all of them at once."""
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
-"""Where data sets without one right answer keep an example."""
+"""Metadata fields in which data sets without a single right answer keep an example."""
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _RUNS_ANSWERS = re.compile(r"\b(eval|exec|parse_expr|sympify)\(answer\b")
-"""In the source of a data set: its score evaluates what the model wrote, as Python. sympy's parser does so too."""
+"""Matches source code of a data set whose score evaluates the model's text as Python. sympy's parser does so too."""
 
 
 class ReasoningGym(Procedural):
     """Implements ``Task``, ``CountsAnswers`` and ``Demonstrates``: single turns with the data set's own answer.
 
     Raises:
-        ConfigError: the package is missing, there is no such data set or option, or its score runs a model's text.
+        ConfigError: the package is missing, there is no such data set or option, or its score runs a model's text as
+            code.
     """
 
     counts = MappingProxyType({"train": 1_000, "test": 300, "pretrain": 1_000})
@@ -81,8 +82,8 @@ class ReasoningGym(Procedural):
     def draw(self, rng: random.Random) -> Drawn | None:
         """See ``Procedural``: one of the data set's problems, with the request for the form of the answer.
 
-        Its answer is the data set's own, or else the example in its metadata. A problem without one that scores 1 is left
-        out: it could not be checked before a run.
+        Its answer is the data set's own, or else the example in its metadata. A problem is left out if neither scores
+        1, because it could not be checked before a run.
         """
         entry = self._data[rng.randrange(len(self._data))]
         for answer in (entry["answer"], *(entry["metadata"].get(key) for key in EXAMPLES)):
@@ -104,10 +105,10 @@ class ReasoningGym(Procedural):
         return float(self._data.score_answer(answer.strip(), entry))
 
     def demonstrate(self, problem: Problem, right: bool, rng: random.Random) -> str:
-        """See ``Procedural``: the data set's own answer, marked. It brings no wrong ones."""
+        """See ``Procedural``: the data set's own answer, marked. The data set has no wrong ones."""
         assert right, "a data set brings no wrong answers"
         return f"<answer>{problem.answer}</answer>"
 
     def answer_key(self, answer: str) -> str:
-        """See ``CountsAnswers``: its words."""
+        """See ``CountsAnswers``: compares by words."""
         return " ".join(answer.split())

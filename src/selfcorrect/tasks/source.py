@@ -26,25 +26,26 @@ class Hub:
     id: str
     config: str | None = None
     named_by_user: bool = False
-    """``task.path`` holds the id: there is no file or directory of that name."""
+    """Whether the id comes from ``task.path``, because there is no file or directory of that name."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Rows of a data set by split.
 
-    A directory holds ``<split>.jsonl`` or ``.jsonl.gz``. A single file gives the split that its name starts with; else
-    each row the split that its field ``split`` names; else both train and test: a tenth of its questions (fixed by
-    hash, at least one) is test, so no question is in both. A task with one split takes all of a file.
+    A directory holds ``<split>.jsonl`` or ``.jsonl.gz``. All rows of a single file belong to the split that its name
+    starts with. Otherwise each row belongs to the split in its field ``split``. Without that field, a tenth of the
+    questions (fixed by hash, at least one) is test and the rest is train, so no question is in both. A task with only
+    one split takes all rows of a file.
     """
 
     task: str
     path: Path | None
     hub: Hub | None
-    """Read where ``path`` is None; None where the task is nowhere on the Hub."""
+    """The data set that is read if ``path`` is None; None if the task is not on the Hub."""
     splits: tuple[str, ...] = ("train", "test")
     fields: str = "question, answer"
-    """Of one row, for error messages."""
+    """Fields of a row, for error messages."""
     _loaded: dict[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, split: str, parse: Callable[[str, Row, str], Problem | None]) -> tuple[Problem, ...]:
@@ -52,10 +53,11 @@ class Source:
 
         Args:
             split: one of ``splits``.
-            parse: makes a problem of (default id, row, ``"FILE line N"``), or None for a row to leave out.
+            parse: turns (default id, row, ``"FILE line N"``) into a problem, or returns None to leave the row out.
 
         Raises:
-            DataError: missing, empty or malformed data (with file and line), two problems of one id, or no network.
+            DataError: the data is missing, empty or malformed (with file and line), two problems have the same id, or
+                there is no network.
         """
         if split in self._loaded:
             return self._loaded[split]
@@ -109,7 +111,7 @@ class Source:
         return next((s for s in self.splits if self.path.name.startswith(s)), None)
 
     def _rows(self, split: str) -> tuple[Iterable[tuple[str, Row]], bool]:
-        """Rows that hold a split, and whether they hold others too and have to be cut."""
+        """Rows that contain a split, and whether they contain others too and have to be split."""
         if self.path is None:
             return self._hub_rows(split), False
         if self.path.is_dir():

@@ -1,4 +1,4 @@
-"""Code of a user: functions found by import path, and what they may return."""
+"""Users' code: finds functions by import path, and checks what they return."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
     Args:
         setting: the setting that names it, for the message.
         name: the import path.
-        form: how the function is to be written, for the message.
-        arguments: how many it will be given.
+        form: how the function should be written, for the message.
+        arguments: number of arguments that it will receive.
 
     Raises:
         ConfigError: it cannot be imported, or does not take that many arguments.
@@ -45,9 +45,10 @@ def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
 
 
 def call_with_options(name: str, make: Callable[..., Any], config: Any, options: Mapping[str, Any]) -> Any:
-    """What a user's function makes of the task section and of ``task.options``.
+    """Call a user's function with the task section and ``task.options``, and return the result.
 
-    Its further parameters are the options. Each has a default, whose type a given value must have; None takes any value.
+    Its further parameters are the options. Each has a default, and a given value must have its type; if the default is
+    None, any value is accepted.
 
     Args:
         name: the function's import path, for messages.
@@ -56,7 +57,7 @@ def call_with_options(name: str, make: Callable[..., Any], config: Any, options:
         options: its keyword arguments.
 
     Raises:
-        ConfigError: an option that it does not have, a value of another type, or whatever it raises.
+        ConfigError: the function has no such option, a value has the wrong type, or the function raises an exception.
     """
     _, *parameters = inspect.signature(make).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -98,13 +99,13 @@ def refuse_unknown_options(options: Collection[str], known: Collection[str], own
 
 
 def judged(name: str, judge: Callable[[], Any], text: str, truncated: bool) -> Grade:
-    """The grade that a user's verdict stands for: what their code does wrong is an ``error`` with the reason, never a 0.
+    """The grade for a user's verdict. A fault of the user's code is an ``error`` with the reason, never a 0.
 
     Args:
-        name: of their function, for the reason.
-        judge: calls it; it may return bool, ``Verdict`` or ``Grade``.
+        name: name of their function, for the reason.
+        judge: calls their function, which may return bool, ``Verdict`` or ``Grade``.
         text: what is judged.
-        truncated: the token cap cut the text, so that False means ``truncated`` instead of ``wrong``.
+        truncated: whether the token cap cut the text; False then means ``truncated`` instead of ``wrong``.
     """
     try:
         verdict = judge()

@@ -16,7 +16,7 @@ from selfcorrect.records.lines import EvalRecord, StepRecord
 
 NAMES: tuple[TrackerName, ...] = get_args(TrackerName)
 NOT_NUMBERS = ("kind", "step", "stage")
-"""Of a step record: the first two are no measurements, the stage is a name."""
+"""Fields of a step record that are not sent: the first two are no measurements, and the stage is a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,13 @@ class Tracked:
     """The same in every process of a run."""
     name: str
     directory: Path
-    """Of the run; a tracker that writes files writes them below it."""
+    """Directory of the run. Trackers write their files below it."""
     config: Mapping[str, Any]
 
 
 class Tracker(Protocol):
-    """Receives numbers. Any method may raise: at the start this stops the command, later it only drops the tracker."""
+    """Receives numbers. Any method may raise: at the start an exception stops the command, later it only drops the
+    tracker."""
 
     name: str
 
@@ -67,7 +68,8 @@ def make_trackers(names: Sequence[TrackerName]) -> list[Tracker]:
 
 
 def step_metrics(record: StepRecord) -> dict[str, float]:
-    """``train/FIELD``, with ``/t1``, ``/t2``, ... for what is per attempt and ``/PHASE`` for seconds."""
+    """Numbers of a step as ``train/FIELD``, with ``/t1``, ``/t2``, ... for values per attempt and ``/PHASE`` for
+    seconds."""
     numbers: dict[str, float] = {}
     for field, value in record.model_dump(exclude=set(NOT_NUMBERS)).items():
         if isinstance(value, Mapping):
@@ -80,7 +82,8 @@ def step_metrics(record: StepRecord) -> dict[str, float]:
 
 
 def evaluation_metrics(record: EvalRecord) -> dict[str, float]:
-    """``eval/NAME/METRIC`` as shares in [0, 1], each with its interval as ``METRIC_low`` and ``METRIC_high``."""
+    """Numbers of an evaluation as ``eval/NAME/METRIC``, shares in [0, 1], each with its interval as ``METRIC_low`` and
+    ``METRIC_high``."""
     summary = EvalSummary.from_json(record.summary)
     estimates = {f"t{k}": a.accuracy for k, a in enumerate(summary.attempts, 1)}
     if summary.revisions:

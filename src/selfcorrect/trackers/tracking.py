@@ -25,7 +25,7 @@ class _Sent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     step: int = 0
-    """The latest one."""
+    """The latest step that was sent."""
     evaluations: list[str] = []
 
 
@@ -39,11 +39,11 @@ class _State(BaseModel):
 
 
 class Tracking:
-    """An observer that sends the records of a run to trackers. Use as a context manager, around all that the run does.
+    """An observer that sends the records of a run to trackers. Use it as a context manager around the whole run.
 
-    Before the first new record, each tracker receives those that it lacks: it was added later, or had failed. A step that
-    is played again after a crash is not sent again. A tracker that fails is dropped for the rest of the process, with one
-    warning.
+    Before the first new record, each tracker receives the records that it missed because it was added later or had
+    failed. A step that is repeated after a crash is not sent again. A tracker that fails is dropped for the rest of the
+    process, with one warning.
 
     Args:
         run: whose records they are.
@@ -58,10 +58,10 @@ class Tracking:
         self._caught_up = False
 
     def __enter__(self) -> Self:
-        """Start all of them.
+        """Start all trackers.
 
         Raises:
-            ConfigError: one cannot be started; those that had been are finished.
+            ConfigError: a tracker cannot be started. Those that were started are ended.
         """
         self._state = _State(id=uuid.uuid4().hex[:8])
         if self._trackers and self._file.exists():

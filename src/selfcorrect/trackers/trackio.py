@@ -11,7 +11,8 @@ from selfcorrect.trackers.base import Tracked
 
 
 class Trackio:
-    """Implements ``Tracker``. A run continues by its name, which therefore holds the id; a new Space is private."""
+    """Implements ``Tracker``. Trackio continues a run by its name, so the name contains the id. A new Space is
+    private."""
 
     name = "trackio"
 

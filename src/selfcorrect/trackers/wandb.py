@@ -1,4 +1,4 @@
-"""Weights & Biases. Its own environment variables hold: WANDB_MODE=offline, WANDB_PROJECT, WANDB_API_KEY."""
+"""Weights & Biases. Its own environment variables apply: WANDB_MODE=offline, WANDB_PROJECT, WANDB_API_KEY."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfcorrect.trackers.base import Tracked
 
 
 class Wandb:
-    """Implements ``Tracker``. Sends the config and the numbers, and neither code, git state, output nor system data."""
+    """Implements ``Tracker``. Sends the config and the numbers, but no code, git state, output or system data."""
 
     name = "wandb"
 

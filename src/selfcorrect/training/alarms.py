@@ -1,4 +1,5 @@
-"""What goes wrong in self-correction training, said in words while it happens. Thresholds are ours."""
+"""Alarms: what goes wrong in self-correction training, in words, while it happens. The thresholds are chosen by this
+project."""
 
 from __future__ import annotations
 
@@ -9,20 +10,20 @@ import numpy as np
 from selfcorrect.records.lines import AlarmRecord, StepRecord
 
 WINDOW = 10
-"""Steps averaged before an alarm may ring: single steps are noise."""
+"""Steps that are averaged before an alarm: single steps are noise."""
 NEVER_CHANGED = 0.02
 """Answer-change rate below which the last attempt counts as a copy of the one before."""
 STILL_WRONG = 0.1
 """Share of wrong last attempts above which copying is a fault: below it there is little left to correct."""
 ONE_VERDICT = 0.9
-"""Share of groups with one verdict above which reward teaches nothing."""
+"""Share of groups with a single verdict, above which the reward teaches nothing."""
 CUT_OFF = 0.1
 """Share of answers cut by the token cap above which the cap is at fault."""
 VERIFIER_ERRORS = 0.01
-"""Share of answers on which the verifier itself fails."""
+"""Share of answers on which the verifier itself fails, above which there is an alarm."""
 
 BOUNDED = 0.02
-"""Share of trained tokens with a bounded importance ratio above which the step is not the policy gradient it claims to be."""
+"""Share of trained tokens with a bounded importance ratio, above which the step is no longer a policy gradient."""
 
 
 def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[AlarmRecord]:

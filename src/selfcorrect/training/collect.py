@@ -1,8 +1,8 @@
 """What a run samples before the first step of a stage: data to imitate, or first attempts of the base.
 
 It is stored in the run directory part by part, so that a resumed run samples nothing twice. Random streams and problems
-are functions of the seed, the stage and the part, and the weights are those of the stage's start: a part sampled after a
-crash is the part that was lost.
+are functions of the seed, the stage and the part, and the weights are those of the stage's start. So a part sampled
+again after a crash equals the lost one.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Rows = list[dict[str, Any]]
 def examples_of(
     context: Context, stage: Stage, how: Imitation, progress: Progress
 ) -> tuple[list[Example], list[CollectRecord]]:
-    """All that an imitating stage trains on, sampled from the published weights or read from the run directory.
+    """All examples that a stage imitates, sampled from the published weights or read from the run directory.
 
     A stage has as many parts as steps, each with the problems of one step of reinforcement learning. So every method
-    samples as many responses.
+    samples the same number of responses.
 
     Raises:
         DataError: nothing was kept.
         Interrupted: a stop was requested.
-        RunError: a stored part is missing, and the weights that sampled it have moved on.
+        RunError: a stored part is missing, and the weights that sampled it have changed.
     """
     first = progress.step - progress.stage_step
     batches = [context.batch(first + i) for i in range(stage.steps)]
@@ -63,10 +63,10 @@ def examples_of(
 def offline_firsts(
     context: Context, stages: Sequence[Stage], progress: Progress
 ) -> tuple[GivenFirst, list[CollectRecord]]:
-    """First attempts of the base for every problem that any step of the run will start from one.
+    """First attempts of the base for every problem that some step of the run will start from a stored one.
 
-    Sampled before the first step, while the published weights are the base's. A problem that comes again later gets the
-    same ones, so this costs at most what sampling them in every step would.
+    Sampled before the first step, while the published weights are the base's. A problem that is drawn again gets the
+    same first attempts, so this costs at most as much as sampling them in every step.
 
     Raises:
         Interrupted, RunError: as ``examples_of``.
@@ -93,7 +93,8 @@ def offline_firsts(
 
 
 def account(run: RunDirectory, progress: Progress, records: Sequence[CollectRecord]) -> Progress:
-    """Write down what was collected and count it. Done once per stage; a resumed run repeats it only if it was cut back."""
+    """Record what was collected, and count it. This happens once per stage; a resumed run repeats it only if the
+    records were cut back."""
     for record in records:
         run.append(record)
     return progress.model_copy(
@@ -108,25 +109,25 @@ def account(run: RunDirectory, progress: Progress, records: Sequence[CollectReco
 @dataclass(frozen=True)
 class _Job:
     name: str
-    """Of the file and its random streams."""
+    """Name of the file and of its random streams."""
     attempts: int
     samples: int
     batches: Sequence[Sequence[Problem]]
     """The problems of each part."""
     keep: Callable[[int, Groups], Rows]
-    """What is stored of a part's episodes."""
+    """Selects what is stored of a part's episodes."""
 
 
 def _collected(
     context: Context, job: _Job, progress: Progress, *, may_sample: bool
 ) -> tuple[Rows, list[CollectRecord]]:
-    """All parts: those that are stored, then the missing ones. ``may_sample`` is False once the weights have moved on."""
+    """All parts: the stored ones, then the missing ones. ``may_sample`` is False once the weights have changed."""
     run, config, parts = context.run, context.config, len(job.batches)
     stored = run.collected(job.name)
     if len(stored) < parts and not may_sample:
         raise RunError(
             f"{run.path} holds {len(stored)} of {parts} parts of collected/{job.name}.jsonl, and the weights that sampled "
-            "them have moved on; put the file back, or start a new run"
+            "them have changed since; put the file back, or start a new run"
         )
     for part in range(len(stored), parts):
         if context.stop_requested():

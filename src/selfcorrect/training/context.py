@@ -19,7 +19,7 @@ from selfcorrect.types import Problem
 
 @dataclass(frozen=True)
 class Context:
-    """One run, its engine and its task."""
+    """A run with its engine and its task."""
 
     run: RunDirectory
     engine: Engine
@@ -45,8 +45,8 @@ class Context:
 def problems_of_step(problems: Sequence[Problem], seed: int, step: int, count: int) -> list[Problem]:
     """Problems of a 0-based step: consecutive slices of a fresh seeded permutation per epoch.
 
-    A pure function of (seed, step), so that a resumed run needs no data-loader state. No problem comes twice in a step, so
-    a step across the end of an epoch, or of more problems than there are, may hold fewer than ``count``.
+    A pure function of (seed, step), so that a resumed run needs no data-loader state. A step has no problem twice. So
+    it may have fewer than ``count`` problems, if it crosses the end of an epoch or ``count`` exceeds the data set.
     """
     out: list[Problem] = []
     position = step * count
@@ -60,9 +60,9 @@ def problems_of_step(problems: Sequence[Problem], seed: int, step: int, count: i
 
 
 def offline_of_step(batch: Sequence[Problem], seed: int, step: int, share: float) -> list[Problem]:
-    """The problems of a step that start from stored first attempts: a share of them, in expectation exactly.
+    """The problems of a step that start from stored first attempts: in expectation exactly this share.
 
-    A pure function of (seed, step). A fractional count is rounded up as often as its fraction says.
+    A pure function of (seed, step). A fractional count is rounded up with the probability of its fraction.
     """
     rng = np.random.default_rng([seed, step, 1])
     count = int(share * len(batch) + rng.random())

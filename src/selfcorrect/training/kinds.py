@@ -19,11 +19,12 @@ from selfcorrect.training.step import Groups, adam_of, imitate, reinforce
 from selfcorrect.training.warmup import demonstration_data, require_demonstrations
 
 TakeStep = Callable[[Progress], tuple[StepRecord, Groups]]
-"""One optimiser step from where training stands: its record, and the episodes that it played. Called in order."""
+"""Takes the next optimiser step. Returns its record and the episodes that it played. Called in order."""
 
 
 def prepare(context: Context, stages: Sequence[Stage], progress: Progress) -> tuple[Context, Progress]:
-    """Before the run's first step: sample what later stages need of the base's answers. A resumed run reads it again."""
+    """Before the run's first step, sample the base's answers that later stages need. A resumed run reads them from
+    disk."""
     firsts, records = offline_firsts(context, stages, progress)
     if progress.step == 0:
         progress = account(context.run, progress, records)
@@ -34,7 +35,7 @@ def begin(context: Context, stage: Stage, progress: Progress) -> tuple[TakeStep,
     """Begin a stage, or continue it, and give its step.
 
     Returns:
-        The stage's step; and the progress, in which what the stage collected is counted.
+        The stage's step, and the progress, which counts what the stage collected.
     """
     match stage.objective:
         case Credit():
@@ -46,7 +47,7 @@ def begin(context: Context, stage: Stage, progress: Progress) -> tuple[TakeStep,
 
 
 def _imitating(context: Context, stage: Stage, how: Imitation, progress: Progress) -> tuple[TakeStep, Progress]:
-    """Collect with the policy so far, then train from the stage's start: one epoch over all of its steps."""
+    """Collect episodes with the current policy, then train from the stage's start: one epoch over all of its steps."""
     examples, records = examples_of(context, stage, how, progress)
     if progress.stage_step == 0:
         progress = account(context.run, progress, records)
@@ -63,7 +64,7 @@ def _imitating(context: Context, stage: Stage, how: Imitation, progress: Progres
 
 
 def _demonstrating(context: Context, stage: Stage, how: Demonstrations, progress: Progress) -> TakeStep:
-    """Imitate the task's own answers, from the place in their stream that the progress has reached."""
+    """Imitate the task's own answers, from the position in their stream that training has reached."""
     task = require_demonstrations(context.task)
     stream = itertools.islice(task.demonstrations(context.config.seed), progress.stage_step * how.per_step, None)
 

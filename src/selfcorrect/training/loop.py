@@ -1,4 +1,5 @@
-"""The one training loop. Every stage is steps of data -> forward_backward, optim_step, publish; each brings its own.
+"""The one training loop. Every stage consists of steps (data -> forward_backward, optim_step, publish), and provides
+its own kind of step.
 
 ``kinds.begin`` gives a stage's step. The loop advances, records, checks alarms, and writes checkpoints.
 """
@@ -27,17 +28,17 @@ from selfcorrect.training.kinds import begin, prepare
 from selfcorrect.training.step import Groups
 
 Watched = StepRecord | CollectRecord | AlarmRecord | CheckpointRecord | EvalRecord
-"""What observers are told of."""
+"""The records that observers receive."""
 
 
 class Observer(Protocol):
-    """Whoever watches a run: the terminal, a tracker. Training never waits for an answer."""
+    """Receives the progress of a run, such as the terminal or a tracker. Training never waits for a reply."""
 
     def on_stage(self, stage: Stage, first_step: int, total_steps: int) -> None:
         """A stage begins, or a resumed run continues it."""
 
     def on_record(self, record: Watched) -> None:
-        """Something was recorded; collected parts are told as they are sampled."""
+        """Something was recorded. Collected parts are reported as they are sampled."""
 
     def on_measure(self, name: str, answers: int, most: int) -> None:
         """Progress of an evaluation and its controls: answers received, and the maximum expected."""
@@ -76,7 +77,7 @@ def train(
         run: an open run directory.
         engine: a fresh engine on the run's model.
         task: the run's task.
-        observer: is told of every step.
+        observer: receives every step.
         stop_requested: asked after every step; True writes a checkpoint and stops.
         stages: None takes those of the run's method.
 
@@ -160,7 +161,8 @@ def _write_step(run: RunDirectory, record: StepRecord, groups: Groups, observer:
 def _check_alarms(
     run: RunDirectory, history: Sequence[StepRecord], stages: Sequence[Stage], observer: Observer
 ) -> None:
-    """Report alarms once per window, not at every step. They are about episodes: a step that played none raises none."""
+    """Report alarms once per window, not at every step. Alarms are about episodes, so a step without episodes raises
+    none."""
     if history[-1].step % alarms.WINDOW or not history[-1].reward:
         return
     strict = stages[0].name if len(stages) > 1 else None
@@ -176,10 +178,10 @@ def _checkpoint(
     judged: Sequence[StepRecord] | None,
     observer: Observer,
 ) -> Progress:
-    """Write a checkpoint; ``judged`` (a full window of the final stage's steps) says whether it is the best yet.
+    """Write a checkpoint. ``judged``, a full window of the final stage's steps, decides whether it is the best so far.
 
-    The yardstick is the mean of the unshaped last-attempt training reward over that window. Shorter windows do not
-    compete: the fewer steps, the more a mean is luck.
+    The criterion is the mean of the unshaped training reward of the last attempt over that window. Shorter windows do
+    not compete, because a mean over fewer steps depends more on luck.
     """
     window = None
     if judged is not None:

@@ -25,7 +25,7 @@ Groups = Sequence[Sequence[Episode]]
 
 
 def reinforce(context: Context, stage: Stage, progress: Progress) -> tuple[StepRecord, Groups]:
-    """Play, weight, update, publish.
+    """One RL step: play episodes, weight their tokens, update, publish.
 
     Args:
         context: of the run.
@@ -79,7 +79,7 @@ def reinforce(context: Context, stage: Stage, progress: Progress) -> tuple[StepR
 def imitate(
     context: Context, stage: Stage, progress: Progress, data: Sequence[Datum], adam: AdamParams
 ) -> tuple[StepRecord, Groups]:
-    """Cross-entropy on sequences that carry their weights; there are no episodes.
+    """One step of cross-entropy on sequences with given weights; no episodes are played.
 
     Args:
         context: of the run.
@@ -131,7 +131,7 @@ def adam_of(t: TrainConfig, stage_step: int) -> AdamParams:
 
 @contextmanager
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Note the wall seconds of one phase of a step."""
+    """Record the wall seconds of one phase of a step."""
     start = time.perf_counter()
     yield
     seconds[phase] = time.perf_counter() - start
@@ -191,12 +191,12 @@ def _record(
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """None where there is nothing: no number was measured."""
+    """The mean; None without values, because nothing was measured."""
     return float(np.mean(values)) if values else None
 
 
 def _accuracy(column: Sequence[Attempt]) -> float | None:
-    """Of the attempts that the verifier judged."""
+    """Accuracy over the attempts that the verifier judged."""
     judged_N = np.array([_verdict(a) is not Verdict.ERROR for a in column], dtype=bool)
     return judged_mean(np.array([float(a.correct) for a in column]), judged_N) if column else None
 

@@ -1,7 +1,7 @@
 """Supervised warm-up on a task's demonstrations: teaches an answer format, before any comparison starts.
 
-The warmed model is the base of every run made from it. This is not one of the paper's methods (STaR and Pair-SFT train
-on self-generated corrections); it stands for what an instruct model's own training would have taught it.
+The warmed-up model is the base of every run that starts from it. This is not one of the paper's methods (STaR and
+Pair-SFT train on self-generated corrections); it takes the place of the training that an instruct model has had.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def warm_up_stage(sft: SftConfig) -> Stage:
 
 
 def require_demonstrations(task: Task) -> Demonstrates:
-    """The task as one that can show its answer format. Draws its first demonstration, before any weights load.
+    """Check that a task has demonstrations, by drawing the first one before any weights load, and return the task.
 
     Raises:
-        ConfigError: it has no demonstrations, or the first fails.
+        ConfigError: the task has no demonstrations, or drawing the first one fails.
     """
     if not isinstance(task, Demonstrates):
         raise ConfigError(
@@ -59,7 +59,7 @@ def demonstration_data(
 
     Args:
         chat: renders the conversation.
-        task: its prompts and instruction stand between the answers.
+        task: gives the prompts and the instruction between answers.
         demonstrations: problems, each with the answers to give.
     """
     sequences_T: list[list[int]] = []

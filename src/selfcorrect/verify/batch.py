@@ -28,12 +28,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ROWS_AHEAD = 4096
-"""Rows read but not written: enough that a row which takes seconds does not leave the other workers idle."""
+"""Most rows that are read but not written: enough that one slow row does not leave the other workers idle."""
 BYTES_AHEAD = 64 << 20
-"""The same in bytes of the file, for files of long rows."""
+"""The same limit in bytes of the file, for files with long rows."""
 _LONGEST_DETAIL = 2000
 _OWN_START = b'{"id": '
-"""How every line of verdicts begins: a torn last line that begins otherwise is from another program."""
+"""The beginning of every line of verdicts. An incomplete last line that begins differently is from another program."""
 _STOP_POLL_S = 0.2
 
 
@@ -44,7 +44,7 @@ class Tally:
     verdicts: Counter[str] = field(default_factory=Counter)
     """Rows written by this run, per verdict."""
     kept: int = 0
-    """Rows that an earlier run had written."""
+    """Rows that an earlier run wrote."""
     seconds: float = 0.0
     stopped: bool = False
     """A stop was requested: the file holds the verdicts of the first rows only."""
@@ -75,14 +75,14 @@ def grade_rows(
     Args:
         rows: from ``cases.read_cases``.
         out: must not exist, unless ``resume``.
-        grade: called in ``workers`` threads; what it raises becomes the verdict ``error`` of its row.
+        grade: called in ``workers`` threads; an exception becomes the verdict ``error`` of its row.
         workers: rows graded at once.
         resume: keep the whole lines of ``out`` and continue with the next row.
-        stop_requested: once true, no further row is begun; those begun are finished and written.
+        stop_requested: once true, no further row is started; rows that were started are finished and written.
 
     Raises:
         RunError: the file exists, or cannot be written; what was written before stays.
-        DataError: the cases cannot be read any further, or (``resume``) are not those that ``out`` was made from.
+        DataError: reading the cases fails, or (``resume``) they are not the cases that ``out`` was made from.
     """
     tally, start = Tally(), time.perf_counter()
 
@@ -116,8 +116,8 @@ def in_order(
 ) -> Iterator[Result]:
     """``map(work, items)`` on threads, in order, reading at most ``ROWS_AHEAD`` items and ``BYTES_AHEAD`` bytes ahead.
 
-    After a stop, and where reading the items fails, everything begun is finished and given out. Threads take items in
-    order, so what a stop drops is a tail of which nothing was begun.
+    After a stop, or if reading the items fails, all started work is finished and returned. Threads take items in order,
+    so a stop drops only items at the end that were not started.
     """
     waiting: deque[tuple[Future[Result], int]] = deque()
     held = 0
@@ -150,7 +150,8 @@ def in_order(
 
 
 def _first_is_done(waiting: deque[tuple[Future[Result], int]], stop_requested: Callable[[], bool]) -> bool:
-    """Wait for the first; a stop meanwhile drops those not begun. False where none is left."""
+    """Wait for the first item. If a stop comes meanwhile, items that were not started are dropped. False if none is
+    left."""
     while waiting and not waiting[0][0].done():
         while stop_requested() and waiting and waiting[-1][0].cancel():
             waiting.pop()
@@ -161,7 +162,7 @@ def _first_is_done(waiting: deque[tuple[Future[Result], int]], stop_requested: C
 
 
 def _judged(grade: Callable[[Case], Grade], row: CaseRow[Case]) -> tuple[Verdict, bytes]:
-    """The verdict on a row and its line: plain ASCII, since a detail may quote what a model wrote."""
+    """The verdict on a row, and its output line in plain ASCII, because a detail may quote a model's text."""
     start = time.perf_counter()
     if isinstance(row.case, Broken):
         found, seconds = Grade(Verdict.ERROR, None, row.case.reason), 0.0
@@ -188,7 +189,8 @@ def _opened(out: Path, resume: bool) -> BinaryIO:
 
 
 def _keep(file: BinaryIO, rows: Iterator[CaseRow[Case]], out: Path) -> int:
-    """Skip the rows whose verdicts are in the file, cut off a torn last line, and seek to the end of the file."""
+    """Skip the rows whose verdicts are in the file, cut off an incomplete last line, and seek to the end of the
+    file."""
     kept = end = 0
     for line in file:
         torn = not line.endswith(b"\n")

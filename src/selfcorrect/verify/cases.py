@@ -1,7 +1,8 @@
 """Reads a file of cases: one JSON object per line, plain or gzipped.
 
 The rows hold model outputs, so nothing in a row may end the run: a row that cannot be graded becomes ``Broken``. Only a
-file that cannot be read raises. Memory does not grow with the file: one line is held at a time, and none over ``MAX_LINE``.
+file that cannot be read raises an error. Memory does not grow with the file: it holds one line at a time, of at most
+``MAX_LINE``.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from selfcorrect.verify.math.grader import MathCase
 Case = TypeVar("Case")
 
 MAX_LINE = 8 << 20
-"""Bytes. A response of a million characters fits, with every character escaped."""
+"""Longest line in bytes. A response of a million characters fits, even with every character escaped."""
 _STRAY_BYTE = re.compile(r"\\udc[89a-f][0-9a-f]")
-"""A byte that is not UTF-8, as ``surrogateescape`` and JSON write it: the id was not this."""
+"""A byte that is not UTF-8, as ``surrogateescape`` and JSON write it. Such an id differs from the one in the file."""
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A row without a case, and the reason."""
+    """A row that cannot be graded, and the reason."""
 
     reason: str
 
@@ -39,7 +40,7 @@ class CaseRow(Generic[Case]):
     """One line of the file."""
 
     id_json: str
-    """The row's id as JSON; the number of its line where it has none that JSON can repeat."""
+    """The row's id as JSON, or the number of its line if it has no id that JSON can repeat."""
     case: Case | Broken
     size: int
     """Bytes of the line."""
@@ -85,7 +86,7 @@ def _row(line: bytes | None, number: int, make: Callable[[dict[str, Any]], Case]
 
 
 def _id_json(fields: dict[str, Any]) -> str:
-    """The id as JSON; empty where there is none, or none that can be written again as it was."""
+    """The id as JSON; empty if there is none, or if it cannot be written again unchanged."""
     if fields.get("id") is None:
         return ""
     try:
@@ -103,7 +104,7 @@ def _present(fields: dict[str, Any], name: str) -> Any:
 
 
 def _model_text(fields: dict[str, Any], name: str) -> str:
-    """What a model wrote, whatever it holds: a NUL in it is the model's fault, and the verifier's to judge."""
+    """A model's text, whatever it contains: a NUL in it is the model's fault, and the verifier judges it."""
     value = _present(fields, name)
     if not isinstance(value, str):
         raise _Fault(f"field {name!r} is {kind_of(value)}, not a string")
@@ -127,15 +128,15 @@ def _check_text(value: str, name: str) -> str:
 
 
 def math_case(fields: dict[str, Any], *, bare: bool = False) -> MathCase:
-    """The case of a row ``id, gold, response``; further fields are not read."""
+    """The case in a row ``id, gold, response``; further fields are ignored."""
     return MathCase(_text(fields, "gold"), _model_text(fields, "response"), bare)
 
 
 def code_request(fields: dict[str, Any]) -> CodeRequest:
-    """The case of a row ``id, style, prompt, entry_point, tests, completion, completion_form``.
+    """The case in a row ``id, style, prompt, entry_point, tests, completion, completion_form``.
 
-    ``prompt`` and ``entry_point`` may be null or left out where nothing reads them: with style ``mbpp``, and there the
-    prompt is read only by the form ``body``.
+    ``prompt`` and ``entry_point`` may be null or left out with style ``mbpp``, except that the form ``body`` needs the
+    prompt.
     """
     style, form = _text(fields, "style"), _text(fields, "completion_form")
     if style not in ("mbpp", "humaneval"):

@@ -18,7 +18,8 @@ _COMMENT = re.compile(r"(?:^|[^#])#(?![#A-Za-z0-9])")
 
 
 def _named(text: str, start: int, end: int, code: bool) -> bool:
-    """Whether a program or a sentence names the tag: a quote touches it or stands on both sides, or a comment holds it."""
+    """Whether a program or a sentence only mentions the tag: a quote touches it or is on both sides, or it is in a
+    comment."""
     before, after = text[max(0, start - 200) : start].rpartition("\n")[2], text[end : end + 200].partition("\n")[0]
     touched = before[-1:] in _QUOTES or after[:1] in _QUOTES
     around = any(q in before and q in after for q in "'\"`")
@@ -27,7 +28,8 @@ def _named(text: str, start: int, end: int, code: bool) -> bool:
 
 
 def without_thinking(text: str, *, code: bool = False) -> str:
-    """The text outside its thinking. A block that never ends reaches to the end; an end without a start, to the start."""
+    """The text outside its thinking. A block that never ends extends to the end of the text. A block without a start
+    begins at the start of the text."""
     if channel := [match.end() for match in _FINAL_CHANNEL.finditer(text)]:
         return text[channel[-1] :]
     kept: list[str] = []
@@ -46,10 +48,10 @@ def without_thinking(text: str, *, code: bool = False) -> str:
 
 
 def own_text(text: str, *, code: bool = False) -> str:
-    """The model's answer: its turn without its thinking. Empty where all of it is thinking.
+    """The model's answer: its turn without its thinking. Empty if all of it is thinking.
 
     Args:
-        code: the answer is a program, whose comments may name the tags.
+        code: whether the answer is a program, whose comments may mention the tags.
     """
     channel = _FINAL_CHANNEL.search(text)  # the channels before it end with the token that ends a turn elsewhere
     start = channel.end() if channel else 0

@@ -1,8 +1,8 @@
 """A Tinker server through the ``tinker`` client. The only module that imports it.
 
 The client itself repeats a request when the connection fails. For training requests that is safe: each carries a sequence
-number, and the server answers a number that it has seen with the first request's result. This module only decides when to
-stop waiting.
+number, and if the server has seen the number before, it answers with the first request's result. This module only
+decides when to stop waiting.
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ class Server:
         self._timeout_s = timeout_s
 
     def models(self) -> dict[str, int | None]:
-        """Names of the models that it serves, with their longest sequence if it says."""
+        """Names of the models that the server has, with their longest sequence if it reports one."""
         found = _answer(self._service.get_server_capabilities, self._timeout_s).supported_models
         return {m.model_name: m.max_context_length for m in found}
 
     def trainer(self, model: str, rank: int, seed: int) -> Trainer:
-        """A fresh adapter, which changes nothing yet."""
+        """A new adapter, which does not change the model yet."""
         s = self._service
         made = _answer(lambda: s.create_lora_training_client(base_model=model, rank=rank, seed=seed), self._timeout_s)
         return Trainer(made, s, self._timeout_s)
@@ -131,7 +131,7 @@ class Server:
         return Sampler(client, self._timeout_s)
 
     def unload(self, trainer: Trainer) -> None:
-        """Free an adapter's place. The client has the request but no method for it."""
+        """Free an adapter's place on the server. The client has no method for this request."""
         from tinker import types
         from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 
@@ -186,7 +186,7 @@ class Trainer:
         return str(_answer(lambda: self.client.save_state(name).result(), self._timeout_s).path)
 
     def publish(self) -> Sampler:
-        """A sampler of the weights as they are now."""
+        """A sampler with the current weights."""
         return Sampler(_answer(self.client.save_weights_and_get_sampling_client, self._timeout_s), self._timeout_s)
 
     def export(self, name: str, path: Path) -> None:
@@ -279,7 +279,7 @@ def _translated() -> Iterator[None]:
 
 
 def complete_adapter(path: Path, model: str) -> None:
-    """Fill in what a server leaves out of ``adapter_config.json``: the base model, and which modules are adapted.
+    """Complete ``adapter_config.json``: a server leaves out the base model and the adapted modules.
 
     Without the modules PEFT would use its default for the architecture and drop the other weights.
     """

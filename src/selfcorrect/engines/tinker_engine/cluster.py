@@ -1,8 +1,8 @@
 """How to start SkyRL's Tinker server: the files and commands for one CPU, for the GPUs of a machine, for several machines.
 
-None of the project's code runs there. The settings that matter to a run are fixed when the server starts, so this module
-writes them as the project needs them: no gradient clipping, no weight decay, Adam's betas as in ``train.adam_*``, adapters
-not merged into the base model.
+No code of this package runs there. The server's settings are fixed when it starts, so this module writes those that a
+run needs: no gradient clipping, no weight decay, Adam's betas as in ``train.adam_*``, adapters not merged into the base
+model.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Cluster:
     """The server's machines and the model it serves."""
 
     model: str
-    """Hub id or directory, the same text as ``model`` of the run."""
+    """Hub id or directory, spelled as in the run's ``model``."""
     gpus: int = 0
     """Per machine; 0 is the JAX backend on a CPU, for small models."""
     nodes: int = 1
     tensor_parallel: int = 1
     """GPUs that one copy of the model is spread over, for training and for sampling."""
     rank: int = 32
-    """Of the adapters; the run's ``model.lora_rank``."""
+    """Rank of the adapters: the run's ``model.lora_rank``."""
     host: str = "127.0.0.1"
     port: int = 8000
 
@@ -92,7 +92,7 @@ def backend_config(c: Cluster) -> dict[str, Any]:
 
 
 def server_command(c: Cluster) -> list[str]:
-    """The server; run it in the recipe's directory with its environment active."""
+    """The command that starts the server; run it in the recipe's directory with its environment active."""
     return [
         *("uv", "run", "--active", "--no-sync", "-m", "skyrl.tinker.api"),
         *("--base-model", c.model, "--backend", "megatron" if c.gpus else "jax"),

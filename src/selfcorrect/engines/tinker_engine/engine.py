@@ -48,7 +48,7 @@ class TinkerEngine:
     Args:
         connect: opens a session.
         chat: the model's chat format.
-        model: names that the server may have for it; the first that it serves is used.
+        model: names that the server may have for the model; the first one that it serves is used.
         rank: of the adapters; None measures the model itself and trains nothing.
         settings: how long to wait.
         max_length: longest sequence of the model in tokens.
@@ -56,7 +56,7 @@ class TinkerEngine:
 
     Raises:
         ModelError: the server serves another model.
-        EngineError: no server, no place for an adapter in time, or a probe refused the server.
+        EngineError: there is no server, it had no place for an adapter in time, or a probe refused it.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TinkerEngine:
         except RemoteFailure as failure:
             raise EngineError(
                 f"no Tinker server could be used: {failure}; start one (`selfcorrect cluster` prints how), or correct "
-                "engine.base_url. No other engine is taken instead",
+                "engine.base_url. No other engine is used instead",
                 usable=False,
             ) from failure
         findings: Findings | None = None
@@ -226,7 +226,8 @@ class TinkerEngine:
 
     @contextlib.contextmanager
     def _verb(self, name: str) -> Iterator[None]:
-        """After a failed request the adapter is gone or in an unknown state, so that only a saved state can be used."""
+        """Turn failures into ``EngineError``. After one, the adapter is gone or in an unknown state, and only a saved
+        state can be used."""
         try:
             yield
         except RemoteFailure as failure:
@@ -303,7 +304,7 @@ class TinkerEngine:
         self.publish()
 
     def export(self, path: Path) -> None:
-        """See ``Engine.export``: a PEFT adapter of the model's name."""
+        """See ``Engine.export``. Writes a PEFT adapter that names the model."""
         policy = self._trained()
         path.mkdir(parents=True, exist_ok=True)
         with self._verb("export"):
@@ -321,14 +322,15 @@ class TinkerEngine:
             return self._place(lambda: self._server.trainer_from(path, optimiser=optimiser))
 
     def _replace_policy(self, path: str, *, optimiser: bool) -> None:
-        """Unload the old adapter first: it may hold the server's last place, and the state is on disk."""
+        """Load a saved state as the policy. The old adapter is unloaded first, because it may hold the server's last
+        place."""
         self._unload(self._policy)
         self._policy = None
         self._policy = self._loaded(path, optimiser=optimiser)
         self._accumulated = 0
 
     def _unload(self, trainer: Trainer | None) -> None:
-        """Best effort: a server later frees the places of an ended session anyway."""
+        """Free an adapter's place if possible. The server frees the places of an ended session later anyway."""
         if trainer is not None:
             with contextlib.suppress(RemoteFailure):
                 self._server.unload(trainer)
@@ -350,14 +352,15 @@ class TinkerEngine:
         return self._policy
 
     def _wire(self, tokens_T: np.ndarray, weights_T: FloatArray, logprobs_T: FloatArray | None = None) -> WireDatum:
-        """Log-probs at weight 0 become 0: a server multiplies them by the weight, and 0 times an overflow is not 0."""
+        """A sequence as the API takes it. Log-probs at weight 0 become 0: the server multiplies both, and 0 times an
+        overflow is not 0."""
         self._require_tokens(tokens_T)
         ids, weights = tuple(int(t) for t in tokens_T), weights_T[1:]
         logprobs = np.zeros(len(weights)) if logprobs_T is None else np.where(weights != 0, logprobs_T[1:], 0.0)
         return WireDatum(ids[:-1], ids[1:], np.asarray(weights, dtype=np.float64), logprobs)
 
     def _require_tokens(self, ids: Sequence[int] | np.ndarray) -> None:
-        """A server may accept any id and read past its embeddings."""
+        """Refuse token ids that the model lacks: a server may accept any id and read past its embeddings."""
         array = np.asarray(ids)
         if array.size and not (array.min() >= 0 and array.max() < self._vocabulary):
             raise EngineError(
@@ -370,7 +373,7 @@ class TinkerEngine:
 
 
 def _new_name() -> str:
-    """Of a state on the server, which refuses a name that it has."""
+    """A new name for a state: the server refuses a name that it already has."""
     return f"selfcorrect-{uuid.uuid4().hex[:16]}"
 
 

@@ -1,4 +1,5 @@
-"""How long to wait for a server: requests are repeated with growing waits, and places and servers awaited up to a limit."""
+"""Waiting for a server: repeats requests with growing waits, and waits up to a limit for a server or for a place on
+it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 T = TypeVar("T")
 
 RETRIES = 4
-"""Repeats of a request that changes nothing."""
+"""How often a request that changes nothing is repeated."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 IN_FLIGHT = 256
 """Samples requested at once. SkyRL's server has 15 connections to its database; with 1,500 samples some timed out there."""

@@ -1,8 +1,8 @@
 """Finds out, before a run, what a server does that would otherwise corrupt the run silently.
 
 The API does not specify how a loss is reduced, whether the importance ratio is clipped, or what the sampler's log-probs are,
-and servers differ. Each question is answered by made-up sequences on scratch adapters. The result is a correction factor,
-or a refusal with the reason.
+and servers differ. Each question is answered with artificial sequences on temporary adapters. The result is a
+correction factor, or a refusal with the reason.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from selfcorrect.types import FloatArray, LossName
 
 PROMPT_TOKENS, ANSWER_TOKENS = 6, 10
 TOLERANCE = 0.1
-"""Relative. The outcomes to tell apart differ by a factor of 2 or more; bfloat16 gradients differ by about 0.01."""
+"""Relative tolerance. Outcomes to be distinguished differ by a factor of 2 or more; bfloat16 rounding changes gradients
+by about 0.01."""
 RATIO = 4.0
-"""Importance ratio tried, and its inverse: outside every clipping range in use (PPO 0.8 to 1.2, truncation at 2)."""
+"""Importance ratio to test, with its inverse. Both are outside every clipping range in use (PPO 0.8 to 1.2, truncation
+at 2)."""
 SAMPLES = 8
 STEP, HUGE_EPS = AdamParams(learning_rate=0.01), 1e12
 SMALLEST_MOVE = 1e-4
-"""Nats. ``STEP`` moves log-probs by far more; with an epsilon that dwarfs any gradient it moves them by nothing."""
+"""Smallest change of a log-prob that counts, in nats. ``STEP`` causes far more, and none with an epsilon far above any
+gradient."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How a server reduces the losses of tokens, and what its cross-entropy is."""
+    """How a server reduces token losses, and whether its cross-entropy is the plain sum."""
 
     mean_over_data: bool = False
     mean_over_tokens: bool = False
@@ -41,7 +44,7 @@ class Reduction:
     """False: it is normalised by the weights. Importance sampling at ratio 1 has the same gradient and replaces it."""
 
     def corrected(self, data: Sequence[WireDatum]) -> list[WireDatum]:
-        """The data with weights for which the server's reduction gives the sum over all tokens."""
+        """The data with weights scaled so that the server's reduction gives the sum over all tokens."""
         n = len(data) if self.mean_over_data else 1
         factors = [n * (len(d.target_ids) if self.mean_over_tokens else 1) for d in data]
         return [replace(d, weights=d.weights * factor) for d, factor in zip(data, factors, strict=True)]
@@ -58,7 +61,7 @@ class Findings:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """For the run's records."""
+        """The findings in words, for the run's records."""
         r = self.reduction
         conditions = {
             "the server averages over data: weights are multiplied by their number": r.mean_over_data,
@@ -78,8 +81,8 @@ def probe(server: Server, policy: Trainer, scratch: Trainer, sampler: Sampler, v
 
     Args:
         server: to load a saved state from.
-        policy: an adapter in the state that ``sampler`` was published from; it is not changed.
-        scratch: a fresh adapter, which the probes change.
+        policy: the adapter that ``sampler`` was published from, unchanged since; the probes do not change it.
+        scratch: a new adapter, which the probes change.
         sampler: of the policy.
         vocabulary: ids below this may be used.
 
@@ -116,7 +119,7 @@ def _sampler_law(policy: Trainer, sampler: Sampler, prompt: Sequence[int]) -> tu
     if not gaps.mean() <= LARGEST_MEAN_GAP:
         raise _refusal(
             f"returns log-probs with its samples that differ from the trainer's by {gaps.mean():.3g} nats per token (another "
-            "temperature, a filtered law, or other weights), so the weights that training applies would not belong to what "
+            "temperature, a filtered distribution, or other weights), so the weights that training applies would not belong to what "
             "was sampled"
         )
     firsts = sorted({a.token_ids[0] for a in answers})
@@ -127,7 +130,7 @@ def _sampler_law(policy: Trainer, sampler: Sampler, prompt: Sequence[int]) -> tu
 
 
 def _sequence(trainer: Trainer, tokens: Sequence[int]) -> WireDatum:
-    """Weight 1 on the answer's tokens, which follow the first ``PROMPT_TOKENS``; on policy."""
+    """An on-policy sequence with weight 1 on the answer's tokens, which follow the first ``PROMPT_TOKENS``."""
     targets = tuple(tokens[1:])
     position = np.arange(1, len(tokens))
     on = (position >= PROMPT_TOKENS) & (position < PROMPT_TOKENS + ANSWER_TOKENS)
@@ -137,7 +140,8 @@ def _sequence(trainer: Trainer, tokens: Sequence[int]) -> WireDatum:
 
 
 def _reduction(scratch: Trainer, tokens: Sequence[int]) -> Reduction:
-    """From the norms of the gradients of made-up batches. A learning rate of 0 leaves the adapter unchanged."""
+    """Find the reduction from gradient norms of artificial batches. A learning rate of 0 leaves the adapter
+    unchanged."""
 
     def norm_of(data: Sequence[WireDatum], loss: LossName = "importance_sampling") -> float:
         scratch.forward_backward(data, loss)
@@ -187,7 +191,7 @@ def _close(value: float, expected: float) -> bool:
 
 
 def _require_frozen(server: Server, scratch: Trainer, sequence: WireDatum) -> None:
-    """A saved state must load as it was saved, and must not move with the adapter that it was saved from."""
+    """Check that a saved state loads as it was saved, and does not change with the adapter that it was saved from."""
     (start,) = scratch.forward([sequence])
     frozen = server.trainer_from(scratch.save("probe"), optimiser=False)
     try:

@@ -1,7 +1,7 @@
-"""The values that the engine exchanges with a Tinker server. ``client.py`` sends them; tests bring their own server.
+"""The values that the engine exchanges with a Tinker server. ``client.py`` sends them; tests use a server of their own.
 
-A *trainer* is one LoRA adapter in the server's memory with its gradients and its optimiser. It occupies one of the server's
-places; a saved state takes only disk.
+A *trainer* is one LoRA adapter in the server's memory with its gradients and its optimiser. It occupies one of the
+server's places; a saved state takes only disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from selfcorrect.types import FloatArray
 
 
 class RemoteFailure(Exception):
-    """A request that failed. It is unknown whether the server did the work, unless the server said that it refused."""
+    """A request that failed. Unless the server reports a refusal, it is unknown whether it did the work."""
 
     def __init__(self, reason: str, *, passing: bool = False, full: bool = False) -> None:
         super().__init__(reason)
@@ -30,14 +30,14 @@ class WireDatum:
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     weights: FloatArray
-    """Per target. Sent as advantages for importance sampling, as weights for cross-entropy."""
+    """One weight per target. Sent as advantages for importance sampling, as weights for cross-entropy."""
     logprobs: FloatArray
-    """The sampler's, per target; read by importance sampling only."""
+    """The sampler's log-probs, one per target; read by importance sampling only."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
-    """As the server gives them; None if it gives none."""
+    """The log-probs that the server returns; None if it returns none."""
     stop: Literal["stop", "length"]

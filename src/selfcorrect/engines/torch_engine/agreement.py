@@ -1,4 +1,4 @@
-"""Checks once, at the start, that a sampler with its own weights samples from the trainer's law."""
+"""Checks once, at the start, that a sampler with its own weights samples from the trainer's distribution."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def largest_gap(
 ) -> float:
     """Largest difference in nats between the log-probs of the sampler and those of the trainer.
 
-    Temperatures 1 and 0, whose log-probs are both those of the model at temperature 1.
+    Samples at temperatures 1 and 0; at both, the log-probs are those of the model at temperature 1.
 
     Args:
-        sample: of the sampler.
+        sample: the sampler's method.
         score: the trainer's log-probs of whole sequences, one array of shape [T] each.
         vocabulary: prompts are drawn from it.
 
@@ -44,8 +44,8 @@ def largest_gap(
     gaps = np.concatenate([np.abs(lp - s.logprobs_T)[s.sampled_T] for lp, s in scored])
     if not gaps.mean() <= LARGEST_MEAN_GAP:
         raise EngineError(
-            f"the sampler's log-probs differ from the trainer's by {gaps.mean():.3g} nats per token, so it computes another "
-            "model or another law, and no importance ratio could be trusted; use engine.sampler=native",
+            f"the sampler's log-probs differ from the trainer's by {gaps.mean():.3g} nats per token, so it runs another "
+            "model or samples from another distribution, and no importance ratio could be trusted; use engine.sampler=native",
             usable=False,
         )
     return float(gaps.max())

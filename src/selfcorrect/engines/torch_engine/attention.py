@@ -1,4 +1,5 @@
-"""Faster attention on a CPU: grouped heads are not repeated, bfloat16 is computed in float32, padding costs nothing else."""
+"""Faster attention on a CPU: key-value heads are not repeated, bfloat16 is computed in float32, and only attention sees
+padding."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ _packing: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 @contextmanager
 def packed_queries(packing: Packing | None) -> Iterator[None]:
-    """Let a decoder on a CPU take tokens without padding, each as a row of one.
+    """Let a decoder on a CPU take tokens without padding, each as a row of length one.
 
     Only attention must know which tokens belong together: keys, values and mask are those of the padded batch.
     """
@@ -44,10 +45,11 @@ def packed_queries(packing: Packing | None) -> Iterator[None]:
 
 
 def use_cpu_attention(model: Any) -> None:
-    """Replace PyTorch's SDPA attention, as transformers calls it, in a model on a CPU; leave other kinds alone.
+    """Replace transformers' call of PyTorch's SDPA attention in a model on a CPU. Other kinds of attention do not
+    change.
 
-    transformers repeats keys and values for every query head wherever there is a mask, and torch's backward pass takes
-    about twice as long in bfloat16 as in float32.
+    With a mask, transformers repeats keys and values for every query head, and torch's backward pass takes about twice
+    as long in bfloat16 as in float32.
     """
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
         model.set_attn_implementation(CPU_ATTENTION)
@@ -65,7 +67,8 @@ def cpu_attention(
 ) -> tuple[Tensor, None]:
     """As ``sdpa_attention_forward`` of transformers; shapes [B, heads, T, head width], the result [B, T, heads, width].
 
-    Inside ``packed_queries`` the queries have shape [N, heads, 1, head width], and so has the result its [N, 1, heads, width].
+    Inside ``packed_queries`` the queries have shape [N, heads, 1, head width], and the result has shape [N, 1, heads,
+    width].
     """
     packing = _packing.get()
     if packing is None:

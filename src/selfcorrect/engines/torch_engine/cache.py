@@ -30,7 +30,8 @@ def run_decoder(decoder: nn.Module, cache: Cache, **inputs: Tensor) -> Tensor:
 
 @functools.cache
 def cache_argument(decoder: type[nn.Module]) -> str:
-    """The name of this class's cache argument: transformers 5.24 renamed it. A wrong name would vanish in ``**kwargs``.
+    """The name of this class's cache argument, which transformers 5.24 renamed. ``**kwargs`` would swallow a wrong
+    name.
 
     Raises:
         ModelError: it takes none.
@@ -46,7 +47,8 @@ def cache_argument(decoder: type[nn.Module]) -> str:
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checked here
-    """A cache in which a token's slot is its position, so that rows may have unequal lengths and grow unequally fast.
+    """A cache in which a token's slot is its position, so that rows may have different lengths and grow at different
+    speeds.
 
     ``place`` says where a pass writes. What is written past a row's length (padding, drafts that were refused) is never
     attended to, and is overwritten once the row has a token at that position.
@@ -65,15 +67,15 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checke
 
     @property
     def slots(self) -> int:
-        """Of all rows together."""
+        """Number of slots of all rows together."""
         return len(self.lengths_B) * self.capacity
 
     def place(self, rows_NQ: Tensor, slots_NQ: Tensor, end: int) -> None:
-        """Where the next pass writes.
+        """Say where the next pass writes.
 
         Args:
-            rows_NQ, slots_NQ: row and slot of each of its tokens, on the device.
-            end: the pass attends to the slots before it.
+            rows_NQ, slots_NQ: row and slot of each token of the pass, on the device.
+            end: the pass attends to the slots before this one.
         """
         self._rows, self._slots, self._end = rows_NQ, slots_NQ, end
 

@@ -19,9 +19,9 @@ from selfcorrect.errors import ModelError
 def checkpoint_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Every parameter under its name in the checkpoint, layer by layer. The model's own tensors are not changed.
 
-    An adapted weight W comes as W + scale * B A, summed in float32 and rounded once to W's precision; only one such sum
-    exists at a time. Other tensors are the model's own, not copies: use each before the model changes. Tied weights come
-    once, under the name of the embedding.
+    An adapted weight W is yielded as W + scale * B A, summed in float32 and rounded once to W's precision; only one
+    such sum exists at a time. Other tensors are the model's own, not copies: use each before the model changes. Tied
+    weights are yielded once, under the name of the embedding.
 
     Args:
         model: a Hugging Face causal language model, with or without LoRA layers in it.
@@ -62,4 +62,4 @@ def checkpoint_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _unsupported(what: str) -> ModelError:
-    return ModelError(f"the model has {what}, which engine.sampler=vllm cannot be given; use engine.sampler=native")
+    return ModelError(f"the model has {what}, which engine.sampler=vllm does not support; use engine.sampler=native")

@@ -1,7 +1,8 @@
 """Drafts: the tokens that an answer will probably take next, read from an earlier attempt in its own prompt.
 
-The sampler checks several of them in one pass. It keeps those that it draws itself at that position, so a draft changes
-how fast an answer comes and not what it says. Every decision here depends on tokens only, never on a clock.
+The sampler checks several of them in one pass. It keeps a token only if it draws the same one at that position, so a
+draft changes how fast an answer comes, but not what it says. Every decision here depends on tokens only, never on a
+clock.
 """
 
 from __future__ import annotations
@@ -11,25 +12,26 @@ from collections.abc import Sequence, Set
 import numpy as np
 
 LONGEST, SHORTEST = 4, 2
-"""Tokens by which an answer finds its place in the prompt: the longest that occur there."""
+"""Numbers of latest tokens by which an answer finds its place in the prompt; the longest match is used."""
 MOST_DRAFTED = 16
 """Tokens that one row drafts for one pass."""
 LEAST_CHANCE = 0.25
-"""A draft token with a smaller chance to hold is not tried, however cheap it is."""
+"""A draft token that is less likely to be right than this is not tried, however cheap it is."""
 FORGET = 0.9
-"""Factor on the evidence of earlier tokens, for each new one."""
+"""With each new token, the evidence of earlier ones is multiplied by this."""
 LOST, FOLLOWING = 0, 1
 
 
 class Draft:
-    """Follows one answer through its prompt, and remembers how often the prompt said what came next.
+    """Follows one answer through its prompt, and remembers how often the prompt predicted the next token.
 
-    It also predicts tokens that are not drafted. So it learns for free, and a model that rewrites everything drafts nothing.
+    It also predicts tokens that are not drafted. So it learns at no cost, and drafts nothing if the model rewrites
+    everything.
 
     Args:
         prompt_ids: of the answer, with all earlier attempts.
         answer_ids: its tokens so far.
-        stop_ids: end an answer; nothing is drafted past one.
+        stop_ids: tokens that end an answer; nothing is drafted after one.
     """
 
     def __init__(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], stop_ids: Set[int]) -> None:
@@ -60,11 +62,11 @@ class Draft:
             self._place = self._found(self._place)
 
     def propose(self, most: int, worth: float) -> tuple[list[int], float]:
-        """Tokens to check in the next pass, and how many of them are expected to hold.
+        """Tokens to check in the next pass, and how many of them are expected to be right.
 
         Args:
-            most: tokens.
-            worth: the chance to hold above which a token is worth its place in the pass.
+            most: largest number of tokens.
+            worth: a token must be right with more than this probability to be worth its place in the pass.
         """
         drafted: list[int] = []
         expected, chance, state = 0.0, 1.0, self._state
@@ -81,7 +83,8 @@ class Draft:
         return drafted, expected
 
     def _found(self, after: int) -> int | None:
-        """The position after the last occurrence of the most recent tokens; rather the first one from ``after`` on."""
+        """The position after an occurrence of the latest tokens: the first one from ``after`` on if there is one, else
+        the last."""
         whole = len(self._bytes) - 4  # an occurrence at the very end has no next token
         for n in range(min(LONGEST, len(self._recent)), SHORTEST - 1, -1):
             wanted = np.asarray(self._recent[-n:], dtype=np.int32).tobytes()
@@ -98,10 +101,10 @@ class Draft:
 
 
 def plan(drafts: Sequence[Draft | None], most: Sequence[int], pass_cost: float) -> list[list[int]]:
-    """The draft of every row for the next pass: the one that makes the pass cheapest per token that it gives.
+    """The draft of every row for the next pass, chosen to make the pass cheapest per token that it yields.
 
-    A pass over n tokens costs ``pass_cost`` + n, in tokens. A draft token is worth its place if its chance to hold is above
-    the number of tokens that the pass gives for that price without it.
+    A pass over n tokens costs ``pass_cost`` + n, in tokens. A draft token is worth its place if its probability to be
+    right is above the tokens that the pass yields per unit of cost without it.
 
     Args:
         drafts: None for a row without one.

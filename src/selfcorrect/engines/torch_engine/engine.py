@@ -59,12 +59,12 @@ class TorchEngine:
         chat: the model's chat format.
         settings: token budgets and device.
         lora: rank and alpha of LoRA adapters, or None to train every weight.
-        sampler: one with its own weights, to which the model's are published now; None samples with the model itself.
+        sampler: a sampler with its own weights, which gets the model's weights now; None samples with the model itself.
 
     Raises:
         ModelError: the model's logits are not its output head on its last hidden state, so that log-probs at chosen
             positions would differ from the model's own; or the sampler cannot run the model.
-        EngineError: the sampler's law is not the trainer's.
+        EngineError: the sampler's distribution is not the trainer's.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class TorchEngine:
         *,
         frozen: bool = False,
     ) -> TorchEngine:
-        """Load a model and put the engine on it.
+        """Load a model and build the engine on it.
 
         Args:
             resolved: where the model is.
@@ -329,7 +329,7 @@ class TorchEngine:
         )
 
     def _check_scorer(self) -> None:
-        """The head on chosen positions must give the model's own logits (some models scale or cap them)."""
+        """Check that the head on chosen positions gives the model's own logits (some models scale or cap them)."""
         ids = np.arange(8) % self._base.get_output_embeddings().weight.shape[0]
         wanted = np.arange(8) > 0
         with torch.no_grad():
@@ -346,9 +346,10 @@ class TorchEngine:
             )
 
     def _check_cache(self) -> None:
-        """Answers of an unequal batch, and second ones from their cache, must have the log-probs of a plain forward pass.
+        """Check that answers in a batch of unequal rows, and second answers from their cache, have the log-probs of a
+        plain forward pass.
 
-        An architecture whose layers depend on neighbours or on padding is found here, whatever its configuration says.
+        This finds an architecture whose layers depend on other rows or on padding, whatever its configuration says.
         """
         vocabulary = self._base.get_output_embeddings().weight.shape[0]
         prompts = [tuple(i % vocabulary for i in range(n)) for n in (5, 11)]
@@ -380,7 +381,7 @@ class TorchEngine:
 
 
 def _with_adapters(model: Any, rank: int, alpha: float) -> Any:
-    """LoRA on all linear layers but the head; adapters in float32 over a base of any precision."""
+    """Add LoRA to all linear layers but the head. Adapters are float32 over a base of any precision."""
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     with quiet_peft():
         return get_peft_model(model, config, autocast_adapter_dtype=True)

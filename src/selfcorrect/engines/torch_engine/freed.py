@@ -7,10 +7,10 @@ import sys
 
 
 def return_freed_memory() -> None:
-    """Let glibc return the freed memory that it keeps; does nothing with other C libraries.
+    """Make glibc return the freed memory that it keeps; with other C libraries this does nothing.
 
-    glibc keeps freed tensors of up to 32 MiB, in holes that the tensors of the next phase may not fit. The peak of a step
-    is then that of two phases together.
+    glibc keeps the memory of freed tensors of up to 32 MiB. Tensors of the next phase may not fit into these gaps, and
+    the peak of a step is then that of two phases together.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

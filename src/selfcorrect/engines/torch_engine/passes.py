@@ -38,13 +38,13 @@ class MicroBatch:
     """Right-padded sequences, or what follows their shared prefixes, with the flat list of positions to score."""
 
     index: tuple[int, ...]
-    """Which of the caller's sequences these rows are."""
+    """Index of each row among the caller's sequences."""
     ids_BT: Tensor
     rows_N: Tensor
     columns_N: Tensor
     """Column of each scored token in the caller's sequence."""
     reads_N: Tensor
-    """Column of ``ids_BT`` whose output predicts it: that of the token before it."""
+    """Column of ``ids_BT`` whose output predicts the scored token: the column of the token before it."""
     targets_N: Tensor
     prefix: SharedPrefix | None = None
 
@@ -65,14 +65,14 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Group sequences of similar length so that a pass computes at most ``budget`` tokens, padding included.
 
-    Sequences that are equal up to the token before their first scored position (the samples of one problem: its prompt)
-    compute that part once, if this saves tokens. Sequences without a scored position are left out. A single sequence
-    longer than the budget gets its own pass.
+    If sequences are equal up to the token before their first scored position (such as the prompt of one problem's
+    samples), that part is computed once, if this saves tokens. Sequences without a scored position are left out. A
+    single sequence longer than the budget gets its own pass.
 
     Args:
         tokens: one array of token ids per sequence.
         positions: True where a token's log-prob is wanted; the first token has none.
-        budget: tokens per pass.
+        budget: most tokens per pass.
         pad_id: fills rows up; no real token attends to it.
         device: of the returned tensors.
         share: False computes every sequence whole.
@@ -93,7 +93,7 @@ def micro_batches(
 
 
 class _Cut:
-    """Sequences cut in two: a head, which those that share it compute once, and a tail. Length 0: nothing is shared.
+    """Sequences cut into a head, which is computed once for all that share it, and a tail. Length 0: nothing is shared.
 
     Args:
         tokens: one array of token ids per sequence.
@@ -112,7 +112,7 @@ class _Cut:
         return prefixes + len(group) * max(self._tails[i] for i in group)
 
     def packed(self, sequences: Sequence[int], budget: int) -> list[list[int]]:
-        """Fill passes in the order of length, sequences with equal heads together, up to the budget."""
+        """Fill passes up to the budget, in the order of length and with sequences of equal heads together."""
         keys, tails = self.keys, self._tails
         longest: dict[bytes, int] = {}
         for i in sequences:
@@ -175,10 +175,10 @@ def _padded(rows: Sequence[IntArray] | Sequence[BoolArray], value: int | bool) -
 def recompute_layers(model: nn.Module) -> None:
     """Let every decoder layer keep only its input and run again in the backward pass: less memory, a third more time.
 
-    transformers' own switch acts in training mode only, and there dropout would be on.
+    transformers' own switch works in training mode only, in which dropout would be on.
 
     Raises:
-        ModelError: the model's layers cannot be told apart.
+        ModelError: the model's layers cannot be identified.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
@@ -213,10 +213,11 @@ class OutputHead:
 
 
 class _Seam:
-    """Cuts the graph of the rows from that of the prefixes they share, so that one is differentiated after the other.
+    """Separates the graph of the rows from the graph of their shared prefixes, so that one backward pass follows the
+    other.
 
-    In one backward pass autograd would hold the rows' gradients of the weights until those of the prefixes arrive: a second
-    copy of all gradients.
+    In a single backward pass autograd would keep the rows' weight gradients until those of the prefixes arrive: a
+    second copy of all gradients.
     """
 
     def __init__(self) -> None:
@@ -224,7 +225,7 @@ class _Seam:
         self._leaves: list[Tensor] = []
 
     def cut(self, tensor: Tensor) -> Tensor:
-        """A leaf in place of keys or values of the prefixes."""
+        """Replace keys or values of the prefixes by a leaf of the graph."""
         if not tensor.requires_grad:
             return tensor
         leaf = tensor.detach().requires_grad_()
@@ -233,13 +234,13 @@ class _Seam:
         return leaf
 
     def backward(self) -> None:
-        """Pass on the gradients that the rows have left at the leaves."""
+        """Pass the gradients that the rows left at the leaves on to the prefixes."""
         if self._made:
             torch.autograd.backward(self._made, [leaf.grad for leaf in self._leaves])
 
 
 class Scorer:
-    """Log-probs of chosen tokens: decoder once, output head only at the chosen positions, in chunks.
+    """Log-probs of chosen tokens: runs the decoder once, and the output head only at the chosen positions, in chunks.
 
     Raises:
         ModelError: the model's decoder takes no cache.
@@ -251,7 +252,8 @@ class Scorer:
         self._head = OutputHead(model)
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """Natural-log probabilities of ``targets_N``, float32, shape [N]. Call without gradients, or the logits of all chunks are kept."""
+        """Natural-log probabilities of ``targets_N``, float32, shape [N]. Call it without gradients; otherwise the
+        logits of all chunks are kept."""
         hidden_NH = self._hidden(batch)
         parts = self._chunks(len(hidden_NH))
         return torch.cat([self._score(hidden_NH[part], batch.targets_N[part]) for part in parts])
@@ -259,8 +261,8 @@ class Scorer:
     def backward(self, batch: MicroBatch, loss: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Add the gradient of a loss that is a sum over tokens, and return the log-probs, as ``logprobs`` does.
 
-        Each chunk of logits goes through the head, the loss and back before the next is made; the decoder is then
-        differentiated once, at the gradients that its outputs have received, and after it the shared prefixes.
+        Each chunk of logits goes through the head, the loss and the backward pass before the next one is computed. Then
+        follow one backward pass of the decoder, from the gradients at its outputs, and that of the shared prefixes.
 
         Args:
             batch: what to score.

@@ -1,4 +1,4 @@
-"""Equal settings, equal run: deterministic kernels, and a number of threads that fits the model.
+"""Repeatable runs: deterministic kernels, and a number of threads that fits the model.
 
 Measured on a CPU (docs/engines.md): with deterministic algorithms and MKL's strict reproducibility a run has the same
 records and weights, bit for bit, in another process, on a busy machine, and with another number of threads. Another
@@ -15,7 +15,7 @@ from selfcorrect.config import TorchEngineConfig
 from selfcorrect.errors import ConfigError
 
 SMALL_MODEL = 5_000_000
-"""Parameters up to which one thread is fastest: a second one costs more in waiting than it saves."""
+"""Largest number of parameters for which one thread is fastest: a second one costs more waiting than it saves."""
 
 
 def settle(settings: TorchEngineConfig, device: torch.device, parameters: int) -> bool:
@@ -30,13 +30,13 @@ def settle(settings: TorchEngineConfig, device: torch.device, parameters: int) -
         Whether the run is repeatable bit for bit.
 
     Raises:
-        ConfigError: determinism was asked for, and this device or sampler cannot promise it.
+        ConfigError: the settings ask for determinism, which this device or sampler cannot guarantee.
     """
     possible = device.type == "cpu" and settings.sampler == "native"
     if settings.deterministic and not possible:
         culprit = "engine.sampler=vllm" if settings.sampler == "vllm" else f"device {device.type}"
         raise ConfigError(
-            f"engine.deterministic=true cannot be kept with {culprit}: its kernels may add in another order each time; "
+            f"engine.deterministic=true is not possible with {culprit}: its kernels may sum in another order each time; "
             "use engine.device=cpu with engine.sampler=native, or drop the setting"
         )
     deterministic = possible and settings.deterministic is not False

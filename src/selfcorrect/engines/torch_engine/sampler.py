@@ -1,8 +1,8 @@
-"""Sampling with a key-value cache for batches of unequal prompts, exactly at the requested temperature.
+"""Sampling with a key-value cache, for batches of unequal prompts, exactly at the requested temperature.
 
-Each row draws from its own counter-based random stream, so its tokens do not depend on its neighbours, on the order
-of rows or on how a batch is split. An answer's cache is kept, so that the next attempt feeds only the bridge. Where an
-answer repeats an earlier attempt, a pass checks several of its tokens at once (``drafts``).
+Each row draws from its own counter-based random stream, so its tokens do not depend on other rows, on the order of rows
+or on how a batch is split. An answer's cache is kept, so that the next attempt feeds only the bridge. Where an answer
+repeats an earlier attempt, a pass checks several of its tokens at once (``drafts``).
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from selfcorrect.engines.torch_engine.passes import OutputHead
 from selfcorrect.types import FloatArray
 
 COMPACT_BELOW = 0.75
-"""Finished rows are dropped from the batch when fewer than this share is still running: a copy of the cache must pay."""
+"""Finished rows are dropped from the batch when less than this share is still running. This copies the cache, which
+must be worth it."""
 
 PASS_COST = {"cpu": 16.0, "cuda": 256.0}
 """The fixed cost of a decoding pass (reading the weights, launching kernels), in tokens of the pass."""
 MOST_ROWS = {"cpu": 64, "cuda": 256}
-"""Larger batches draft nothing: their passes are full, and following every row costs time."""
+"""Larger batches draft nothing: their passes are full already, and following every row takes time."""
 
 BLOCK = 128
 """Tokens whose probabilities are summed before the rest; a divisor of most vocabularies, which then need no padding."""
@@ -47,11 +48,11 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
     drafted: int = 0
-    """Tokens that a draft had right."""
+    """Number of tokens that a draft predicted correctly."""
 
     @property
     def fed(self) -> int:
-        """Tokens in the cache: the last sampled one is fed by the next pass."""
+        """Number of tokens in the cache. The next pass feeds the last sampled one."""
         return len(self.request.prompt_ids) + max(0, len(self.token_ids) - 1)
 
 
@@ -93,7 +94,7 @@ class Sampler:
         """Called with the number of answers in each batch that finishes."""
 
     def publish(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Sample from the published weights. Trainer and sampler share them, so only the caches must go."""
+        """Sample from the published weights. Trainer and sampler share them, so this only drops the caches."""
         self.drop_caches()
 
     def drop_caches(self) -> None:
@@ -119,7 +120,7 @@ class Sampler:
         return [Sampled(tuple(r.token_ids), tuple(r.logprobs), "end" if r.ended else "length", r.drafted) for r in rows]
 
     def _batches(self, requests: Sequence[SampleRequest], hits: Sequence[object], max_new: int) -> list[list[int]]:
-        """Split into batches of similar prompts within the slot budget; continued rows apart from fresh ones."""
+        """Split into batches of similar prompts within the slot budget; continued rows are kept apart from new ones."""
         order = sorted(range(len(requests)), key=lambda i: (hits[i] is None, len(requests[i].prompt_ids)))
         batches: list[list[int]] = []
         for i in order:
@@ -170,10 +171,10 @@ class Sampler:
         params: SamplingParams,
         followed: dict[int, Draft],
     ) -> None:
-        """Draw at every position of a pass; give each row what it draws up to the first token that its draft has wrong.
+        """Draw at every position of a pass. Each row keeps its draws up to the first token that its draft got wrong.
 
-        A row draws with the number that its stream has for a position, so a draft decides only how many of the draws
-        count: those after a wrong token were made after tokens that the answer does not have.
+        A row draws with the random number that its stream has for the position, so a draft decides only how many draws
+        count. Draws after a wrong draft token follow a text that is not the answer's.
         """
         uniforms = [
             row.uniforms[min(len(row.token_ids) + j, len(row.uniforms) - 1)]
@@ -198,7 +199,7 @@ class Sampler:
                 wrong = token != expected or row.ended
 
     def _plan(self, rows: Sequence[_Row], params: SamplingParams, followed: dict[int, Draft]) -> list[list[int]]:
-        """The draft of every row for the next pass. ``followed`` gains the rows that it lacks."""
+        """The draft of every row for the next pass. Rows missing from ``followed`` are added to it."""
         most = [0 if _done(row, params) else params.max_new_tokens - len(row.token_ids) - 1 for row in rows]
         for row, n in zip(rows, most, strict=True):
             if n and id(row) not in followed:
@@ -207,7 +208,8 @@ class Sampler:
         return plan([followed[id(row)] if n else None for row, n in zip(rows, most, strict=True)], most, cost)
 
     def _prefill(self, rows: Sequence[_Row], hits: Sequence[Hit | None], max_new: int) -> tuple[SlotCache, Tensor]:
-        """Feed each distinct prompt once, after the part of it that the store already holds; each row's logits [B, V]."""
+        """Feed each distinct prompt once, without the part that the store already holds. Returns each row's logits [B,
+        V]."""
         first_of: dict[tuple[int, ...], int] = {}
         unique: list[int] = []
         for i, row in enumerate(rows):
@@ -273,7 +275,8 @@ def _done(row: _Row, params: SamplingParams) -> bool:
 
 
 def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token per row by inverse CDF, and its log-prob. No top-k, no top-p: the law is softmax(logits / T)."""
+    """One token per row by inverse CDF, and its log-prob. No top-k, no top-p: the distribution is softmax(logits /
+    T)."""
     if temperature == 0:
         tokens_B1 = logits_BV.argmax(-1, keepdim=True)
         return tokens_B1.squeeze(1), logits_BV.log_softmax(-1).gather(1, tokens_B1).squeeze(1)
@@ -283,10 +286,11 @@ def _draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Te
 
 
 def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    """The token at which the cumulated probabilities pass the uniform number, shape [B, 1].
+    """The token at which the cumulative probability passes the uniform number, shape [B, 1].
 
-    It searches the blocks of tokens first, then one block. Cumulated sums are in float64, because in float32 they drift over
-    a large vocabulary; only the sum of one block is in float32, which avoids a float64 copy of the whole vocabulary.
+    It searches the blocks of tokens first, then one block. Cumulative sums are in float64, because in float32 they
+    drift over a large vocabulary; only the sum of one block is in float32, which avoids a float64 copy of the whole
+    vocabulary.
     """
     rows, vocabulary = probs_BV.shape
     if vocabulary % BLOCK:
@@ -303,7 +307,8 @@ def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
 
 def _first_above(cumulated_BN: Tensor, targets_B1: Tensor) -> Tensor:
-    """Index of the first cumulated sum above the target; rounding never moves it past the last one that grew."""
+    """Index of the first cumulative sum above the target. Despite rounding, it is never past the last token of positive
+    probability."""
     below = torch.nextafter(cumulated_BN[:, -1:], torch.zeros_like(targets_B1))
     found_B1 = torch.searchsorted(cumulated_BN, torch.minimum(targets_B1, below), right=True)
     return found_B1.clamp(max=cumulated_BN.shape[1] - 1)

@@ -2,7 +2,8 @@
 
 The only module that imports vLLM, and only when this sampler is used. It relies on what the source of vLLM 0.32.0 shows:
 
-- ``logprobs_mode="processed_logprobs"`` gives the log-probs of the law a token was drawn from, log_softmax(logits / T),
+- ``logprobs_mode="processed_logprobs"`` gives log-probs of the distribution a token was drawn from, log_softmax(logits
+/ T),
   and at temperature 0 those of the model at temperature 1.
 - A seed gives a request its own stream. Temperatures in (0, 0.01) are raised silently, and those above 2 refused.
 - ``reload_weights`` takes tensors by their checkpoint's names and writes them in place. A missing weight is only a warning.
@@ -33,7 +34,7 @@ from selfcorrect.errors import EngineError, ModelError
 COOLEST, HOTTEST = 0.01, 2.0
 """Temperatures that vLLM uses unchanged, besides 0."""
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
-"""Set if the user has not set them: the log is meant for a server's operator."""
+"""Set unless the user has set them: vLLM's log is meant for the operator of a server."""
 
 
 class VllmSampler:
@@ -41,7 +42,7 @@ class VllmSampler:
 
     Args:
         llm: vLLM's ``LLM``.
-        vocabulary: number of tokens that the model embeds; vLLM reads past the table for others.
+        vocabulary: number of tokens that the model embeds; for others vLLM would read past the table.
     """
 
     def __init__(self, llm: Any, vocabulary: int) -> None:
@@ -110,7 +111,7 @@ class VllmSampler:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(
                 f"vLLM cannot run the model in {directory} here: {reason[:600]}; use engine.sampler=native, or set "
-                "engine.sampler_memory_gb if memory is what it lacks"
+                "engine.sampler_memory_gb if it lacks memory"
             ) from error
         return cls(llm, vocabulary)
 
@@ -118,7 +119,7 @@ class VllmSampler:
         """Answer all requests, in their order.
 
         Raises:
-            ValueError: vLLM would not answer a request as specified; nothing was sampled.
+            ValueError: vLLM would not treat a request as specified; nothing was sampled.
             EngineError: vLLM failed; says whether it is still usable.
         """
         self._require_usable()
@@ -126,7 +127,7 @@ class VllmSampler:
             self._check(request, params)
         from vllm import SamplingParams as VllmParams
 
-        # the law is softmax(logits / T), and only ``stop_ids`` end an answer
+        # the distribution is softmax(logits / T), and only ``stop_ids`` end an answer
         common = {
             "max_tokens": params.max_new_tokens,
             "temperature": params.temperature,
@@ -165,10 +166,10 @@ class VllmSampler:
         """Copy weights into vLLM's own, in place, and drop the caches made with the old ones.
 
         Args:
-            weights: all of the model's, by the names of its checkpoint.
+            weights: all weights of the model, by the names in its checkpoint.
 
         Raises:
-            EngineError: not usable: some weights are new and some are old.
+            EngineError: the engine is not usable: some weights are new and some are old.
             ModelError: the weights cannot be written as a checkpoint.
         """
         self._require_usable()
@@ -188,7 +189,7 @@ class VllmSampler:
         """Forget every cached prefix.
 
         Raises:
-            EngineError: not usable: vLLM keeps some, made with older weights.
+            EngineError: the engine is not usable: vLLM kept some prefixes of older weights.
         """
         if not self._llm.reset_prefix_cache():
             self._broken = "vLLM did not drop its cache"
@@ -227,10 +228,10 @@ class VllmSampler:
 
 
 def _pack_tied(model: torch.nn.Module) -> None:
-    """Pack an output head again that is the embedding.
+    """Pack the output head again if it is tied to the embedding.
 
-    On a CPU vLLM multiplies by a packed copy of a weight. ``reload_weights`` renews it only for the layers in its list, and a
-    tied head would keep its first weights forever.
+    On a CPU vLLM multiplies by a packed copy of a weight. ``reload_weights`` updates it only for the layers in its
+    list, so a tied head would keep its first weights forever.
     """
     seen: set[int] = set()
     for module in model.modules():

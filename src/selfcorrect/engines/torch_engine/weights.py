@@ -1,4 +1,4 @@
-"""Trainable weights: float32 masters under any compute precision, named frozen copies, the optimiser."""
+"""Trainable weights: float32 masters at any compute precision, named frozen copies, the optimiser."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def find() -> str | None:
 
 
 def sandbox_arguments(bwrap: str) -> list[str]:
-    """Everything before the command: new namespaces, an empty root, the interpreter read-only.
+    """The arguments before the command: new namespaces, an empty root, the interpreter read-only.
 
     All capabilities are kept *inside the new user namespace*: the supervisor needs them to make each program's own
     namespaces. Programs give them up before their first line runs.
@@ -93,7 +93,7 @@ def sandbox_arguments(bwrap: str) -> list[str]:
 
 
 def python_arguments(isolated: bool) -> list[str]:
-    """The interpreter with neither ``site`` nor the working directory on its path."""
+    """The command of an interpreter without ``site``, and without the working directory on its path."""
     parent = os.path.dirname(_INSIDE_AT) if isolated else str(INSIDE.parent)
     run = f"import sys; sys.path.insert(0, {parent!r}); from inside.zygote import main; main(sys.argv[1:])"
     return [interpreter(), "-s", "-S", "-P", "-B", "-c", run]

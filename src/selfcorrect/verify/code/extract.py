@@ -1,10 +1,10 @@
 """Finds the program in a model's text.
 
-Works on lines and regular expressions only: hostile text is never parsed in the trainer's process. Where the text
-leaves a choice, several candidates come out, best first, and the sandboxed process takes the first that compiles.
+Works on lines and regular expressions only: hostile text is never parsed in the trainer's process. If a text is
+ambiguous, there are several candidates, best first, and the sandboxed process takes the first one that compiles.
 
-Fences and markers inside a triple-quoted string belong to the program. Whether a line is inside one is uncertain in a
-text that mixes prose and code, so a text that reads differently without this rule is read in both ways.
+Fences and markers inside a triple-quoted string belong to the program. In a text that mixes prose and code it is
+uncertain whether a line is inside one. So if this rule makes a difference, the text is read both ways.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _END = re.compile(
     r"[ \t>*_`]{0,8}(?:\[ ?(?:DONE|END|/ ?(?:BEGIN|PYTHON|CODE)) ?\]|</(?:begin|python|code|pre|answer|solution)>)[ \t*_`:.]{0,8}",
     re.IGNORECASE,
 )
-"""Marks count on a line of their own. All but [DONE] end a program only after a mark has begun it."""
+"""A marker counts only on a line of its own. All except [DONE] end a program only after a marker has begun it."""
 _LONGEST_MARK = 60
 _INLINE_BEGIN = re.compile(r"[ \t]{0,8}\[(?:BEGIN|PYTHON)\][ \t]{0,8}")
 _STRONG_LINE = re.compile(r"^(?:def|class|import|async def)\s+\w|^from\s+[\w.]+\s+import\b|^@\w")
@@ -55,16 +55,16 @@ _CLEANED = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """Possible programs in one text, best first. Each is the list of sources to run in order, and what to show."""
+    """Possible programs in one text, best first. Each has a list of sources to run in order, and a text to show."""
 
     alternatives: tuple[tuple[str, ...], ...]
     shown: tuple[str, ...]
-    """Per alternative, the part that came from the text."""
+    """For each alternative, the part that came from the text."""
 
 
 @dataclass(slots=True)
 class _Section:
-    """A stretch of text between two marks."""
+    """The text between two markers."""
 
     begun: bool = False
     ended: bool = False
@@ -84,13 +84,13 @@ class _Wanted:
 
 
 def defines(source: str, name: str) -> bool:
-    """True where a line at the margin defines ``name`` as a function, class or value."""
+    """True if an unindented line defines ``name`` as a function, class or value."""
     pattern = rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*(?::[^=\n]*)?=[^=]"
     return re.search(pattern, source, re.MULTILINE) is not None
 
 
 def _quote_after(line: str, quote: str) -> str:
-    """The triple quote that is open after a line of code; empty where none is."""
+    """The triple quote that is open after a line of code; empty if none is."""
     position = 0
     while True:
         if quote:
@@ -125,7 +125,7 @@ class _Reader:
         """The first fence is bare and follows a definition."""
 
     def read(self, lines: list[str]) -> bool:
-        """Read all lines. False where a triple-quoted string never ends."""
+        """Read all lines. False if a triple-quoted string never ends."""
         for line in lines:
             for part in _parts(line, self.sections[-1].begun) if self.block is None and not self.quote else [line]:
                 self._take(part)
@@ -170,7 +170,7 @@ class _Reader:
 
 
 def _parts(line: str, begun: bool) -> list[str]:
-    """A line outside fences and strings, with fences and marks that share it with code on lines of their own."""
+    """A line outside fences and strings, split so that fences and markers are on separate lines from code."""
     fence = _ONE_LINE_FENCE.match(line)
     if fence and _CODE_LINE.match(fence[2].strip()):
         return ["```", fence[2].strip(), "```"]
@@ -184,10 +184,10 @@ def _parts(line: str, begun: bool) -> list[str]:
 
 
 def _sections(text: str, strings: bool) -> list[_Section]:
-    """The sections of a text; none where a triple-quoted string never ends.
+    """The sections of a text; none if a triple-quoted string never ends.
 
     Args:
-        strings: fences and marks inside triple-quoted strings belong to the program.
+        strings: whether fences and markers inside triple-quoted strings belong to the program.
     """
     lines = text.split("\n")
     reader = _Reader(strings)
@@ -203,7 +203,7 @@ def _sections(text: str, strings: bool) -> list[_Section]:
 
 
 def _programs(blocks: list[tuple[str, list[str]]], strings: bool, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(tag, program) of each block. A block of Markdown, or one that begins with a fence, holds blocks of its own."""
+    """(tag, program) of each block. A block of Markdown, or one that begins with a fence, contains blocks itself."""
     for tag, lines in blocks:
         first = next((line for line in lines if line.strip()), "")
         if depth < _MAX_NESTING and (tag in _TEXT_TAGS or _FENCE.match(first)):
@@ -235,7 +235,8 @@ def _pick_fence(section: _Section, names: tuple[str, ...], strings: bool) -> lis
 
 
 def _from_prose(lines: list[str]) -> list[str]:
-    """Programs in text without fences: from the first line of code, with fewer and fewer lines at the end."""
+    """Candidate programs in text without fences: each starts at the first line of code, and has fewer lines at the end
+    than the one before."""
     found: list[str] = []
     starts = [next((i for i, line in enumerate(lines) if p.match(line)), None) for p in (_CODE_LINE, _STRONG_LINE)]
     for start in dict.fromkeys(s for s in starts if s is not None):
@@ -247,10 +248,10 @@ def _from_prose(lines: list[str]) -> list[str]:
 
 
 def _best(sections: list[_Section], wanted: _Wanted, strings: bool) -> tuple[_Section | None, list[str]]:
-    """The section that holds the answer, and the programs in it, best first.
+    """The section with the answer, and the programs in it, best first.
 
-    That is one which defines what the tests call, if any does. Among those, one between two marks comes first, then one
-    after an opening mark; the last of several such, but the first of several that no mark has begun.
+    Sections that define what the tests call come first. Among those, a section between two markers is preferred, then
+    one after an opening marker. Of several such sections the last counts; of several without an opening marker, the first.
     """
     best: tuple[tuple[int, bool, bool, int], _Section, list[str]] | None = None
     for index, section in enumerate(sections):
@@ -267,12 +268,12 @@ def _best(sections: list[_Section], wanted: _Wanted, strings: bool) -> tuple[_Se
 
 
 def _stub(prompt: str, name: str) -> re.Match[str] | None:
-    """The line of a prompt that declares ``name``, at whatever margin."""
+    """The line of a prompt that declares ``name``, with any indentation."""
     return re.search(rf"^([ \t]*)(?:async[ \t]+def|def|class)[ \t]+{re.escape(name)}\b", prompt, re.MULTILINE)
 
 
 def _completed(sections: list[_Section], wanted: _Wanted, strings: bool) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Programs for a prompt that declares the entry point: (sources, the part of the text) of each."""
+    """Programs that complete a prompt with the entry point, each as (sources, the part of the text)."""
     prompt = wanted.prompt
     path = re.findall(r"\w+", wanted.entry_point)
     root, method = path[0], path[-1]
@@ -298,7 +299,7 @@ def _completed(sections: list[_Section], wanted: _Wanted, strings: bool) -> Iter
 
 
 def _found(text: str, wanted: _Wanted, strings: bool) -> Iterator[tuple[tuple[str, ...], str]]:
-    """One reading of a text, best first: (sources, what to show) of each program."""
+    """The programs in one reading of a text, best first, each as (sources, text to show)."""
     sections = _sections(text, strings)
     if wanted.prompt:
         yield from _completed(sections, wanted, strings)
@@ -320,7 +321,7 @@ def extract(form: Form, completion: str, prompt: str, entry_point: str | None, n
         names: names that the tests call.
 
     Returns:
-        No alternative where the text holds no program.
+        The candidates; none if the text contains no program.
     """
     completion = completion.replace("\r\n", "\n")
     if not completion.strip():

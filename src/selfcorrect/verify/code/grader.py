@@ -37,19 +37,20 @@ class CodeRequest:
     """For HumanEval the stub and what precedes it; for MBPP not used."""
     entry_point: str | None = None
     truncated: bool = False
-    """True where a token cap cut the completion: a text without a whole program is then ``truncated``, not wrong."""
+    """True if a token cap cut the completion. A text without a whole program is then ``truncated``, not wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodeGrade(Grade):
-    """A verdict on a program, with what it cost."""
+    """A verdict on a program, with the time and memory that it took."""
 
     forgeable: bool = False
-    """True where the tests ran in the program's process (they need its classes), so that the program could forge a pass."""
+    """True if the tests ran in the program's process (because they need its classes), so that the program could forge a
+    pass."""
     seconds: float = 0.0
-    """Wall clock, waiting for a free sandbox not counted."""
+    """Wall seconds, without waiting for a free sandbox."""
     cpu_s: float = 0.0
-    """CPU time of the program."""
+    """CPU seconds of the program."""
     memory_mb: float = 0.0
     """Peak resident memory of the program, MiB."""
 
@@ -80,10 +81,10 @@ class CodeGrader:
         Args:
             limits: what one program may use.
             workers: sandboxes that run at once; by default two per core, since starting a program is mostly waiting.
-            trust_forgeable: let a pass of tests that ran in the program's process count as ``correct``. For evaluation and
-                for checking references. By default such a pass is an ``error``: it earns no reward and no baseline
-                counts it.
-            accept_risk: name of the risk (``RISK_NAME``) to run where the machine lacks protections.
+            trust_forgeable: let a pass of tests that ran in the program's process count as ``correct``. Use it for
+                evaluation and for checking references. By default such a pass is an ``error``: it earns no reward and
+                enters no baseline.
+            accept_risk: name of the risk (``RISK_NAME``), to run although the machine lacks protections.
 
         Raises:
             ConfigError: a limit makes no sense, or the machine is unsafe and the risk was not accepted.
@@ -155,7 +156,7 @@ class CodeGrader:
             return self._threads
 
     def _prepare(self, request: CodeRequest) -> _Prepared | CodeGrade:
-        """Read the tests and find the program. A grade where one of the two decides already."""
+        """Read the tests and find the program. Returns a grade if one of these already decides it."""
         tests = (request.tests,) if isinstance(request.tests, str) else tuple(request.tests)
         if request.style not in get_args(Style):
             return CodeGrade(Verdict.ERROR, None, f"unknown style {request.style!r}; mbpp or humaneval")
@@ -206,11 +207,11 @@ _OUTCOMES = {
     "gone": (Verdict.WRONG, ""),
     "unusable": (Verdict.ERROR, ""),
 }
-"""The verdict for what the judge reports, and what its detail begins with."""
+"""The verdict for each outcome that the judge reports, and the beginning of its detail."""
 
 
 def _judge(report: JobReport, limits: ProgramLimits) -> tuple[Verdict, str]:
-    """The verdict from what both processes left behind."""
+    """The verdict from the reports of both processes."""
     for part, who in ((report.program, "the program"), (report.tests, "the tests, on the program's answers,")):
         if part.killed == "idle":
             return Verdict.TIMEOUT, f"neither computed nor answered for {limits.idle_s:g} s"

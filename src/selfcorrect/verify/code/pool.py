@@ -42,7 +42,7 @@ class Usage:
 
     @property
     def signal(self) -> int:
-        """The signal that ended it; 0 where it ended by itself."""
+        """The signal that ended it; 0 if it ended by itself."""
         return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else 0
 
 
@@ -51,14 +51,14 @@ class JobReport:
     """How one job ended."""
 
     outcome: dict[str, Any] | None
-    """The judge's report; None where the judge was killed before it made one."""
+    """The judge's report; None if the judge was killed before it could report."""
     program: Usage
     tests: Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What a supervisor is started with."""
+    """The protections with which a supervisor is started."""
 
     bwrap: str | None
     seccomp: bool
@@ -169,7 +169,7 @@ class ZygotePool:
         """Run one job on any free supervisor; waits for one.
 
         Raises:
-            SandboxError: as of ``Zygote``. The supervisor has been closed; the next job starts a new one.
+            SandboxError: as ``Zygote.run``. The supervisor has been closed; the next job starts a new one.
         """
         zygote = self._idle.get()
         try:

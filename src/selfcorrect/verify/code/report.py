@@ -26,7 +26,7 @@ class Item:
     required: bool
     detail: str
     fix: str = ""
-    """The command that adds it, where there is one."""
+    """The command that adds it, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class SandboxReport:
 
     @property
     def complete(self) -> bool:
-        """True where untrusted programs run without further consent."""
+        """True if untrusted programs can run without accepting a risk."""
         return not self.missing
 
     def describe(self) -> str:
@@ -55,7 +55,7 @@ class SandboxReport:
 
 _INSTALL = "apt-get install bubblewrap"
 _ALLOW_NAMESPACES = "sysctl -w user.max_user_namespaces=10000 kernel.apparmor_restrict_unprivileged_userns=0"
-"""As root, on the host; the second is Ubuntu's, and unknown to other kernels."""
+"""To run as root on the host. The second setting exists on Ubuntu only."""
 
 
 def _seccomp_works() -> bool:
@@ -110,7 +110,7 @@ def choose_protection(accept_risk: str | None) -> Protection:
         accept_risk: None, or ``RISK_NAME``.
 
     Raises:
-        ConfigError: a required protection is missing and the risk was not accepted, or not by its name.
+        ConfigError: a required protection is missing, and the risk was not accepted by name.
     """
     if accept_risk not in (None, RISK_NAME):
         raise ConfigError(f"accept_risk is {accept_risk!r}; the only risk that can be accepted is {RISK_NAME!r}.")

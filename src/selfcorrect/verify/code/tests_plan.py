@@ -25,9 +25,9 @@ class TestPlan:
     __test__ = False  # not a pytest class
 
     names: tuple[str, ...]
-    """The program's names that the tests use, the entry point first."""
+    """Names of the program that the tests use, the entry point first."""
     modules: tuple[str, ...]
-    """Modules that the tests use without importing them; the program must have imported them, as in one process."""
+    """Modules that the tests use without importing them. As in a single process, the program must import them."""
     fallback: str
     """Why these tests must run in the program's process; empty for all others."""
 
@@ -38,7 +38,7 @@ def _walk(trees: list[ast.Module]) -> Iterator[ast.AST]:
 
 
 def _bound(trees: list[ast.Module]) -> set[str]:
-    """Every name that the tests themselves define, in whatever scope."""
+    """Every name that the tests themselves define, in any scope."""
     names: set[str] = set()
     for node in _walk(trees):
         match node:
@@ -57,7 +57,8 @@ def _bound(trees: list[ast.Module]) -> set[str]:
 
 
 def _first_called(trees: list[ast.Module]) -> str | None:
-    """The outermost function called by the first assert that calls one: the name under test when it hides a builtin."""
+    """The outermost function called by the first assert with a call. It is the name under test if it hides a
+    builtin."""
     for node in _walk(trees):
         if not isinstance(node, ast.Assert):
             continue
@@ -74,16 +75,17 @@ def _name(node: ast.AST | None) -> str:
 
 
 def _called(node: ast.AST, names: set[str]) -> str:
-    """The one of these names that a node calls; empty where it calls none."""
+    """The name among these that a node calls; empty if it calls none."""
     name = _name(node.func) if isinstance(node, ast.Call) else ""
     return name if name in names else ""
 
 
 def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
-    """Why the tests need objects of the program's own classes; empty where they do not.
+    """Why the tests need objects of the program's own classes; empty if they do not.
 
-    A class is recognised by its capital letter and by what happens to the result of calling it: it is passed to another
-    function of the program, or its attributes are read. A lone call of a capitalised function whose result is compared with data is not one.
+    A class is recognised by its capital letter and by the use of its result: the result is passed to another function
+    of the program, or its attributes are read. A capitalised function whose result is only compared with data is not a
+    class.
     """
     classes = {name for name in names if name[:1].isupper()}
     held: dict[str, str] = {}
@@ -124,7 +126,7 @@ _WATCHED = frozenset({"redirect_stdout", "redirect_stderr", "patch", "capsys", "
 
 
 def _needs_one_process(trees: list[ast.Module], names: set[str]) -> str:  # one return per reason
-    """Why the tests and the program have to share a process, other than for the program's classes; empty where they need not."""
+    """Why the tests and the program must share a process, apart from the program's classes; empty if they need not."""
     own = {node.name for node in _walk(trees) if isinstance(node, ast.ClassDef)}
     held: dict[str, str] = {}
     for node in _walk(trees):
@@ -185,7 +187,9 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
     if entry_point in names:
         names.sort(key=lambda n: n != entry_point)
     if not names:
-        raise DataError("These tests call nothing that a program could define, so they cannot judge one.")
+        raise DataError(
+            "These tests call nothing that a program could define, so they cannot judge one. Correct that row."
+        )
     fallback = _needs_classes(trees, set(names)) or _needs_one_process(trees, set(names))
     return TestPlan(tuple(names), modules, fallback)
 
@@ -194,7 +198,7 @@ def _entry_root(entry_point: str) -> str:
     """The program's name that an entry point begins with: ``Solution`` in ``Solution().solve``.
 
     Raises:
-        DataError: it is no name, attribute or call without arguments.
+        DataError: it is not a name, an attribute or a call without arguments.
     """
     try:
         part: ast.expr = ast.parse(entry_point, mode="eval").body

@@ -1,7 +1,7 @@
 """Equivalence of two parsed answers, in three values: True, False, and None for "needs the worker".
 
-The structure is decided here. Scalars that exact arithmetic cannot decide go to a ``Scalars`` object. In the calling
-process it leaves them open; in the worker it evaluates them to many digits.
+This module decides the structure. Scalars that exact arithmetic cannot decide go to a ``Scalars`` object. In the
+calling process it leaves them open; in the worker it evaluates them to many digits.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Scalars:
 
 
 def every(outcomes: Iterable[Ternary]) -> Ternary:
-    """False beats None beats True."""
+    """Three-valued "and": False if any is False, else None if any is None, else True."""
     result: Ternary = True
     for outcome in outcomes:
         if outcome is False:
@@ -83,7 +83,7 @@ def every(outcomes: Iterable[Ternary]) -> Ternary:
 
 
 def some(outcomes: Iterable[Ternary]) -> Ternary:
-    """True beats None beats False."""
+    """Three-valued "or": True if any is True, else None if any is None, else False."""
     result: Ternary = False
     for outcome in outcomes:
         if outcome is True:
@@ -93,14 +93,15 @@ def some(outcomes: Iterable[Ternary]) -> Ternary:
 
 
 def same_words(gold: str, given: str, gold_is_text: bool) -> bool:
-    """Equal but for case; the case of a single letter counts unless the gold answer is marked as text."""
+    """Whether two words are equal, ignoring case. The case of a single letter counts, unless the gold answer is marked
+    as text."""
     if len(gold) == 1 and not gold_is_text:
         return gold == given
     return gold.casefold() == given.casefold()
 
 
 def _spelled(node: Node) -> str | None:
-    """The word that a tree spells: ``E*v*e*n`` came from plain letters."""
+    """The word that a tree spells: plain letters were parsed as a product, such as ``E*v*e*n``."""
     match node:
         case Text():
             return node.words.strip(" .()")
@@ -115,13 +116,13 @@ def _spelled(node: Node) -> str | None:
 
 
 def _is_valueless(node: Node) -> bool:
-    """Holds infinity, a named figure or a set name: comparable by key only."""
+    """Whether a tree contains infinity, a named figure or a set name, so that it can be compared by key only."""
     named = isinstance(node, Sym) and (node.name == "oo" or " " in node.name)
     return named or isinstance(node, Based | Text) or any(_is_valueless(child) for child in children(node))
 
 
 class Comparer:
-    """Compares a gold tree with a predicted one. Asymmetric only where a policy says so (percent, number words)."""
+    """Compares a gold tree with a predicted one. Asymmetric only if a policy says so (percent, number words)."""
 
     def __init__(self, scalars: Scalars) -> None:
         self.scalars = scalars
@@ -199,7 +200,7 @@ class Comparer:
         )
 
     def _two_parts(self, gold: Rel, given: Rel) -> Ternary:
-        """Equations, inequalities and inequations: one side must be a constant multiple of the other."""
+        """Compare equations, inequalities and ``!=``: one relation must be a constant multiple of the other."""
         op, other = gold.ops[0], given.ops[0]
         if op not in ("=", "!=", "<", ">", "<=", ">=") or other not in (op, flip(op)):
             return gold.ops == given.ops and self._in_order(gold.parts, given.parts)
@@ -215,7 +216,7 @@ class Comparer:
         return sign != 0 and (other == op) == (sign > 0)
 
     def _pieces(self, gold: Node, given: Node, labels: bool = False) -> Ternary:
-        """Unions of intervals and points, inequalities among them."""
+        """Compare unions of intervals and points. An inequality counts as such a union."""
         a, b = as_pieces(gold), as_pieces(given)
         if a is None or b is None:
             return False
@@ -248,7 +249,7 @@ class Comparer:
         return every(self.equal(a, b) for a, b in zip(gold, given, strict=True))
 
     def _unordered(self, gold: Sequence[Node], given: Sequence[Node], *, distinct: bool) -> Ternary:
-        """Match one to one. Equality is transitive, so the first match found is as good as any."""
+        """Match the values one to one. Equality is transitive, so the first match is as good as any other."""
         if distinct:
             gold, given = self._deduplicated(gold), self._deduplicated(given)
         if len(gold) != len(given):
@@ -277,7 +278,7 @@ class Comparer:
         return out
 
     def _matrices(self, gold: Node, given: Node) -> Ternary:
-        """Entry by entry; a column may also be written as a tuple."""
+        """Compare entry by entry; a column may also be written as a tuple."""
         if isinstance(gold, Matrix) and isinstance(given, Matrix):
             if gold.bars != given.bars or len(gold.rows) != len(given.rows):
                 return False
@@ -336,14 +337,14 @@ def _rounds_to(exact: Fraction, given: Node) -> bool:
 
 
 def _unpack(node: Node) -> tuple[Node, str | None]:
-    """Value and canonical unit; a unit that is only words counts as none."""
+    """The value and the canonical unit of a node. Words that are no unit count as no unit."""
     if isinstance(node, Quantity):
         return node.value, canonical_unit(node.unit)
     return node, None
 
 
 def _approximations(node: Node) -> list[Node] | None:
-    """The two readings of ``exact ~ decimal``; None without such a sign."""
+    """Both sides of ``exact ~ decimal``; None without such a sign."""
     if not isinstance(node, Rel) or "~" not in node.ops:
         return None
     cut = node.ops.index("~")
@@ -352,7 +353,7 @@ def _approximations(node: Node) -> list[Node] | None:
 
 
 def _without_label(node: Node) -> Node | None:
-    """The value that a labelled relation gives. Other relations give none; any other node is its own value."""
+    """The value that a labelled relation gives. Other relations have no value; any other node is its own value."""
     if not isinstance(node, Rel):
         return node
     label = split_label(node)
@@ -360,7 +361,7 @@ def _without_label(node: Node) -> Node | None:
 
 
 def _are_assignments(items: Sequence[Node]) -> bool:
-    """Every item names its own quantity: AB=4, CD=5."""
+    """Whether every item names its own quantity, as in AB=4, CD=5."""
     labels = [split_label(item) if isinstance(item, Rel) else None for item in items]
     names = {key(label[0]) for label in labels if label is not None}
     return len(names) == len(items) and all(label is not None and is_label(label[0]) for label in labels)

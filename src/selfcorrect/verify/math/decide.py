@@ -1,4 +1,4 @@
-"""Compares a gold answer with a given one, both without prose around them. The caller and the worker both run it."""
+"""Compares a gold answer with a given one, both without prose around them. Runs in the caller and in the worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Decision:
     equal: Ternary
     how: str
     for_math_verify: bool = False
-    """The None comes from a formula outside the grammar that math-verify may be shown."""
+    """Whether ``equal`` is None because of a formula outside the grammar that math-verify may decide."""
 
 
 def _parsed(text: str) -> Node | Literal["not in the grammar", "too large"]:
@@ -40,11 +40,11 @@ _LETTERS_ONLY = re.compile(r"[A-Za-z][A-Za-z ]{3,}")
 def decide(  # noqa: PLR0911  # one return per reason
     gold: str, given: str, scalars: Scalars | None = None, *, shortcut: bool = True
 ) -> Decision:
-    """Whether ``given`` is an answer equal to ``gold``; neither holds a box or prose around the answer.
+    """Whether ``given`` equals ``gold``. Neither may contain a box or prose around the answer.
 
     Args:
         scalars: decides symbolic questions; without it they are left open (``equal`` is None).
-        shortcut: accept equal strings at once. Off only in the round-trip check of the rest.
+        shortcut: accept equal strings at once. It is off only to test the rest on equal strings.
     """
     if len(given) > 2 * MAX_ANSWER_CHARS or len(gold) > 2 * MAX_ANSWER_CHARS:
         return Decision(shortcut and gold.strip() == given.strip(), "longer than any answer")
@@ -84,11 +84,12 @@ def decide(  # noqa: PLR0911  # one return per reason
 
 
 def answer_key(answer: str) -> str:
-    r"""One key for spellings of one answer, to count votes by: equal keys mean equal answers, not the reverse.
+    r"""A key for counting votes, the same for different spellings of an answer: equal keys mean equal answers, but not
+    the reverse.
 
-    Numbers by exact value, sums, products and sets in any order, words but for their case; what is outside the grammar
-    by its spelling. Without a gold answer to measure against, a rounded number and its exact value, ``5`` and ``5 cm``
-    stay different answers.
+    Numbers are compared by exact value, sums, products and sets in any order, words without their case, and text
+    outside the grammar by its spelling. There is no gold answer, so a rounded number and its exact value stay different
+    answers, and so do ``5`` and ``5 cm``.
 
     >>> answer_key(r"\frac{1}{2}") == answer_key("0.50"), answer_key("x+1") == answer_key("1 + x")
     (True, True)

@@ -9,7 +9,7 @@ from fractions import Fraction
 from selfcorrect.verify.math.nodes import Apply, Based, Matrix, Node, Num, Quantity, Ratio, Rel, Seq, SetOp, Sym, Text
 
 MAX_BITS = 40_000
-"""Largest numerator or denominator that is written out; above it an expression stays symbolic."""
+"""Largest numerator or denominator, in bits, that is written out; beyond it an expression stays symbolic."""
 _MAX_FACTORIAL = 3_000
 _MAX_BINOMIAL = 10_000
 
@@ -125,7 +125,8 @@ def _flat(node: Node, fn: str) -> list[Node]:
 
 
 def key(node: Node) -> str:  # noqa: PLR0911  # one return per kind of node
-    """Equal keys mean equal answers (not the reverse): sums and products sorted, numbers in lowest terms."""
+    """A canonical key, with sorted sums and products and numbers in lowest terms. Equal keys mean equal answers, but
+    not the reverse."""
     value = try_rational(node) if isinstance(node, Apply | Num) else None
     if value is not None:
         return f"{value.numerator:x}/{value.denominator:x}"

@@ -40,7 +40,8 @@ _OPENING_COMMANDS = _GEOMETRY | {*_BINOMIALS, r"\frac", r"\lfloor", r"\lceil", r
 
 
 class ExpressionParser(ABC):
-    """One pass over the tokens; every method consumes what it parsed. ``structures.Parser`` adds lists, relations."""
+    """Parses the tokens in one pass; every method consumes what it parses. ``structures.Parser`` adds lists and
+    relations."""
 
     def __init__(self, text: str) -> None:
         self.tokens = tokenize(text)
@@ -144,7 +145,8 @@ class ExpressionParser(ABC):
 
     @staticmethod
     def mixed(whole: Node, part: Apply) -> Node:
-        """A whole number before a proper fraction of whole numbers is a mixed number, before anything else a factor."""
+        """A whole number before a proper fraction of whole numbers makes a mixed number; before anything else it is a
+        factor."""
         top, bottom = part.args
         proper = isinstance(top, Num) and isinstance(bottom, Num) and 0 < top.value < bottom.value
         return add(whole, Apply("div", part.args)) if proper else mul(whole, part)
@@ -210,7 +212,8 @@ class ExpressionParser(ABC):
         return Quantity(value, "deg")
 
     def script(self) -> Node:
-        """What stands after ^ : a braced expression or a signed atom; a number is taken whole, whatever TeX prints."""
+        """The exponent after ^ : a braced expression or a signed atom. All digits of a number belong to it, although
+        TeX would take only one."""
         if self.accept("-"):
             return neg(self.script())
         if self.accept("{"):
@@ -274,7 +277,7 @@ class ExpressionParser(ABC):
         return self.application(name + primes) if self.at("(", "^") else Sym(name)
 
     def application(self, name: str) -> Node:
-        """f(x), f^{-1}(x): an unknown function. Without an argument the letter is a variable."""
+        """An unknown function: f(x), f^{-1}(x). Without an argument the letter is a variable."""
         start = self.position
         if self.accept("^"):
             self.script()
@@ -305,7 +308,7 @@ class ExpressionParser(ABC):
         return applied if power is None else Apply("pow", (applied, power))
 
     def function_argument(self) -> Node:
-        """Bracketed, or the factors up to the next operator or function: ``sin 3x``, ``2 sin b cos a``."""
+        """A bracketed argument, or the factors up to the next operator or function: ``sin 3x``, ``2 sin b cos a``."""
         if self.at("("):
             return self.factor()
         self.accept("-")
@@ -361,4 +364,4 @@ class ExpressionParser(ABC):
 
     @abstractmethod
     def structure(self, value: str) -> Node:
-        """What opens with a bracket or with a command outside the scalar part."""
+        """A structure that opens with a bracket, or with a command outside the scalar part."""

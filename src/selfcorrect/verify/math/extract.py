@@ -1,12 +1,12 @@
-r"""Find the answer in a response. The rules, first match wins; ``docs/verify-math.md`` states them as policy.
+r"""Finds the answer in a response. The first rule that matches decides; ``docs/verify-math.md`` states them as policy.
 
 1. Explicit answers: the last line that starts with ``Final answer:`` (or, inside a line, ``final answer is`` before a
-   formula or number) and the last complete ``\boxed{...}``. Whichever stands later in the text counts, so an answer
-   followed by another does not count.
+   formula or number) and the last complete ``\boxed{...}``. The later of the two counts, so an answer followed by
+   another does not count.
 2. Fallbacks, for text that ended on its own and holds no explicit answer: the last ``#### x``, ``Answer: x`` or
-   ``the answer is x``; then whichever stands last of a formula and a number.
+   ``the answer is x``; then the last formula or number, whichever is later.
 
-Text after an end-of-turn token is not the model's answer, nor is its thinking. A box that only names the form
+Text after an end-of-turn token is not the model's answer, nor is its thinking. A box that only shows the form
 (``\boxed as asked``, ``\boxed{...}``) is no answer. Every search is linear in the length of the text, with bounded work
 per match.
 """
@@ -29,7 +29,7 @@ _MAX_BOXES_TRIED = 200
 _MAX_CLAUSE_CHARS = 5_000
 _TAIL_CHARS = 4_000
 _MAX_TRIES = 20
-"""Candidates tried from the end. A text with more of them repeats itself."""
+"""Most candidates that are tried, from the end. A text with more of them repeats itself."""
 
 _FINAL_LINE = re.compile(
     r"(?im)^(?:[^\w\n]{0,20}|[^\w\n]{0,10}\d{1,2}[.)][^\w\n]{0,6})(?:the[ \t])?[*_`]{0,3}"
@@ -40,7 +40,7 @@ _AFTER_LINE = re.compile(
     r"(?:[:=|\u2192]|->|(?<![a-z])is(?![a-z])|(?<=\s)[-\u2013\u2014](?=\s)|[*_`#]{0,4}[ \t]*\n|[ \t*_`]{1,6}(?=[-+]?[$\\\d]))",
     re.IGNORECASE,
 )
-"""What stands between the words and the answer; a heading of its own line has nothing."""
+"""What may be between the words and the answer. After a heading on a separate line there is nothing."""
 _AROUND_LINE = (("|", "|"), ("[", "]"), ("(", ")"), ("\u201c", "\u201d"), ('"', '"'), ("\u3010", "\u3011"))
 _FINAL_PHRASE = re.compile(r"\bfinal answer[*_`]{0,3}(?::| is(?![a-z])| =)", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
@@ -77,7 +77,7 @@ class Found:
     answer: str
     rule: Rule
     whole: bool = True
-    """False where the text ends in the line of the answer, so that a cut text may hold only its start."""
+    """False if the text ends within the answer's line, so that a cut text may contain only its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _boxes_from_end(text: str) -> Iterator[_Box]:
 
 
 def last_box(text: str) -> _Box | None:
-    r"""The last box; one answer in several boxes when they are joined by ``\text{and}`` or ``\text{or}`` in a formula.
+    r"""The last box. Boxes that a formula joins with ``\text{and}`` or ``\text{or}`` are one answer.
 
     Boxes that merely follow one another are never joined: the last one is the answer.
     """
@@ -151,7 +151,7 @@ def last_box(text: str) -> _Box | None:
 
 
 def _last(matches: Iterator[re.Match[str]]) -> Iterator[re.Match[str]]:
-    """The last matches, from the end."""
+    """The last matches, in reverse order."""
     return reversed(deque(matches, maxlen=_MAX_TRIES))
 
 
@@ -169,11 +169,11 @@ class Clause:
     """Where the line starts."""
     text: str
     whole: bool
-    """The text goes on in another line."""
+    """Whether the text continues on another line."""
 
 
 def final_clause(text: str) -> Clause | None:
-    """The last line that starts with ``Final answer:``; its answer may stand in the next lines."""
+    """The last line that starts with ``Final answer:``; its answer may be on the next lines."""
     for match in _last(_FINAL_LINE.finditer(text)):
         rest = _AFTER_LINE.match(text, match.end(), match.end() + 120)
         if rest:
@@ -217,7 +217,8 @@ def _clause(text: str) -> str:
 
 
 def _formulas(text: str) -> Iterator[tuple[int, int, str]]:
-    """(start, end, content) of the formulas, in order; a lone dollar sign opens nothing across a blank line."""
+    """(start, end, content) of the formulas, in order; a formula in dollar signs does not extend across a blank
+    line."""
     position = 0
     while opening := _DELIMITER.search(text, position):
         closer = _CLOSERS.get(opening.group())
@@ -247,7 +248,8 @@ def _without_fillers(clause: str) -> str:
 
 
 def _tidy(clause: str) -> str | None:
-    """The answer within a clause: its box, or itself without fillers, or in longer prose its last formula or number."""
+    """The answer within a clause: its box, else the clause without fillers, or in longer prose its last formula or
+    number."""
     box = last_box(clause)
     if box is not None:
         return box.content
@@ -289,7 +291,7 @@ def find_answer(text: str, *, fallbacks: bool = True) -> Found | None:
 
 
 def bare_answer(text: str) -> Found | None:
-    """For text that is the answer already: the content of its box if it has one, else all of it."""
+    """The answer in a text that is the answer itself: the content of its box if it has one, else the whole text."""
     box = last_box(text)
     answer = box.content if box is not None else text.strip()
     return Found(answer, "bare") if answer else None

@@ -1,8 +1,8 @@
 r"""math-verify behind guards, for formulas outside the grammar (sums, integrals, limits). Runs in the worker only.
 
-math-verify takes ``52_9`` for ``52_8``, ``\neq 42`` for ``42``, ``0.1000000001`` for ``0.1`` and two boxes for a set,
-and its plain-text mode evaluates Python. So it gets LaTeX only, never text that holds any of these, and only when both
-sides hold a command that needs it.
+math-verify accepts ``52_9`` for ``52_8``, ``\neq 42`` for ``42``, ``0.1000000001`` for ``0.1`` and two boxes for a set,
+and its plain-text mode evaluates Python. So it gets LaTeX only, no text with any of these, and only if both sides have
+a command that needs it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def loaded() -> bool:
 
 
 def load() -> None:
-    """Import sympy and math-verify and use them once. This takes seconds, which no pair is charged for."""
+    """Import sympy and math-verify and use them once. This takes seconds, which are not charged to any pair."""
     import math_verify.grader  # noqa: F401  # for its side effect: later imports are free
 
     logging.disable(logging.CRITICAL)

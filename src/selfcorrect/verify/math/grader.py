@@ -1,4 +1,4 @@
-"""Grades: extraction, then comparison here, then in a worker where that is needed."""
+"""Grades answers: extraction, then comparison in this process, then in a worker if needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from selfcorrect.verify.math.pool import PairLimits, WorkerPool
 
 _CACHE_SIZE = 50_000
 _MAX_CACHED_CHARS = 1_000
-"""Characters of a pair. Longer pairs are compared each time."""
+"""Most characters of a pair in the cache. Longer pairs are compared every time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +41,22 @@ def extract_answer(text: str) -> str | None:
 
 
 def clean_gold(gold: str) -> str:
-    """A gold answer without what data sets put around it: a box in a solution, ``####`` of GSM8K."""
+    """A gold answer without what surrounds it in data sets: a box in a solution, or ``####`` in GSM8K."""
     box = last_box(gold)
     return gold.rpartition("####")[2].strip() if box is None else box.content
 
 
 class MathGrader:
-    """Grades math answers. Symbolic work runs in a pool of worker processes; everything else in the caller.
+    """Grades math answers. Symbolic work runs in a pool of worker processes, everything else in the caller.
 
-    Thread-safe. Use as a context manager, or call ``close``. Equal inputs get equal verdicts; verdicts that depend on
-    the machine (``timeout``, ``error``) are not cached.
+    Thread-safe. Use as a context manager, or call ``close``. The same input gets the same verdict; verdicts that depend
+    on the machine (``timeout``, ``error``) are not cached.
 
     Args:
         workers: worker processes; default the number of CPUs, at most 4.
-        fallbacks: whether rule 2 of ``extract`` counts. Off, only explicit answers are graded.
+        fallbacks: whether rule 2 of ``extract`` applies. If not, only explicit answers are graded.
         limits: what one symbolic comparison may cost.
-        shortcut: accept equal strings without parsing them. Switched off only to test the rest.
+        shortcut: accept equal strings without parsing them. It is off only to test the rest.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MathGrader:
         self.close()
 
     def close(self) -> None:
-        """End the workers. Grading afterwards gives ``error`` where it needs one."""
+        """End the workers. Later gradings that need one give ``error``."""
         self._pool.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
@@ -122,7 +122,7 @@ class MathGrader:
         return [g if isinstance(g, Grade) else g.result() for g in out]
 
     def _grade_here(self, case: MathCase) -> Grade | Found:  # one return per verdict
-        """The grade, or the answer found when a worker has to compare it."""
+        """The grade, or the found answer if a worker has to compare it."""
         try:
             if not clean_gold(case.gold):
                 return Grade(Verdict.ERROR, None, "the gold answer is empty")
@@ -148,7 +148,8 @@ class MathGrader:
         return Grade(Verdict.ERROR, found.answer, f"{found.rule}: verifier failure: {reply.error}")
 
     def _settled(self, gold: str, found: Found, equal: bool, how: str) -> Grade:
-        """A grade that depends on the pair alone, which is remembered. When the cache is full, the oldest pair goes."""
+        """Cache and return a grade that depends only on the pair. When the cache is full, the oldest pair is
+        dropped."""
         verdict = Verdict.CORRECT if equal else Verdict.WRONG
         if len(gold) + len(found.answer) <= _MAX_CACHED_CHARS:
             with self._lock:

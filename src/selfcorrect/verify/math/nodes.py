@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Num:
-    """An exact rational. ``digits`` counts the significant digits of a decimal literal, 0 for anything else."""
+    """An exact rational. ``digits`` is the number of significant digits of a decimal literal; 0 for anything else."""
 
     value: Fraction
     digits: int = 0
@@ -35,7 +35,7 @@ class Apply:
 class Seq:
     """Several values. ``list`` has no brackets and no order, ``set`` is a set; the rest are named by their brackets.
 
-    ``()`` is a tuple or an open interval: the two are written alike and compared alike.
+    ``()`` is a tuple or an open interval: both are written and compared in the same way.
     """
 
     kind: Literal["list", "set", "()", "[]", "[)", "(]"]
@@ -58,7 +58,7 @@ class SetOp:
 
 @dataclass(frozen=True, slots=True)
 class Rel:
-    """A chain ``parts[0] ops[0] parts[1] ops[1] ...`` with ops out of = != < > <= >= in other."""
+    """A chain ``parts[0] ops[0] parts[1] ops[1] ...``; the ops are = != < > <= >= in other."""
 
     ops: tuple[str, ...]
     parts: tuple[Node, ...]
@@ -71,7 +71,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Based:
-    """A numeral with its base, as in 52_8. Digits and base must both agree: the form is the answer."""
+    """A numeral with its base, as in 52_8. Digits and base must both agree, because the form is the answer."""
 
     digits: str
     base: int

@@ -1,6 +1,6 @@
-"""From an answer as written to one spelling per meaning. Strings only; no mathematics.
+"""Turns an answer as written into one spelling per meaning. It handles strings only, no mathematics.
 
-White space, sizing commands, spelling variants of one symbol, currency signs and thousands separators go here.
+This removes white space, sizing commands, spelling variants of a symbol, currency signs and thousands separators.
 """
 
 from __future__ import annotations
@@ -139,12 +139,12 @@ def _conjunctions(text: str) -> str:
 
 
 def one_width(text: str) -> str:
-    """Full-width forms as ASCII; characters without a width go."""
+    """Replace full-width forms by ASCII, and remove characters without a width."""
     return text if text.isascii() else text.translate(_ONE_WIDTH)
 
 
 def _repeating(text: str) -> str:
-    r"""Repeating decimals, marked by dots or bars over digits or by an ellipsis, in the spelling ``0.1\overline{6}``."""
+    r"""Write repeating decimals as ``0.1\overline{6}``, whether dots, bars over digits or an ellipsis mark them."""
     for pattern in (_DOTTED, _COMBINING, _ELLIPSIS):
         text = pattern.sub(_overlined, text)
     return re.sub(r"(\d?\.)\((\d{1,60})\)", r"\1\\overline{\2}", text)
@@ -198,7 +198,7 @@ _IDLE_SPACE = re.compile(r"(?<![\d,])\s+|(?<=\d)\s+(?!\d)|(?<=,)\s+(?!\d{3}(?!\d
 
 
 def string_key(normalised: str) -> str:
-    """Key of the equal-strings shortcut: white space goes where it cannot matter.
+    """Key of the equal-strings shortcut: white space is removed if it cannot matter.
 
     Kept: a space between digits (``3 1/2`` is not ``31/2``) and one that separates a list from a thousands group.
     """

@@ -19,13 +19,13 @@ from selfcorrect.verify.math.nodes import CONSTANTS, Apply, Node, Num, Quantity,
 
 _COARSE_DIGITS, _FINE_DIGITS, _GUARD = 60, 250, 20
 _NOISE = 1e-20
-"""At the coarse precision, a larger difference counts as real."""
+"""A larger difference at the coarse precision counts as a real difference."""
 _MAX_LOG2 = 40_000
 _POINTS = 10
 _SEED = 20240912
 
 Number = Any
-"""mpmath's mpf or mpc; its package carries no types."""
+"""mpmath's mpf or mpc; mpmath has no type annotations."""
 
 
 class OutOfDomain(ValueError):
@@ -33,7 +33,7 @@ class OutOfDomain(ValueError):
 
 
 class Unevaluable(ValueError):
-    """The expression holds something without a value: words, a figure, a set."""
+    """The expression contains something without a value: words, a figure, a set."""
 
 
 class Evaluator:
@@ -171,7 +171,7 @@ def _near(a: Number, b: Number, digits: int) -> bool:
 
 
 def _settled(node: Node, point: Mapping[str, Fraction], *, real: bool) -> Number | None:
-    """The value to many digits, or exactly 0 where its digits are rounding noise: they change with the precision."""
+    """The value to many digits, or exactly 0 if its digits are rounding noise, which changes with the precision."""
     with mpmath.workdps(_FINE_DIGITS):
         first = _evaluate(node, point, real=real)
     with mpmath.workdps(2 * _FINE_DIGITS):
@@ -182,7 +182,8 @@ def _settled(node: Node, point: Mapping[str, Fraction], *, real: bool) -> Number
 
 
 def _pairs(a: Node, b: Node, digits: int) -> list[tuple[dict[str, Fraction], bool, Number, Number]]:
-    """(point, real mode, value of a, value of b) wherever both are defined; complex only where real mode finds none."""
+    """(point, real mode, value of a, value of b) at points where both are defined; complex values only if no real point
+    is found."""
     names = symbols(a) | symbols(b)
     modes = (False,) if "i" in names else (True, False)
     with mpmath.workdps(digits):
@@ -225,7 +226,7 @@ def identical(a: Node, b: Node) -> bool:
 
 
 def factor_between(a: Node, b: Node) -> int:
-    """Sign of the constant c with a = c*b for all values of the variables; 0 when there is none."""
+    """Sign of the constant c with a = c*b for all values of the variables; 0 if there is no such c."""
     pairs = _pairs(a, b, _COARSE_DIGITS)
     with mpmath.workdps(_COARSE_DIGITS):
         if len(pairs) < 3 or any(x == 0 or y == 0 for _, _, x, y in pairs):

@@ -1,7 +1,8 @@
 """Worker processes for symbolic comparison, seen from the calling process.
 
 Workers are plain child processes started with their own interpreter, not forks: the caller's threads, torch state and
-``__main__`` never reach them. A worker that dies or overruns is replaced; its pair gets a ``Reply`` with ``limit``.
+``__main__`` never reach them. A worker that dies or exceeds a limit is replaced; its pair gets a ``Reply`` with
+``limit``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import selfcorrect
 
 @dataclass(frozen=True, slots=True)
 class PairLimits:
-    """What one pair may cost. CPU time decides; wall time is the backstop on a loaded machine."""
+    """Limits for one pair. CPU time decides; wall time is the backstop on a loaded machine."""
 
     cpu_s: float = 1.0
     wall_s: float = 4.0
@@ -51,7 +52,7 @@ class _Died(Exception):
 
 
 class _Overran(Exception):
-    """The worker did not reply within the wall time."""
+    """The worker did not reply within its wall time."""
 
 
 def _environment() -> dict[str, str]:
@@ -114,20 +115,21 @@ class _Worker:
         return reply
 
     def wait_until_ready(self) -> None:
-        """Wait once for the interpreter and its first imports. Raises ``_Died`` when they ended instead."""
+        """Wait once for the interpreter and its first imports. Raises ``_Died`` if the process ended instead."""
         if not self.ready:
             self._read_slowly()
             self.ready = True
 
     def _read_slowly(self) -> None:
-        """Wait for imports in the worker, which no pair is charged for."""
+        """Wait for imports in the worker, which are not charged to any pair."""
         try:
             self._read_line(_START_TIMEOUT_S)
         except _Overran:
             raise _Died from None
 
     def stop(self, *, finished: bool = False) -> int:
-        """Kill the process and reap it; one that has ``finished`` by itself is only reaped, for its own exit status.
+        """Kill the process and reap it. A process that has ``finished`` by itself is only reaped, to get its own exit
+        status.
 
         Returns:
             the exit status; negative for the signal that ended it.
@@ -157,14 +159,15 @@ class WorkerPool:
         self._preload = False
 
     def compare(self, gold: str, given: str, *, shortcut: bool = True) -> Reply:
-        """Ask a worker; blocks while all are busy. A pair whose worker was killed from outside is tried once more."""
+        """Ask a worker; blocks while all are busy. A pair is tried once more if its worker was killed from outside."""
         for _ in range(2):
             if (reply := self._compare_once(gold, given, shortcut)) is not None:
                 return reply
         return Reply(None, error="the worker process died twice on this pair")
 
     def _compare_once(self, gold: str, given: str, shortcut: bool) -> Reply | None:  # noqa: PLR0911
-        """One return per way that a worker can end; None when it was killed from outside."""
+        """Compare once. Returns a reply for every way in which a worker can end, or None if it was killed from
+        outside."""
         worker = self._idle.get()
         try:
             if self._closed:

@@ -31,7 +31,7 @@ def flip(op: str) -> str:
 
 
 def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of node
-    """Something that an answer can be the value of: x, F_n, f(x), AB, NO/BO, |AB|, a:b, (p, q), angle ABC.
+    """Whether a node can be the label of a value: x, F_n, f(x), AB, NO/BO, |AB|, a:b, (p, q), angle ABC.
 
     Not ``2x + z``: an equation about it is an answer in itself.
     """
@@ -54,7 +54,8 @@ def is_label(node: Node) -> bool:  # noqa: PLR0911  # one return per kind of nod
 
 
 def split_label(relation: Rel) -> tuple[Node, Node] | None:
-    """(label, value) of ``x = ... = 5``, ``5 = x`` and ``x in S``; of ``1 + 1 = 2`` the last part, its label a word."""
+    """(label, value) of ``x = ... = 5``, ``5 = x`` and ``x in S``; for ``1 + 1 = 2`` the value is the last part, and
+    the label is a word."""
     first, last = relation.parts[0], relation.parts[-1]
     if relation.ops == ("in",) and is_label(first):
         return first, last
@@ -109,7 +110,7 @@ def _inequality(relation: Rel) -> Pieces | None:  # noqa: PLR0911  # one return 
 
 
 def _complement(points: tuple[Node, ...]) -> tuple[Node, ...]:
-    """The real line without some points; points without a rational value keep the order in which they stand."""
+    """The real line without some points; points without a rational value keep their order."""
     values = [try_rational(p) for p in points]
     if len(points) > 1 and None not in values:
         points = tuple(p for _, p in sorted(zip(values, points, strict=True), key=lambda pair: pair[0] or 0))

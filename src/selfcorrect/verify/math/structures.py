@@ -182,7 +182,7 @@ class Parser(ExpressionParser):
 
 
 def as_list(items: list[Node]) -> Node:
-    """One value stays itself; values with plus-minus become two each."""
+    """A single value is returned as it is; each value with plus-minus becomes two values."""
     if len(items) == 1 and not contains_plus_minus(items[0]):
         return items[0]
     out: list[Node] = []
@@ -219,7 +219,7 @@ def choose_sign(node: Node, *, upper: bool) -> Node:
 
 
 def reject_odd_arithmetic(node: Node) -> Node:
-    """Sets, relations and words cannot be operands: ``2*(1,2)`` or ``E = 5`` inside a sum is not in the grammar."""
+    """Refuse sets, relations and words as operands: ``2*(1,2)`` or ``E = 5`` inside a sum is not in the grammar."""
     if isinstance(node, Apply):
         vector = node.fn.startswith("user:")
         for argument in node.args:

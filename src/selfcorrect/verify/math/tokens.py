@@ -20,7 +20,7 @@ class Token:
     kind: Kind
     value: str
     spaced: bool
-    """White space stands before it."""
+    """Whether there is white space before it."""
 
 
 FUNCTIONS = frozenset(
@@ -55,7 +55,7 @@ GREEK = frozenset(
 _PLAIN_WORDS = FUNCTIONS | {"pi", "infty", "infinity"}
 
 _FOREIGN = "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u1eff\u3005-\u318f\u31f0-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Letters of languages, without Greek."""
+"""Letters of other languages, without Greek."""
 _TOKEN = re.compile(
     rf"""(?P<foreign>[A-Za-z]{{0,30}}[{_FOREIGN}][A-Za-z{_FOREIGN}]*(?:\.(?=\s?[{_FOREIGN}]))?)
     |"""
@@ -74,7 +74,8 @@ _TOKEN = re.compile(
 
 
 def _is_thousands(digits: str, depth: int) -> bool:
-    """Policy: ``1,234`` is one number outside brackets; inside, only where a group could not stand alone (``,050``)."""
+    """Policy: ``1,234`` is one number outside brackets; inside brackets only if a group could not be a number by itself
+    (``,050``)."""
     first, *groups = digits.split(".", maxsplit=1)[0].split(",")
     plausible = 1 <= len(first) <= 3 and not first.startswith("0")
     return not groups or (plausible and (depth == 0 or any(g.startswith("0") for g in groups)))

@@ -74,7 +74,7 @@ _FOREIGN_SPELLINGS = {
     "yuan": "元 圆 块 人民币 块钱",
     "deg": "度 도 градус градусов градуса °",
 }
-"""Chinese, Japanese, Korean, Russian and accented words. Words without an entry are units of no known kind."""
+"""Chinese, Japanese, Korean, Russian and accented words. Words without an entry are units of an unknown kind."""
 _CANONICAL = {
     word: unit for table in (_SPELLINGS, _FOREIGN_SPELLINGS) for unit, words in table.items() for word in words.split()
 }
@@ -111,7 +111,7 @@ _FOREIGN_DENIAL = re.compile(
 
 
 def canonical_unit(words: str) -> str | None:
-    """The known unit that ``words`` name, ``%`` included; None for other words and for a bare 'square units'."""
+    """The known unit named by ``words``, including ``%``; None for other words and for 'square units' alone."""
     lowered = re.sub(r"[\^{}]", " ", words.casefold().replace(".", ""))
     if not lowered.isascii():
         # A square or cubic unit is told from a length by nothing, as in English.
@@ -121,7 +121,7 @@ def canonical_unit(words: str) -> str | None:
 
 
 def power_of_ten(words: str) -> int:
-    """Exponent named by number words in a unit: 6 for ``million dollars``, 0 without one."""
+    """Power of ten of the number words in a unit: 6 for ``million dollars``, 0 without such words."""
     power = 0
     for word in words.casefold().split():
         power += _MULTIPLIERS.get(word.strip(".,"), 0)
@@ -131,7 +131,8 @@ def power_of_ten(words: str) -> int:
 
 
 def acceptable(words: str) -> bool:
-    """Whether words after a value may be read as its unit: no further numbers, nothing that takes the value back."""
+    """Whether words after a value may be read as its unit: they contain no further number and nothing that revokes the
+    value."""
     bare = re.sub(r"\^\s*\{?\s*-?[1-9]\s*\}?", "", words)
     if not bare.isascii() and _FOREIGN_DENIAL.search(bare):
         return False
@@ -139,5 +140,5 @@ def acceptable(words: str) -> bool:
 
 
 def is_unit_word(word: str) -> bool:
-    """Whether a plain word after a value (not in ``\\text``) is read as a unit: a known one of two letters or more."""
+    """Whether a plain word after a value (not in ``\\text``) is a unit: a known unit of two letters or more."""
     return len(word) > 1 and word.casefold() in _CANONICAL

@@ -2,7 +2,7 @@
 
 One request per line on stdin, one reply per line on stdout, both JSON. Replies: ``{"equal": bool}``, ``{"limit": why}``
 when the pair used up its limits, ``{"error": why}`` when this code failed; before the first pair that needs
-math-verify, ``{"loading": true}`` and ``{"loaded": true}`` around its import. Nothing is evaluated as code.
+math-verify, ``{"loading": true}`` and ``{"loaded": true}`` before and after its import. Nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ManyDigits(Scalars):
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any] | None:
-    """The reply to one request ``{"gold", "given", "shortcut"}``; None when math-verify must be loaded first."""
+    """The reply to one request ``{"gold", "given", "shortcut"}``; None if math-verify must be loaded first."""
     try:
         gold, given = str(request["gold"]), str(request["given"])
         decision = decide(gold, given, ManyDigits(), shortcut=bool(request["shortcut"]))
@@ -73,7 +73,7 @@ def _set_limits(memory_bytes: int) -> None:
 
 
 def main(cpu_s: float, memory_bytes: int, *, preload: bool) -> None:
-    """Answer requests until stdin closes. A pair over its CPU time ends the process by SIGPROF."""
+    """Answer requests until stdin closes. A pair that exceeds its CPU time ends the process by SIGPROF."""
     replies: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 

@@ -1,7 +1,7 @@
 """The untrusted process: loads one program, then answers calls with plain data until the trusted side hangs up.
 
-The program shares this process, so it can change or forge anything here. That only lets it
-choose its own answers, as any program does: expected values, assertions and the verdict never come here. The one exception is
+The program shares this process, so it can change or forge anything here. That only lets it choose its own answers, as
+any program does: expected values, assertions and the verdict are never in this process. The one exception is
 ``run_tests``, the fallback for tests that need the program's own classes; its verdicts are marked as forgeable.
 """
 
@@ -94,7 +94,7 @@ class _Program:
         return "function" if callable(value) else "data"
 
     def describe(self, error: BaseException) -> dict[str, Any]:
-        """What the tests learn of an exception."""
+        """What the tests learn about an exception."""
         chain, base = _ancestry(type(error))
         try:
             text = str(error)[:300]
@@ -114,7 +114,7 @@ class _Program:
         return found
 
     def apply(self, what: str, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        """One operation on a name or an object, and what it gives."""
+        """Carry out one operation on a name or an object, and return the result."""
         try:
             answer = OPERATIONS[what](
                 self, self.resolve_target(target), *decode(args, self.resolve), **decode(kwargs, self.resolve)
@@ -140,7 +140,7 @@ class _Program:
         return self.numbers[id(value)]
 
     def refer(self, encoder: Encoder, value: Any, depth: int) -> Any:  # noqa: PLR0911  # one return per kind
-        """Encode what the program answers besides plain data: see ``judge.Channel``."""
+        """Encode parts of the program's answer that are not plain data, see ``judge.Channel``."""
         kind = type(value)
         if id(value) in self.callback_numbers:
             return {"callback": self.callback_numbers[id(value)]}
@@ -175,7 +175,7 @@ class _Program:
         return {"over": [self._number(value), kind.__name__, form, base.__name__, None]}
 
     def resolve(self, tag: str, body: Any, inner: Callable[[Any], Any]) -> Any:  # noqa: PLR0911  # one return per tag
-        """Decode what the tests send besides plain data. They are trusted."""
+        """Decode parts of the tests' message that are not plain data. The tests are trusted."""
         match tag:
             case "function" | "object":
                 return self.resolve_target({tag: body})
@@ -220,7 +220,7 @@ class _Program:
             yield item[1]
 
     def call_back(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Have a function of the tests called. Meanwhile the tests may call this program."""
+        """Ask the judge to call a function of the tests. Meanwhile the tests may call this program."""
         message = {"callback": number, "args": encode(args, self.refer), "kwargs": encode(kwargs, self.refer)}
         limit = sys.getrecursionlimit()
         with self.lock:
@@ -263,14 +263,14 @@ class _Program:
 
 
 def _ancestry(kind: type) -> tuple[list[str], str]:
-    """Names of an exception's own classes, and of the builtin one that they derive from."""
+    """Names of an exception's own classes, and of the builtin class that they derive from."""
     own = [k.__name__[:100] for k in kind.__mro__ if k.__module__ != "builtins" and issubclass(k, BaseException)]
     base = [k.__name__ for k in kind.__mro__ if k.__module__ == "builtins" and k.__name__ in _PLAIN_EXCEPTIONS]
     return own[:20], base[0] if base else "Exception"
 
 
 def prepare_globals() -> None:
-    """Give programs what an ordinary interpreter has; the zygote runs without ``site``."""
+    """Give programs the names that an ordinary interpreter has, because the zygote runs without ``site``."""
     import _sitebuiltins
 
     for name in ("exit", "quit"):
@@ -287,7 +287,8 @@ _PRELOADED = """
 
 
 def serve(channel: socket.socket, answer_limit: int) -> None:
-    """Answer requests until the channel closes. The first frame says that confinement worked: no program ran before."""
+    """Answer requests until the channel closes. The first frame reports that confinement worked. It is sent before any
+    program runs."""
     send_frame(channel, dumps({"ready": True}))
     program = _Program(channel, answer_limit)
     while (data := recv_frame(channel, _REQUEST_LIMIT)) is not None:

@@ -1,7 +1,8 @@
 """The trusted end of the channel to a program: calls it, and calls the tests' functions for it.
 
-Nothing that the program sends is looked up by name outside its own names and the prompt's classes, and nothing of it is
-unpickled. What it gets is arguments: plain data, names of the standard library, and numbers of the tests' functions.
+Names that the program sends are looked up only among its own names and the prompt's classes, and nothing is unpickled.
+The program gets only arguments: plain data, names of the standard library, and numbers that stand for the tests'
+functions.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class ProgramGone(BaseException):
 
 
 class TestsUnusable(BaseException):
-    """The tests ask for something this grader cannot do. The failure is the grader's, not the program's."""
+    """The tests need something that this grader cannot do. The failure is the grader's, not the program's."""
 
 
 _MAX_NESTED = 200
-"""Calls of the tests' functions that are open at once, each within the one before."""
+"""Deepest nesting of calls of the tests' functions."""
 _FRAMES_PER_CALL = 40
 
 
@@ -168,10 +169,11 @@ class Channel:
             return ProgramError(f"{base}: {text}")
 
     def exception_class(self, chain: Any, kind: type) -> type:
-        """The class for an exception of the program: its own classes by name, the last one first derived from ``kind``.
+        """The class for an exception of the program: one class for each name in ``chain``, built from the last name,
+        which derives from ``kind``.
 
         Raises:
-            CodecError: the names are none.
+            CodecError: a name is not valid.
         """
         if type(chain) is not list or len(chain) > 20 or not all(type(name) is str for name in chain):
             raise CodecError("names of classes expected")
@@ -188,7 +190,7 @@ class Channel:
         return remote(Link(self, {"function": name}, "function", None, 0), None)
 
     def _resolve(self, tag: str, body: Any, inner: Callable[[Any], Any]) -> Any:
-        """Decode what the program sends besides plain data."""
+        """Decode parts of the program's message that are not plain data."""
         if tag == "callback" and type(body) is int and 0 <= body < len(self._callbacks):
             return self._callbacks[body]
         if tag in ("member", "instance", "derived") and type(body) is list and len(body) == 2:
@@ -234,7 +236,7 @@ class Channel:
         return made
 
     def _refer(self, encoder: Encoder, value: Any, depth: int) -> Any:  # noqa: PLR0911, PLR0912  # one return per kind
-        """Encode what the tests send besides plain data."""
+        """Encode parts of the tests' message that are not plain data."""
         if link := link_of(value):
             return link.target
         kind = type(value)
@@ -284,7 +286,7 @@ class Channel:
         return {"exception": [names[0], base, str(error)[:300], len(self._raised) - 1]}
 
     def _called(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """Call a function of the tests for the program: the message that answers it."""
+        """Call a function of the tests for the program, and return the message with the answer."""
         number = reply["callback"]
         if type(number) is not int or not 0 <= number < len(self._callbacks):
             raise self.lost("the program's channel carried a malformed call")
@@ -325,7 +327,8 @@ class _Stream:
 
 
 def _finished(coroutine: Any) -> Any:
-    """The result of a coroutine of the tests; in a thread of its own, since a loop may be running here."""
+    """The result of a coroutine of the tests; in a separate thread, because an event loop may be running in this
+    one."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
@@ -350,7 +353,8 @@ def _standard(value: Any) -> list[str]:
 
 
 def _signature(function: Callable[..., Any]) -> list[Any]:
-    """[name, parameters, asynchronous] of a function of the tests; parameters as [name, kind, has a default], or None."""
+    """[name, parameters, asynchronous] of a function of the tests. Each parameter is [name, kind, has a default]; None
+    if they are not known."""
     import inspect
 
     try:
@@ -362,9 +366,9 @@ def _signature(function: Callable[..., Any]) -> list[Any]:
 
 
 class Opaque:
-    """An answer that cannot cross, such as one that is too large. It has a truth value (``assert f(x)``) and no more.
+    """An answer that cannot be sent, such as one that is too large. It has only a truth value (``assert f(x)``).
 
-    Any comparison is an error, so that an object that claims to equal everything fails every test of its value.
+    Any comparison is an error, so an object that claims to equal everything fails every test of its value.
     """
 
     __slots__ = ("_truth", "_why")

@@ -1,7 +1,7 @@
-"""The literal codec: the only values that cross between the trusted tests and the untrusted program.
+"""The codec of plain data: the only values that trusted tests and untrusted program exchange.
 
 Values become JSON, with one-key objects for what JSON lacks. Decoding builds values of exactly the types listed here
-and runs no code of the sender: no pickle, no ``eval``, no lookup of names. Whoever decodes bounds the bytes first.
+and runs no code of the sender: no pickle, no ``eval``, no lookup of names. The caller limits the bytes before decoding.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 MAX_DEPTH = 200
 MAX_ITEMS = 400_000
-"""Nodes of one message. With the byte limit it bounds the memory that decoding can take."""
+"""Most nodes of one message. Together with the byte limit this bounds the memory for decoding."""
 MAX_ITERATOR = 20_000
-"""Items taken from a generator: enough for a test's answer, and an endless generator ends."""
+"""Most items taken from a generator: enough for a test's answer, and a limit for endless generators."""
 
 _JSON_INT = 2**63
 _TYPES: dict[str, type] = {
@@ -38,13 +38,13 @@ class TooLarge(CodecError):
 
 
 Refer = Callable[["Encoder", Any, int], Any]
-"""Encodes what is no plain data, such as a function, at a depth; None where it leaves the value to this module."""
+"""Encodes a value that is not plain data, such as a function, at a depth; None leaves the value to this module."""
 Resolve = Callable[[str, Any, Callable[[Any], Any]], Any]
-"""Decodes a tag that ``Refer`` made: the tag, its body, and how to decode the nodes in it."""
+"""Decodes a tag that ``Refer`` made. Arguments: the tag, its body, and a function that decodes the nodes in it."""
 
 
 class Encoder:
-    """Counts the parts of one message."""
+    """Encodes one message and counts its parts."""
 
     def __init__(self, refer: Refer | None, scale: int) -> None:
         self.left = scale * MAX_ITEMS
@@ -106,12 +106,12 @@ BASES: dict[type, Callable[[Any], Any]] = {
 
 
 def base_of(kind: type) -> type | None:
-    """The class of plain data that a class derives from; what a value claims as its ``__class__`` does not count."""
+    """The class of plain data that a class derives from. The ``__class__`` that a value claims does not count."""
     return next((base for base in BASES if issubclass(kind, base)), None)
 
 
 def compares_like(kind: type, base: type) -> bool:
-    """Whether a subclass leaves equality as its base has it."""
+    """Whether a subclass inherits its equality from the base."""
     return kind.__eq__ is base.__eq__ and kind.__ne__ is base.__ne__
 
 
@@ -173,9 +173,9 @@ def _text(value: Any) -> str:
 
 
 def _set(parts: list[Any]) -> set[Any]:
-    """The set with the sender's order of iteration, where one of the two ways to build it gives that order.
+    """The set in the sender's order of iteration, if one of the two ways to build it gives that order.
 
-    Programs that return ``tuple(given_set)`` are graded on it. A display like ``{12, 13}`` is built from a frozenset.
+    Programs that return ``tuple(given_set)`` depend on it. A display like ``{12, 13}`` is built from a frozenset.
     """
     plain = set(parts)
     if list(plain) == parts:
@@ -239,8 +239,8 @@ def encode(value: Any, refer: Refer | None = None, *, scale: int = 1) -> Any:
     """Turn plain data into JSON nodes.
 
     Args:
-        refer: encodes values that are no plain data; without it they are refused.
-        scale: how many times the usual size may be.
+        refer: encodes values that are not plain data; without it they are refused.
+        scale: factor on the usual size limit.
 
     Raises:
         CodecError: the value, or a part of it, is not plain data, or is too large.
@@ -266,7 +266,7 @@ def decode(node: Any, resolve: Resolve | None = None) -> Any:
 
 
 def dumps(message: dict[str, Any]) -> bytes:
-    """One message as bytes. ASCII, so that lone surrogates cross."""
+    """One message as bytes. ASCII, so that lone surrogates can be sent."""
     return json.dumps(message, separators=(",", ":")).encode()
 
 

@@ -1,6 +1,6 @@
 """Takes rights away from the calling process: namespaces, scratch, limits, capabilities, Landlock, seccomp.
 
-Each step is one function that raises ``OSError`` where the kernel refuses. Nothing here decides what may be skipped.
+Each step is one function that raises ``OSError`` if the kernel refuses. The caller decides what may be skipped.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def enter_namespaces(limits: ProgramLimits) -> None:
 
 
 def set_limits(limits: ProgramLimits) -> None:
-    """Resource limits of the calling process, which it cannot raise again."""
+    """Set resource limits of the calling process, which it cannot raise again."""
     mib = 1 << 20
     wanted = {
         # The supervisor ends a program at cpu_s; this stops it should the supervisor get no core to do so.
@@ -103,13 +103,14 @@ def drop_privileges() -> None:
 
 
 def landlock_abi() -> int:
-    """The kernel's Landlock version; 0 where it has none."""
+    """The kernel's Landlock version; 0 if it has none."""
     version: int = _libc().syscall(_LANDLOCK_CREATE, None, 0, 1)
     return max(version, 0)
 
 
 def landlock(readable: Iterable[str], scratch: str) -> None:
-    """Files: read below ``readable``, write below ``scratch``, nothing else; no TCP, no signals out. No-op without it.
+    """Restrict files to reading below ``readable`` and writing below ``scratch``; forbid TCP and outgoing signals.
+    No-op without Landlock.
 
     The mount namespace restricts files in the same way. This layer holds even if a mount were wrong.
     """

@@ -1,9 +1,9 @@
 """The trusted process: evaluates the tests, and calls the untrusted program for its part.
 
-The program's functions and objects appear in the tests as ``remote.Remote``. They send plain data and get plain data,
-another object, or an exception's name back, and everything else, comparison, ``assert``, ``sorted``, ``math.isclose``,
-happens here with real builtins. Functions of the tests that are passed to the program stay here: it gets a stand-in that
-asks for each call.
+The program's functions and objects appear in the tests as ``remote.Remote``. They send plain data, and get back plain
+data, another object, or an exception's name. Everything else (comparison, ``assert``, ``sorted``, ``math.isclose``)
+happens here with real builtins. Functions of the tests that are passed to the program stay here: it gets a stand-in
+that asks the judge at each call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .codec import CodecError
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the trusted process reports."""
+    """The report of the trusted process."""
 
     outcome: str
     """passed, failed, gone (the program ended or broke the protocol), compile, load, unusable, setup (the sandbox)."""
@@ -31,13 +31,13 @@ class Judgement:
     alternative: int = 0
     """Which of the possible programs in the text was the one that compiled."""
     forgeable: str = ""
-    """Why the program could have forged a pass; empty where it could not."""
+    """Why the program could have forged a pass; empty if it could not."""
 
 
 def _bind(channel: Channel, job: dict[str, Any], kinds: Any) -> dict[str, Any]:
     """The tests' namespace: proxies for the program's names, real modules for modules.
 
-    A name that the program lacks stays unbound, so that the tests meet the NameError they would meet in one process.
+    A name that the program lacks stays unbound, so that the tests get a NameError, as in a single process.
     """
     namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     if type(kinds) is not dict:
@@ -66,7 +66,8 @@ def _execute(source: str, namespace: dict[str, Any], name: str = "<tests>") -> N
 
 
 def _prompt_namespace(job: dict[str, Any]) -> dict[str, Any]:
-    """What the prompt defines next to the stub (HumanEval 32, 38, 50): tests may use it. None of it is the program's."""
+    """Definitions of the prompt besides the stub (HumanEval 32, 38, 50). Tests may use them, and the program cannot
+    change them."""
     namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     lines = job["prompt"].split("\n")
     while lines:
@@ -112,7 +113,8 @@ def _evaluate(channel: Channel, job: dict[str, Any], kinds: Any, namespace: dict
 
 
 def _load(channel: Channel, job: dict[str, Any]) -> tuple[int, Any, Judgement | None]:
-    """Have the program loaded: which alternative it is, the kinds of its names, and an outcome where that decides."""
+    """Load the program. Returns which alternative compiled, the kinds of its names, and an outcome if that already
+    decides."""
     wanted = [*job["names"], *job["modules"]]
     classes = list(channel.classes)
     reply = channel.request({"op": "load", "alternatives": job["alternatives"], "names": wanted, "classes": classes})

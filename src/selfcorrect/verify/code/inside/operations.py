@@ -1,4 +1,5 @@
-"""What the tests can ask of a program's objects, and stand-ins for the tests' functions. Runs in the untrusted process."""
+"""Operations on a program's objects that tests can request, and stand-ins for the tests' functions. Runs in the
+untrusted process."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from .remote import BINARY
 
 
 def resumed(taken: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    """An iterator of which items were taken, from its start."""
+    """An iterator that starts again from its first item, after some items were taken."""
     yield from taken
     yield from rest
 
@@ -24,11 +25,11 @@ _STARRED = {2: "*", 4: "**"}
 
 
 def stand_in(call: Callable[[Any, Any], Any], name: str, parameters: Any, asynchronous: bool) -> Any:
-    """A function with the name and the parameters of one of the tests, since programs look at both.
+    """A function with the name and parameters of one of the tests' functions, because programs inspect both.
 
     Args:
-        call: what happens to arguments by position and by name.
-        parameters: [name, kind, has a default] of each; None where they are not known.
+        call: is called with the arguments by position and by name.
+        parameters: [name, kind, has a default] of each; None if they are not known.
     """
     parameters = parameters or [["args", 2, False], ["kwargs", 4, False]]
     kinds = [kind for _, kind, _ in parameters]
@@ -97,7 +98,7 @@ def _await(program: Any, value: Any) -> Any:
 
 
 def _comparable(a: Any, b: Any) -> bool:
-    """Whether two objects may be equal: an object of one class that claims to equal one of another is not asked."""
+    """Whether two objects may be equal. Objects of unrelated classes are never equal, whatever they claim."""
     ours = [getattr(type(value), "__module__", "") == "program" for value in (a, b)]
     return not all(ours) or issubclass(type(a), type(b)) or issubclass(type(b), type(a))
 
@@ -119,7 +120,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "rdivmod": lambda _, a, b: divmod(b, a),
     "pow": lambda _, *args: pow(*args),
 }
-"""What the tests can ask of an object: the program, the object, further arguments."""
+"""Operations on an object that tests can request. Arguments: the program, the object, and those of the operation."""
 
 
 def _plainly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,6 +147,6 @@ _ABOUT_ANY = {"str", "repr", "format", "hash", "dir", "getattr", "setattr", "del
 OPERATORS = {
     f"__{name}__" for name in OPERATIONS.keys() - _ABOUT_ANY | {"contains", "missing", "bool", "enter", "exit"}
 }
-"""Methods that make more of a class than plain data with further names."""
+"""Methods that make a class more than plain data with additional names."""
 HARMLESS = {"__module__", "__doc__", "__dict__", "__weakref__", "__slots__", "__new__", "__init__", "__match_args__"}
-"""Names of a class that say nothing about what it is."""
+"""Attributes that every class may define without counting as more than plain data with names."""

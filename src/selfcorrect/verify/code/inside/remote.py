@@ -1,11 +1,11 @@
 """Objects of the program, as the tests see them in the trusted process.
 
-Whatever a test does with such an object is asked of the program. Its reply is plain data or another object: one more
-answer, as of a function.
+Whatever a test does with such an object becomes a request to the program. The reply is plain data or another object,
+like the answer of a function.
 
-What must not happen is that an answer judges itself. So an object never equals plain data, whatever its class says, and no
-operator that has seen plain data of the tests may give plain data back: ``abs(f(2) - 41) < 1e-6`` would tell the program
-to subtract. Where two objects of the program are compared, or a class whose capitalised name the tests use, only the
+An answer must not judge itself. So an object never equals plain data, whatever its class says, and an operator that
+received plain data from the tests must not return plain data: with ``abs(f(2) - 41) < 1e-6`` the program would
+subtract. Where two objects of the program are compared, or a class whose capitalised name the tests use, only the
 program can tell. The channel notes that it did (``Channel.own_word``): such a pass could be forged.
 """
 
@@ -22,7 +22,7 @@ Channel = Any
 """The channel imports this module."""
 _LINK = "_selfcorrect_link"
 BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()  # noqa: SIM905
-"""Operators with a reflected and an in-place form, without their underscores."""
+"""Names, without underscores, of operators that have a reflected and an in-place form."""
 UNARY = "neg pos abs invert int float complex index trunc floor ceil".split()  # noqa: SIM905
 
 OTHERS = "round dir setattr delattr call getitem setitem delitem len reversed".split()  # noqa: SIM905
@@ -34,21 +34,21 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What stands behind an object that the tests hold."""
+    """The program's object behind an object of the tests."""
 
     channel: Channel
     target: dict[str, Any]
-    """The node by which the program knows it."""
+    """The encoded node by which the program knows the object."""
     name: str
-    """Of its class."""
+    """Name of its class."""
     truth: bool | None
-    """Its truth value, where the program has sent it along."""
+    """Its truth value, if the program sent it."""
     at: int
-    """The number of calls until then: after the next one the truth value may have changed."""
+    """Number of calls so far when the truth value was sent. After the next call it may have changed."""
 
 
 def link_of(value: Any) -> Link | None:
-    """None for what is no object of the program."""
+    """The link behind a value; None if the value is not an object of the program."""
     if type(value).__module__ != "program":
         return None
     try:
@@ -66,7 +66,7 @@ def ask(value: Any, what: str, *args: Any, **kwargs: Any) -> Any:
 
 
 class Remote:
-    """An object of the program. Public names are all the program's, so this class has none of its own."""
+    """An object of the program. All public names belong to the program's object, so this class has none."""
 
     __slots__ = (_LINK,)
     __module__ = "program"
@@ -144,17 +144,17 @@ PREDICATES = frozenset(
     """startswith endswith isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace
     istitle isupper issubset issuperset isdisjoint is_integer count index""".split()  # noqa: SIM905
 )
-"""Methods of plain data that say something about it: an object that has them would judge itself."""
+"""Methods of plain data that test the data. An object that has them would judge itself."""
 
 
 def may_compare(value: Any) -> bool:
-    """Whether the tests use the class of an object by a capitalised name, so that they are about that class."""
+    """Whether the tests use the object's class under a capitalised name, and so test that class itself."""
     link = link_of(value)
     return link is not None and link.name in link.channel.own_classes
 
 
 def _own_word(value: Any, what: str, *others: Any) -> bool:
-    """The program's answer to a question about its own objects. Noted, since it could turn a test to a pass."""
+    """The program's answer to a question about its own objects. It is noted, because it could make a test pass."""
     link = link_of(value)
     assert link is not None
     answer = ask(value, what, *others)
@@ -163,7 +163,7 @@ def _own_word(value: Any, what: str, *others: Any) -> bool:
 
 
 def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any) -> Any:
-    """What an operator gives, unless an object would judge data of the tests."""
+    """The result of an operator, unless an object would judge data of the tests."""
     if isinstance(value, Substitute) and not all(isinstance(other, Remote) for other in others or ("",)):
         plain = [ask(other, "plain") if isinstance(other, Substitute) else other for other in (value, *others)]
         if what in PREDICATES:
@@ -205,7 +205,8 @@ def _compared(value: Any, what: str, other: Any) -> Any:
 
 
 class Substitute(Remote):
-    """An object of a class that derives from plain data and changes more than its names. It compares by its plain value."""
+    """An object of a class that derives from plain data and changes more than names. It is compared by its plain
+    value."""
 
     __slots__ = ()
 
@@ -250,7 +251,7 @@ def remote(link: Link, over: type | None) -> Remote:
     """An object for the tests.
 
     Args:
-        over: the class of plain data that its class derives from and changes; None for other classes.
+        over: the class of plain data from which its class derives, with changes; None for other classes.
     """
     names = {
         "__slots__": (),
@@ -264,12 +265,12 @@ def remote(link: Link, over: type | None) -> Remote:
 
 
 def renew(made: Remote, link: Link) -> None:
-    """Replace what stands behind an object."""
+    """Replace the link behind an object."""
     object.__setattr__(made, _LINK, link)
 
 
 def valued(link: Link, base: type, plain: Any) -> Any:
-    """Plain data of a class that only adds names, such as a named tuple or an ``IntEnum``: the data, with these names."""
+    """Plain data with additional names, for a class that only adds names, such as a named tuple or an ``IntEnum``."""
     names = {
         **_TEXTS,
         "__getattr__": Remote.__getattr__,
@@ -282,12 +283,12 @@ def valued(link: Link, base: type, plain: Any) -> Any:
 
 
 VALUED = (int, float, str, bytes, tuple, frozenset)
-"""Bases that cannot change, so that a copy in the tests stays true."""
+"""Immutable base classes, so that a copy in the tests stays correct."""
 assert set(VALUED) < set(BASES)
 
 
 def exception(link: Link | None, kind: type, text: str, args: tuple[Any, ...]) -> Exception:
-    """An exception of the program's own class, of which the tests know the names of its classes and its arguments."""
+    """An exception of the program's own class. The tests know its arguments and the names of its classes."""
     made: Exception = kind.__new__(kind, *args)
     made.args = args
     made.__dict__["_selfcorrect_text"] = text
@@ -297,7 +298,7 @@ def exception(link: Link | None, kind: type, text: str, args: tuple[Any, ...]) -
 
 
 def exception_class(name: str, base: type) -> type:
-    """A class for ``except`` clauses, which stands for one of the program."""
+    """A class for ``except`` clauses that stands for one of the program's classes."""
     return type(
         name, (base,), {"__module__": "program", "__str__": _exception_text, "__getattr__": _exception_attribute}
     )
@@ -314,7 +315,7 @@ def _exception_attribute(error: Any, name: str) -> Any:
 
 
 def generator(link: Link) -> Generator[Any, Any, Any]:
-    """A generator of the program: each step is asked for when the tests take it."""
+    """A generator of the program. Each step is requested when the tests take it."""
     how: tuple[str, Any] = "send", None
     while True:
         more, value = link.channel.apply("resume", link.target, how, {})

@@ -1,4 +1,5 @@
-"""The supervisor inside the sandbox: forks one judge and one program per job, and sees that both are gone after.
+"""The supervisor inside the sandbox: forks one judge and one program per job, and makes sure that both are gone
+afterwards.
 
 One job at a time. The program is forked before the job's tests are anywhere in memory, and this process never holds
 them: they go from the grader straight to the judge, over a socket made for that job. It ends when the grader's end of
@@ -34,12 +35,13 @@ _TESTS_MEMORY_MB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How far a program is confined. ``isolated`` is what bubblewrap gives; without it, what is left."""
+    """How far a program is confined. ``isolated`` means inside bubblewrap; otherwise only the remaining protections
+    apply."""
 
     isolated: bool
     seccomp: bool
     readable: tuple[str, ...]
-    """Where the interpreter lies: all that Landlock lets a program read apart from its scratch directory."""
+    """Directories of the interpreter. Landlock lets a program read only these and its scratch directory."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class Child:
     cpu_s: float = 0.0
     memory_mb: float = 0.0
     killed: str = ""
-    """Why the supervisor ended the job: ``cpu``, ``wall``, ``idle`` or empty."""
+    """Why the supervisor ended the job: ``cpu``, ``wall`` or ``idle``; empty if it did not."""
 
     def reap(self) -> None:
         _, self.status, usage = os.wait4(self.pid, 0)
@@ -230,7 +232,7 @@ class _Clock:
 
 
 def _cpu_s(pid: int) -> float:
-    """CPU seconds of all threads of a process, from the scheduler's own count; 0 where it is gone."""
+    """CPU seconds of all threads of a process, as counted by the scheduler; 0 if the process is gone."""
     try:
         return time.clock_gettime((~pid << 3) | 2)  # the kernel's encoding of clock_getcpuclockid(pid)
     except OSError:
@@ -238,7 +240,8 @@ def _cpu_s(pid: int) -> float:
 
 
 def _activity(pid: int) -> tuple[float, bool]:
-    """Seconds that a process's threads ran or waited for a core, and whether one runs, waits for one or for a disk."""
+    """Seconds that a process's threads ran or waited for a core, and whether a thread now runs, or waits for a core or
+    a disk."""
     total = 0
     ready = False
     # A thread may end while it is looked at; older kernels have no schedstat, and then the states alone decide.
