@@ -453,7 +453,7 @@ def test_the_three_turns_are_paid_apart(policy):
 
 
 def test_a_turn_that_is_not_played_has_no_tokens_and_no_weight(policy):
-    engine, model, _ = policy
+    _, model, _ = policy
     with torch.no_grad():
         lps = verdict_logprobs(model)
     kept, played = ((0, 1), 1, None), ((0, 0), 0, (0, 1))

@@ -41,7 +41,8 @@ def probe(
     Example: `selfcorrect probe model=tiny task=arithmetic`
     """
     from selfcorrect.algorithm.stages import plan as stages
-    from selfcorrect.cli.tables import show, summary_table
+    from selfcorrect.cli.tables import show, show_summaries
+    from selfcorrect.episodes.verdict import verdict_turn
     from selfcorrect.experiment import make_engine, prepare
     from selfcorrect.measuring.advice import advise
     from selfcorrect.measuring.probe import Plan, numbers, training_sample
@@ -62,11 +63,16 @@ def probe(
     if largest_cap is not None:
         prepare(override(config, [f"play.max_new_tokens={largest_cap}"]))  # does it fit the model?
     engine = make_engine(job)
-    fits = cap + (engine.info.max_length - job.longest) // first.attempts
+    between = verdict_turn(config)
+    turns = 2 * first.attempts - 1 if between else first.attempts
+    fits = cap + (engine.info.max_length - job.longest) // turns
     sampled_cap = largest_cap or max(cap, min(2 * cap, fits))
     sample = training_sample(job.task, problems, config.seed)
     found = measure(
-        engine, job.task, sample, Plan(first.attempts, first.samples_per_problem, cap, sampled_cap, config.seed)
+        engine,
+        job.task,
+        sample,
+        Plan(first.attempts, first.samples_per_problem, cap, sampled_cap, config.seed, between),
     )
     advice = advise(numbers(found, job.task))
     if out is not None:
@@ -77,7 +83,7 @@ def probe(
         print(json.dumps({"problems": len(sample), **found.to_json(), "estimate": estimate, **asdict(advice)}))
         return
     title = f"{config.model.name} on {len(sample)} training problems of {job.task.name}"
-    show(summary_table({f"T = 1, cap {sampled_cap}": found.sampled, f"greedy, cap {cap}": found.greedy}, title))
+    show_summaries({f"T = 1, cap {sampled_cap}": found.sampled, f"greedy, cap {cap}": found.greedy}, title)
     show(_lengths(found))
     show(_groups(found))
     if found.revising is not None:

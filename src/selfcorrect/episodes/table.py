@@ -37,7 +37,7 @@ class EpisodeTable:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> EpisodeTable:
-        """Build the table; turns without a grade (feedback) are passed over.
+        """Build the table; turns between attempts (feedback, verdicts) are passed over.
 
         Raises:
             DataError: (problem id, sample) appears twice, or graded attempts differ in number or are none.
@@ -50,7 +50,7 @@ class EpisodeTable:
                     "would be pooled as if independent. Summarise each run alone (across_seeds combines their "
                     "means), and give every problem its own id."
                 )
-        attempts = tuple(tuple(a for a in e.attempts if a.grade is not None) for e in ordered)
+        attempts = tuple(tuple(a for a in e.answers if a.grade is not None) for e in ordered)
         counts = sorted({len(row) for row in attempts})
         if len(counts) > 1 or counts == [0]:
             raise DataError(
@@ -137,7 +137,7 @@ def drafted_share_K(episodes: Sequence[Episode]) -> list[float | None]:
     None where no tokens were sampled.
     """
     shares: list[float | None] = []
-    for column in zip(*(e.attempts for e in episodes), strict=True):
+    for column in zip(*(e.answers for e in episodes), strict=True):
         sampled = [a for a in column if a.source == "sampled" and a.token_ids]
         tokens = sum(len(a.token_ids or ()) for a in sampled)
         shares.append(sum(a.drafted for a in sampled) / tokens if tokens else None)

@@ -82,7 +82,7 @@ def revising(
     ]
     told = []
     if check_is_sound is not None:
-        told = [check_is_sound(e.problem, a.text) for e in episodes for a in e.attempts]
+        told = [check_is_sound(e.problem, a.text) for e in episodes for a in e.answers if a.source != "kept"]
     sound = [t for t in told if t is not None]
     return Revising(
         episodes=int(judged_E.sum()),
