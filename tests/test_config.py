@@ -129,6 +129,8 @@ READ = {
         "single_turn": "beta1 kl_credit standardise",
         "star": "dataset train_attempt1",
         "pair_sft": "dataset train_attempt1",
+        "pag": "beta1 kl_credit standardise alpha verdict_weight verdict_beta verdict_instruction stop per_role",
+        "thinktwice": "beta1 kl_credit standardise",
         "self_refine": "",
     },
     "engine": {
