@@ -256,6 +256,16 @@ def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
         }
         title = f"Accuracy by sampled responses, T = {curves.votes.settings.get('temperature', 'n/a')}"
         found.append((title, "response", [row.responses for row in rows], dict(lines)))
+    if curves.tokens is not None:
+        by_tokens = curves.tokens.rows
+        lines = {
+            "majority vote": (0, [row.parallel for row in by_tokens]),
+            "corrected, majority vote": (1, [row.corrected for row in by_tokens]),
+            "corrected where the verdict asks, majority vote": (2, [row.gated for row in by_tokens]),
+            "best by the verdict": (3, [row.best for row in by_tokens]),
+        }
+        title = f"Accuracy by sampled tokens, T = {curves.tokens.settings.get('temperature', 'n/a')}"
+        found.append((title, "token", [round(row.tokens) for row in by_tokens], dict(lines)))
     if curves.attempts is not None:
         values = curves.attempts.accuracy_K
         counts = range(1, len(values) + 1)
@@ -268,7 +278,7 @@ def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
             spread = tuple((e.low, e.high) if e.n else (None, None) for e in estimates)
             drawn.append(Line(label, style, points, spread))
         limits = axis_range([high for line in drawn for _, high in line.spread], share=True)
-        doubling = axis == "response"
+        doubling = axis in ("response", "token")
         charts.append(Curves(title, "share", tuple(numbers), tuple(drawn), *limits, axis=axis, doubling=doubling))
     return tuple(charts)
 
