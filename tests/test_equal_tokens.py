@@ -75,7 +75,10 @@ def test_every_way_gets_the_same_expected_tokens():
 
 def test_a_problem_with_a_failure_of_the_verifier_is_in_no_number():
     more = [plain("q", 0, ERROR), plain("q", 1, RIGHT)], [gated("q", 0, 1, "correct", None)]
-    assert token_curve([*PLAIN, *more[0]], [*GATED, *more[1]], (1, 2, 4), str).rows == token_curve(PLAIN, GATED, (1, 2, 4), str).rows
+    assert (
+        token_curve([*PLAIN, *more[0]], [*GATED, *more[1]], (1, 2, 4), str).rows
+        == token_curve(PLAIN, GATED, (1, 2, 4), str).rows
+    )
 
 
 def test_gated_chains_are_played_measured_stored_and_drawn(tmp_path):
@@ -85,11 +88,13 @@ def test_gated_chains_are_played_measured_stored_and_drawn(tmp_path):
     how = {"budgets": (1, 2, 4), "temperature": 1.0, "seed": 3}
     with toy.judging():
         votes = measure_votes(e, task, problems, 4, **how)
-        curve = measure_tokens(e, task, problems, 4, votes, verdict="Correct or wrong?", **how)
+        curve = measure_tokens(e, task, problems, votes, verdict="Correct or wrong?")
         again = asyncio.run(
             play(e, task, problems, Play(2, 2, 4, 1.0, (3, "scale gated"), verdict="Correct or wrong?", stop=True))
         )
-    assert [a.text for x in curve.episodes for a in x.attempts] == [a.text for g in again for x in g for a in x.attempts]
+    assert [a.text for x in curve.episodes for a in x.attempts] == [
+        a.text for g in again for x in g for a in x.attempts
+    ]
     assert {len(x.verdicts) for x in curve.episodes} == {1} and curve.settings["verdict"] == "Correct or wrong?"
     assert curve.n_problems == 4 and curve.rows[-1].tokens == pytest.approx(4 * curve.tokens_per_sample["parallel"])
     stored = ScalingCurves("m", None, "c", votes, None, curve)

@@ -81,7 +81,7 @@ TRAINED = {
     "method.beta2": Trained("3", STAGE_1),
     "method.gamma": Trained("0.5", (1,)),
     "method.verdict_weight": Trained("0", (1,), JUDGED),
-    "method.verdict_beta": Trained("0.5", (2,), JUDGED),
+    "method.verdict_beta": Trained("0.5", STAGE_1, JUDGED),
     "method.stop": Trained("false", (1,), JUDGED),
     "method.per_role": Trained("true", (1, 2), JUDGED),
     "method.kl_credit": Trained("token", STAGE_1),

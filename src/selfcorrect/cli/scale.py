@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from selfcorrect.cli.options import AsJson
+from selfcorrect.cli.options import AsJson, takes
 from selfcorrect.cli.settings import long_form, model_and_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError
@@ -40,26 +41,32 @@ class Only(StrEnum):
     ATTEMPTS = "attempts"
 
 
-def scale(
+@dataclass(frozen=True)
+class ScaleOptions:
+    """The command line of ``selfcorrect scale``."""
+
     model: Annotated[
         str,
         Argument(help="Model (tiny, smollm2, a directory, a hub id) or a run directory.", metavar="MODEL_OR_RUN"),
-    ],
+    ]
     settings: Annotated[
         list[str] | None, Argument(metavar="[key=value ...]", help="Settings, e.g. task=gsm8k limit=200.")
-    ] = None,
+    ] = None
     budget: Annotated[str, Option(help="Numbers of sampled responses per problem, rising: 1 or even.")] = ",".join(
         map(str, BUDGETS)
-    ),
-    attempts: Annotated[int, Option(min=2, max=10, help="Attempts in a row, greedy.")] = ATTEMPTS,
-    temperature: Annotated[float, Option(min=0.0, help="Of the samples that vote.")] = TEMPERATURE,
-    only: Annotated[Only | None, Option(help="Measure one of the two alone.")] = None,
+    )
+    attempts: Annotated[int, Option(min=2, max=10, help="Attempts in a row, greedy.")] = ATTEMPTS
+    temperature: Annotated[float, Option(min=0.0, help="Of the samples that vote.")] = TEMPERATURE
+    only: Annotated[Only | None, Option(help="Measure one of the two alone.")] = None
     equal_tokens: Annotated[
         bool, Option("--equal-tokens", help="Also compare at equal tokens, with the model's verdicts on its answers.")
-    ] = False,
-    out: Annotated[Path | None, Option(help="Also write every episode to this JSONL file.")] = None,
-    as_json: AsJson = False,
-) -> None:
+    ] = False
+    out: Annotated[Path | None, Option(help="Also write every episode to this JSONL file.")] = None
+    as_json: AsJson = False
+
+
+@takes(ScaleOptions)
+def scale(options: ScaleOptions) -> None:
     """Measure what more responses buy: majority votes with and without correction, and many attempts in a row.
 
     Of a run, the result is also written to scaling.json in its directory, and `selfcorrect report` draws it.
@@ -76,14 +83,14 @@ def scale(
     from selfcorrect.records.files import claim, write_jsonl
     from selfcorrect.records.lines import episode_row
 
-    asked = (temperature, attempts, only, equal_tokens)
-    run, config, budgets, verdict = _checked(model, settings or [], budget, *asked)
+    o = options
+    run, config, budgets, verdict = _checked(o)
     if run is not None and run.scaling_file.exists():
         raise RunError(
             f"{run.scaling_file} holds an earlier measurement and is not overwritten; move or remove it first"
         )
-    if out is not None:
-        claim(out)
+    if o.out is not None:
+        claim(o.out)
     job = prepare(config, training=False)
     _check_verdict_fits(config, verdict)
     if job.note:
@@ -94,25 +101,24 @@ def scale(
     played = (engine, job.task, held_out(job.task, config.eval.problems), config.play.max_new_tokens)
     shared: dict[str, Any] = {"seed": config.seed, "on_progress": _progress_lines()}
     votes = row = tokens = None
-    if only is not Only.ATTEMPTS:
-        votes = measure_votes(*played, budgets=budgets, temperature=temperature, **shared)
-    if only is not Only.VOTES:
-        row = measure_attempts(*played, attempts=attempts, **shared)
+    if o.only is not Only.ATTEMPTS:
+        votes = measure_votes(*played, budgets=budgets, temperature=o.temperature, **shared)
+    if o.only is not Only.VOTES:
+        row = measure_attempts(*played, attempts=o.attempts, **shared)
     if votes is not None and verdict is not None:
-        how: dict[str, Any] = {"verdict": verdict, "budgets": budgets, "temperature": temperature}
-        tokens = measure_tokens(*played, votes, **how, **shared)
-    curves = ScalingCurves(model, step, command_line(), votes, row, tokens)
+        tokens = measure_tokens(*played[:3], votes, verdict=verdict, on_progress=shared["on_progress"])
+    curves = ScalingCurves(o.model, step, command_line(), votes, row, tokens)
     if run is not None:
         run.write_scaling(curves.to_json())
-    if out is not None:
+    if o.out is not None:
         measured = {"votes": votes, "attempts": row, "verdicts": tokens}
         played_by = {name: curve.episodes for name, curve in measured.items() if curve is not None}
         rows = ({"measurement": name, **episode_row(e)} for name, episodes in played_by.items() for e in episodes)
-        write_jsonl(out, rows, "name another place with --out")
-    if as_json:
+        write_jsonl(o.out, rows, "name another place with --out")
+    if o.as_json:
         print(json.dumps(curves.to_json()))
         return
-    title = f"{model} on {job.task.name}"
+    title = f"{o.model} on {job.task.name}"
     for table in _tables(curves, title):
         show(table)
     if run is not None:
@@ -141,15 +147,7 @@ def _tables(curves: ScalingCurves, title: str) -> Iterator[Table]:
         yield _attempt_table(curves.attempts, title)
 
 
-def _checked(
-    model: str,
-    settings: list[str],
-    budget: str,
-    temperature: float,
-    attempts: int,
-    only: Only | None,
-    equal_tokens: bool,
-) -> tuple[RunDirectory | None, Config, tuple[int, ...], str | None]:
+def _checked(o: ScaleOptions) -> tuple[RunDirectory | None, Config, tuple[int, ...], str | None]:
     """The run, the settings with the longest conversation in them, the budgets, and the request for a verdict, where one is
     asked for; all checks that need no data.
 
@@ -159,35 +157,35 @@ def _checked(
     from selfcorrect.episodes.verdict import REQUEST, verdict_turn
     from selfcorrect.tasks import make_task
 
-    read = (*READ, *VERDICT) if equal_tokens else READ
-    given = [long_form(s) for s in settings]
+    read = (*READ, *VERDICT) if o.equal_tokens else READ
+    given = [long_form(s) for s in o.settings or []]
     for setting in given:
         key = setting.partition("=")[0].strip()
         if "=" in setting and key not in read and key.partition(".")[0] not in READ:
             way_out = f"give {OPTIONS[key]}" if key in OPTIONS else "drop it"
             way_out += ", or add --equal-tokens" if key in VERDICT else ""
             raise ConfigError(f"setting {key!r} would be ignored by `selfcorrect scale`; {way_out}")
-    run, config = model_and_settings(model, given)
+    run, config = model_and_settings(o.model, given)
     try:
-        budgets = tuple(int(part) for part in budget.split(","))
+        budgets = tuple(int(part) for part in o.budget.split(","))
     except ValueError:
         raise ConfigError(
-            f"--budget {budget!r} is not a list of whole numbers; write for example --budget 1,2,4,8"
+            f"--budget {o.budget!r} is not a list of whole numbers; write for example --budget 1,2,4,8"
         ) from None
     if config.method.name == "self_refine":
         raise ConfigError(
             "method=self_refine asks for feedback between attempts, which `selfcorrect scale` does not play; measure it with "
             "`selfcorrect eval MODEL method=self_refine`"
         )
-    if equal_tokens and only is Only.ATTEMPTS:
+    if o.equal_tokens and o.only is Only.ATTEMPTS:
         raise ConfigError(
             "--equal-tokens compares votes with what the model's verdicts make of as many tokens, and --only attempts leaves the "
             "votes out; drop one of them"
         )
-    verdict = verdict_turn(config).get("verdict", REQUEST) if equal_tokens else None
-    longest = 1 if only is Only.VOTES else attempts
-    if only is not Only.ATTEMPTS:
-        check_votes(make_task(config.task), budgets, temperature)
+    verdict = verdict_turn(config).get("verdict", REQUEST) if o.equal_tokens else None
+    longest = 1 if o.only is Only.VOTES else o.attempts
+    if o.only is not Only.ATTEMPTS:
+        check_votes(make_task(config.task), budgets, o.temperature)
         longest = max(longest, 2 if budgets[-1] > 1 else 1)
     plain = ["method=multi_turn"] if config.method.name == "pag" else []  # what follows has no verdict turn
     return run, override(config, [*plain, f"eval.attempts={longest}", "eval.samples=1"]), budgets, verdict

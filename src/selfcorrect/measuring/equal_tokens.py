@@ -142,13 +142,9 @@ def measure_tokens(
     engine: Engine,
     task: Task,
     problems: Sequence[Problem],
-    max_new_tokens: int,
     votes: VoteCurve,
     *,
     verdict: str,
-    budgets: Sequence[int],
-    temperature: float,
-    seed: int = 0,
     on_progress: OnProgress = lambda *_: None,
 ) -> TokenCurve:
     """Play chains with the model's verdict, and set them against the samples of a vote at equal tokens.
@@ -156,16 +152,18 @@ def measure_tokens(
     Every problem gets half as many such chains as the largest budget has responses, at least one.
 
     Args:
-        votes: measured with the same arguments.
+        engine, task, problems, on_progress: as for ``measure_votes``.
+        votes: measured with them. Budgets, token cap, temperature and seed are those of this vote.
         verdict: request for the verdict.
-        engine, task, problems, max_new_tokens, budgets, temperature, seed, on_progress: as for ``measure_votes``.
     """
     start = time.perf_counter()
+    budgets, of_votes = [row.responses for row in votes.rows], votes.settings
+    seed, temperature = of_votes["seed"], of_votes["temperature"]
     key = check_votes(task, budgets, temperature).answer_key
     way = Play(
         2,
         max(1, budgets[-1] // 2),
-        max_new_tokens,
+        of_votes["max_new_tokens"],
         temperature,
         (seed, "scale gated"),
         verdict=verdict,
