@@ -21,8 +21,9 @@ from selfcorrect.errors import ConfigError, Interrupted
 from selfcorrect.measuring.evaluate import EnginePlayer, Evaluator, check_turns, check_verdicts
 from selfcorrect.measuring.intervals import bootstrap_balanced
 from selfcorrect.measuring.metrics import EvalSummary, summarise
-from selfcorrect.records.lines import episode_from_row, episode_row, parse_record
+from selfcorrect.records.lines import EvalRecord, episode_from_row, episode_row, parse_record
 from selfcorrect.records.run_directory import RunDirectory
+from selfcorrect.trackers.base import evaluation_metrics, step_metrics
 from selfcorrect.training.alarms import WINDOW
 from selfcorrect.training.loop import train
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
@@ -213,6 +214,8 @@ def test_episodes_and_summaries_with_verdicts_survive_their_records():
         assert [(a.turn, a.source, a.grade) for a in back.attempts] == [(a.turn, a.source, a.grade) for a in e.attempts]
     summary = summarise(SIX)
     assert EvalSummary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
+    record = EvalRecord(name="final", step=1, settings={}, summary=summary.to_json(), seconds=1)
+    assert evaluation_metrics(record)["eval/final/verdict_accuracy"] == pytest.approx(3 / 6)
     older = summary.to_json()
     del older["verdicts"]
     assert EvalSummary.from_json(older).verdicts is None
@@ -373,6 +376,8 @@ def test_first_attempts_made_wrong_to_be_judged_rightly_ring(tmp_path):
 def test_a_run_where_nobody_revises_goes_on(tmp_path):
     _, watcher = acted(tmp_path, lambda step, sample: ("ab"[sample % 2], "correct", "b"), 2)
     record = watcher.steps[-1]
+    told = step_metrics(record)  # what was not measured is not sent to a tracker
+    assert told["train/verdicts/accuracy"] == pytest.approx(0.5) and "train/kl/t2" not in told
     assert record.reward[1] == record.reward[0] and record.kl[1] is None and record.answer_tokens[1] is None
 
 
