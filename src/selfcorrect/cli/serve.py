@@ -89,10 +89,8 @@ def serve(options: ServeOptions) -> None:
             f"`selfcorrect serve` needs {' and '.join(missing)}, which are not installed; install them with "
             "`pip install 'selfcorrect[serve]'`"
         )
-    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.episodes.verdict import verdict_turn
     from selfcorrect.serve.app import Limits, make_app
-    from selfcorrect.serve.endpoint_backend import EndpointBackend
     from selfcorrect.serve.protocol import Bounds
     from selfcorrect.serve.run import (
         KEY_VARIABLE,
@@ -103,7 +101,6 @@ def serve(options: ServeOptions) -> None:
         server_key,
         url_of,
     )
-    from selfcorrect.tasks import make_task
 
     o = options
     config = _config(o)
@@ -128,15 +125,7 @@ def serve(options: ServeOptions) -> None:
         batcher: Batcher | None = None
         backend: Backend
         if o.backend_url is not None:
-            # a little less than this server's own limit, so that the error names a slow upstream server
-            patience = Patience(concurrency=o.max_requests, retries=2, timeout_s=0.95 * o.timeout)
-            upstream_key = api_key_from(o.backend_key_env, os.environ)
-            body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
-            endpoint = Endpoint(
-                o.backend_url, o.backend_model or "", api_key=upstream_key, patience=patience, body=body
-            )
-            instruction = make_task(config.task).instruction
-            backend = EndpointBackend(endpoint, instruction, config.task.shown_as, **verdict_turn(config))
+            backend = _before_a_server(o, o.backend_url, config)
         else:
             from selfcorrect.serve.engine_backend import Batcher, EngineBackend
 
@@ -157,6 +146,21 @@ def serve(options: ServeOptions) -> None:
     print("stopped", flush=True)
     if batcher is not None and batcher.is_running:
         leave_at_once()
+
+
+def _before_a_server(o: ServeOptions, backend_url: str, config: Config) -> Backend:
+    """Answers from the server at this address."""
+    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
+    from selfcorrect.episodes.verdict import verdict_turn
+    from selfcorrect.serve.endpoint_backend import EndpointBackend
+    from selfcorrect.tasks import make_task
+
+    # a little less than this server's own limit, so that the error names a slow upstream server
+    patience = Patience(concurrency=o.max_requests, retries=2, timeout_s=0.95 * o.timeout)
+    key = api_key_from(o.backend_key_env, os.environ)
+    body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
+    endpoint = Endpoint(backend_url, o.backend_model or "", api_key=key, patience=patience, body=body)
+    return EndpointBackend(endpoint, make_task(config.task).instruction, config.task.shown_as, **verdict_turn(config))
 
 
 def _config(options: ServeOptions) -> Config:
