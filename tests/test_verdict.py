@@ -23,6 +23,9 @@ from selfcorrect.measuring.intervals import bootstrap_balanced
 from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.records.lines import EvalRecord, episode_from_row, episode_row, parse_record
 from selfcorrect.records.run_directory import RunDirectory
+from selfcorrect.report.page import VERDICT_CURVES, build_page
+from selfcorrect.report.reading import read_run
+from selfcorrect.report.sample import sample_episodes
 from selfcorrect.trackers.base import evaluation_metrics, step_metrics
 from selfcorrect.training.alarms import WINDOW
 from selfcorrect.training.loop import train
@@ -351,6 +354,14 @@ def test_a_run_that_judges_well_raises_no_alarm_and_records_its_verdicts(tmp_pat
     assert v.tokens_saved == pytest.approx(2 / 2 - v.tokens)
     rows = [json.loads(line) for line in run.episodes_file.read_text().splitlines()]
     assert {a.get("turn", "answer") for row in rows for a in row["attempts"]} == {"answer", "verdict"}
+    data = read_run(run.path)  # and the report shows them
+    (page,) = build_page([data], [run.path]).runs
+    (chart,) = [c for c in page.curves if c.title == VERDICT_CURVES[0].title]
+    assert [line.values[-1] for line in chart.lines] == [1.0, 1.0, pytest.approx(0.5)]
+    assert {tag for line in data.training.lines for tag in line.tags} == {"fixed", "kept-right", "not-revised"}
+    sample = sample_episodes([data], most=50, most_bytes=100_000).to_json()
+    shown = json.dumps(sample)
+    assert '"turn": "verdict"' in shown and '"kept": true' in shown
 
 
 @pytest.mark.parametrize(("says", "name"), [("correct", "verdict always correct"), ("wrong", "verdict always wrong")])
