@@ -110,11 +110,11 @@ MUTANTS = [
         VERDICT_GRADIENT,
     ),
     Mutant(
-        "verdict: attempts that were not played have weights of their own",
+        "verdict: answers that were kept are mates of the revisions",
         "algorithm/baselines.py",
         "players_G = counted_G & played_G",
         "players_G = counted_G",
-        (*VERDICT_GRADIENT, *VERDICT),
+        (f"{VERDICT[0]}::test_mates_at_attempt_2_are_those_that_played_it",),
     ),
     Mutant(
         "verdict: the bonus compares each turn with the turn before",
@@ -236,10 +236,10 @@ MUTANTS = [
         serving("attempt_2_is_skipped_where_the_model_calls_attempt_1_correct"),
     ),
     Mutant(
-        "thinktwice: seconds are paid for their first attempt",
+        "thinktwice: seconds have a bonus",
         "algorithm/stages.py",
         "Credit((0, 1), (0, m.beta1)), branches=group)",
-        "Credit((0, 1), (0, m.beta1), alpha=-1), branches=group)",
+        "Credit((0, 1), (0, m.beta1), alpha=5), branches=group)",
         SECONDS_GRADIENT,
     ),
     Mutant(
