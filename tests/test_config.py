@@ -111,10 +111,10 @@ def test_override_keeps_what_it_does_not_name():
 def test_every_setting_can_be_written_as_its_default():
     for key in all_keys():
         section, _, name = key.partition(".")
-        value = default_of(key)
-        text = value if isinstance(value, str) else json.dumps(value)
         kinds = readers(key)
         for kind in kinds or [None]:
+            value = default_of(key, None if name == "name" else kind)
+            text = value if isinstance(value, str) else json.dumps(value)
             chosen = [] if kind is None or name == "name" else [f"{section}={kind}", "model.lora_rank=8"]
             assert load_config(None, [*chosen, f"{key}={text}"]) == load_config(None, chosen)
 
@@ -129,6 +129,8 @@ READ = {
         "single_turn": "beta1 kl_credit standardise",
         "star": "dataset train_attempt1",
         "pair_sft": "dataset train_attempt1",
+        "pag": "beta1 kl_credit standardise alpha verdict_weight verdict_beta verdict_instruction stop per_role",
+        "thinktwice": "beta1 kl_credit standardise",
         "self_refine": "",
     },
     "engine": {

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import load_config
 from selfcorrect.engines.base import AdamParams
 from selfcorrect.engines.torch_engine import TorchEngine
+from selfcorrect.episodes.verdict import graded_verdict
 from selfcorrect.types import Attempt, Datum, Episode, Grade, Problem, Verdict
 
 PROMPT, BRIDGE = (0, 1, 1), (1, 0)
@@ -319,3 +322,209 @@ def test_at_the_base_every_stage_1_weight_of_attempt_1_is_0():
     engine.snapshot("base")
     weights = attempt_weights(engine, model, CASES["stage1"], lambda _: Verdict.WRONG)
     assert np.abs(weights).max() < 1e-6  # sampling log-probs are float64 of the model here, the reference float32
+
+
+# --- the verdict turn ------------------------------------------------------------------------------------------------
+
+JUDGED = list(itertools.product(ANSWERS, (0, 1)))
+"""(y1, v): the verdict is one token, 1 for "correct" and 0 for "wrong"."""
+ALWAYS = [(y1, v, y2) for y1, v in JUDGED for y2 in ANSWERS]
+STOPPED = [(y1, v, y2) for y1, v in JUDGED for y2 in (ANSWERS if v == 0 else [None])]
+"""With the stop rule: y2 is None where the verdict is "correct"."""
+
+
+def verdict_logprobs(model):
+    """log pi of the tokens of y1 [2], v [1] and y2 [2] for every path, in float64, with gradient."""
+    rows = torch.tensor([(*PROMPT, *y1, *BRIDGE, v, *BRIDGE, *y2) for y1, v, y2 in ALWAYS])
+    lps = model(rows).logits.double().log_softmax(-1)
+    picked = lps[:, :-1].gather(2, rows[:, 1:, None])[..., 0]
+    return {path: (picked[i, 2:4], picked[i, 6:7], picked[i, 9:11]) for i, path in enumerate(ALWAYS)}
+
+
+def judged_episode(sample, path, lps):
+    """As the player would make it: an attempt that was not played has no tokens, and text and grade of attempt 1."""
+    y1, v, y2 = path
+    lp1, lpv, lp2 = lps[(y1, v, y2 or ANSWERS[0])]
+
+    def right(is_right):
+        return Grade(Verdict.CORRECT if is_right else Verdict.WRONG, "x")
+
+    said = ("wrong", "correct")[v]
+    first = Attempt("", PROMPT, y1, tuple(lp1.tolist()), "length", right(R1[y1]))
+    grade = graded_verdict(said, first.grade, truncated=False)
+    asked = (*PROMPT, *y1, *BRIDGE)
+    verdict = Attempt(said, asked, (v,), tuple(lpv.tolist()), "length", grade, parent=0, turn="verdict")
+    if y2 is None:
+        second = Attempt("", None, None, None, "kept", first.grade, source="kept", parent=1)
+    else:
+        prompt = (*asked, v, *BRIDGE)
+        second = Attempt("", prompt, y2, tuple(lp2.tolist()), "length", right(R2[y1, y2]), parent=1)
+    return Episode(PROBLEM, sample, (first, verdict, second))
+
+
+def verdict_gradient(engine, model, credit, paths, size):
+    """The expected gradient over all groups of ``size`` paths. Groups that differ in order only are counted, not repeated;
+    on policy the gradient is linear in the weights, so those that fall on one path are added up before the pass."""
+    with torch.no_grad():
+        lps = verdict_logprobs(model)
+    episodes = {path: judged_episode(0, path, lps) for path in paths}
+    laid = {path: sequences(e)[0] for path, e in episodes.items()}
+    reference = dict(zip(paths, engine.logprobs([laid[p] for p in paths], "base"), strict=True))
+    chance = {}
+    for path in paths:
+        lp1, lpv, lp2 = lps[(path[0], path[1], path[2] or ANSWERS[0])]
+        chance[path] = float((lp1.sum() + lpv.sum() + (0 if path[2] is None else lp2.sum())).exp())
+    assert sum(chance.values()) == pytest.approx(1)
+    total = {path: np.zeros(len(laid[path].tokens_T)) for path in paths}
+    for group in itertools.combinations_with_replacement(paths, size):
+        orders = math.factorial(size) / math.prod(math.factorial(n) for n in Counter(group).values())
+        layout = lay_out([[replace(episodes[path], sample=g) for g, path in enumerate(group)]])
+        data, _ = policy_gradient_data(layout, layout.by_attempt([reference[path] for path in group]), credit)
+        p = orders * math.prod(chance[path] for path in group)
+        for path, d in zip(group, data, strict=True):
+            total[path] += p * d.weights_T
+    engine.forward_backward(
+        [Datum(laid[p].tokens_T, total[p], laid[p].logprobs_T, laid[p].sampled_T) for p in paths], "importance_sampling"
+    )
+    gradient = {n: -g.double() for n, g in engine.gradients().items()}
+    engine._weights.zero_gradients()
+    return gradient
+
+
+def exact_verdict_gradient(model, base, credit, paths):
+    """Autograd on the objective of ``algorithm/verdicts.py`` as it is written there."""
+    lps = verdict_logprobs(model)
+    with torch.no_grad():
+        refs = verdict_logprobs(base)
+    (w1, wv, w2), (b1, bv, b2), alpha = credit.reward_weights_K, credit.kl_weights_K, credit.alpha
+    total = torch.zeros((), dtype=torch.float64)
+    for y1 in ANSWERS:
+        lp1, ref1 = lps[y1, 0, ANSWERS[0]][0], refs[y1, 0, ANSWERS[0]][0]
+        p1 = lp1.sum().exp()
+        total = total + p1 * (w1 * R1[y1] - b1 * (lp1 - ref1).sum())
+        for v in (0, 1):
+            lpv, refv = lps[y1, v, ANSWERS[0]][1], refs[y1, v, ANSWERS[0]][1]
+            pv = lpv.sum().exp()
+            agrees = float(v == R1[y1])
+            total = total + p1.detach() * pv * (wv * agrees - bv * (lpv - refv).sum())
+            for y2 in ANSWERS if (y1, v, None) not in paths else ():
+                lp2, ref2 = lps[y1, v, y2][2], refs[y1, v, y2][2]
+                second = w2 * R2[y1, y2] + alpha * (R2[y1, y2] - R1[y1]) - b2 * (lp2 - ref2).sum()
+                total = total + (p1 * pv).detach() * lp2.sum().exp() * second
+    model.zero_grad()
+    total.backward()
+    gradient = {n: p.grad.double().clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return gradient
+
+
+PAG = stage("pag", "pag")
+ANCHORED = stage("pag", "pag", beta1=0.2, verdict_beta=0.5, verdict_weight=2, alpha=3, kl_credit="to_go")
+
+
+@pytest.mark.parametrize(
+    ("credit", "paths", "size"),
+    [
+        (replace(PAG, stop=False), ALWAYS, 2),
+        (PAG, STOPPED, 2),
+        (PAG, STOPPED, 3),  # now one, two or three of a group may have played attempt 2
+        (ANCHORED, STOPPED, 2),
+        (replace(ANCHORED, stop=False), ALWAYS, 2),
+    ],
+    ids=["always", "stop, pairs", "stop, threes", "stop, KL", "always, KL"],
+)
+def test_the_verdict_turn_has_the_expected_gradient_of_its_objective(policy, credit, paths, size):
+    engine, model, base = policy
+    got = verdict_gradient(engine, model, credit, paths, size)
+    assert relative_gap(got, exact_verdict_gradient(model, base, credit, paths)) < 1e-4
+
+
+def test_the_three_turns_are_paid_apart(policy):
+    """Each turn's weights alone give that turn's part of the objective, and the stop rule changes attempt 2's alone."""
+    engine, model, base = policy
+    parts = [Credit(w, (0, 0, 0), verdicts=(1,), stop=True) for w in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    for credit in parts:
+        got = verdict_gradient(engine, model, credit, STOPPED, 2)
+        assert relative_gap(got, exact_verdict_gradient(model, base, credit, STOPPED)) < 1e-4
+    first, verdict, second = (exact_verdict_gradient(model, base, c, STOPPED) for c in parts)
+    assert relative_gap(first, exact_verdict_gradient(model, base, parts[0], ALWAYS)) == 0
+    assert relative_gap(verdict, exact_verdict_gradient(model, base, parts[1], ALWAYS)) == 0
+    assert relative_gap(second, exact_verdict_gradient(model, base, parts[2], ALWAYS)) > 0.1
+
+
+def test_a_turn_that_is_not_played_has_no_tokens_and_no_weight(policy):
+    _, model, _ = policy
+    with torch.no_grad():
+        lps = verdict_logprobs(model)
+    kept, played = ((0, 1), 1, None), ((0, 0), 0, (0, 1))
+    layout = lay_out([[judged_episode(g, path, lps) for g, path in enumerate((kept, played))]])
+    reference = layout.by_attempt([np.zeros(len(s.tokens_T)) for s in layout.sequences])
+    data, report = policy_gradient_data(layout, reference, PAG)
+    assert [d.sampled_T.nonzero()[0].tolist() for d in data] == [[3, 4, 7], [3, 4, 7, 10, 11]]
+    # attempt 1: right and wrong; both verdicts agree; the lone revision (a return of w r2 + alpha r2) stands against the
+    # answer that was kept, whose return is r1
+    r2 = R2[(0, 0), (0, 1)]
+    assert data[0].weights_T.tolist() == [0, 0, 0, 0.5, 0.5, 0, 0, 0]
+    assert data[1].weights_T.tolist() == [0, 0, 0, -0.5, -0.5, 0, 0, 0, 0, 0, *[(2 * r2 - 1) / 2] * 2]
+    assert report.kl_K[2] is not None
+
+
+# --- one expanded first attempt --------------------------------------------------------------------------------------
+
+
+def one_first_gradient(engine, model, credit, seconds):
+    """The expected gradient of one problem's tree with a single first attempt and this many second ones."""
+    with torch.no_grad():
+        lp1, lp2 = answer_logprobs(model)
+    laid_out = {pair: sequences(episode(0, *pair, lp1, lp2))[0] for pair in PAIRS}
+    reference = dict(zip(PAIRS, engine.logprobs(list(laid_out.values()), "base"), strict=True))
+    total = {pair: np.zeros(len(laid_out[pair].tokens_T)) for pair in PAIRS}
+    for y1, *y2s in itertools.product(ANSWERS, repeat=1 + seconds):
+        branches = [episode(0, y1, y2, lp1, lp2).attempts for y2 in y2s]
+        tree = Episode(PROBLEM, 0, (branches[0][0], *(second for _, second in branches)))
+        layout = lay_out([[tree]])
+        ref = [
+            np.where(s.sampled_T, reference[y1, y2], 0) for s, y2 in zip(layout.sequences, y2s, strict=True)
+        ]  # a branch's own sequence: attempt 1 is context of the second one
+        data, _ = policy_gradient_data(layout, layout.by_attempt(ref), credit)
+        p = float((lp1[y1].sum() + sum(lp2[y1, y2].sum() for y2 in y2s)).exp())
+        for y2, d in zip(y2s, data, strict=True):
+            total[y1, y2] += p * d.weights_T
+    engine.forward_backward(
+        [Datum(s.tokens_T, total[pair], s.logprobs_T, s.sampled_T) for pair, s in laid_out.items()],
+        "importance_sampling",
+    )
+    gradient = {name: -g.double() for name, g in engine.gradients().items()}
+    engine._weights.zero_gradients()
+    return gradient
+
+
+def thinktwice_rows(**settings):
+    overrides = ["method=thinktwice", *(f"method.{k}={v}" for k, v in settings.items())]
+    (only,) = plan(load_config(None, overrides))
+    return only.objective.rows
+
+
+def test_the_seconds_of_one_first_attempt_have_the_gradient_of_attempt_2_alone(policy):
+    engine, model, base = policy
+    for settings in ({"standardise": "false"}, {"standardise": "false", "beta1": 0.3}):
+        _, seconds = thinktwice_rows(**settings)
+        got = one_first_gradient(engine, model, seconds.objective, 3)
+        assert relative_gap(got, exact_gradient(model, base, seconds.objective)) < 1e-4
+
+
+def test_standardised_seconds_of_three_have_that_gradient_times_the_root_of_2(policy):
+    """Of three answers one or two are right where anything is learnt, and their spread is then sqrt(2) / 3. So the expected
+    advantage is sqrt(2) (1 - P) of a right and - sqrt(2) P of a wrong one, sqrt(2) times that of a reward of 0 or 1."""
+    engine, model, base = policy
+    _, seconds = thinktwice_rows()
+    assert seconds.objective.standardise
+    got = one_first_gradient(engine, model, seconds.objective, 3)
+    want = exact_gradient(model, base, Credit((0, 1), (0, 0)))
+    assert relative_gap(got, {n: math.sqrt(2) * g for n, g in want.items()}) < 1e-4
+
+
+def test_a_single_first_attempt_with_a_weight_of_its_own_is_refused(policy):
+    engine, model, _ = policy
+    with pytest.raises(ValueError, match="no baseline"):
+        one_first_gradient(engine, model, Credit((1, 1), (0, 0)), 2)

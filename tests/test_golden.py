@@ -25,6 +25,9 @@ MORE = {
     "interleaved": ("method.interleave=1", "train.steps=4"),
     "three attempts": ("play.attempts=3",),
     "three attempts, stepwise": ("play.attempts=3", "method.stage1=stepwise"),
+    "pag": ("method=pag", "train.samples_per_problem=6"),
+    "pag, always revising": ("method=pag", "train.samples_per_problem=6", "method.stop=false", "method.per_role=true"),
+    "thinktwice": ("method=thinktwice", "train.steps=6"),
 }
 """Options beside the rows of `reproduce`."""
 BESIDE = {

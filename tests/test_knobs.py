@@ -28,6 +28,7 @@ from selfcorrect.engines.tinker_engine.remote import RemoteFailure
 from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.engines.torch_engine.vllm_sampler import VllmSampler
 from selfcorrect.episodes.play import Play, play
+from selfcorrect.episodes.verdict import verdict_turn
 from selfcorrect.errors import ConfigError, ModelError
 from selfcorrect.experiment import WARMED, Job, prepare, warm_up
 from selfcorrect.measuring.evaluate import controls, evaluate, held_out
@@ -39,6 +40,9 @@ from test_experiment import whole
 STAGE_1, STAGE_2 = (1, 2), (3, 4, 5)
 MANY = ("train.problems_per_step=16", "train.learning_rate=1e-3")
 """So that every iteration of STaR finds a correction, whatever the last digits of sums on this machine."""
+
+
+JUDGED = ("method=pag", "train.samples_per_problem=6")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ TRAINED = {
     "method.beta1": Trained("0.5", STAGE_1),  # at step 1 the policy is the base: KL is 0 but for rounding
     "method.beta2": Trained("3", STAGE_1),
     "method.gamma": Trained("0.5", (1,)),
+    "method.verdict_weight": Trained("0", (1,), JUDGED),
+    "method.verdict_beta": Trained("0.5", STAGE_1, JUDGED),
+    "method.stop": Trained("false", (1,), JUDGED),
+    "method.per_role": Trained("true", (1, 2), JUDGED),
     "method.kl_credit": Trained("token", STAGE_1),
     "method.stage1_share": Trained("0.6", (3,)),
     "train.steps": Trained("10", (3,)),  # Stage I grows with it
@@ -308,6 +316,14 @@ def probe_instruction(tmp):
     e = toy.engine(toy.config(tmp))
     ((episode,),) = asyncio.run(play(e, task, task.problems("test")[:1], Play(2, 1, 4, 0.0, ("s",))))
     assert "Think twice." in e.chat.tokenizer.decode(episode.attempts[1].prompt_ids)
+
+
+def probe_verdict_instruction(tmp):
+    e, task = toy.engine(toy.config(tmp)), toy.Toy()
+    c = load_config(None, ["method=pag", "method.verdict_instruction=Correct or wrong?"])
+    how = Play(2, 1, 4, 0.0, ("v",), **verdict_turn(c))
+    ((episode,),) = asyncio.run(play(e, task, task.problems("test")[:1], how))
+    assert "Correct or wrong?" in e.chat.tokenizer.decode(episode.attempts[1].prompt_ids)
 
 
 def sampled_batches(settings):
@@ -623,6 +639,7 @@ PROBES = {
     "task.demonstrated_attempts": probe_demonstrations,
     "task.system_message": probe_system_message,
     "task.instruction": probe_instruction,
+    "method.verdict_instruction": probe_verdict_instruction,
     "task.eval_split": probe_eval_split,
     "task.verifier": probe_verifier,
     "task.prompt": probe_prompt,

@@ -57,6 +57,8 @@ def test_healthy_numbers_can_learn():
 
 RULES = {
     # name: (numbers that just give no finding, numbers that just do, the outlook then, what the sentence holds)
+    "verdict": ({"no_verdict": 0.2}, {"no_verdict": 0.21}, CHANGE, "method.verdict_instruction"),
+    "no verdict": ({"no_verdict": None}, {"no_verdict": 1.0}, CANNOT, "teach it the form first"),
     "verifier": ({"verifier_errors": alarms.VERIFIER_ERRORS}, {"verifier_errors": 0.0101}, CHANGE, "validate"),
     "cap": (
         {"cap_hits": {100: alarms.CUT_OFF, 200: 0.0}},

@@ -24,12 +24,12 @@ import made_runs
 import tiny
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.episodes.endpoint import Endpoint, Patience
-from selfcorrect.episodes.play import Play, play
+from selfcorrect.episodes.play import Play, Reply, play
 from selfcorrect.errors import ConfigError, EngineError
 from selfcorrect.report import build_report
 from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
-from selfcorrect.serve.correct import LONGEST_MEASURED, edit_ratios, majority
+from selfcorrect.serve.correct import LONGEST_MEASURED, Conversation, edit_ratios, majority
 from selfcorrect.serve.endpoint_backend import EndpointBackend
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
 from selfcorrect.serve.page import DIFF_GOES_HERE, content_security_policy, page_text
@@ -752,3 +752,91 @@ def test_the_pages_diff_and_its_spelling_of_control_characters():
     assert got["whole"] == [True] * 8
     assert "[U+202E]" in got["visible"] and "[U+0000]" in got["visible"] and "[U+001B]" in got["visible"]
     assert "<script>" in got["visible"] and not re.search("[\x00\x1b\u202e]", got["visible"])
+
+
+# --- the model's verdict ---------------------------------------------------------------------------------------------
+
+
+class Judging:
+    """A backend whose model answers the verdict turns too; notes what it was asked."""
+
+    def __init__(self, *answers, stop=True):
+        self.answers, self.stop, self.asked = answers, stop, []
+
+    async def open(self, asked):
+        return Conversation(self, (), "Again.", verdict="Right?", stop=self.stop)
+
+    def fault(self):
+        return None
+
+    async def answer(self, prompts, keys, *, continued):
+        self.asked += prompts
+        return [Reply(self.answers[len(p)], "end", 10, 4) for p in prompts]
+
+    def extend(self, prompt, reply, request):
+        return (*prompt, request)
+
+    async def aclose(self):
+        pass
+
+
+def test_attempt_2_is_skipped_where_the_model_calls_attempt_1_correct():
+    backend = Judging("first", "Verdict: correct", "second")
+    with serving(backend) as (url, _):
+        found = post(url).json()
+    assert backend.asked == [(), ("Right?",)]
+    assert found["choices"][0]["message"]["content"] == "first"
+    extra = found["selfcorrect"]
+    assert [a["text"] for a in extra["attempts"]] == ["first"] and extra["changes"] == []
+    (verdict,) = extra["verdicts"]
+    assert (verdict["attempt"], verdict["says"], verdict["text"]) == (1, "correct", "Verdict: correct")
+    assert verdict["completion_tokens"] == 4 and verdict["seconds"] >= 0
+    assert extra["skipped_attempts"] == 1
+    assert found["usage"]["completion_tokens"] == 8  # attempt 1 and the verdict
+    assert extra["seconds"] >= verdict["seconds"]
+
+
+@pytest.mark.parametrize(("says", "stop"), [("Verdict: wrong", True), ("Verdict: correct", False)])
+def test_attempt_2_is_played_where_the_model_calls_it_wrong_or_always(says, stop):
+    backend = Judging("first", says, "second", stop=stop)
+    with serving(backend) as (url, _):
+        found = post(url).json()
+        alone = post(url, {**ASK, "attempts": 1}).json()
+    assert found["choices"][0]["message"]["content"] == "second"
+    extra = found["selfcorrect"]
+    assert [a["text"] for a in extra["attempts"]] == ["first", "second"]
+    assert extra["skipped_attempts"] == 0 and len(extra["changes"]) == 1
+    assert found["usage"]["completion_tokens"] == 12
+    assert alone["selfcorrect"]["verdicts"] == [] and alone["usage"]["completion_tokens"] == 4
+
+
+def test_votes_are_taken_among_final_answers_not_among_verdicts():
+    backend = Judging("Answer: 3", "Verdict: correct", "Answer: 4")
+    with serving(backend) as (url, _):
+        found = post(url, {**ASK, "votes": 3}).json()
+    assert found["selfcorrect"]["votes"] == [{"answer": "3", "count": 3}]
+    assert found["usage"]["completion_tokens"] == 3 * 8
+
+
+def test_a_stream_tells_the_verdict_as_it_comes():
+    with serving(Judging("first", "Verdict: wrong", "second")) as (url, _):
+        text = post(url, {**ASK, "stream": True}).text
+    parts = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    told = [
+        next(iter(p["selfcorrect"].items())) for p in parts if p.get("selfcorrect", {}).keys() <= {"attempt", "verdict"}
+    ]
+    told = [(what, fields["attempt"]) for what, fields in told if fields]
+    assert told == [("attempt", 1), ("verdict", 1), ("attempt", 2)]
+
+
+def test_an_engine_is_asked_for_the_verdict_and_its_context_counts():
+    engine = tiny.engine()
+    with serving(EngineBackend(Batcher(engine), INSTRUCTION, 400, "Right?", stop=True), bounds=SMALL) as (url, _):
+        found = post(url).json()["selfcorrect"]
+    assert found["verdicts"][0]["says"] is None and found["skipped_attempts"] == 1  # no verdict asks for no revision
+    for context, status in ((100, 200), (30, 400)):
+        backend = EngineBackend(Batcher(engine), INSTRUCTION, context, "Right?")
+        with serving(backend, bounds=SMALL) as (url, _):
+            answer = post(url)
+        assert answer.status_code == status
+    assert "2 attempts and 1 verdicts" in answer.json()["error"]["message"]

@@ -42,6 +42,30 @@ def test_single_turn_spends_the_same_responses_on_one_attempt():
     assert only.attempts * only.samples_per_problem == 2 * 4
 
 
+def test_pag_pays_two_attempts_and_the_verdict_between_them_without_kl():
+    (only,) = plan(load_config(None, ["method=pag", "train.steps=10", "train.samples_per_problem=6"]))
+    assert only.objective == Credit((1, 1, 1), (0, 0, 0), alpha=1, gamma=0, verdicts=(1,), stop=True)
+    assert (only.name, only.steps, only.attempts, only.freeze) == ("pag", 10, 2, "base")
+    assert only.samples_per_problem * 3 == 2 * 6  # three responses at most for two
+    assert only.responses == 10 * 2 * 6
+    weighted = ["method.beta1=0.25", "method.verdict_weight=3", "method.verdict_beta=0.5", "method.alpha=2"]
+    (only,) = plan(load_config(None, ["method=pag", *weighted, "method.stop=false", "method.per_role=true"]))
+    assert only.objective == Credit((1, 3, 1), (0.25, 0.5, 0.25), alpha=2, verdicts=(1,), per_role=True)
+
+
+def test_thinktwice_alternates_first_attempts_and_second_ones_of_one_first():
+    (only,) = plan(load_config(None, ["method=thinktwice", "train.steps=10", "train.samples_per_problem=4"]))
+    firsts, seconds = only.objective.rows
+    assert firsts.objective == Credit((1,), (0,), standardise=True)
+    assert seconds.objective == Credit((0, 1), (0, 0), standardise=True)
+    assert (firsts.samples_per_problem, firsts.branches) == (7, 1)
+    assert (seconds.samples_per_problem, seconds.branches) == (1, 7)  # as many second attempts as there were first ones
+    assert (only.steps, only.attempts, only.loss) == (10, 2, "importance_sampling")
+    assert only.responses == 5 * (7 + 1 + 7) <= 10 * 2 * 4
+    (only,) = plan(load_config(None, ["method=thinktwice", "method.beta1=0.25", "method.standardise=false"]))
+    assert [row.objective for row in only.objective.rows] == [Credit((1,), (0.25,)), Credit((0, 1), (0, 0.25))]
+
+
 @pytest.mark.parametrize("method", ["score", "multi_turn", "single_turn"])
 def test_every_stage_of_every_method_is_measured_against_the_base(method):
     assert {(s.earlier_reference, s.loss) for s in stages(f"method={method}")} == {("base", "importance_sampling")}

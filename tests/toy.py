@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import tiny
 from selfcorrect.config import Config, load_config
 from selfcorrect.engines.torch_engine import TorchEngine
+from selfcorrect.episodes import play, verdict
 from selfcorrect.records.run_directory import RunDirectory, WarmUpDirectory
 from selfcorrect.training.loop import train
 from selfcorrect.training.warmup import warm_up_stage
@@ -110,12 +112,28 @@ def engine(c: Config) -> TorchEngine:
     return TorchEngine(model, tiny.ChatFormat(tiny.tokenizer()), c.engine, lora)
 
 
+@contextmanager
+def judging():
+    """Reads every text as a verdict, by the sum of its code points: a random model never writes one in the asked-for form."""
+
+    def said(text):
+        return "wrong" if sum(map(ord, text)) % 2 else "correct"
+
+    as_shipped = verdict.said
+    verdict.said = play.said = said
+    try:
+        yield
+    finally:
+        verdict.said = play.said = as_shipped
+
+
 def run(run_dir: Path, *overrides: str, watcher: Watcher | None = None, stop=lambda: False, task: Toy | None = None):
     """A new run of the shipped loop; returns (run directory, engine, progress)."""
     c = config(run_dir, *overrides)
     directory = RunDirectory.create(c)
     e = engine(c)
-    return directory, e, train(directory, e, task or Toy(), watcher or Watcher(), stop)
+    with judging():
+        return directory, e, train(directory, e, task or Toy(), watcher or Watcher(), stop)
 
 
 def resume(run_dir: Path, *, watcher: Watcher | None = None, task: Toy | None = None):
@@ -125,7 +143,8 @@ def resume(run_dir: Path, *, watcher: Watcher | None = None, task: Toy | None = 
     assert checkpoint is not None
     directory.rewind(directory.read_progress(checkpoint))
     e = engine(directory.config)
-    return directory, e, train(directory, e, task or Toy(), watcher or Watcher())
+    with judging():
+        return directory, e, train(directory, e, task or Toy(), watcher or Watcher())
 
 
 def warm(out: Path, *overrides: str, watcher: Watcher | None = None, stop=lambda: False):

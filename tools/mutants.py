@@ -27,6 +27,15 @@ FAMILIES = ("tests/test_families.py",)
 IMITATION = ("tests/test_imitation.py",)
 SCALE = ("tests/test_test_time.py",)
 VLLM = ("tests/test_vllm_sampler.py",)
+VERDICT = ("tests/test_verdict.py",)
+VERDICT_GRADIENT = (
+    "tests/test_exact_gradient.py::test_the_verdict_turn_has_the_expected_gradient_of_its_objective",
+    "tests/test_exact_gradient.py::test_a_turn_that_is_not_played_has_no_tokens_and_no_weight",
+)
+SECONDS_GRADIENT = (
+    "tests/test_exact_gradient.py::test_the_seconds_of_one_first_attempt_have_the_gradient_of_attempt_2_alone",
+    "tests/test_exact_gradient.py::test_standardised_seconds_of_three_have_that_gradient_times_the_root_of_2",
+)
 DRAFTS, RATIOS = ("tests/test_drafts.py",), ("tests/test_ratios.py",)
 
 
@@ -86,6 +95,181 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant(
+        "verdict: a lone revision has no weight, so problems that rarely revise count for less",
+        "algorithm/baselines.py",
+        "if players_G.sum() == 1 and others_G.any():",
+        "if False:",
+        VERDICT_GRADIENT,
+    ),
+    Mutant(
+        "verdict: the return of a sample is in its own baseline where nobody else revised",
+        "algorithm/baselines.py",
+        "advantages_G[players_G] = returns_G[players_G] - returns_G[others_G].mean(axis=0)",
+        "advantages_G[players_G] = returns_G[players_G] - returns_G[counted_G].mean(axis=0)",
+        VERDICT_GRADIENT,
+    ),
+    Mutant(
+        "verdict: answers that were kept are mates of the revisions",
+        "algorithm/baselines.py",
+        "players_G = counted_G & played_G",
+        "players_G = counted_G",
+        (f"{VERDICT[0]}::test_mates_at_attempt_2_are_those_that_played_it",),
+    ),
+    Mutant(
+        "verdict: the bonus compares each turn with the turn before",
+        "algorithm/verdicts.py",
+        "    for columns in roles(credit):\n        part",
+        "    for columns in (list(range(len(credit.reward_weights_K))),):\n        part",
+        VERDICT_GRADIENT,
+    ),
+    Mutant(
+        "verdict: its reward weight is attempt 1's",
+        "algorithm/verdicts.py",
+        "reward_weights_K=tuple(credit.reward_weights_K[k] for k in columns),",
+        "reward_weights_K=tuple(credit.reward_weights_K[0] for k in columns),",
+        VERDICT_GRADIENT,
+    ),
+    Mutant(
+        "verdict: its KL weight is attempt 1's",
+        "algorithm/verdicts.py",
+        "kl_weights_K=tuple(credit.kl_weights_K[k] for k in columns),",
+        "kl_weights_K=tuple(credit.kl_weights_K[0] for k in columns),",
+        VERDICT_GRADIENT,
+    ),
+    Mutant(
+        "verdict: both roles are divided by one spread",
+        "algorithm/verdicts.py",
+        "[_advantages(group)[:, columns].ravel() for group in groups]",
+        "[_advantages(group).ravel() for group in groups]",
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: it earns where it disagrees",
+        "episodes/verdict.py",
+        'agrees = (says == "correct") == is_right',
+        'agrees = (says == "correct") != is_right',
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: a text without one calls the answer wrong",
+        "episodes/verdict.py",
+        "    if says is None:\n",
+        '    says = says or "wrong"\n    if says is None:\n',
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: a failure of the verifier counts as a disagreement",
+        "episodes/verdict.py",
+        "if answer is None or answer.verdict is Verdict.ERROR:",
+        "if answer is None:",
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: the first one in a text counts, not the last",
+        "episodes/verdict.py",
+        "match = found[-1] if found",
+        "match = found[0] if found",
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: without one attempt 2 is played",
+        "episodes/play.py",
+        'return verdict.finished and said(verdict.text) == "wrong"',
+        'return said(verdict.text) != "correct"',
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: the stop rule holds for everybody",
+        "episodes/play.py",
+        'elif how.stop and how.turn(k) == "verdict"',
+        'elif how.turn(k) == "verdict"',
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: an attempt that was not played is wrong",
+        "episodes/play.py",
+        'if reply.stop == "kept":\n            return answered\n',
+        'if reply.stop == "kept":\n            return Grade(Verdict.WRONG)\n',
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: verdict turns count as attempts in a table",
+        "episodes/table.py",
+        "a for a in e.answers if a.grade is not None",
+        "a for a in e.attempts if a.grade is not None",
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: its own tokens are not taken off what it saves",
+        "episodes/verdict.py",
+        'if a.turn == "verdict")\n',
+        'if a.turn == "none")\n',
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: balanced accuracy is plain accuracy",
+        "episodes/verdict.py",
+        "return (sum(right) / len(right) + sum(wrong) / len(wrong)) / 2",
+        "return sum([*right, *wrong]) / len([*right, *wrong])",
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: always correct rings where all answers are right",
+        "training/alarms.py",
+        "> ONE_SIDED and 1 - right > STILL_WRONG:",
+        "> ONE_SIDED:",
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: a base that never gives one is trained",
+        "measuring/evaluate.py",
+        "if found.says_nothing.value == 1:",
+        "if found.says_nothing.value > 1:",
+        VERDICT,
+    ),
+    Mutant(
+        "verdict: the server answers with what was not played",
+        "serve/correct.py",
+        "chosen, votes = 0, None",
+        "chosen, votes = 0, None\n    played = [tuple(chain) for chain in chains]",
+        serving("attempt_2_is_skipped_where_the_model_calls_attempt_1_correct"),
+    ),
+    Mutant(
+        "thinktwice: seconds have a bonus",
+        "algorithm/stages.py",
+        "Credit((0, 1), (0, m.beta1)), branches=group)",
+        "Credit((0, 1), (0, m.beta1), alpha=5), branches=group)",
+        SECONDS_GRADIENT,
+    ),
+    Mutant(
+        "thinktwice: a step of seconds is weighted by its number of branches",
+        "algorithm/trees.py",
+        "*(w / branches for _, w in two.weights)",
+        "*(w for _, w in two.weights)",
+        SECONDS_GRADIENT,
+    ),
+    Mutant(
+        "thinktwice: the two steps of a round play different problems",
+        "training/kinds.py",
+        "context.batch(first + a_round)",
+        "context.batch(at.step)",
+        (f"{VERDICT[0]}::test_thinktwice_alternates_on_the_same_problems_and_keeps_the_optimiser",),
+    ),
+    Mutant(
+        "thinktwice: every step is on first attempts",
+        "training/kinds.py",
+        "reinforce(context, rows[turn], at",
+        "reinforce(context, rows[0], at",
+        (f"{VERDICT[0]}::test_thinktwice_alternates_on_the_same_problems_and_keeps_the_optimiser",),
+    ),
+    Mutant(
+        "thinktwice: the best checkpoint is chosen by first attempts too",
+        "training/loop.py",
+        "for r in judged if len(r.reward) == attempts]",
+        "for r in judged]",
+        (f"{VERDICT[0]}::test_thinktwice_alternates_on_the_same_problems_and_keeps_the_optimiser",),
+    ),
     Mutant(
         "the map takes the difference the wrong way round",
         "reproduce/map.py",
@@ -292,8 +476,8 @@ MUTANTS = [
     Mutant(
         "Stage I rewards attempt 1",
         "algorithm/stages.py",
-        "Credit((0, 1)",
-        "Credit((1, 1)",
+        "Credit((0, 1), (m.beta1 + m.beta2",
+        "Credit((1, 1), (m.beta1 + m.beta2",
         METHODS,
     ),
     Mutant(
@@ -471,14 +655,14 @@ MUTANTS = [
     Mutant(
         "a feedback turn is asked for with the instruction",
         "episodes/play.py",
-        "then = how.feedback if how.feedback is not None and how.is_feedback(k + 1) else instruction",
+        'then = instruction if how.between is None or how.turn(k + 1) == "answer" else how.between',
         "then = instruction",
         (*ROLLOUT, "tests/test_endpoint.py::test_self_refine_asks_for_feedback_and_shows_it_to_the_next_attempt"),
     ),
     Mutant(
         "a refused conversation is continued",
         "episodes/play.py",
-        "asked = [(i, b) for i, b in rows if i not in refused]",
+        "asked = [(i, b) for i, b in rows if i not in over]",
         "asked = rows",
         ("tests/test_endpoint.py::test_a_refused_turn_of_self_refine_ends_its_episode",),
     ),
@@ -546,7 +730,11 @@ MUTANTS = [
         ("tests/test_replies.py",),
     ),
     Mutant(
-        "given answers are trained on", "algorithm/sequences.py", 'if attempt.source == "given":', "if False:", ROLLOUT
+        "given answers are trained on",
+        "algorithm/sequences.py",
+        'if attempt.source != "sampled":',
+        'if attempt.source == "kept":',
+        ROLLOUT,
     ),
     Mutant(
         "reference reset to the Stage I checkpoint",

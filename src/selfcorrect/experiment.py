@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -30,14 +31,17 @@ from selfcorrect.engines.models import (
 from selfcorrect.engines.vllm_extra import require_vllm, vllm_version
 from selfcorrect.episodes.play import longest_conversation
 from selfcorrect.episodes.table import drafted_share_K
+from selfcorrect.episodes.verdict import verdict_turn
 from selfcorrect.errors import ConfigError, DataError, EngineError, Interrupted, ModelError, RunError
 from selfcorrect.measuring.evaluate import (
     FEEDBACK,
+    EnginePlayer,
     Evaluation,
+    Evaluator,
     answers_per_problem,
     check_attempts,
-    controls,
-    evaluate,
+    check_turns,
+    check_verdicts,
     held_out,
 )
 from selfcorrect.measuring.metrics import EvalSummary
@@ -98,15 +102,14 @@ def prepare(config: Config, *, training: bool = True) -> Job:
         )
     chat = load_chat(resolved, config)
     attempts = max(config.eval.attempts, config.play.attempts if training else 1)
-    feedback = FEEDBACK if config.method.name == "self_refine" else None
-    if feedback is not None and config.eval.attempts < 2:
-        raise ConfigError("method=self_refine asks for feedback between attempts: set eval.attempts to 2 or more")
+    between = FEEDBACK if config.method.name == "self_refine" else verdict_turn(config).get("verdict")
+    check_turns(config)
     cap = config.play.max_new_tokens
     hf_config = load_config(resolved, config.model.revision, config.model.trust_remote_code)
     longest = check_length(
         hf_config,
         attempts,
-        lambda n: max(longest_conversation(chat, task, split, n, cap, feedback) for split in splits),
+        lambda n: max(longest_conversation(chat, task, split, n, cap, between) for split in splits),
     )
     check_attention(hf_config, longest)
     check_vocabulary(hf_config, chat.tokenizer)
@@ -207,6 +210,7 @@ def run_experiment(
     if checkpoint is None:
         say("measuring the base model")
         done |= _measure(job, run, engine, "base", 0, say, observer)
+        check_verdicts(done["base"])
     reloads = 0
     while True:
         try:
@@ -363,14 +367,13 @@ def _measure(
 ) -> dict[str, Evaluation]:
     config = job.config
     problems = held_out(job.task, config.eval.problems)
-    cap = config.play.max_new_tokens
     with_controls = config.eval.controls and config.eval.attempts > 1
-    with _watched(engine, name, len(problems) * answers_per_problem(config.eval, with_controls), observer):
-        evaluations = [evaluate(engine, job.task, problems, config.eval, cap, name=name, seed=config.seed)]
-        if with_controls:
-            evaluations += controls(engine, job.task, evaluations[0], config.eval, cap, seed=config.seed)
-            if len(evaluations) < 3:
-                say("no wrong first attempt was found to give back: that control has no row")
+    evaluator = Evaluator.of(EnginePlayer(engine, job.task), job.task, config)
+    most = len(problems) * answers_per_problem(config.eval, with_controls, evaluator.verdict is not None)
+    with _watched(engine, name, most, observer):
+        evaluations = asyncio.run(evaluator.run(problems, name))
+        if with_controls and len(evaluations) < 3:
+            say("no wrong first attempt was found to give back: that control has no row")
     for e in evaluations:
         run.write_evaluation(e.name, (episode_row(episode) for episode in e.episodes))
         record = EvalRecord(

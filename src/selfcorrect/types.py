@@ -23,6 +23,9 @@ FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.integer[Any]]
 
+Turn = Literal["answer", "feedback", "verdict"]
+"""What the model does in a turn: it answers, it comments on its answer (not graded), or it judges its answer."""
+
 LossName = Literal["importance_sampling", "cross_entropy"]
 """The losses an engine applies to per-token weights; see ``algorithm/losses.py``."""
 
@@ -81,11 +84,14 @@ class Attempt:
     """The sampled ids, with the end token when the model emitted it; None from a text-only endpoint."""
     logprobs: tuple[float, ...] | None
     """Natural-log probabilities of ``token_ids`` under the sampling distribution, in nats; None for a given attempt."""
-    stop: Literal["end", "length", "given", "refused"]
+    stop: Literal["end", "length", "given", "refused", "kept"]
     """``refused``: an endpoint would not answer; there is no text, and the verdict is ``error``."""
     grade: Grade | None = None
-    """None for a turn that is not graded (a feedback turn)."""
-    source: Literal["sampled", "given"] = "sampled"
+    """None for a turn that is not graded (a feedback turn). That of a verdict turn says whether the model judged its answer
+    as the verifier does; ``extracted`` is then what the model said, ``correct`` or ``wrong``."""
+    source: Literal["sampled", "given", "kept"] = "sampled"
+    """``kept``: this attempt was not played, as the model's verdict was "correct". Text and grade are those of the attempt
+    before, which stands; there are no tokens."""
     parent: int | None = None
     """Index in the episode of the attempt that this one continues; None for a first attempt."""
     thinking: str = ""
@@ -95,6 +101,7 @@ class Attempt:
     it."""
     drafted: int = 0
     """Number of tokens that were copied from an earlier attempt and only checked (``engine.drafts``)."""
+    turn: Turn = "answer"
 
     @property
     def correct(self) -> bool:
@@ -108,11 +115,21 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """All attempts at one problem by one sample, in the order they were played."""
+    """All attempts at one problem by one sample, in the order they were played. Verdict and feedback turns are among them."""
 
     problem: Problem
     sample: int
     attempts: tuple[Attempt, ...]
+
+    @property
+    def answers(self) -> tuple[Attempt, ...]:
+        """The attempts without the turns between them."""
+        return tuple(a for a in self.attempts if a.turn == "answer")
+
+    @property
+    def verdicts(self) -> tuple[Attempt, ...]:
+        """The turns in which the model judged its answer."""
+        return tuple(a for a in self.attempts if a.turn == "verdict")
 
     @property
     def paths(self) -> tuple[Episode, ...]:
@@ -135,6 +152,11 @@ class Episode:
     def valid_K(self) -> BoolArray:
         """False where the verifier itself failed; shape [K]."""
         return np.array([a.grade is not None and a.grade.verdict is not Verdict.ERROR for a in self.attempts])
+
+    @property
+    def played_K(self) -> BoolArray:
+        """False for an attempt that was not played, as the model's verdict was "correct"; shape [K]."""
+        return np.array([a.source != "kept" for a in self.attempts])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Advantages that are not in the paper: with a baseline given r_1, and standardised."""
+"""Advantages that are not in the paper: with a baseline given r_1, among attempts of which some were not played, and
+standardised."""
 
 from __future__ import annotations
 
@@ -31,6 +32,30 @@ def given_first_advantages(returns_G: FloatArray, counted_G: BoolArray, first_re
         same_G = counted_G & (first_rewards_G == r1)
         if same_G.sum() >= 2:
             advantages_G[same_G] = leave_one_out_advantages(returns_G, same_G)[same_G]
+    return advantages_G
+
+
+def played_advantages(returns_G: FloatArray, counted_G: BoolArray, played_G: BoolArray) -> FloatArray:
+    """A_g = R_g - mean over the other samples that played this attempt; where no other did, over those that did not.
+
+    The return of a sample that did not play is that of its answer so far: with r_2 = r_1 the bonus is 0. Who played was
+    settled before any of these attempts was sampled, and mates are independent, so the baseline of a sample does not
+    depend on what it samples here: the expected gradient stays the same. Giving a lone player no weight would not keep
+    it: problems whose samples rarely play would count for less.
+
+    Args:
+        returns_G: returns of one attempt; shape [G, ...].
+        counted_G: samples whose return is known; shape [G].
+        played_G: samples that played the attempt; shape [G].
+
+    Returns:
+        Advantages, same shape as the returns; 0 for samples that did not play or do not count.
+    """
+    players_G = counted_G & played_G
+    advantages_G = leave_one_out_advantages(returns_G, players_G)
+    others_G = counted_G & ~played_G
+    if players_G.sum() == 1 and others_G.any():
+        advantages_G[players_G] = returns_G[players_G] - returns_G[others_G].mean(axis=0)
     return advantages_G
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from selfcorrect.algorithm.stage import STAR_ITERATIONS
-from selfcorrect.config.sections import Config, ImitateConfig, MultiAttemptConfig, ScoreConfig
+from selfcorrect.config.sections import (
+    Config,
+    ImitateConfig,
+    MultiAttemptConfig,
+    PagConfig,
+    ScoreConfig,
+    ThinkTwiceConfig,
+)
 from selfcorrect.errors import ConfigError
 
 
@@ -32,6 +39,8 @@ def _faults(config: Config) -> Iterator[str]:
         yield f"method={m.name} learns one correction here: play.attempts must be 2, not {attempts}"
     if m.name == "star" and steps < STAR_ITERATIONS:
         yield f"method=star has {STAR_ITERATIONS} iterations: train.steps must be at least that"
+    if isinstance(m, PagConfig | ThinkTwiceConfig):
+        yield from _faults_of_two(m, config)
     if isinstance(m, MultiAttemptConfig):
         yield from _faults_of_attempts(m, attempts, config.train.samples_per_problem)
     if isinstance(m, ScoreConfig):
@@ -42,6 +51,25 @@ def _faults(config: Config) -> Iterator[str]:
             )
         if m.stage1_share > 0:
             yield from _faults_of_stages(m, config)
+
+
+def _faults_of_two(m: PagConfig | ThinkTwiceConfig, config: Config) -> Iterator[str]:
+    train, attempts = config.train, config.play.attempts
+    if attempts != 2:
+        yield (
+            f"method={m.name} has exactly two attempts, and play.attempts is {attempts}; set play.attempts=2, or use "
+            "method=score or multi_turn, which train more"
+        )
+    if isinstance(m, PagConfig) and train.samples_per_problem < 3:
+        yield (
+            "method=pag spends the responses of two attempts on three turns, so train.samples_per_problem="
+            f"{train.samples_per_problem} leaves a single episode of each problem, which has no baseline; raise it to 3 or more"
+        )
+    if isinstance(m, ThinkTwiceConfig) and train.steps % 2:
+        yield (
+            f"method=thinktwice alternates a step on first attempts and a step on second ones, and train.steps={train.steps} "
+            f"is odd; set train.steps to {train.steps + 1}, so that the last step is on second attempts"
+        )
 
 
 def _faults_of_attempts(m: MultiAttemptConfig, attempts: int, samples: int) -> Iterator[str]:

@@ -42,9 +42,18 @@ class Credit:
     kl_credit: KlCredit = "sequence"
     baseline: Baseline = "leave_one_out"
     standardise: bool = False
+    verdicts: tuple[int, ...] = ()
+    """Indices of the turns in which the model judges its answer; see ``verdicts.py``. The other numbers per attempt have an
+    entry for each of them too."""
+    per_role: bool = False
+    """Divide the reward part of the advantages by its spread over the whole step, apart for attempts and for verdicts."""
+    stop: bool = False
+    """The attempt after a verdict is played only where it says "wrong"."""
 
     def __post_init__(self) -> None:
         assert len(self.reward_weights_K) == len(self.kl_weights_K) >= 1, "one reward and one KL weight per attempt"
+        assert not self.verdicts or (self.gamma == 0 and self.baseline == "leave_one_out"), "verdicts need gamma 0"
+        assert self.verdicts or not (self.stop or self.per_role), "there are no verdicts to stop at, and one role only"
 
 
 def shaping_bonus(rewards_GK: FloatArray, alpha: float) -> FloatArray:

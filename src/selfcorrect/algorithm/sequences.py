@@ -9,11 +9,12 @@ import numpy as np
 
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.trees import tree_token_weights
-from selfcorrect.algorithm.weights import group_token_weights
+from selfcorrect.algorithm.verdicts import per_role, verdict_token_weights
+from selfcorrect.algorithm.weights import GroupWeights, group_token_weights
 from selfcorrect.types import BoolArray, Datum, Episode, FloatArray, IntArray
 
 AttemptValues = Sequence[Sequence[Sequence[FloatArray]]]
-"""``values[b][g][k]``: one number per sampled token of attempt k in episode g of problem b; empty for a given attempt."""
+"""``values[b][g][k]``: one number per sampled token of attempt k in episode g of problem b; empty for one not sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def sequences(episode: Episode) -> list[TokenSequence]:
             out.append(TokenSequence(np.array(tokens, dtype=np.int64), sampled_T, logprobs_T, tuple(spans)))
 
     for k, attempt in enumerate(episode.attempts):
-        if attempt.source == "given":
+        if attempt.source != "sampled":
             continue
         if attempt.prompt_ids is None or attempt.token_ids is None or attempt.logprobs is None:
             raise ValueError(
@@ -140,9 +141,9 @@ def policy_gradient_data(
     weighted = []
     for group, current, base in zip(layout.groups, policy, reference, strict=True):
         logratios = [[p - r for p, r in zip(*pair, strict=True)] for pair in zip(current, base, strict=True)]
-        weigh = tree_token_weights if len(group[0].attempts) > n_attempts else group_token_weights
-        rewards_GK, valid_GK = np.stack([e.rewards_K for e in group]), np.stack([e.valid_K for e in group])
-        weighted.append(weigh(rewards_GK, valid_GK, logratios, credit))
+        weighted.append(_weights(group, logratios, credit))
+    if credit.per_role:
+        weighted = per_role(weighted, credit)
 
     episodes = [e for group in layout.groups for e in group]
     data = []
@@ -158,3 +159,12 @@ def policy_gradient_data(
         tuple(sum(w.skipped_K[k] for w in weighted) for k in range(n_attempts)),
         tuple(sum(w.kl_K[k] for w in weighted) / n if n else None for k, n in enumerate(sampled_K)),
     )
+
+
+def _weights(group: Sequence[Episode], logratios: Sequence[Sequence[FloatArray]], credit: Credit) -> GroupWeights:
+    """Of one problem's episodes: with verdict turns, as trees, or as plain chains of attempts."""
+    rewards_GK, valid_GK = np.stack([e.rewards_K for e in group]), np.stack([e.valid_K for e in group])
+    if credit.verdicts:
+        return verdict_token_weights(rewards_GK, valid_GK, np.stack([e.played_K for e in group]), logratios, credit)
+    weigh = tree_token_weights if len(group[0].attempts) > len(credit.reward_weights_K) else group_token_weights
+    return weigh(rewards_GK, valid_GK, logratios, credit)

@@ -14,6 +14,14 @@ STAR_ITERATIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Alternating:
+    """Several rows that take turns, one step each, without an end in between: the optimiser continues. The rows of one
+    round play the same problems."""
+
+    rows: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """A number of training steps with one objective. The first five fields are the paper's; the others have
     defaults."""
@@ -23,8 +31,8 @@ class Stage:
     """For people: shown in progress and tables."""
     steps: int
     samples_per_problem: int
-    objective: Credit | Imitation | Demonstrations
-    """Credit: reinforce fresh episodes. Imitation: collect episodes before the first step, and imitate what was kept.
+    objective: Credit | Alternating | Imitation | Demonstrations
+    """Credit: reinforce fresh episodes. Alternating: so too, by several rows in turn. Imitation: collect episodes before the first step, and imitate what was kept.
     Demonstrations: imitate a task's own answers."""
     freeze: str | None = None
     """Name of the snapshot that is taken of the policy when the stage begins. In a run's first stage this is the
@@ -43,13 +51,25 @@ class Stage:
 
     @property
     def loss(self) -> LossName:
-        return "importance_sampling" if isinstance(self.objective, Credit) else "cross_entropy"
+        return "importance_sampling" if isinstance(self.objective, Credit | Alternating) else "cross_entropy"
 
     @property
     def attempts(self) -> int:
-        """Attempts played per episode."""
+        """Attempts played per episode, verdict turns left out."""
         o = self.objective
-        return len(o.reward_weights_K) if isinstance(o, Credit) else o.attempts
+        if isinstance(o, Alternating):
+            return max(row.attempts for row in o.rows)
+        return len(o.reward_weights_K) - len(o.verdicts) if isinstance(o, Credit) else o.attempts
+
+    @property
+    def responses(self) -> int:
+        """The most responses that the whole stage samples for one problem per step, summed over the steps."""
+        o = self.objective
+        if isinstance(o, Alternating):
+            return sum(row.responses for row in o.rows) * (self.steps // len(o.rows))
+        verdicts = len(o.verdicts) if isinstance(o, Credit) else 0
+        per_episode = self.attempts + verdicts if self.branches == 1 else 1 + self.branches
+        return self.steps * self.samples_per_problem * per_episode
 
 
 def shares(steps: int, parts: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""The paper's methods as stages. The RL methods differ only in the numbers of their ``Credit``.
+"""The methods as stages. The objectives of the RL methods differ only in the numbers of their ``Credit``.
 
-Every row is the paper's, for two attempts. ``variants.py`` applies settings that are not in the paper's recipe.
+Every row is its paper's, for two attempts. ``variants.py`` applies settings that are not in the paper's recipe.
 Ablations of SCoRe: without Stage I (method.stage1_share=0), without the bonus (method.alpha=0).
 """
 
@@ -18,10 +18,12 @@ from selfcorrect.algorithm.variants import varied
 from selfcorrect.config.sections import (
     Config,
     MultiTurnConfig,
+    PagConfig,
     PairSftConfig,
     ScoreConfig,
     SingleTurnConfig,
     StarConfig,
+    ThinkTwiceConfig,
 )
 from selfcorrect.types import BASE
 
@@ -58,6 +60,36 @@ def single_turn(config: Config) -> list[Stage]:
     return [Stage("single_turn", "Single-turn RL", train.steps, samples, Credit((1,), (m.beta1,), alpha=0))]
 
 
+def pag(config: Config) -> list[Stage]:
+    """PAG (arXiv:2506.10406): attempt 1, the model's own verdict on it, and attempt 2 where that says "wrong".
+
+    Three turns that are paid apart, and the progress bonus on attempt 2. Departs from the paper: leave-one-out in place
+    of a critic, REINFORCE in place of PPO. The budget of responses counts three for every episode.
+    """
+    m, train = settings_of(config, PagConfig), config.train
+    samples = 2 * train.samples_per_problem // 3
+    weights, betas = (1, m.verdict_weight, 1), (m.beta1, m.verdict_beta, m.beta1)
+    credit = Credit(weights, betas, alpha=m.alpha, verdicts=(1,), per_role=m.per_role, stop=m.stop)
+    return [Stage("pag", "PAG", train.steps, samples, credit)]
+
+
+def thinktwice(config: Config) -> list[Stage]:
+    """ThinkTwice (arXiv:2604.01591): a step on first attempts, then one on second attempts, on the same problems.
+
+    The second attempts of a problem follow one first attempt: a tree with one first and as many seconds as the step
+    before had firsts. Departs from the paper: that first attempt is sampled afresh, by the policy after the first step,
+    which has the law of picking one at random. ``varied`` makes the two rows take turns.
+    """
+    m, train = settings_of(config, ThinkTwiceConfig), config.train
+    group = (
+        2 * train.samples_per_problem - 1
+    )  # with the one first attempt, a step of seconds has the budget's responses
+    return [
+        Stage("thinktwice", "first attempts", train.steps // 2, group, Credit((1,), (m.beta1,))),
+        Stage("thinktwice", "second attempts", train.steps // 2, 1, Credit((0, 1), (0, m.beta1)), branches=group),
+    ]
+
+
 def star(config: Config) -> list[Stage]:
     """STaR (Table 1): three times, sample from the current policy, keep the corrections, and fine-tune the base on
     them."""
@@ -81,6 +113,8 @@ METHODS: dict[str, Callable[[Config], list[Stage]]] = {
     "score": score,
     "multi_turn": multi_turn,
     "single_turn": single_turn,
+    "pag": pag,
+    "thinktwice": thinktwice,
     "star": star,
     "pair_sft": pair_sft,
 }

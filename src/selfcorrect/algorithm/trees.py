@@ -21,10 +21,10 @@ def tree_token_weights(
 ) -> GroupWeights:
     """Weights of one problem's trees: G first attempts with M second attempts each.
 
-    Attempt 1 is weighted once, with the other first attempts as its baseline. The M second attempts of one first
-    attempt are compared with each other. They share r_1 and x2, so their baseline removes all variance that x2
-    explains, and the bonus's - alpha r_1 cancels. Each weight is divided by M, so that a tree weighs as much as a
-    linear episode and the expected gradient is the same.
+    Attempt 1 is weighted once, with the other first attempts as its baseline. A single first attempt has none and gets no
+    weight, so the credit must ask for none. The M second attempts of one first attempt are compared with each other.
+    They share r_1 and x2, so their baseline removes all variance that x2 explains, and the bonus's - alpha r_1 cancels.
+    Each weight is divided by M, so that a tree weighs as much as a linear episode and the expected gradient is the same.
 
     Args:
         rewards_GM: column 0 is attempt 1, the others its second attempts; shape [G, 1 + M].
@@ -40,7 +40,11 @@ def tree_token_weights(
     alone = replace(
         credit, reward_weights_K=credit.reward_weights_K[:1], kl_weights_K=credit.kl_weights_K[:1], alpha=0.0
     )
-    first = group_token_weights(rewards_GM[:, :1], valid_GM[:, :1], [row[:1] for row in logratios_GM], alone)
+    first = (
+        group_token_weights(rewards_GM[:, :1], valid_GM[:, :1], [row[:1] for row in logratios_GM], alone)
+        if len(rewards_GM) > 1
+        else _unweighted(logratios_GM[0][0], alone)
+    )
     seconds = [
         group_token_weights(
             branch_pairs(rewards_M),
@@ -56,6 +60,13 @@ def tree_token_weights(
         [first.skipped_K[0], sum(s.skipped_K[1] for s in seconds)],
         [first.kl_K[0], sum(s.kl_K[1] for s in seconds) / branches],
     )
+
+
+def _unweighted(logratio_T: FloatArray, credit: Credit) -> GroupWeights:
+    """A first attempt that only its second attempts are trained on."""
+    if any(credit.reward_weights_K) or any(credit.kl_weights_K):
+        raise ValueError("a single first attempt has no baseline: use samples_per_problem >= 2, or give it no weight")
+    return GroupWeights([[np.zeros(len(logratio_T))]], [1.0], [0], [float(logratio_T.sum())])
 
 
 def branch_pairs(values_M: NDArray[Scalar]) -> NDArray[Scalar]:

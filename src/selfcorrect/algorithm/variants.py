@@ -12,8 +12,8 @@ import numpy as np
 
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.imitation import Imitation
-from selfcorrect.algorithm.stage import Stage, shares, star_iterations
-from selfcorrect.config.sections import Config, MultiAttemptConfig, ReinforceConfig, ScoreConfig
+from selfcorrect.algorithm.stage import Alternating, Stage, shares, star_iterations
+from selfcorrect.config.sections import Config, MultiAttemptConfig, ReinforceConfig, ScoreConfig, ThinkTwiceConfig
 from selfcorrect.types import BASE
 
 
@@ -24,6 +24,8 @@ def varied(rows: list[Stage], config: Config) -> list[Stage]:
         return rows
     options = m.model_dump(include={"kl_credit", "standardise", "gamma", "baseline"})
     stages = [replace(s, objective=replace(credit_of(s), **options)) for s in rows if s.steps]
+    if isinstance(m, ThinkTwiceConfig):
+        return [alternating(stages, "ThinkTwice", config.train.steps)]
     if not isinstance(m, MultiAttemptConfig):
         return stages
     *earlier, last = stages
@@ -52,6 +54,12 @@ def _varied_score(stages: list[Stage], m: ScoreConfig, config: Config) -> list[S
         title, samples = f"Stage II, STaR {m.dataset}", config.train.samples_per_problem
         return [*first, *star_iterations(Stage("stage2_star", title, second.steps, samples, how, freeze="stage1"))]
     return [*first, second]
+
+
+def alternating(rows: list[Stage], title: str, steps: int) -> Stage:
+    """One stage in which the rows take turns, one step each. The samples are those of the first row."""
+    turns = Alternating(tuple(replace(row, steps=1) for row in rows))
+    return Stage(rows[0].name, title, steps, rows[0].samples_per_problem, turns)
 
 
 def widened(stage: Stage, attempts: int) -> Stage:

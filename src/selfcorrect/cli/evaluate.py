@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from selfcorrect.measuring.evaluate import Evaluation
 
 USED = ("task", "eval", "seed", "play", "model.template_kwargs")
-"""Settings and whole sections that a measurement behind an endpoint reads; it also reads ``method=self_refine``."""
+"""Settings and whole sections that a measurement behind an endpoint reads; of the method it reads ``PLAYED``."""
+PLAYED = ("method", "method.name", "method.verdict_instruction", "method.stop")
+"""What method=self_refine and method=pag do between attempts."""
 DECIDED = frozenset({"model", "messages", "stream", "n", "temperature", "seed", "max_tokens", "max_completion_tokens"})
 """Fields of a request that settings determine, and --body may not."""
 TEMPLATE_KWARGS = "chat_template_kwargs"
@@ -73,6 +75,8 @@ def evaluate(options: EvalOptions) -> None:
     Example: `selfcorrect eval tiny task=arithmetic attempts=3 limit=500`
 
     With a turn of prompted feedback between attempts (Self-Refine): `selfcorrect eval tiny method=self_refine limit=500`
+
+    With the model's verdict between attempts (PAG), which may end the episode: `selfcorrect eval tiny method=pag limit=500`
 
     Behind an endpoint: `selfcorrect eval --base-url http://localhost:8000/v1 --model NAME task=gsm8k`
     """
@@ -136,9 +140,9 @@ def _print(options: EvalOptions, results: list[Evaluation], title: str, more: Ma
         shown = {r.name: {"settings": r.settings, "summary": r.summary.to_json()} for r in results}
         print(json.dumps({**shown, **more}))
         return
-    from selfcorrect.cli.tables import show, summary_table
+    from selfcorrect.cli.tables import show_summaries
 
-    show(summary_table({r.name: r.summary for r in results}, title))
+    show_summaries({r.name: r.summary for r in results}, title)
 
 
 def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> None:
@@ -147,7 +151,7 @@ def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> 
     config, body = _endpoint_config(options, settings)
     from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.measuring.endpoint import EndpointPlayer, Journal, journal_path, settings_of, was_refused
-    from selfcorrect.measuring.evaluate import Evaluator, check_attempts, held_out
+    from selfcorrect.measuring.evaluate import Evaluator, check_attempts, check_turns, held_out
     from selfcorrect.tasks import make_task
     from selfcorrect.tasks.base import GetsReady
 
@@ -161,6 +165,7 @@ def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> 
     endpoint = Endpoint(base_url, model, api_key=key, patience=patience, body=body)
     task = make_task(config.task)
     check_attempts(task, config.eval)
+    check_turns(config)
     problems = held_out(task, config.eval.problems)
     if not problems:
         raise DataError(f"task {task.name} has no held-out problems; check task.path and the task's settings")
@@ -213,17 +218,23 @@ def _endpoint_config(options: EvalOptions, settings: list[str]) -> tuple[Config,
             raise ConfigError(
                 f"{setting!r} would be ignored: with --base-url the model is the endpoint's; give its name with --model"
             )
-    method = [s for s in settings if s.partition("=")[0].strip() in ("method", "method.name")]
+    method = [s for s in settings if s.partition("=")[0].strip().partition(".")[0] == "method"]
     refuse_ignored(
         [s for s in settings if s not in method],
         USED,
-        "the endpoint decides it; with --base-url only task.*, eval.*, play.*, seed, model.template_kwargs and method=self_refine count",
+        "the endpoint decides it; with --base-url only task.*, eval.*, play.*, seed, model.template_kwargs and method=self_refine or pag count",
     )
     config = read_settings([f"model={json.dumps(options.name)}", *settings])
-    if method and config.method.name != "self_refine":
+    if method and config.method.name not in ("self_refine", "pag"):
         raise ConfigError(
-            f"{method[-1]} would be ignored: behind an endpoint nothing is trained, and only method=self_refine plays "
-            "differently; drop it"
+            f"{method[-1]} would be ignored: behind an endpoint nothing is trained, and only method=self_refine and method=pag "
+            "play differently; drop it"
+        )
+    trained = [s for s in method if s.partition("=")[0].strip() not in PLAYED]
+    if trained:
+        raise ConfigError(
+            f"{trained[-1]} would be ignored: behind an endpoint nothing is trained; of method=pag only "
+            "method.verdict_instruction and method.stop are played; drop it"
         )
     text = options.body or "{}"
     try:

@@ -41,7 +41,7 @@ def probe(
     Example: `selfcorrect probe model=tiny task=arithmetic`
     """
     from selfcorrect.algorithm.stages import plan as stages
-    from selfcorrect.cli.tables import show, summary_table
+    from selfcorrect.episodes.verdict import verdict_turn
     from selfcorrect.experiment import make_engine, prepare
     from selfcorrect.measuring.advice import advise, gate
     from selfcorrect.measuring.probe import UPDATE_PASSES, Plan, numbers, recommendation, training_sample
@@ -62,12 +62,14 @@ def probe(
     if largest_cap is not None:
         prepare(override(config, [f"play.max_new_tokens={largest_cap}"]))  # does it fit the model?
     engine = make_engine(job)
-    fits = cap + (engine.info.max_length - job.longest) // first.attempts
+    between = verdict_turn(config)
+    turns = 2 * first.attempts - 1 if between else first.attempts
+    fits = cap + (engine.info.max_length - job.longest) // turns
     sampled_cap = largest_cap or max(cap, min(2 * cap, fits))
     sample = training_sample(job.task, problems, config.seed)
     per_tree = first.attempts if first.branches == 1 else 1 + first.branches
     samples = first.samples_per_problem * per_tree // first.attempts  # linear episodes of as many responses
-    found = measure(engine, job.task, sample, Plan(first.attempts, samples, cap, sampled_cap, config.seed))
+    found = measure(engine, job.task, sample, Plan(first.attempts, samples, cap, sampled_cap, config.seed, between))
     measured = numbers(found, job.task)
     advice, conditions = advise(measured), gate(measured)
     if out is not None:
@@ -85,12 +87,7 @@ def probe(
         result["recommended"] = None if recommended is None else asdict(recommended)
         print(json.dumps({"problems": len(sample), **found.to_json(), **result}))
         return
-    title = f"{config.model.name} on {len(sample)} training problems of {job.task.name}"
-    show(summary_table({f"T = 1, cap {sampled_cap}": found.sampled, f"greedy, cap {cap}": found.greedy}, title))
-    show(_lengths(found))
-    show(_groups(found))
-    if found.revising is not None:
-        show(_revising(found.revising))
+    _show(found, f"{config.model.name} on {len(sample)} training problems of {job.task.name}")
     print(
         f"estimate: a training step plays {episodes} episodes and takes about {found.step_seconds(episodes):.1f} s, "
         f"{found.sampling_seconds(episodes):.1f} s of them for sampling and grading at the {found.tokens_per_s:.0f} tokens/s "
@@ -102,6 +99,17 @@ def probe(
     print(f"\n{config.model.name}, {job.task.name}, {cap} tokens: {advice.outlook}")
     for finding in advice.findings or ("nothing that was measured stands against it",):
         print(f"- {finding}")
+
+
+def _show(found: Probe, title: str) -> None:
+    from selfcorrect.cli.tables import show, show_summaries
+
+    plan = found.plan
+    show_summaries({f"T = 1, cap {plan.largest_cap}": found.sampled, f"greedy, cap {plan.cap}": found.greedy}, title)
+    show(_lengths(found))
+    show(_groups(found))
+    if found.revising is not None:
+        show(_revising(found.revising))
 
 
 def _recommended(r: Recommendation | None) -> str:

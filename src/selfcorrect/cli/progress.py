@@ -22,7 +22,7 @@ from rich.table import Table
 
 from selfcorrect.algorithm.stage import Stage
 from selfcorrect.measuring.metrics import EvalSummary
-from selfcorrect.records.lines import AlarmRecord, CollectRecord, EvalRecord, StepRecord
+from selfcorrect.records.lines import AlarmRecord, CollectRecord, EvalRecord, StepRecord, VerdictNumbers
 
 if TYPE_CHECKING:
     from selfcorrect.records.run_directory import RunDirectory
@@ -182,10 +182,16 @@ def _line(r: StepRecord) -> str:
     if r.loss is not None:
         return f"step {r.step}  loss {r.loss:.3f} nats per token, {r.episodes} sequences"
     rows = {name: " ".join(cells) for name, cells in _rows(r).items()}
+    verdicts = "" if r.verdicts is None else f"  {_verdict_words(r.verdicts)}"
     return (
         f"step {r.step}  reward {rows['reward']}  KL {rows['KL']}  {_changes(r)}  cut {rows['cut']}  "
-        f"same-verdict groups {rows['same verdict']}  {r.sampled_tokens / max(sum(r.seconds.values()), 1e-9):.0f} tokens/s"
+        f"same-verdict groups {rows['same verdict']}{verdicts}  {r.sampled_tokens / max(sum(r.seconds.values()), 1e-9):.0f} tokens/s"
     )
+
+
+def _verdict_words(v: VerdictNumbers) -> str:
+    shares = ["n/a" if x is None else f"{x:.0%}" for x in (v.accuracy, v.balanced, v.says_wrong)]
+    return "verdicts right {}, balanced {}, revisions asked for {}".format(*shares)
 
 
 def _table(r: StepRecord) -> Table:
@@ -201,6 +207,8 @@ def _table(r: StepRecord) -> Table:
     table.caption = f"{r.sampled_tokens / max(sum(r.seconds.values()), 1e-9):.0f} tokens/s"
     if r.answer_change is not None:
         table.caption = f"{_changes(r)}; {table.caption}"
+    if r.verdicts is not None:
+        table.caption = f"{_verdict_words(r.verdicts)}; {table.caption}"
     return table
 
 

@@ -28,6 +28,8 @@ USED = ("model", "engine", "task", "play.max_new_tokens")
 """Settings, or whole sections, that serving a model reads."""
 USED_BEFORE_A_BACKEND = ("task", "play.max_new_tokens", "model.template_kwargs")
 """The same for a model that is served elsewhere."""
+USED_OF_METHOD = ("method.name", "method.verdict_instruction", "method.stop")
+"""Of the method, only the verdict turn of method=pag is served."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def serve(options: ServeOptions) -> None:
 
     Example: `selfcorrect serve tiny`
 
+    With the model's verdict, which may spare attempt 2: `selfcorrect serve tiny method=pag`
+
     In front of a server: `selfcorrect serve --backend-url http://localhost:9000/v1 --backend-model NAME`
     """
     missing = [n for n in NEEDED if importlib.util.find_spec(n) is None]
@@ -85,9 +89,8 @@ def serve(options: ServeOptions) -> None:
             f"`selfcorrect serve` needs {' and '.join(missing)}, which are not installed; install them with "
             "`pip install 'selfcorrect[serve]'`"
         )
-    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
+    from selfcorrect.episodes.verdict import verdict_turn
     from selfcorrect.serve.app import Limits, make_app
-    from selfcorrect.serve.endpoint_backend import EndpointBackend
     from selfcorrect.serve.protocol import Bounds
     from selfcorrect.serve.run import (
         KEY_VARIABLE,
@@ -98,7 +101,6 @@ def serve(options: ServeOptions) -> None:
         server_key,
         url_of,
     )
-    from selfcorrect.tasks import make_task
 
     o = options
     config = _config(o)
@@ -123,20 +125,13 @@ def serve(options: ServeOptions) -> None:
         batcher: Batcher | None = None
         backend: Backend
         if o.backend_url is not None:
-            # a little less than this server's own limit, so that the error names a slow upstream server
-            patience = Patience(concurrency=o.max_requests, retries=2, timeout_s=0.95 * o.timeout)
-            upstream_key = api_key_from(o.backend_key_env, os.environ)
-            body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
-            endpoint = Endpoint(
-                o.backend_url, o.backend_model or "", api_key=upstream_key, patience=patience, body=body
-            )
-            backend = EndpointBackend(endpoint, make_task(config.task).instruction, config.task.shown_as)
+            backend = _before_a_server(o, o.backend_url, config)
         else:
             from selfcorrect.serve.engine_backend import Batcher, EngineBackend
 
             engine, instruction, context = _engine(o.model or "", config, o.max_context or LONGEST_CONTEXT)
             batcher = Batcher(engine)
-            backend = EngineBackend(batcher, instruction, context)
+            backend = EngineBackend(batcher, instruction, context, **verdict_turn(config))
         served = o.name or o.backend_model or Path(o.model or "").resolve().name
         hosts = frozenset({"localhost", "127.0.0.1", "[::1]", o.host.lower()})
         app = make_app(backend, served, bounds=bounds, limits=limits, key=key, hosts=hosts)
@@ -153,9 +148,25 @@ def serve(options: ServeOptions) -> None:
         leave_at_once()
 
 
+def _before_a_server(o: ServeOptions, backend_url: str, config: Config) -> Backend:
+    """Answers from the server at this address."""
+    from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
+    from selfcorrect.episodes.verdict import verdict_turn
+    from selfcorrect.serve.endpoint_backend import EndpointBackend
+    from selfcorrect.tasks import make_task
+
+    # a little less than this server's own limit, so that the error names a slow upstream server
+    patience = Patience(concurrency=o.max_requests, retries=2, timeout_s=0.95 * o.timeout)
+    key = api_key_from(o.backend_key_env, os.environ)
+    body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
+    endpoint = Endpoint(backend_url, o.backend_model or "", api_key=key, patience=patience, body=body)
+    return EndpointBackend(endpoint, make_task(config.task).instruction, config.task.shown_as, **verdict_turn(config))
+
+
 def _config(options: ServeOptions) -> Config:
     """The settings for serving, checked so that none would be ignored."""
-    model, settings = options.model, options.settings or []
+    model = options.model
+    settings = ["method.name" + s.strip()[6:] if s.strip().startswith("method=") else s for s in options.settings or []]
     if options.backend_url is None:
         if options.backend_model is not None or options.backend_key_env is not None:
             raise ConfigError(
@@ -165,8 +176,11 @@ def _config(options: ServeOptions) -> Config:
             raise ConfigError(
                 "no model is named; give one (tiny, smollm2, a directory, a Hub id), a run directory, or --backend-url URL"
             )
-        counts = "to serve a model only model.*, engine.*, task.* and play.max_new_tokens count"
-        refuse_ignored(settings, USED, counts)
+        counts = (
+            "to serve a model only model.*, engine.*, task.*, play.max_new_tokens and the verdict turn of method=pag "
+            "(method.verdict_instruction, method.stop) count"
+        )
+        refuse_ignored(settings, (*USED, *USED_OF_METHOD), counts)
     else:
         if options.max_context is not None:
             raise ConfigError(
@@ -178,8 +192,8 @@ def _config(options: ServeOptions) -> Config:
         if model is not None and "=" not in model:
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
         settings = [*([model] if model else []), *settings]
-        counts = "the model runs elsewhere; with --backend-url only task.*, play.max_new_tokens and model.template_kwargs count"
-        refuse_ignored(settings, USED_BEFORE_A_BACKEND, counts)
+        counts = "the model runs elsewhere; with --backend-url only task.*, play.max_new_tokens, model.template_kwargs and the verdict turn of method=pag count"
+        refuse_ignored(settings, (*USED_BEFORE_A_BACKEND, *USED_OF_METHOD), counts)
         model = options.backend_model
     changed = list(settings)
     if options.instruction is not None:
@@ -191,8 +205,19 @@ def _config(options: ServeOptions) -> Config:
         refused = [s for s in settings if s.partition("=")[0].partition(".")[0] == "model"]
         if refused:
             raise ConfigError(f"{refused[0]!r} cannot be combined with a run, which brings its own model; drop it")
-        return override(run.config, changed)
-    return read_settings([f"model={json.dumps(model)}", *changed])
+        return _served(override(run.config, changed), changed)
+    return _served(read_settings([f"model={json.dumps(model)}", *changed]), changed)
+
+
+def _served(config: Config, settings: list[str]) -> Config:
+    """The config, whose method is one that serving knows where the settings name it."""
+    name = config.method.name
+    if name != "pag" and any(s.partition("=")[0].strip() == "method.name" for s in settings):
+        raise ConfigError(
+            f"method={name} would be ignored: of the methods only pag is served differently, with the model's verdict between "
+            "attempts; drop it"
+        )
+    return config
 
 
 def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, int]:

@@ -31,6 +31,32 @@ def summary_table(rows: Mapping[str, EvalSummary], title: str) -> Table:
     return table
 
 
+def verdict_table(rows: Mapping[str, EvalSummary], title: str) -> Table | None:
+    """How the model judged its own answers, one row per evaluation; None where no evaluation has verdict turns."""
+    found = {name: s.verdicts for name, s in rows.items() if s.verdicts is not None}
+    if not found:
+        return None
+    table = Table("", title=title, title_justify="left", caption_justify="left")
+    for name in ("agree", "balanced", "say wrong", "no verdict", "tokens", "tokens saved"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, v in found.items():
+        shares = (v.accuracy, v.balanced, v.says_wrong, v.says_nothing)
+        counts = (v.tokens.text(scale=1), v.tokens_saved.text(scale=1, sign=True))
+        table.add_row(name, *(e.text() for e in shares), *counts)
+    table.caption = (
+        "percent of the verdict turns that agree with the verifier, balanced over right and wrong answers, ask for a revision, and "
+        "have no verdict; tokens saved per episode are net, with a revision counted as long as attempt 1"
+    )
+    return table
+
+
+def show_summaries(rows: Mapping[str, EvalSummary], title: str) -> None:
+    """Print the summaries and, where there are verdict turns, what they say."""
+    show(summary_table(rows, title))
+    if (verdicts := verdict_table(rows, "the model's verdicts on its own answers")) is not None:
+        show(verdicts)
+
+
 def show(table: Table) -> None:
     """Print a table on standard output; in a pipe or a file its lines are not wrapped to a terminal's width."""
     console = Console()

@@ -71,7 +71,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     from rich.console import Console
 
     from selfcorrect.cli.progress import TerminalObserver, measuring_seconds
-    from selfcorrect.cli.tables import show, summary_table
+    from selfcorrect.cli.tables import show_summaries
     from selfcorrect.experiment import make_engine, prepare, run_experiment
     from selfcorrect.measuring.labels import model_and_control
     from selfcorrect.measuring.metrics import EvalSummary
@@ -125,7 +125,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
         model, control = model_and_control(name)
         row = config.method.name if model == "final" else model
         rows[f"{row}, {control}" if control else row] = EvalSummary.from_json(summary)
-    show(summary_table(rows, f"{config.task.name}, held-out problems, seed {config.seed}"))
+    show_summaries(rows, f"{config.task.name}, held-out problems, seed {config.seed}")
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
 
 

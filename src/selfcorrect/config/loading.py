@@ -290,7 +290,9 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(error: Any) -> str:
     path = [part for part in error["loc"] if isinstance(part, str)]  # a number counts the entries of a list
+    member: type[Section] | None = None
     if path and path[0] in UNIONS:
+        member = next((c for c in UNIONS[path[0]] if path[1:2] and path[1] in names_of(c)), None)
         del path[1:2]  # pydantic's name of the member
     if ".".join(path[:2]) in all_keys():
         del path[2:]  # one of the types that a setting may have
@@ -302,4 +304,6 @@ def _explain(error: Any) -> str:
         )
     if where not in all_keys():  # a check between settings: its message names them
         return message
-    return f"{where} = {error['input']!r}: {message}; the default is {default_of(where)!r}"
+    name = where.partition(".")[2]
+    default = member.model_fields[name].default if member and name in member.model_fields else default_of(where)
+    return f"{where} = {error['input']!r}: {message}; the default is {default!r}"

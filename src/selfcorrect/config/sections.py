@@ -6,6 +6,7 @@ refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -288,13 +289,13 @@ TaskConfig = Annotated[
 
 class ReinforceConfig(Named):
     beta1: float = Field(0.01, ge=0)
-    """KL weight on every attempt, both stages (paper: 0.01)."""
+    """KL weight on every attempt, both stages (paper: 0.01). pag and thinktwice have none unless it is set."""
     kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
     """The part of its attempt's KL that a token is charged with: all of it, the part from this token on, or the token's
     own (biased)."""
     standardise: bool = False
     """Divide the reward part of the advantages by its standard deviation in the group, per attempt. Not in the
-    paper."""
+    paper. thinktwice does so unless this is false."""
 
 
 BRANCHES = 3
@@ -341,7 +342,7 @@ class ScoreConfig(ImitateConfig, MultiAttemptConfig):
     name: Literal["score"] = "score"
     """The training method; ``self_refine`` is for `selfcorrect eval` only."""
     alpha: float = Field(10.0, ge=0)
-    """Progress bonus of Stage II (paper: 10). 0 is the ablation without shaping."""
+    """Progress bonus of Stage II (paper: 10). 0 is the ablation without shaping. pag: 1, on attempt 2 where it is played."""
     shaping: Literal["progress", "scaled"] = "progress"
     """progress: the bonus alpha (r2 - r1), as in the paper. scaled: (1 + alpha) r2 alone, nothing subtracted."""
     beta2: float = Field(0.1, ge=0)
@@ -395,6 +396,53 @@ class SingleTurnConfig(ReinforceConfig):
     name: Literal["single_turn"] = "single_turn"
 
 
+class PagConfig(ReinforceConfig):
+    name: Literal["pag"] = "pag"
+    beta1: float = Field(0.0, ge=0)
+    """KL weight on both attempts; PAG has none by default."""
+    alpha: float = Field(1.0, ge=0)
+    """Bonus alpha (r2 - r1) on attempt 2, where it is played (PAG: 1)."""
+    verdict_weight: float = Field(1.0, ge=0)
+    """Reward weight of the verdict turn, in which the model judges its own answer."""
+    verdict_beta: float = Field(0.0, ge=0)
+    """KL weight on the verdict turn."""
+    verdict_instruction: str | None = None
+    """Request for the verdict; None takes one that asks to check the answer step by step. It must ask for one of the lines
+    `Verdict: correct` and `Verdict: wrong`, or for one of these words alone, and must not say whether the answer is right."""
+    stop: bool = True
+    """Play attempt 2 only where the verdict is "wrong"; false always plays it."""
+    per_role: bool = False
+    """Divide the reward part of the advantages by its spread over the whole step, apart for attempts and for verdicts."""
+
+    @field_validator("verdict_instruction")
+    @classmethod
+    def _names_both_words(cls, value: str | None) -> str | None:
+        words = () if value is None else ("correct", "wrong")
+        if missing := [w for w in words if not re.search(rf"\b{w}\b", value or "", re.IGNORECASE)]:
+            raise ValueError(
+                f"it does not name the word {' nor '.join(map(repr, missing))}, so no answer to it could be read as a verdict; "
+                "ask for `Verdict: correct` or `Verdict: wrong`"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_spread(self) -> Self:
+        if self.standardise and self.per_role:
+            raise ValueError(
+                "method.standardise and method.per_role both divide the advantages by a spread, of the group and of the step; "
+                "drop one of them"
+            )
+        return self
+
+
+class ThinkTwiceConfig(ReinforceConfig):
+    name: Literal["thinktwice"] = "thinktwice"
+    beta1: float = Field(0.0, ge=0)
+    """KL weight on every attempt."""
+    standardise: bool = True
+    """Divide the reward part of the advantages by its spread in the group."""
+
+
 class StarConfig(ImitateConfig):
     name: Literal["star"] = "star"
 
@@ -408,7 +456,14 @@ class SelfRefineConfig(Named):
 
 
 MethodConfig = Annotated[
-    ScoreConfig | MultiTurnConfig | SingleTurnConfig | StarConfig | PairSftConfig | SelfRefineConfig,
+    ScoreConfig
+    | MultiTurnConfig
+    | SingleTurnConfig
+    | StarConfig
+    | PairSftConfig
+    | PagConfig
+    | ThinkTwiceConfig
+    | SelfRefineConfig,
     Field(discriminator="name"),
 ]
 
@@ -633,9 +688,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _feedback_needs_own_turns(self) -> Self:
-        if self.method.name == "self_refine" and self.task.shown_as != "assistant":
+        name = self.method.name
+        if name in ("self_refine", "pag") and self.task.shown_as != "assistant":
+            turn = "feedback" if name == "self_refine" else "verdict"
             raise ValueError(
-                f"task.shown_as={self.task.shown_as} makes no sense with method=self_refine: its feedback is the assistant's "
+                f"task.shown_as={self.task.shown_as} makes no sense with method={name}: its {turn} is the assistant's "
                 "own second turn; drop one of them"
             )
         return self
@@ -681,8 +738,10 @@ def readers(key: str) -> list[str]:
     return [n for c in UNIONS.get(section, []) if name in c.model_fields for n in names_of(c)]
 
 
-def default_of(key: str) -> Any:
-    """The default of a setting, whichever class reads it."""
+def default_of(key: str, member: str | None = None) -> Any:
+    """The default of a setting: of the member of that name in a union, else of the first class that reads it."""
     section, _, name = key.partition(".")
     classes, name = (SECTIONS[section], name) if name else ([Config], section)
+    if member is not None:
+        classes = [c for c in classes if member in names_of(c)] or classes
     return next(c.model_fields[name].default for c in classes if name in c.model_fields)

@@ -16,9 +16,10 @@ from typing import Literal, Protocol, TypeVar
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.chat import Prompt as TokenPrompt
+from selfcorrect.episodes.verdict import graded_verdict, said
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Answer, GivesFirst, Task, grade_answers
-from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
+from selfcorrect.types import Attempt, Episode, Grade, Problem, Turn, Verdict
 
 GivenFirst = Mapping[str, Sequence[tuple[int, ...]]]
 """Per problem id, one stored first answer (token ids) for every sample."""
@@ -50,17 +51,31 @@ class Play:
     """Second attempts per first attempt; more than 1 makes every episode a tree that is two attempts deep."""
     feedback: str | None = None
     """Request for a turn between two attempts that is not graded (Self-Refine)."""
+    verdict: str | None = None
+    """Request for a turn between two attempts in which the model judges its answer (PAG)."""
+    stop: bool = False
+    """Play the next attempt only where the verdict is "wrong"."""
 
     def __post_init__(self) -> None:
-        assert self.branches == 1 or (self.attempts == 2 and self.feedback is None), "a tree has two attempts' depth"
+        assert self.branches == 1 or (self.attempts == 2 and self.between is None), "a tree has two attempts' depth"
+        assert self.feedback is None or self.verdict is None, "one turn at most between two attempts"
+        assert self.verdict is not None or not self.stop, "the stop rule needs a verdict turn"
+
+    @property
+    def between(self) -> str | None:
+        """The request for the turn between two attempts, where there is one."""
+        return self.verdict if self.feedback is None else self.feedback
 
     @property
     def turns(self) -> int:
-        """Answers per path: attempts, and the feedback turns between them."""
-        return self.attempts if self.feedback is None else 2 * self.attempts - 1
+        """Answers per path: attempts, and the turns between them."""
+        return self.attempts if self.between is None else 2 * self.attempts - 1
 
-    def is_feedback(self, turn: int) -> bool:
-        return self.feedback is not None and turn % 2 == 1
+    def turn(self, k: int) -> Turn:
+        """What the model does in the turn at index k."""
+        if self.between is None or k % 2 == 0:
+            return "answer"
+        return "verdict" if self.feedback is None else "feedback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +83,9 @@ class Reply:
     """One answer of a source."""
 
     text: str
-    stop: Literal["end", "length", "refused"]
-    """Why the answer ended. A given answer that lacks the model's end token has ``length``."""
+    stop: Literal["end", "length", "refused", "kept"]
+    """Why the answer ended. A given answer that lacks the model's end token has ``length``. ``kept``: this turn was not
+    played, by the stop rule; the text is that of the answer that stands."""
     prompt_tokens: int | None = None
     """Tokens of the prompt as the source counts them; None if it does not say."""
     completion_tokens: int | None = None
@@ -115,7 +131,7 @@ async def play_turns(
     Args:
         source: gives the answers.
         start: the first prompt.
-        how: attempts, branches, feedback. ``samples``, ``max_new_tokens``, ``temperature`` and ``stream`` are not read:
+        how: attempts, branches, the turn between attempts, the stop rule. ``samples``, ``max_new_tokens``, ``temperature`` and ``stream`` are not read:
             the source knows them.
         instruction: the request before each attempt but the first.
         key: start of every answer's random-stream key.
@@ -125,29 +141,40 @@ async def play_turns(
 
     Returns:
         For every sample its answers, in order. After a refused answer nothing more is requested, and the refusal fills
-        the remaining turns.
+        the remaining turns. With the stop rule nothing more is requested where a verdict is not "wrong"; the answer before
+        it fills the remaining turns.
     """
     numbers = range(how.samples) if samples is None else samples
     prompts = [start] * len(numbers)
     turns: list[list[Reply]] = [[] for _ in numbers]
+    over: dict[int, Reply] = {}
     for k in range(how.turns):
         last = k + 1 == how.turns
         rows = [(i, b) for i in range(len(numbers)) for b in range(how.branches if k else 1)]
-        refused = {i: replies[-1] for i, replies in enumerate(turns) if replies and replies[-1].stop == "refused"}
         if k == 0 and given is not None:
             answers = list(given)
         else:
-            asked = [(i, b) for i, b in rows if i not in refused]
+            asked = [(i, b) for i, b in rows if i not in over]
             keys = [(*key, numbers[i], k, *((b,) if k and how.branches > 1 else ())) for i, b in asked]
             got = iter(await source.answer([prompts[i] for i, _ in asked], keys, continued=not last) if asked else [])
-            answers = [refused[i] if i in refused else next(got) for i, _ in rows]
+            answers = [over[i] if i in over else next(got) for i, _ in rows]
         for (i, _), reply in zip(rows, answers, strict=True):
             turns[i].append(reply)
-            on_turn(reply)
-            if not last and reply.stop != "refused":
-                then = how.feedback if how.feedback is not None and how.is_feedback(k + 1) else instruction
+            if reply.stop != "kept":
+                on_turn(reply)
+            if reply.stop == "refused":
+                over[i] = reply
+            elif how.stop and how.turn(k) == "verdict" and not asks_for_revision(reply):
+                over[i] = Reply(turns[i][-2].text, "kept", finished=turns[i][-2].finished)
+            if not last and i not in over:
+                then = instruction if how.between is None or how.turn(k + 1) == "answer" else how.between
                 prompts[i] = source.extend(prompts[i], reply, then)
     return turns
+
+
+def asks_for_revision(verdict: Reply) -> bool:
+    """Whether a verdict turn says "wrong". A text without a verdict does not."""
+    return verdict.finished and said(verdict.text) == "wrong"
 
 
 async def graded(
@@ -155,25 +182,34 @@ async def graded(
 ) -> list[Episode]:
     """Episodes from the answers of each sample.
 
-    Verdicts come last: no prompt needs them, and waiting for one between attempts would split sampling batches. A
-    feedback turn has no grade. A refused attempt has the verdict ``error``.
+    The verifier comes last: no prompt needs its verdicts, and waiting for one between attempts would split sampling
+    batches. A feedback turn has no grade. A verdict turn is graded against the verifier's verdict on the answer before
+    it. A refused attempt has the verdict ``error``, and one that was not played the grade of the attempt that stands.
     """
     texts = [
         Answer(r.text, truncated=r.stop == "length")
         for replies in turns.values()
         for k, r in enumerate(replies)
-        if not how.is_feedback(k) and r.stop != "refused" and r.finished
+        if how.turn(k) == "answer" and r.stop not in ("refused", "kept") and r.finished
     ]
     grades = iter(await grade_answers(task, problem, texts) if texts else [])
 
-    def attempt(k: int, reply: Reply) -> Attempt:
+    def grade_of(turn: Turn, reply: Reply, answered: Grade | None) -> Grade | None:
+        """``answered``: of the last answer; None before the first."""
+        if turn == "feedback" or (turn == "verdict" and reply.stop == "kept"):
+            return None
+        if reply.stop == "refused":
+            return Grade(Verdict.ERROR, None, reply.fault)
+        if turn == "verdict":
+            text = reply.text if reply.finished else ""
+            return graded_verdict(text, answered, truncated=reply.stop == "length" or not reply.finished)
+        if reply.stop == "kept":
+            return answered
+        return next(grades) if reply.finished else Grade(Verdict.TRUNCATED, None, "the thinking never ended")
+
+    def attempt(k: int, reply: Reply, grade: Grade | None) -> Attempt:
         is_given = given and k == 0
-        if how.is_feedback(k):
-            grade = None
-        elif reply.stop == "refused":
-            grade = Grade(Verdict.ERROR, None, reply.fault)
-        else:
-            grade = next(grades) if reply.finished else Grade(Verdict.TRUNCATED, None, "the thinking never ended")
+        is_kept = reply.stop == "kept"
         return Attempt(
             text=reply.text,
             prompt_ids=reply.prompt_ids,
@@ -181,14 +217,22 @@ async def graded(
             logprobs=reply.sampled.logprobs if reply.sampled and not is_given else None,
             stop="given" if is_given else reply.stop,
             grade=grade,
-            source="given" if is_given else "sampled",
+            source="given" if is_given else "kept" if is_kept else "sampled",
             parent=None if k == 0 else 0 if how.branches > 1 else k - 1,
             thinking=reply.thinking,
             thinking_tokens=reply.thinking_tokens,
             drafted=reply.sampled.drafted if reply.sampled else 0,
+            turn=how.turn(k),
         )
 
-    return [Episode(problem, g, tuple(attempt(k, r) for k, r in enumerate(replies))) for g, replies in turns.items()]
+    episodes = []
+    for g, replies in turns.items():
+        played: list[Attempt] = []
+        for k, reply in enumerate(replies):
+            answered = next((a.grade for a in reversed(played) if a.turn == "answer"), None)
+            played.append(attempt(k, reply, grade_of(how.turn(k), reply, answered)))
+        episodes.append(Episode(problem, g, tuple(played)))
+    return episodes
 
 
 class SamplesTokens(Protocol):
@@ -282,11 +326,11 @@ def longest_conversation(
     problems: Sequence[Problem],
     attempts: int,
     max_new_tokens: int,
-    feedback: str | None = None,
+    between: str | None = None,
 ) -> int:
     """Tokens of the longest episode that these problems can give: prompt, all attempts at the cap, all bridges.
 
-    ``feedback`` is the request for a turn between two attempts, where there is one.
+    ``between`` is the request for a turn between two attempts, where there is one.
 
     Raises:
         ConfigError: the cap is shorter than a correct answer in the asked-for form.
@@ -308,7 +352,7 @@ def longest_conversation(
         first = max_new_tokens
         if isinstance(task, GivesFirst):  # no cap holds for these
             first = max(len(chat.answer_ids(text)) for text in task.first_answers(p))
-        requests = [task.instruction] if feedback is None else [feedback, task.instruction]
+        requests = [task.instruction] if between is None else [between, task.instruction]
         later = (attempts - 1) * requests
         lengths.append(chat.frame(messages, later) + first + len(later) * max_new_tokens)
     return max(lengths)

@@ -37,7 +37,7 @@ class EpisodeTable:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> EpisodeTable:
-        """Build the table; turns without a grade (feedback) are skipped.
+        """Build the table; turns between attempts (feedback, verdicts) are skipped.
 
         Raises:
             DataError: (problem id, sample) appears twice, episodes differ in the number of graded attempts, or have
@@ -51,7 +51,7 @@ class EpisodeTable:
                     "would be pooled as if independent. Summarise each run alone (across_seeds combines their "
                     "means), and give every problem its own id."
                 )
-        attempts = tuple(tuple(a for a in e.attempts if a.grade is not None) for e in ordered)
+        attempts = tuple(tuple(a for a in e.answers if a.grade is not None) for e in ordered)
         counts = sorted({len(row) for row in attempts})
         if len(counts) > 1 or counts == [0]:
             raise DataError(
@@ -138,7 +138,7 @@ def drafted_share_K(episodes: Sequence[Episode]) -> list[float | None]:
     None where no tokens were sampled.
     """
     shares: list[float | None] = []
-    for column in zip(*(e.attempts for e in episodes), strict=True):
+    for column in zip(*(e.answers for e in episodes), strict=True):
         sampled = [a for a in column if a.source == "sampled" and a.token_ids]
         tokens = sum(len(a.token_ids or ()) for a in sampled)
         shares.append(sum(a.drafted for a in sampled) / tokens if tokens else None)

@@ -66,6 +66,8 @@ class Numbers:
     """The task has demonstrations for `selfcorrect sft`."""
     sound: float | None = None
     """Share of wrong attempts whose own check is sound; None where the task cannot tell."""
+    no_verdict: float | None = None
+    """Share of verdict turns without a verdict in the requested form; None where the method has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Advice:
 
 def advise(n: Numbers) -> Advice:
     """Say whether training can work, and what to change. Most fundamental finding first."""
-    found = list(_findings(n))
+    found = [*_verdict_findings(n), *_findings(n)]
     worst = max((_ORDER.index(outlook) for outlook, _ in found), default=0)
     return Advice(_ORDER[worst], tuple(text for _, text in found))
 
@@ -199,5 +201,18 @@ def _findings(n: Numbers) -> Iterator[tuple[Outlook, str]]:
             (
                 f"answers change but only {n.fixed:.1%} of episodes go from wrong to right, so Stage I will be slow; play "
                 "more episodes per step (train.problems_per_step, train.samples_per_problem) or take easier problems"
+            ),
+        )
+
+
+def _verdict_findings(n: Numbers) -> Iterator[tuple[Outlook, str]]:
+    _, change, cannot = _ORDER
+    if n.no_verdict is not None and n.no_verdict > NO_FORMAT:
+        yield (
+            cannot if n.no_verdict == 1 else change,
+            (
+                f"{n.no_verdict:.0%} of the requests for a verdict get no answer in the asked-for form, which earns nothing and asks "
+                "for no revision; set method.verdict_instruction to a request that this model follows, raise "
+                "play.max_new_tokens, or teach it the form first"
             ),
         )

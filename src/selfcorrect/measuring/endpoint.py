@@ -22,6 +22,7 @@ from selfcorrect.engines.chat import ShownAs
 from selfcorrect.episodes.completion import REFUSED
 from selfcorrect.episodes.endpoint import Endpoint, TextSource
 from selfcorrect.episodes.play import Key, Play, Reply, graded, play_turns
+from selfcorrect.episodes.verdict import verdict_turn
 from selfcorrect.errors import EndpointError, RunError
 from selfcorrect.measuring.evaluate import FEEDBACK, Firsts, usable_wrong
 from selfcorrect.records.files import append_line, cut_torn_line, disk_reason, lock, read_journal
@@ -149,6 +150,7 @@ def settings_of(
             if (key, value) != ("shown_as", "assistant")  # which older journals do not have
         },
         **({"feedback": FEEDBACK} if config.method.name == "self_refine" else {}),
+        **verdict_turn(config),
     }
 
 

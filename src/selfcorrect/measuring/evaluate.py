@@ -18,6 +18,7 @@ import numpy as np
 from selfcorrect.config import Config, EvalConfig
 from selfcorrect.engines.base import Engine
 from selfcorrect.episodes.play import GivenFirst, Play, given_answers, play
+from selfcorrect.episodes.verdict import FORM, verdict_turn
 from selfcorrect.errors import ConfigError
 from selfcorrect.measuring.metrics import EvalSummary, summarise
 from selfcorrect.tasks.base import GivesFirst, Task
@@ -82,12 +83,18 @@ class Evaluator:
     """Of the random streams (unused when greedy) and of the bootstrap."""
     feedback: str | None = None
     """Request for an ungraded turn between two attempts (``FEEDBACK``: Self-Refine)."""
+    verdict: str | None = None
+    """Request for a turn between two attempts in which the model judges its answer (PAG)."""
+    stop: bool = False
+    """Play the next attempt only where that verdict is "wrong"."""
 
     @classmethod
     def of(cls, player: Player, task: Task, config: Config) -> Evaluator:
-        """An evaluator with the settings of a config; ``method=self_refine`` adds the feedback turn."""
+        """An evaluator with the settings of a config; ``method=self_refine`` adds the feedback turn, ``method=pag`` the
+        verdict turn."""
         feedback = FEEDBACK if config.method.name == "self_refine" else None
-        return cls(player, task, config.eval, config.play.max_new_tokens, config.seed, feedback)
+        verdict = verdict_turn(config)
+        return cls(player, task, config.eval, config.play.max_new_tokens, config.seed, feedback, **verdict)
 
     async def run(self, problems: Sequence[Problem], name: str = "plain") -> list[Evaluation]:
         """The plain evaluation and, where the settings ask for them, its controls."""
@@ -101,7 +108,9 @@ class Evaluator:
         attempts, samples, temperature = self.settings.attempts, self.settings.samples, self.settings.temperature
         if firsts is None:
             firsts = self.player.stored(problems, samples)
-        how = Play(attempts, samples, self.max_new_tokens, temperature, (self.seed,), feedback=self.feedback)
+        turns = {"feedback": self.feedback, "verdict": self.verdict}
+        how = Play(attempts, samples, self.max_new_tokens, temperature, (self.seed,))
+        how = replace(how, feedback=self.feedback, verdict=self.verdict, stop=self.stop)
         episodes = await self.player.play(name, problems, how, firsts)
         settings = {
             "task": self.task.name,
@@ -111,7 +120,8 @@ class Evaluator:
             "temperature": temperature,
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
-            **({"feedback": self.feedback} if self.feedback is not None else {}),
+            **{name: request for name, request in turns.items() if request is not None},
+            **({"stop": self.stop} if self.verdict is not None else {}),
         }
         summary = summarise(episodes, seed=self.seed)
         return Evaluation(name, episodes, summary, settings, time.perf_counter() - start)
@@ -216,11 +226,55 @@ def check_attempts(task: Task, settings: EvalConfig) -> None:
         )
 
 
-def answers_per_problem(settings: EvalConfig, with_controls: bool) -> int:
-    """The largest number of answers that an evaluation with its controls samples per problem."""
-    plain = settings.samples * settings.attempts
+def check_turns(config: Config) -> None:
+    """Refuse an evaluation without a place for the turn that the method plays between attempts.
+
+    Raises:
+        ConfigError: it has too few attempts, or more than the method.
+    """
+    attempts = config.eval.attempts
+    if config.method.name == "self_refine" and attempts < 2:
+        raise ConfigError("method=self_refine asks for feedback between attempts: set eval.attempts to 2 or more")
+    if config.method.name == "pag" and attempts != 2:
+        raise ConfigError(
+            f"method=pag has exactly two attempts, with the model's verdict between them, and eval.attempts is {attempts}; set "
+            "eval.attempts=2"
+        )
+
+
+def check_verdicts(base: Evaluation) -> None:
+    """Refuse to train on verdicts that the base never gives, or that nothing can be compared with.
+
+    Args:
+        base: of the model before training; without verdict turns there is nothing to check.
+
+    Raises:
+        ConfigError: the task's verifier judged no answer, or no verdict turn holds a verdict in the asked-for form.
+    """
+    found = base.summary.verdicts
+    if found is None:
+        return
+    if found.accuracy.n == 0:
+        raise ConfigError(
+            f"the verifier of task {base.settings['task']} judged none of the first attempts, so the model's verdicts cannot be "
+            "compared with anything and would earn nothing; see why with `selfcorrect validate`, or take another task"
+        )
+    if found.says_nothing.value == 1:
+        shown = next(v.text for e in base.episodes for v in e.verdicts)
+        raise ConfigError(
+            f"after the request for a verdict the base never answered in the asked-for form ({FORM}), so no verdict would earn "
+            f"anything and no revision would be asked for; one answer was {shown[:80]!r}. Set method.verdict_instruction to a "
+            "request that this model follows, raise play.max_new_tokens, or teach it the form first"
+        )
+
+
+def answers_per_problem(settings: EvalConfig, with_controls: bool, verdicts: bool = False) -> int:
+    """The largest number of answers that an evaluation with its controls samples per problem; ``verdicts``: with a verdict
+    turn."""
+    turns = 1 if verdicts else 0
+    plain = settings.samples * (settings.attempts + turns)
     # swapped: attempt 2; given wrong: the search for a wrong attempt 1, then attempt 2
-    return plain + (1 + TRIES_FOR_A_WRONG_ANSWER + 1 if with_controls else 0)
+    return plain + (1 + TRIES_FOR_A_WRONG_ANSWER + 1 + 2 * turns if with_controls else 0)
 
 
 def partners(problems: Sequence[Problem]) -> dict[str, str]:

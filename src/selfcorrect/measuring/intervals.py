@@ -163,6 +163,42 @@ def paired_difference(
     return replace(estimate, kind=f"paired {estimate.kind}") if estimate.has_interval else estimate
 
 
+def bootstrap_balanced(
+    hits_N2: ArrayLike,
+    counts_N2: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean of two shares, each of its own kind of cases, with a percentile bootstrap over problems.
+
+    For balanced accuracy: of the right answers those called correct, and of the wrong ones those called wrong.
+
+    Args:
+        hits_N2: hits of each kind per problem; shape [N, 2].
+        counts_N2: cases of each kind per problem; shape [N, 2]. Without cases of one kind there is no estimate.
+        seed, resamples, level: as in `bootstrap_mean`. Resamples without cases of one kind are left out.
+    """
+    hits_N2, counts_N2 = np.asarray(hits_N2, dtype=np.float64), np.asarray(counts_N2, dtype=np.float64)
+    n = len(counts_N2)
+    if n == 0 or not counts_N2.sum(axis=0).all():
+        return not_measured(level, "no cases of one of the two kinds")
+    value = float((hits_N2.sum(axis=0) / counts_N2.sum(axis=0)).mean())
+    rng, found = np.random.default_rng(seed), []
+    rows = max(1, _CELLS_PER_CHUNK // (2 * n))
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(0, n, size=(min(rows, resamples - start), n))
+        hits_R2, counts_R2 = hits_N2[drawn].sum(axis=1), counts_N2[drawn].sum(axis=1)
+        both_R = counts_R2.all(axis=1)
+        found.append((hits_R2[both_R] / counts_R2[both_R]).mean(axis=1))
+    values_R = np.concatenate(found)
+    if np.ptp(values_R) == 0:
+        return Estimate(value, math.nan, math.nan, n, level, "no interval: every resample has the same value")
+    low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), n, level, "bootstrap over problems")
+
+
 def across_seeds(values_S: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean of one number per training seed with Student's t interval, S - 1 degrees of freedom.
 

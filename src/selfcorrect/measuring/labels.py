@@ -8,6 +8,8 @@ METHODS = {
     "score": "SCoRe",
     "multi_turn": "multi-turn RL",
     "single_turn": "single-turn RL",
+    "pag": "PAG",
+    "thinktwice": "ThinkTwice",
     "star": "STaR",
     "pair_sft": "Pair-SFT",
     "self_refine": "Self-Refine",

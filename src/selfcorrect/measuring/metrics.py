@@ -6,7 +6,8 @@ Departs from the paper: any number of attempts, and an interval with every mean.
 Rules that hold everywhere here:
 
 - The unit is the problem. Several samples of a problem are averaged first, so each problem counts once.
-- An attempt is a graded turn; turns without a grade (feedback) are skipped.
+- An attempt is a graded answer; the turns between attempts (feedback, verdicts) are skipped. An attempt that was not
+  played, because the model called the one before correct, counts as that one: it is the episode's answer.
 - A verdict ``error`` is the verifier's fault: that attempt is counted, and left out of every number that needs its
 verdict or its extracted answer, pair by pair. Without errors, delta is exactly the difference of the accuracies; with
 errors, nearly. An attempt that an endpoint refused is such an error, and is also left out of numbers that need its
@@ -27,9 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcorrect.episodes.table import EpisodeTable, edit_distances
-from selfcorrect.measuring.intervals import RESAMPLES, Estimate, bootstrap_mean, not_measured, paired_difference
+from selfcorrect.episodes.verdict import judged, tokens_saved
+from selfcorrect.measuring.intervals import (
+    RESAMPLES,
+    Estimate,
+    bootstrap_balanced,
+    bootstrap_mean,
+    not_measured,
+    paired_difference,
+)
 from selfcorrect.measuring.records import Storable
-from selfcorrect.types import Episode, Verdict
+from selfcorrect.types import BoolArray, Episode, Verdict
 
 EDIT_BINS = 20
 """Number of equal bins of the edit-distance ratio over [0, 1]. A bin includes its lower edge; the last also its upper
@@ -82,6 +91,26 @@ class RevisionSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictSummary:
+    """How a model judges its own answers, over all verdict turns that were played."""
+
+    accuracy: Estimate
+    """Share that agrees with the verifier; a text without a verdict does not."""
+    balanced: Estimate
+    """Mean of two shares: of the right answers those called correct, of the wrong ones those called wrong. 1/2 for a
+    verdict that is always the same."""
+    says_wrong: Estimate
+    """Share that says "wrong": with the stop rule the revisions that were asked for."""
+    says_nothing: Estimate
+    """Share without a verdict in the asked-for form."""
+    tokens: Estimate
+    """Mean sampled tokens of a verdict turn."""
+    tokens_saved: Estimate
+    """Per episode, net of the verdict's own tokens: an attempt that was not played counts as long as attempt 1. An estimate;
+    below 0 where the verdicts cost more than they save."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvalSummary(Storable):
     """One checkpoint on one set of problems. Attempts are counted from 1, as in the paper."""
 
@@ -97,6 +126,8 @@ class EvalSummary(Storable):
     """``revisions[0]`` is from attempt 1 to attempt 2; empty with one attempt."""
     delta_first_last: Estimate
     """Accuracy at the last attempt minus that at the first; n/a with one attempt."""
+    verdicts: VerdictSummary | None = None
+    """Of the verdict turns; None where there are none, and in records of an older version."""
 
     def accuracy(self, attempt: int) -> Estimate:
         """Accuracy@t for attempt 1, 2, ...; n/a for one that was not played."""
@@ -148,6 +179,7 @@ def summarise(episodes: Sequence[Episode], *, level: float = 0.95, seed: int = 0
         attempts=tuple(_attempt(means, k) for k in range(table.n_attempts)),
         revisions=tuple(_revision(means, k) for k in range(last)),
         delta_first_last=means.gain(0, last) if last > 0 else not_measured(level),
+        verdicts=_verdicts(episodes, means) if any(e.verdicts for e in episodes) else None,
     )
 
 
@@ -255,6 +287,54 @@ def _revision(means: _Means, k: int) -> RevisionSummary:
         edit_histogram=tuple(np.bincount(bins_E, minlength=EDIT_BINS).tolist()),
         n_both_empty=int((texts_E & ~some_E).sum()),
     )
+
+
+def _verdicts(episodes: Sequence[Episode], means: _Means) -> VerdictSummary:
+    table = means.table
+    index = {name: i for i, name in enumerate(table.problem_ids)}
+    turns = [(index[e.problem.id], answer, verdict) for e in episodes for answer, verdict in judged(e)]
+    verdicts = [v for _, _, v in turns]
+    says = [v.grade.extracted if v.grade else None for v in verdicts]
+    asked = np.array([v.stop != "refused" for v in verdicts], dtype=bool)
+    known = np.array([a.correct or a.wrong for _, a, _ in turns], dtype=bool) & asked
+    counted = np.array([v.token_ids is not None for v in verdicts], dtype=bool)
+    hits_N2, counts_N2 = np.zeros((len(index), 2)), np.zeros((len(index), 2))
+    for (i, answer, verdict), is_known in zip(turns, known, strict=True):
+        if is_known:
+            kind = int(answer.wrong)
+            counts_N2[i, kind] += 1
+            hits_N2[i, kind] += verdict.correct
+
+    def share(values: Sequence[float], keep: BoolArray, support: tuple[float, float] | None = (0.0, 1.0)) -> Estimate:
+        return _mean_by_problem(means, [i for i, _, _ in turns], values, keep, support)
+
+    saved = [tokens_saved(e) for e in episodes]
+    sampled = np.array([all(a.token_ids is not None for a in e.attempts if a.source == "sampled") for e in episodes])
+    return VerdictSummary(
+        accuracy=share([v.correct for v in verdicts], known),
+        balanced=bootstrap_balanced(
+            hits_N2, counts_N2, seed=means.seed, level=means.level, resamples=_DESCRIPTIVE_RESAMPLES
+        ),
+        says_wrong=share([s == "wrong" for s in says], asked),
+        says_nothing=share([s is None for s in says], asked),
+        tokens=share([len(v.token_ids or ()) for v in verdicts], counted, None),
+        tokens_saved=_mean_by_problem(means, [index[e.problem.id] for e in episodes], saved, sampled, None),
+    )
+
+
+def _mean_by_problem(
+    means: _Means,
+    problems: Sequence[int],
+    values: Sequence[float],
+    keep: BoolArray,
+    support: tuple[float, float] | None,
+) -> Estimate:
+    """Mean of a value per turn or episode: of each problem's kept ones first, then over the problems."""
+    n = len(means.table.problem_ids)
+    where, kept = np.array(problems, dtype=np.int64)[keep], np.array(values, dtype=np.float64)[keep]
+    count_N = np.bincount(where, minlength=n)
+    sum_N = np.bincount(where, weights=kept, minlength=n)
+    return means.mean(sum_N[count_N > 0] / count_N[count_N > 0], support, _DESCRIPTIVE_RESAMPLES)
 
 
 def _natural_order(level: str | None) -> tuple[bool, list[int | str]]:

@@ -88,7 +88,8 @@ def revising(
     ]
     told: list[tuple[bool, bool]] = []
     if check_is_sound is not None:
-        found = ((check_is_sound(e.problem, a.text), a.correct) for e in episodes for a in e.attempts)
+        answers = ((e.problem, a) for e in episodes for a in e.answers if a.source != "kept")
+        found = ((check_is_sound(problem, a.text), a.correct) for problem, a in answers)
         told = [(sound, right) for sound, right in found if sound is not None]
     return Revising(
         episodes=int(judged_E.sum()),

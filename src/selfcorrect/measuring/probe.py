@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Plan:
     cap: int
     largest_cap: int
     seed: int = 0
+    turns: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``Play`` for a turn between attempts, see ``verdict_turn``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,9 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
         problems: problems of the training split.
         plan: attempts, samples, caps.
     """
-    once = Play(plan.attempts, 1, plan.cap, 0.0, (plan.seed, "probe greedy"))
+    once = Play(plan.attempts, 1, plan.cap, 0.0, (plan.seed, "probe greedy"), **plan.turns)
     greedy = asyncio.run(play(engine, task, problems, once))
-    how = Play(plan.attempts, plan.samples, plan.largest_cap, 1.0, (plan.seed, "probe"))
+    how = Play(plan.attempts, plan.samples, plan.largest_cap, 1.0, (plan.seed, "probe"), **plan.turns)
     start = time.perf_counter()  # of the second call: what a first call costs once is not in the speed
     groups = asyncio.run(play(engine, task, problems, how))
     seconds = time.perf_counter() - start
@@ -123,8 +125,10 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
     start = time.perf_counter()
     engine.logprobs(lay_out(groups).sequences, CURRENT)
     scoring = time.perf_counter() - start
-    columns_K = [[e.attempts[k] for e in episodes] for k in range(plan.attempts)]
+    columns_K = [[e.answers[k] for e in episodes] for k in range(plan.attempts)]
+    columns_K = [[a for a in column if a.source != "kept"] or column for column in columns_K]
     lengths_KE = [np.array([len(a.token_ids or ()) for a in column]) for column in columns_K]
+    all_lengths = [len(a.token_ids or ()) for e in episodes for a in e.attempts]
     graded = [a.grade for column in columns_K for a in column if a.grade is not None]
     return Probe(
         plan=plan,
@@ -143,8 +147,8 @@ def probe(engine: Engine, task: Task, problems: Sequence[Problem], plan: Plan) -
         },
         revising=revising(groups, getattr(task, "check_is_sound", None)) if plan.attempts > 1 else None,
         verifier_errors=sum(g.verdict is Verdict.ERROR for g in graded) / len(graded),
-        tokens_per_s=float(sum(lengths_E.sum() for lengths_E in lengths_KE)) / seconds,
-        tokens_per_episode=float(sum(np.minimum(lengths_E, plan.cap).mean() for lengths_E in lengths_KE)),
+        tokens_per_s=float(sum(all_lengths)) / seconds,
+        tokens_per_episode=float(np.minimum(all_lengths, plan.cap).sum() / len(episodes)),
         scoring_s=scoring,
         episodes=episodes,
     )
@@ -168,6 +172,7 @@ def numbers(found: Probe, task: Task) -> Numbers:
         fixed=_value(revision.i_to_c) if revision else None,
         can_warm_up=isinstance(task, Demonstrates),
         sound=found.revising.sound_if_wrong if found.revising else None,
+        no_verdict=_value(found.sampled.verdicts.says_nothing) if found.sampled.verdicts else None,
     )
 
 
@@ -214,7 +219,8 @@ def _mean_one_verdict(groups: Sequence[Sequence[Episode]], attempt: int, k: int)
     """Mean over problems; a sample with a verifier error is left out, as in training."""
     chances = []
     for group in groups:
-        valid = [e.attempts[attempt].correct for e in group if e.valid_K[attempt]]
+        answers = [e.answers[attempt] for e in group]
+        valid = [a.correct for a in answers if a.correct or a.wrong]
         chances.append(expected_one_verdict(sum(valid), len(valid), k))
     known = [c for c in chances if c is not None]
     return sum(known) / len(known) if known else None

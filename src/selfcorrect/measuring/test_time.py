@@ -100,8 +100,46 @@ class AttemptCurve(Storable):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One budget of sampled tokens for a problem, spent in four ways. n/a where a way cannot spend as little or as much."""
+
+    responses: int
+    """First attempts that the budget pays for."""
+    tokens: float
+    """The budget: expected sampled tokens of a problem."""
+    parallel: Estimate
+    """Majority vote over first attempts."""
+    corrected: Estimate
+    """Majority vote over second attempts, each after a first one."""
+    gated: Estimate
+    """Majority vote over final answers where the model's verdict decides whether an answer is revised."""
+    best: Estimate
+    """One of the first attempts that the model calls correct, by lot; of all where it calls none so."""
+    corrected_gain: Estimate
+    """corrected - parallel, paired by problem; the next two alike."""
+    gated_gain: Estimate
+    best_gain: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCurve(Storable):
+    """Accuracy by number of sampled tokens."""
+
+    NAME: ClassVar[str] = "token curve"
+    rows: tuple[TokenRow, ...]
+    tokens_per_sample: Mapping[str, float]
+    """Mean sampled tokens of one sample of each way."""
+    n_problems: int
+    n_left_out: int
+    """Problems with a verdict ``error`` of the verifier among their responses; they are in no number."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    episodes: Played = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ScalingCurves(Storable):
-    """Both curves of one model: the content of ``scaling.json`` in a run directory."""
+    """The curves of one model: the content of ``scaling.json`` in a run directory."""
 
     NAME: ClassVar[str] = "measurement of scaling"
     model: str
@@ -111,6 +149,7 @@ class ScalingCurves(Storable):
     votes: VoteCurve | None = None
     """None if it was not measured; likewise ``attempts``."""
     attempts: AttemptCurve | None = None
+    tokens: TokenCurve | None = None
 
 
 def vote_curve(
@@ -135,13 +174,13 @@ def vote_curve(
     lasts: dict[str, list[Vote]] = {}
     for episode in (*chains, *alone):
         if episode.problem.id not in failed:
-            firsts.setdefault(episode.problem.id, []).append(_vote(episode.attempts[0], key))
+            firsts.setdefault(episode.problem.id, []).append(vote_of(episode.attempts[0], key))
     for episode in chains:
         if episode.problem.id not in failed:
-            lasts.setdefault(episode.problem.id, []).append(_vote(episode.attempts[-1], key))
+            lasts.setdefault(episode.problem.id, []).append(vote_of(episode.attempts[-1], key))
     names = sorted(firsts)
     first_votes, last_votes = ([votes.get(name, []) for name in names] for votes in (firsts, lasts))
-    mean, gap = _intervals(seed)
+    mean, gap = intervals(seed)
     one_N = _majorities(first_votes, 1)
     rows = []
     for k in budgets:
@@ -164,12 +203,12 @@ def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve
     failed = {e.problem.id for e in episodes if not e.valid_K.all()}
     table = EpisodeTable.of([e for e in episodes if e.problem.id not in failed])
     columns = [table.accuracy_N(k) for k in range(table.n_attempts)]
-    mean, gap = _intervals(seed)
+    mean, gap = intervals(seed)
     gains = tuple(gap(columns[0], column) if k else not_measured() for k, column in enumerate(columns))
     return AttemptCurve(tuple(map(mean, columns)), gains, len(table.problem_ids), len(failed))
 
 
-def _vote(attempt: Attempt, key: AnswerKey) -> Vote:
+def vote_of(attempt: Attempt, key: AnswerKey) -> Vote:
     """The vote of an attempt. A text without an answer abstains. If its verdict names no extracted answer, it votes
     with its whole text."""
     grade = attempt.grade
@@ -182,7 +221,7 @@ def _majorities(votes_N: Sequence[Sequence[Vote]], k: int) -> Floats:
     return np.array([expected_majority(votes, k) for votes in votes_N], dtype=np.float64)
 
 
-def _intervals(seed: int) -> tuple[Callable[[Floats], Estimate], Callable[[Floats, Floats], Estimate]]:
+def intervals(seed: int) -> tuple[Callable[[Floats], Estimate], Callable[[Floats, Floats], Estimate]]:
     """Functions for the mean of shares and for the paired difference of two, over problems."""
     mean = partial(bootstrap_mean, seed=seed, support=(0.0, 1.0))
     return mean, partial(paired_difference, seed=seed, support=(-1.0, 1.0))
@@ -257,7 +296,7 @@ def measure_votes(
     ways = [Play(1, largest - pairs, max_new_tokens, temperature, (seed, "scale alone"))]
     if pairs:
         ways.append(Play(2, pairs, max_new_tokens, temperature, (seed, "scale corrected")))
-    settings, (alone, *chains) = _played(engine, task, problems, ways, "votes", on_progress)
+    settings, (alone, *chains) = play_ways(engine, task, problems, ways, "votes", on_progress)
     corrected = [e for episodes in chains for e in episodes]
     renumbered = [replace(e, sample=e.sample + pairs) for e in alone]
     return replace(
@@ -285,7 +324,7 @@ def measure_attempts(
     """
     start = time.perf_counter()
     how = Play(attempts, 1, max_new_tokens, temperature, (seed, "scale attempts"))
-    settings, (episodes,) = _played(engine, task, problems, [how], "attempts", on_progress)
+    settings, (episodes,) = play_ways(engine, task, problems, [how], "attempts", on_progress)
     return replace(
         attempt_curve(episodes, seed=seed),
         settings={**settings, "attempts": attempts},
@@ -294,7 +333,7 @@ def measure_attempts(
     )
 
 
-def _played(
+def play_ways(
     engine: Engine, task: Task, problems: Sequence[Problem], ways: Sequence[Play], what: str, on_progress: OnProgress
 ) -> tuple[dict[str, Any], list[list[Episode]]]:
     """Play all problems in each of the ``ways``, a chunk at a time. Returns the common settings and the episodes of

@@ -26,12 +26,36 @@ class StartRecord(_Record):
     resumed_from_step: int | None = None
 
 
+class VerdictNumbers(_Record):
+    """The verdict turns of one optimiser step: how the model judges its own answers."""
+
+    accuracy: float | None
+    """Share of the verdicts that agree with the verifier; a text without a verdict does not. None: nothing to compare."""
+    balanced: float | None
+    """Mean of two shares: of the right answers those called correct, of the wrong ones those called wrong. None where
+    answers of one of the kinds are missing."""
+    says_correct: float
+    """Share of the verdict turns that say "correct"."""
+    says_wrong: float
+    """Share that say "wrong", and so ask for a revision."""
+    kl: float | None
+    """As ``StepRecord.kl``."""
+    tokens: float
+    """Mean sampled tokens of a verdict turn."""
+    tokens_saved: float
+    """Per episode, net and estimated: tokens of the first attempt where no second one was played, less the verdict's."""
+    zero_variance: float
+    """Share of groups whose verdicts all earn the same."""
+    skipped_groups: int
+
+
 class StepRecord(_Record):
     """One optimiser step. Lists have one entry per attempt unless their name says otherwise.
 
     reward, kl, truncated, no_answer and answer_tokens are over the attempts that were sampled in this step: stored
     first attempts of the base say nothing about the policy. If none was sampled, they hold None. Changes between
-    attempts (answer_change, fixed, broken) are over all episodes.
+    attempts (answer_change, fixed, broken) are over all episodes. An attempt that was not played, because the model
+    called the one before correct, counts in reward with that one's: it is the episode's answer.
     """
 
     kind: Literal["step"] = "step"
@@ -78,6 +102,8 @@ class StepRecord(_Record):
     """Share of the trained tokens whose sequence was left out (train.ratio_mask)."""
     drafted: list[float | None] | None = None
     """Share of the sampled tokens that were copied from an earlier attempt and only checked; None in older records."""
+    verdicts: VerdictNumbers | None = None
+    """Of the verdict turns; None where there are none."""
     loss: float | None = None
     """Supervised steps only: mean negative log-likelihood per target token, nats. Such a step plays no episodes:
     ``episodes`` counts its training sequences and the lists are empty."""
@@ -175,6 +201,7 @@ def episode_row(episode: Episode, *, step: int | None = None, stage: str | None 
                 "stop": a.stop,
                 "source": a.source,
                 **({"thinking": a.thinking, "thinking_tokens": a.thinking_tokens} if a.thinking else {}),
+                **({"turn": a.turn} if a.turn == "verdict" else {}),
             }
             for a in episode.attempts
         ],
@@ -220,6 +247,7 @@ def episode_from_row(row: dict[str, Any]) -> Episode:
             parent=k - 1 if k else None,
             thinking=a.get("thinking", ""),
             thinking_tokens=a.get("thinking_tokens"),
+            turn=a.get("turn", "feedback" if a["verdict"] is None else "answer"),
         )
         for k, a in enumerate(row["attempts"])
     )

@@ -13,7 +13,7 @@ from selfcorrect.errors import DataError
 from selfcorrect.measuring.compare import Row, compare_runs
 from selfcorrect.measuring.intervals import Estimate, not_measured
 from selfcorrect.measuring.labels import CONTROLS, METHODS, model_and_control
-from selfcorrect.measuring.metrics import by_level
+from selfcorrect.measuring.metrics import VerdictSummary, by_level
 from selfcorrect.measuring.test_time import ScalingCurves
 from selfcorrect.records.lines import AlarmRecord, StepRecord
 from selfcorrect.report.charts import Curves, Flow, Histogram, Levels, Line, Number, axis_range
@@ -101,10 +101,21 @@ CURVES = (
 )
 
 
+VERDICT_CURVES = (
+    Metric(
+        "Verdicts of the model on its own answers",
+        "share",
+        lambda r: (r.verdicts.accuracy, r.verdicts.balanced, r.verdicts.says_wrong) if r.verdicts else (None,) * 3,
+        ("agree with the verifier", "balanced accuracy", "ask for a revision"),
+    ),
+)
+"""Charts of runs with verdict turns."""
+
+
 def build_page(runs: Sequence[RunData], paths: Sequence[Path]) -> Page:
     """The page of some runs, in the given order."""
     ranges = {}
-    for metric in CURVES:
+    for metric in (*CURVES, *VERDICT_CURVES):
         values = [v for run in runs for record in run.steps for v in metric.values(record)]
         ranges[metric.title] = axis_range(values, share=metric.unit == "share")
     methods: tuple[Row, ...] = ()
@@ -132,6 +143,7 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
         for name in MAIN
         if name in run.summaries and run.summaries[name].revisions
     )
+    shown = (*CURVES, *(VERDICT_CURVES if any(r.verdicts for r in run.steps) else ()))
     settings = []
     for section, values in c.model_dump().items():
         named = {f"{section}.{key}": v for key, v in values.items()} if isinstance(values, dict) else {section: values}
@@ -142,7 +154,7 @@ def _run_page(run: RunData, ranges: dict[str, tuple[float, float]]) -> RunPage:
         state=_state(run),
         attempts=attempts,
         results=tuple(_result(name, run, attempts) for name in names),
-        curves=tuple(_curves(metric, run, ranges[metric.title]) for metric in CURVES if run.steps),
+        curves=tuple(_curves(metric, run, ranges[metric.title]) for metric in shown if run.steps),
         flows=tuple(filter(None, (_flow(name, run) for name in MAIN))),
         edits=Histogram("Edit-distance ratio between the last two attempts", edits) if edits else None,
         levels=_levels(run),
@@ -202,7 +214,7 @@ def _flow(name: str, run: RunData) -> Flow | None:
         return None
     usable, failed = [], 0
     for episode in run.held_out[name].bare:
-        graded = [a for a in episode.attempts if a.grade is not None]
+        graded = [a for a in episode.answers if a.grade is not None]
         if any(a.grade is not None and a.grade.verdict is Verdict.ERROR for a in graded):
             failed += 1
         elif len(graded) > 1:
@@ -244,6 +256,16 @@ def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
         }
         title = f"Accuracy by sampled responses, T = {curves.votes.settings.get('temperature', 'n/a')}"
         found.append((title, "response", [row.responses for row in rows], dict(lines)))
+    if curves.tokens is not None:
+        by_tokens = curves.tokens.rows
+        lines = {
+            "majority vote": (0, [row.parallel for row in by_tokens]),
+            "corrected, majority vote": (1, [row.corrected for row in by_tokens]),
+            "corrected where the verdict asks, majority vote": (2, [row.gated for row in by_tokens]),
+            "best by the verdict": (3, [row.best for row in by_tokens]),
+        }
+        title = f"Accuracy by sampled tokens, T = {curves.tokens.settings.get('temperature', 'n/a')}"
+        found.append((title, "token", [round(row.tokens) for row in by_tokens], dict(lines)))
     if curves.attempts is not None:
         values = curves.attempts.accuracy_K
         counts = range(1, len(values) + 1)
@@ -256,9 +278,17 @@ def scaling_charts(curves: ScalingCurves) -> tuple[Curves, ...]:
             spread = tuple((e.low, e.high) if e.n else (None, None) for e in estimates)
             drawn.append(Line(label, style, points, spread))
         limits = axis_range([high for line in drawn for _, high in line.spread], share=True)
-        doubling = axis == "response"
+        doubling = axis in ("response", "token")
         charts.append(Curves(title, "share", tuple(numbers), tuple(drawn), *limits, axis=axis, doubling=doubling))
     return tuple(charts)
+
+
+def verdict_words(v: VerdictSummary) -> str:
+    """The numbers of the verdict turns in one line."""
+    return (
+        f"{v.accuracy.text()} % agree with the verifier, balanced accuracy {v.balanced.text()} %, {v.says_wrong.text()} % ask for "
+        f"a revision, {v.tokens_saved.text(scale=1, sign=True)} tokens saved per episode"
+    )
 
 
 def _alarms(run: RunData) -> tuple[Alarm, ...]:
@@ -285,6 +315,9 @@ def _facts(run: RunData) -> tuple[tuple[str, str], ...]:
         if name in run.evals:
             settings = ", ".join(f"{k} {v}" for k, v in run.evals[name].settings.items())
             facts.append((f"evaluation: {NAMES[name]}", f"{settings}; {run.evals[name].seconds:.0f} s"))
+    for name in MAIN:
+        if name in run.summaries and (v := run.summaries[name].verdicts) is not None:
+            facts.append((f"verdicts: {NAMES[name]}", verdict_words(v)))
     if run.scaling is not None:
         step = "" if run.scaling.step is None else f", step {run.scaling.step:,}"
         facts.append((f"scaling{step}", run.scaling.command))

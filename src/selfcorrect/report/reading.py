@@ -158,7 +158,7 @@ def _index(file: Path, *, bare: bool) -> Episodes:
             offset += len(raw)
             if bare:  # what the flows and the tables by level need; all texts would fill the memory
                 attempts = tuple(
-                    Attempt("", None, None, None, a.stop, a.grade and Grade(a.grade.verdict), a.source)
+                    Attempt("", None, None, None, a.stop, a.grade and Grade(a.grade.verdict), a.source, turn=a.turn)
                     for a in episode.attempts
                 )
                 problem = Problem(episode.problem.id, "", "", episode.problem.level)

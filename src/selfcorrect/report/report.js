@@ -27,18 +27,20 @@
 
   function attemptView(attempts, k) {
     const attempt = attempts[k];
+    const answers = attempts.filter((a) => a.turn !== "verdict");
+    const n = answers.indexOf(attempt); // -1: a turn in which the model judges its answer
     const text = element("pre", "");
     text.dir = "auto";
-    if (attempts.length === 1) {
+    if (answers.length === 1 || n < 0 || attempt.kept) {
       text.append(attempt.text);
     } else {
       // The first shows what the second drops; the others show what they add.
-      const [before, after, hidden] = k === 0 ? [0, 1, "new"] : [k - 1, k, "gone"];
-      const parts = wordDiff(attempts[before].text, attempts[after].text).filter(([kind]) => kind !== hidden);
+      const [before, after, hidden] = n === 0 ? [0, 1, "new"] : [n - 1, n, "gone"];
+      const parts = wordDiff(answers[before].text, answers[after].text).filter(([kind]) => kind !== hidden);
       text.append(...parts.map(([kind, part]) => kind === "same" ? part : element(kind === "gone" ? "del" : "ins", "", part)));
     }
     if (!attempt.text) text.append(element("em", "", "(empty)"));
-    const heading = element("h5", "", `Attempt ${k + 1} `);
+    const heading = element("h5", "", n < 0 ? "The model's verdict " : `Attempt ${n + 1} `);
     if (attempt.verdict) {
       heading.append(element("span", `verdict ${attempt.verdict}`, VERDICTS[attempt.verdict] || attempt.verdict));
     }
@@ -58,7 +60,8 @@
     if (attempt.tokens !== null) notes.push(`${count(attempt.tokens)} tokens`);
     if (attempt.stop === "length") notes.push("stopped by the token cap");
     if (attempt.given) notes.push("given, not sampled");
-    if (k > 0 && attempt.text === attempts[k - 1].text) notes.push("repeats the previous attempt");
+    if (attempt.kept) notes.push("not played: the attempt before stands");
+    else if (n > 0 && attempt.text === answers[n - 1].text) notes.push("repeats the previous attempt");
     if (attempt.leftOut) notes.push(`${count(attempt.leftOut)} characters in the middle not shown`);
     if (notes.length) view.append(element("p", "meta", notes.join("; ")));
     return view;

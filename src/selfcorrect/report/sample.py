@@ -100,7 +100,11 @@ def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
             short = {key: _short(a[key]) for key in ("extracted", "detail")}
             if thinking := a.get("thinking"):
                 kept |= {"thinking": shown(thinking)[0], "thinkingTokens": a.get("thinking_tokens")}
-            attempts.append({"text": text, "leftOut": left_out, "given": a["source"] != "sampled", **kept, **short})
+            if a.get("turn") == "verdict":
+                kept["turn"] = "verdict"
+            if a["source"] == "kept":
+                kept["kept"] = True
+            attempts.append({"text": text, "leftOut": left_out, "given": a["source"] == "given", **kept, **short})
         sides[who] = {"tags": tags_of(episode_from_row(part)), "attempts": attempts}
     entry: Entry = {
         "run": number,

@@ -10,6 +10,7 @@ TAGS = {
     "kept-right": "Kept right",
     "kept-wrong": "Kept wrong",
     "copied": "Copied: the last attempt repeats the previous one, character for character",
+    "not-revised": "Not revised: the model called its answer correct",
     "cut": "Cut or no answer, in any attempt",
     "one-right": "One attempt only, right",
     "one-wrong": "One attempt only, wrong",
@@ -20,8 +21,8 @@ _UNANSWERED = (Verdict.TRUNCATED, Verdict.NO_ANSWER, Verdict.TIMEOUT)
 
 
 def tags_of(episode: Episode) -> tuple[str, ...]:
-    """Tags of an episode, in the order of `TAGS`. Ungraded turns do not count. After a verifier error no verdict does."""
-    attempts = [a for a in episode.attempts if a.grade is not None]
+    """Tags of an episode, in the order of `TAGS`. Turns between attempts do not count. After a verifier error no verdict does."""
+    attempts = [a for a in episode.answers if a.grade is not None]
     verdicts = [a.grade.verdict for a in attempts if a.grade is not None]
     found = set()
     if Verdict.ERROR in verdicts:
@@ -31,7 +32,9 @@ def tags_of(episode: Episode) -> tuple[str, ...]:
     elif verdicts:
         flows = {(False, True): "fixed", (True, False): "broken", (True, True): "kept-right"}
         found.add(flows.get((attempts[0].correct, attempts[-1].correct), "kept-wrong"))
-    if len(attempts) > 1 and attempts[-1].text == attempts[-2].text:
+    if any(a.source == "kept" for a in attempts):
+        found.add("not-revised")
+    elif len(attempts) > 1 and attempts[-1].text == attempts[-2].text:
         found.add("copied")
     if any(v in _UNANSWERED for v in verdicts):
         found.add("cut")

@@ -137,8 +137,7 @@ def planned_cost(config: Config) -> Cost:
     Offline first attempts are counted as if every use sampled a new one. This is an upper bound.
     """
     stages, problems = plan(config), config.train.problems_per_step
-    answers = (s.attempts if s.branches == 1 else 1 + s.branches for s in stages)
-    responses = sum(s.steps * problems * s.samples_per_problem * n for s, n in zip(stages, answers, strict=True))
+    responses = problems * sum(s.responses for s in stages)
     return Cost(sum(s.steps for s in stages), responses, responses * config.play.max_new_tokens)
 
 

@@ -36,6 +36,7 @@ from selfcorrect.serve.protocol import (
     parse_request,
     response,
     streamed,
+    verdict_fields,
 )
 
 KEEP_ALIVE_S = 10.0
@@ -208,7 +209,10 @@ class Service:
                     continue
                 if found is None:
                     break
-                yield chunk(identity, created, self._model, {}, selfcorrect={"attempt": attempt_fields(*found)}, **more)
+                part = (
+                    {"verdict": verdict_fields(*found)} if found[1].is_verdict else {"attempt": attempt_fields(*found)}
+                )
+                yield chunk(identity, created, self._model, {}, selfcorrect=part, **more)
             for text in streamed(chat_request, _result(work), identity, created, self._model):
                 yield text
         except ApiError as error:

@@ -37,6 +37,10 @@ class Conversation:
     """The instruction between attempts."""
     key: Key = ()
     """Start of every answer's random-stream key."""
+    verdict: str | None = None
+    """Request for the model's verdict on each attempt but the last; None asks for none."""
+    stop: bool = False
+    """Play the next attempt only where the verdict is "wrong"."""
 
 
 class Backend(Protocol):
@@ -65,25 +69,36 @@ async def correct(
     Args:
         conversation: as the backend opened it for this request.
         request: attempts and votes.
-        on_attempt: called with the number (from 1) and content of every attempt as it comes, where there is one vote.
-            With several votes, the order of attempts would mean nothing.
+        on_attempt: called with the number (from 1) and content of every attempt as it comes, where there is one vote, and
+            of every verdict turn with the number of the attempt that it judges. With several votes, the order of attempts
+            would mean nothing.
 
     Raises:
         ApiError: 502 or 504 from an upstream server.
         EngineError: the engine failed.
     """
     start = time.perf_counter()
-    how = Play(request.attempts, 1, request.max_tokens, request.temperature, conversation.key)
+    how = Play(
+        request.attempts,
+        1,
+        request.max_tokens,
+        request.temperature,
+        conversation.key,
+        verdict=conversation.verdict,
+        stop=conversation.stop,
+    )
     prompt_tokens: list[int | None] = []
 
     async def vote(sample: int) -> tuple[ServedAttempt, ...]:
-        attempts: list[ServedAttempt] = []
+        turns: list[ServedAttempt] = []
         last = time.perf_counter()
 
         def on_turn(reply: Reply) -> None:
             nonlocal last
             now = time.perf_counter()
-            attempts.append(
+            assert reply.stop != "kept", "what was not played does not come"
+            turn = how.turn(len(turns))
+            turns.append(
                 ServedAttempt(
                     valid_text(reply.text),
                     reply.stop,
@@ -92,11 +107,12 @@ async def correct(
                     valid_text(reply.thinking),
                     reply.thinking_tokens,
                     reply.fault or None,
+                    is_verdict=turn == "verdict",
                 )
             )
             last = now
             if request.votes == 1:
-                on_attempt(len(attempts), attempts[-1])
+                on_attempt(sum(not t.is_verdict for t in turns), turns[-1])
 
         c = conversation
         ((first, *_),) = await play_turns(
@@ -104,9 +120,10 @@ async def correct(
         )
         if sample == 0:
             prompt_tokens.append(first.prompt_tokens)
-        return tuple(attempts)
+        return tuple(turns)
 
-    played = await asyncio.gather(*map(vote, range(request.votes)))
+    chains = await asyncio.gather(*map(vote, range(request.votes)))
+    played = [tuple(t for t in chain if not t.is_verdict) for chain in chains]
     chosen, votes = 0, None
     if len(played) > 1:  # in a thread, as below: long texts must not hold up the other requests
         chosen, votes = await asyncio.to_thread(majority, [chain[-1] for chain in played])
@@ -115,9 +132,10 @@ async def correct(
         edit_ratios=await asyncio.to_thread(edit_ratios, [a.text for a in played[chosen]]),
         votes=votes,
         prompt_tokens=prompt_tokens[0] or 0,
-        completion_tokens=sum(a.tokens or 0 for chain in played for a in chain),
-        reasoning_tokens=sum(a.thinking_tokens or 0 for chain in played for a in chain),
+        completion_tokens=sum(t.tokens or 0 for chain in chains for t in chain),
+        reasoning_tokens=sum(t.thinking_tokens or 0 for chain in chains for t in chain),
         seconds=time.perf_counter() - start,
+        verdicts=None if how.verdict is None else tuple(t for t in chains[chosen] if t.is_verdict),
     )
 
 

@@ -18,10 +18,21 @@ class EndpointBackend:
         endpoint: the upstream server; closed with this.
         instruction: the instruction between attempts.
         shown_as: who shows an answer to the next attempt.
+        verdict: request for the model's verdict between attempts; None asks for none.
+        stop: play the next attempt only where that verdict is "wrong".
     """
 
-    def __init__(self, endpoint: Endpoint, instruction: str, shown_as: ShownAs = "assistant") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        instruction: str,
+        shown_as: ShownAs = "assistant",
+        verdict: str | None = None,
+        *,
+        stop: bool = False,
+    ) -> None:
         self._endpoint, self._instruction, self._shown_as = endpoint, instruction, shown_as
+        self._verdict, self._stop = verdict, stop
 
     async def open(self, request: ChatRequest) -> Conversation:
         """See ``Backend.open``. The upstream server checks the length."""
@@ -33,7 +44,7 @@ class EndpointBackend:
         source = TextSource(
             self._endpoint, request.max_tokens, request.temperature, seed_of, self._raise_api_error, self._shown_as
         )
-        return Conversation(source, request.messages, self._instruction)
+        return Conversation(source, request.messages, self._instruction, verdict=self._verdict, stop=self._stop)
 
     def fault(self) -> str | None:
         """See ``Backend.fault``: an upstream server that is down now may be up for the next request."""

@@ -181,10 +181,15 @@ class EngineBackend:
         batcher: the engine's batcher.
         instruction: between attempts.
         context: the longest conversation, in tokens.
+        verdict: request for the model's verdict between attempts; None asks for none.
+        stop: play the next attempt only where that verdict is "wrong".
     """
 
-    def __init__(self, batcher: Batcher, instruction: str, context: int) -> None:
+    def __init__(
+        self, batcher: Batcher, instruction: str, context: int, verdict: str | None = None, *, stop: bool = False
+    ) -> None:
         self._batcher, self._instruction, self._context = batcher, instruction, context
+        self._verdict, self._stop = verdict, stop
         self._encoding = asyncio.Lock()
 
     async def open(self, request: ChatRequest) -> Conversation:
@@ -193,15 +198,17 @@ class EngineBackend:
         try:
             async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
                 prompt = await asyncio.to_thread(chat.begin, request.messages)
-                between = (request.attempts - 1) * [self._instruction]
+                requests = [self._instruction] if self._verdict is None else [self._verdict, self._instruction]
+                between = (request.attempts - 1) * requests
                 frame = await asyncio.to_thread(chat.frame, request.messages, between)
         except ModelError as error:
             raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
-        needed = frame + request.attempts * request.max_tokens
+        needed = frame + (1 + len(between)) * request.max_tokens
         if needed > self._context:
+            verdicts = "" if self._verdict is None else f" and {request.attempts - 1} verdicts"
             raise ApiError(
                 400,
-                f"this conversation may take {needed} tokens (messages {len(prompt.ids)}, {request.attempts} attempts of up to "
+                f"this conversation may take {needed} tokens (messages {len(prompt.ids)}, {request.attempts} attempts{verdicts} of up to "
                 f"{request.max_tokens}, instructions), but the limit is {self._context}; shorten the messages, or ask for fewer "
                 "attempts or a lower max_tokens",
                 code="context_length_exceeded",
@@ -209,7 +216,7 @@ class EngineBackend:
             )
         seed = request.seed if request.seed is not None else secrets.randbits(62)
         source = TokenSource(self._batcher, request.max_tokens, request.temperature)
-        return Conversation(source, prompt, self._instruction, (seed, "serve"))
+        return Conversation(source, prompt, self._instruction, (seed, "serve"), self._verdict, self._stop)
 
     def fault(self) -> str | None:
         """See ``Backend.fault``."""

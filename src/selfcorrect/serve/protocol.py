@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from selfcorrect.episodes.completion import valid_text
+from selfcorrect.episodes.verdict import said
 from selfcorrect.tasks.base import Message
 
 DONE = "data: [DONE]\n\n"
@@ -124,6 +125,8 @@ class ServedAttempt:
     """Thinking tokens among ``tokens``; None if the backend does not say."""
     refusal: str | None = None
     """The words of a refusal."""
+    is_verdict: bool = False
+    """A turn in which the model judged its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ class Outcome:
     reasoning_tokens: int
     """Thinking tokens among these, as far as backends report them."""
     seconds: float
+    verdicts: tuple[ServedAttempt, ...] | None = None
+    """Of that conversation: the model's verdict on each attempt but the last that could follow. None: none is asked for."""
 
 
 def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
@@ -302,6 +307,7 @@ def extra(request: ChatRequest, outcome: Outcome) -> dict[str, Any]:
             {"from": k, "to": k + 1, "changed": a != b, "edit_ratio": ratio}
             for k, ((a, b), ratio) in enumerate(zip(pairwise(texts), outcome.edit_ratios, strict=True), 1)
         ],
+        **verdict_part(request, outcome),
         "votes": None if outcome.votes is None else [{"answer": a, "count": n} for a, n in outcome.votes],
         "settings": {
             "attempts": request.attempts,
@@ -311,6 +317,21 @@ def extra(request: ChatRequest, outcome: Outcome) -> dict[str, Any]:
         },
         "seconds": round(outcome.seconds, 6),
     }
+
+
+def verdict_part(request: ChatRequest, outcome: Outcome) -> dict[str, Any]:
+    """The verdicts, and how many attempts were not played for them; nothing where none are asked for."""
+    if outcome.verdicts is None:
+        return {}
+    return {
+        "verdicts": [verdict_fields(k, v) for k, v in enumerate(outcome.verdicts, 1)],
+        "skipped_attempts": request.attempts - len(outcome.attempts),
+    }
+
+
+def verdict_fields(number: int, verdict: ServedAttempt) -> dict[str, Any]:
+    """``number``: of the attempt that is judged. ``says`` is ``correct``, ``wrong``, or null for a text without a verdict."""
+    return {**attempt_fields(number, verdict), "says": said(verdict.text)}
 
 
 def attempt_fields(number: int, attempt: ServedAttempt) -> dict[str, Any]:

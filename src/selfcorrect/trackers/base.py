@@ -68,9 +68,9 @@ def make_trackers(names: Sequence[TrackerName]) -> list[Tracker]:
 
 
 def step_metrics(record: StepRecord) -> dict[str, float]:
-    """Numbers of a step as ``train/FIELD``, with ``/t1``, ``/t2``, ... for values per attempt and ``/PHASE`` for
-    seconds."""
-    numbers: dict[str, float] = {}
+    """Numbers of a step as ``train/FIELD``, with ``/t1``, ``/t2``, ... for values per attempt, ``/PHASE`` for seconds and
+    ``/NUMBER`` for verdicts. What was not measured is left out."""
+    numbers: dict[str, float | None] = {}
     for field, value in record.model_dump(exclude=set(NOT_NUMBERS)).items():
         if isinstance(value, Mapping):
             numbers |= {f"{field}/{key}": v for key, v in value.items()}
@@ -78,7 +78,7 @@ def step_metrics(record: StepRecord) -> dict[str, float]:
             numbers |= {f"{field}/t{k}": v for k, v in enumerate(value, 1)}
         elif value is not None:
             numbers[field] = value
-    return {f"train/{name}": float(v) for name, v in numbers.items() if math.isfinite(v)}
+    return {f"train/{name}": float(v) for name, v in numbers.items() if v is not None and math.isfinite(v)}
 
 
 def evaluation_metrics(record: EvalRecord) -> dict[str, float]:
@@ -89,6 +89,9 @@ def evaluation_metrics(record: EvalRecord) -> dict[str, float]:
     if summary.revisions:
         last = summary.revisions[-1]
         estimates |= {key: getattr(last, key) for key in ("delta", "i_to_c", "c_to_i", "answer_changed", "copied")}
+    if (v := summary.verdicts) is not None:
+        shares = {"accuracy": v.accuracy, "balanced": v.balanced, "says_wrong": v.says_wrong}
+        estimates |= {f"verdict_{key}": e for key, e in shares.items()} | {"tokens_saved": v.tokens_saved}
     values: dict[str, float] = {"problems": summary.n_problems, "seconds": record.seconds}
     for key, e in estimates.items():
         values |= {key: e.value, f"{key}_low": e.low, f"{key}_high": e.high}

@@ -3,7 +3,7 @@ project."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,9 @@ CUT_OFF = 0.1
 """Share of answers cut by the token cap above which the cap is at fault."""
 VERIFIER_ERRORS = 0.01
 """Share of answers on which the verifier itself fails, above which there is an alarm."""
+
+ONE_SIDED = 0.98
+"""Share of verdict turns that say the same above which the model judges nothing."""
 
 BOUNDED = 0.02
 """Share of trained tokens with a bounded importance ratio, above which the step is no longer a policy gradient."""
@@ -48,6 +51,8 @@ def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[Alarm
         _mismatch(recent),
         _bounded(recent),
         _verifier_errors(recent),
+        *_one_sided_verdicts(recent),
+        _wrong_on_purpose(history),
     ]
     step = history[-1].step
     return [AlarmRecord(step=step, name=name, message=message) for name, message in filter(None, found)]
@@ -57,9 +62,12 @@ Finding = tuple[str, str] | None
 
 
 def _copying(recent: Sequence[StepRecord]) -> Finding:
-    changes = [r.answer_change for r in recent if r.answer_change is not None]
-    wrong = 1 - np.mean([r.reward[-1] for r in recent])
-    if len(changes) == len(recent) and np.mean(changes) < NEVER_CHANGED and wrong > STILL_WRONG:
+    revised = [r for r in recent if r.answer_change is not None]
+    if 2 * len(revised) < len(recent):  # of two kinds of steps in turn, one may play first attempts only
+        return None
+    changes = [r.answer_change for r in revised if r.answer_change is not None]
+    wrong = 1 - np.mean([r.reward[-1] for r in revised])
+    if np.mean(changes) < NEVER_CHANGED and wrong > STILL_WRONG:
         return "copying", (
             f"the last attempt repeats the one before in {1 - np.mean(changes):.0%} of episodes although {wrong:.0%} are "
             "wrong: the collapse the paper describes. Try a longer or stricter Stage I (method.stage1_share, method.beta2)."
@@ -80,6 +88,60 @@ def _sacrificed_first_attempt(history: Sequence[StepRecord]) -> Finding:
         return "first attempt sacrificed", (
             f"attempt 1 lost {lost:.0%} while the last attempt won {won:.0%}: the bonus may be earned by being wrong first. "
             "Compare the last attempt with the base, not delta; lower method.alpha or raise method.beta2."
+        )
+    return None
+
+
+def _one_sided_verdicts(recent: Sequence[StepRecord]) -> list[Finding]:
+    """A verdict that is always the same is a fault only where it is often untrue."""
+    verdicts = [r.verdicts for r in recent if r.verdicts is not None]
+    first = [x for r in recent if (x := r.reward[0]) is not None]
+    if len(verdicts) < len(recent) or not first:
+        return []
+    right = float(np.mean(first))
+    found: list[Finding] = []
+    if np.mean([v.says_correct for v in verdicts]) > ONE_SIDED and 1 - right > STILL_WRONG:
+        found.append(
+            (
+                "verdict always correct",
+                f"the model calls all of its answers correct although {1 - right:.0%} are wrong, so nothing is revised and attempt 2 "
+                "learns nothing: raise method.verdict_weight, set method.per_role=true, or raise train.samples_per_problem.",
+            )
+        )
+    if np.mean([v.says_wrong for v in verdicts]) > ONE_SIDED and right > STILL_WRONG:
+        found.append(
+            (
+                "verdict always wrong",
+                f"the model calls all of its answers wrong although {right:.0%} are right, so every answer is revised: raise "
+                "method.verdict_weight, lower method.alpha, or raise train.samples_per_problem.",
+            )
+        )
+    return found
+
+
+def _wrong_on_purpose(history: Sequence[StepRecord]) -> Finding:
+    """A verdict is easiest on an answer that is plainly wrong."""
+    if len(history) < 3 * WINDOW:
+        return None
+    start, now = history[:WINDOW], history[-WINDOW:]
+
+    def mean(steps: Sequence[StepRecord], number: Callable[[StepRecord], float | None]) -> float | None:
+        known = [x for r in steps if (x := number(r)) is not None]
+        return float(np.mean(known)) if known else None
+
+    def judged(r: StepRecord) -> float | None:
+        return None if r.verdicts is None else r.verdicts.accuracy
+
+    firsts = [mean(steps, lambda r: r.reward[0]) for steps in (start, now)]
+    verdicts = [mean(steps, judged) for steps in (start, now)]
+    if firsts[0] is None or firsts[1] is None or verdicts[0] is None or verdicts[1] is None:
+        return None
+    lost, won = firsts[0] - firsts[1], verdicts[1] - verdicts[0]
+    if lost > 0.05 and won > 0.05:
+        return "first attempt wrong on purpose", (
+            f"attempt 1 lost {lost:.0%} since the start while the verdicts on it won {won:.0%}: wrong answers may be written "
+            "because they are easy to judge. Watch the balanced accuracy; lower method.verdict_weight or method.alpha, or hold "
+            "attempt 1 with method.beta1."
         )
     return None
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.imitation import Demonstrations, Imitation, batch_of_step, imitation_data
-from selfcorrect.algorithm.stage import Stage
+from selfcorrect.algorithm.stage import Alternating, Stage
 from selfcorrect.engines.base import AdamParams
 from selfcorrect.records.lines import StepRecord
 from selfcorrect.records.run_directory import Progress
@@ -40,10 +40,22 @@ def begin(context: Context, stage: Stage, progress: Progress) -> tuple[TakeStep,
     match stage.objective:
         case Credit():
             return partial(reinforce, context, stage), progress
+        case Alternating(rows):
+            return _alternating(context, rows, progress.step - progress.stage_step), progress
         case Imitation() as how:
             return _imitating(context, stage, how, progress)
         case Demonstrations() as how:
             return _demonstrating(context, stage, how, progress), progress
+
+
+def _alternating(context: Context, rows: Sequence[Stage], first: int) -> TakeStep:
+    """Reinforce by the rows in turn. ``first``: the run's step at which the stage began."""
+
+    def take_step(at: Progress) -> tuple[StepRecord, Groups]:
+        a_round, turn = divmod(at.stage_step, len(rows))
+        return reinforce(context, rows[turn], at, context.batch(first + a_round))
+
+    return take_step
 
 
 def _imitating(context: Context, stage: Stage, how: Imitation, progress: Progress) -> tuple[TakeStep, Progress]:

@@ -185,7 +185,8 @@ def _checkpoint(
     """
     window = None
     if judged is not None:
-        window = float(np.mean([r.reward[-1] for r in judged]))
+        attempts = max(len(r.reward) for r in judged)  # fewer in steps on first attempts only
+        window = float(np.mean([r.reward[-1] for r in judged if len(r.reward) == attempts]))
     best = window is not None and (progress.best_reward is None or window > progress.best_reward)
     if best:
         progress = progress.model_copy(update={"best_step": progress.step, "best_reward": window})

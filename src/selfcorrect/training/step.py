@@ -16,25 +16,29 @@ from selfcorrect.config import TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, OptimResult
 from selfcorrect.episodes.play import Play, play
 from selfcorrect.episodes.table import drafted_share_K, judged_mean
-from selfcorrect.records.lines import StepRecord
+from selfcorrect.episodes.verdict import balanced_accuracy, judged, tokens_saved, verdict_turn
+from selfcorrect.records.lines import StepRecord, VerdictNumbers
 from selfcorrect.records.run_directory import Progress
 from selfcorrect.training.context import Context, offline_of_step
-from selfcorrect.types import BASE, Attempt, Datum, Episode, FloatArray, Verdict
+from selfcorrect.types import BASE, Attempt, Datum, Episode, FloatArray, Problem, Verdict
 
 Groups = Sequence[Sequence[Episode]]
 
 
-def reinforce(context: Context, stage: Stage, progress: Progress) -> tuple[StepRecord, Groups]:
+def reinforce(
+    context: Context, stage: Stage, progress: Progress, batch: Sequence[Problem] | None = None
+) -> tuple[StepRecord, Groups]:
     """One RL step: play episodes, weight their tokens, update, publish.
 
     Args:
         context: of the run.
         stage: one with a credit.
         progress: before this step; names the problems and the random streams.
+        batch: the problems; None takes those of the step.
     """
     config, engine = context.config, context.engine
     seconds: dict[str, float] = {}
-    batch = context.batch(progress.step)
+    batch = context.batch(progress.step) if batch is None else batch
     started = offline_of_step(batch, config.seed, progress.step, stage.offline_share) if stage.offline_share else []
     how = Play(
         stage.attempts,
@@ -43,6 +47,7 @@ def reinforce(context: Context, stage: Stage, progress: Progress) -> tuple[StepR
         1.0,
         (config.seed, "train", progress.step),
         stage.branches,
+        **verdict_turn(config),
     )
     with _timed(seconds, "sample"):
         given = {p.id: context.firsts[p.id] for p in started}
@@ -152,11 +157,11 @@ def _record(
     rewards_NK = np.stack([e.rewards_K for e in episodes])
     valid_NK = np.stack([e.valid_K for e in episodes])
     judged_N = valid_NK[:, 0] & valid_NK[:, -1]
-    sampled_K = [
-        [a for a in column if a.source == "sampled"] for column in zip(*(e.attempts for e in episodes), strict=True)
-    ]
-    several = rewards_NK.shape[1] > 1
-    answers = [[a.grade.extracted if a.grade else None for a in e.attempts[-2:]] for e in episodes]
+    columns_K = list(zip(*(e.answers for e in episodes), strict=True))
+    sampled_K = [[a for a in column if a.source == "sampled"] for column in columns_K]
+    several = len(columns_K) > 1
+    turns = [k for k, a in enumerate(episodes[0].attempts) if a.turn == "answer"]
+    answers = [[a.grade.extracted if a.grade else None for a in e.answers[-2:]] for e in episodes]
     changed = [before != after for before, after in answers] if several else []
     gaps = [np.abs(t - d.logprobs_T)[~np.isnan(t)] for t, d in zip(trained, data, strict=True)]
     return StepRecord(
@@ -164,17 +169,17 @@ def _record(
         stage=stage.name,
         stage_step=progress.stage_step + 1,
         episodes=len(episodes),
-        reward=[_accuracy(column) for column in sampled_K],
-        kl=list(report.kl_K),
+        reward=[_accuracy([a for a in column if a.source != "given"]) for column in columns_K],
+        kl=[report.kl_K[k] for k in turns],
         truncated=[_mean([_verdict(a) is Verdict.TRUNCATED for a in column]) for column in sampled_K],
         no_answer=[_mean([_verdict(a) is Verdict.NO_ANSWER for a in column]) for column in sampled_K],
-        errors=sum(_verdict(a) is Verdict.ERROR for a in attempts),
+        errors=sum(_verdict(a) is Verdict.ERROR for column in sampled_K for a in column),
         answer_tokens=[_mean([len(a.token_ids or ()) for a in column]) for column in sampled_K],
         thinking_tokens=[_mean([a.thinking_tokens or 0 for a in column]) for column in sampled_K]
         if any(a.thinking_tokens for a in attempts)
         else None,
-        zero_variance=list(report.zero_variance_share_K),
-        skipped_groups=list(report.skipped_groups_K),
+        zero_variance=[report.zero_variance_share_K[k] for k in turns],
+        skipped_groups=[report.skipped_groups_K[k] for k in turns],
         answer_change=float(np.mean(changed)) if several else None,
         fixed=judged_mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1), judged_N) if several else None,
         broken=judged_mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0), judged_N) if several else None,
@@ -187,6 +192,27 @@ def _record(
         sampled_responses=len(attempts),
         beta2_scale=progress.beta2_scale if stage.kl_target is not None else None,
         drafted=drafted_share_K(episodes),
+        verdicts=_verdicts(episodes, report),
+    )
+
+
+def _verdicts(episodes: Sequence[Episode], report: BatchReport) -> VerdictNumbers | None:
+    """Of the verdict turns between attempts 1 and 2; None where there are none."""
+    column = next((k for k, a in enumerate(episodes[0].attempts) if a.turn == "verdict"), None)
+    if column is None:
+        return None
+    turns = [e.attempts[column] for e in episodes]
+    says = [a.grade.extracted if a.grade else None for a in turns]
+    return VerdictNumbers(
+        accuracy=_accuracy(turns),
+        balanced=balanced_accuracy([pair for e in episodes for pair in judged(e)]),
+        says_correct=says.count("correct") / len(says),
+        says_wrong=says.count("wrong") / len(says),
+        kl=report.kl_K[column],
+        tokens=float(np.mean([len(a.token_ids or ()) for a in turns])),
+        tokens_saved=float(np.mean([tokens_saved(e) for e in episodes])),
+        zero_variance=report.zero_variance_share_K[column],
+        skipped_groups=report.skipped_groups_K[column],
     )
 
 
