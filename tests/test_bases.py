@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfcorrect.reproduce.bases import EMBEDDED, batches, pretrain, rare, skills_name
+from selfcorrect.episodes.verdict import REQUEST, said
+from selfcorrect.reproduce.bases import EMBEDDED, VERDICTS, batches, judged, pretrain, rare, skills_name
 from selfcorrect.tasks.arithmetic import Habits, demonstrate, solution
 
 SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8, "hidden": 16, "layers": 1, "heads": 2}
@@ -55,3 +56,23 @@ def test_a_third_attempt_follows_the_habits_from_the_second():
     wrong = [row for row in rows if row[1] != right]
     assert np.mean([row[2] == right for row in wrong]) == pytest.approx(0.2, abs=0.03)
     assert all(row[2] in (row[1], right) for row in rows)
+
+
+def test_a_verdict_is_true_as_often_as_the_recipe_says_and_decides_whether_attempt_2_follows():
+    rng, digits = random.Random(0), [4, 7, 2]
+    answers = (solution(digits, 1), solution(digits))
+    chats = [judged(digits, answers, 0.8, rng) for _ in range(2_000)]
+    said_wrong = [chat[3]["content"] == VERDICTS[False] for chat in chats]
+    assert np.mean(said_wrong) == pytest.approx(0.8, abs=0.03)  # attempt 1 is wrong
+    assert all(len(chat) == (6 if wrong else 4) for chat, wrong in zip(chats, said_wrong, strict=True))
+    assert all(
+        said(chat[3]["content"]) == ("wrong" if wrong else "correct")
+        for chat, wrong in zip(chats, said_wrong, strict=True)
+    )
+    assert chats[0][2]["content"] == REQUEST
+
+
+def test_verdicts_are_in_the_asked_for_share_of_conversations_after_sums():
+    recipe = replace(rare(), **{**SHORT, "steps_skills": 40, "steps_habits": 40}, verdict_share=0.3)
+    chats = [chat for batch in batches(recipe) for chat in batch if len(chat) > 2]
+    assert np.mean([chat[2]["content"] == REQUEST for chat in chats]) == pytest.approx(0.3, abs=0.06)

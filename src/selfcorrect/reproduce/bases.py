@@ -25,6 +25,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfcorrect.episodes.verdict import REQUEST
 from selfcorrect.tasks.arithmetic import INSTRUCTION, Habits, demonstrate, question, solution
 from selfcorrect.tasks.procedural import split_of
 
@@ -33,6 +34,8 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+VERDICTS = {True: "Verdict: correct", False: "Verdict: wrong"}
+"""By whether the model takes its answer for right."""
 Digits = list[int]
 Chat = list[dict[str, str]]
 
@@ -49,6 +52,10 @@ class Recipe:
     """Share of short problems in the phases of two attempts."""
     attempts: int = 2
     """Attempts of a conversation in the phases after sums."""
+    verdict_share: float = 0.0
+    """Share of the conversations after sums in which the model judges attempt 1, and revises it only if it says "wrong"."""
+    verdict_truth: tuple[float, float] = (0.75, 0.55)
+    """How often such a verdict is true, in skills and in habits."""
     skills: Habits = field(default=Habits(slip_short=0.0, slip_long=0.9, fix_short=0.5, fix_long=0.5, redo=0.1))
     habits: Habits = field(default=Habits(slip_short=0.4, slip_long=0.9, fix_short=0.02, fix_long=0.005, redo=0.1))
     hidden: int = 64
@@ -94,8 +101,12 @@ EMBEDDED = {"tiny": Recipe(), "tiny-rare": rare()}
 """``tiny`` corrects a tenth of its problems at temperature 1, so exploration needs no help. ``tiny-rare`` corrects one answer
 in a hundred."""
 
-RECIPES = EMBEDDED | {"three-turns": replace(rare(0.03), attempts=3)}
-"""``three-turns`` is not shipped: the runs with three attempts start from it."""
+RECIPES = EMBEDDED | {
+    "three-turns": replace(rare(0.03), attempts=3),
+    "verdicts": replace(rare(), verdict_share=0.3),
+}
+"""The last two are not shipped. Runs with three attempts start from the first, and those that compare SCoRe with PAG and
+ThinkTwice from the second."""
 
 
 def draw(n: int, seed: int, terms: tuple[int, int]) -> list[Digits]:
@@ -109,7 +120,7 @@ def draw(n: int, seed: int, terms: tuple[int, int]) -> list[Digits]:
     return out
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(*more: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE with separate digits and no splitting at spaces: a frequent phrase is one token, and any text can
     be encoded."""
     core = Tokenizer(models.BPE())
@@ -127,7 +138,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [t for d in draw(200, 0, (4, 8)) for t in (question(d), solution(d), INSTRUCTION)]
+    texts = [t for d in draw(200, 0, (4, 8)) for t in (question(d), solution(d), INSTRUCTION, *more)]
     core.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -146,6 +157,15 @@ def conversation(digits: Digits, answers: tuple[str, ...]) -> Chat:
     for text in answers[1:]:
         turns += [{"role": "user", "content": INSTRUCTION}, {"role": "assistant", "content": text}]
     return turns
+
+
+def judged(digits: Digits, answers: tuple[str, ...], truth: float, rng: random.Random) -> Chat:
+    """A conversation in which the model judges attempt 1 first; attempt 2 follows only a verdict of "wrong"."""
+    is_right = answers[0] == solution(digits)
+    says_right = is_right if rng.random() < truth else not is_right
+    chat = conversation(digits, answers[:1])
+    chat += [{"role": "user", "content": REQUEST}, {"role": "assistant", "content": VERDICTS[says_right]}]
+    return chat if says_right else chat + conversation(digits, answers)[2:]
 
 
 def render(chat: Chat) -> str:
@@ -172,10 +192,14 @@ def batches(recipe: Recipe) -> Iterator[list[Chat]]:
         habits = recipe.habits if phase == 2 else recipe.skills
         attempts = 1 if phase == 0 else recipe.attempts
         for i in range(0, total, recipe.batch):
-            yield [
-                conversation(d, demonstrate(d, habits, recipe.short, rng, attempts=recipe.attempts)[:attempts])
-                for d in problems[i : i + recipe.batch]
-            ]
+            chats = []
+            for d in problems[i : i + recipe.batch]:
+                answers = demonstrate(d, habits, recipe.short, rng, attempts=recipe.attempts)[:attempts]
+                if phase and recipe.verdict_share and rng.random() < recipe.verdict_share:
+                    chats.append(judged(d, answers, recipe.verdict_truth[phase - 1], rng))
+                else:
+                    chats.append(conversation(d, answers))
+            yield chats
 
 
 def encode(chats: list[Chat], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,7 +224,7 @@ def pretrain(
             Recipes that differ only in their habits then share two thirds of the work.
         say: receives the loss every 250 steps.
     """
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(*((REQUEST, *VERDICTS.values()) if recipe.verdict_share else ()))
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
