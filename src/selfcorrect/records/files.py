@@ -193,7 +193,7 @@ def read_journal(file: Path, parse: Callable[[str], Value], way_out: str) -> lis
 
 
 def cut_torn_line(file: Path) -> None:
-    """Remove the rest of a line that a crash cut, so that the next line starts on a new line."""
+    """Remove the rest of a line that a crash cut, so that the next line is a separate one."""
     if file.exists():
         content = file.read_bytes()
         os.truncate(file, content.rfind(b"\n") + 1)
