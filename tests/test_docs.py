@@ -96,8 +96,9 @@ def test_the_link_check_can_fail():
 
 def test_the_configuration_page_is_what_the_classes_say():
     stale = "docs/configuration.md is stale: run python tools/config_reference.py"
-    assert text_of(config_reference.PAGE) == config_reference.page(), stale
-    assert all(f"### {key}\n" in config_reference.page() for key in all_keys())
+    page = config_reference.page()
+    assert text_of(config_reference.PAGE) == page, stale
+    assert all(f"### {key}\n" in page for key in all_keys())
 
 
 @pytest.mark.parametrize(("page", "line"), on_every_page(commands))
