@@ -66,7 +66,7 @@ def shaping_bonus(rewards_GK: FloatArray, alpha: float) -> FloatArray:
     return bonus_GK
 
 
-def attempt_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha: float, gamma: float) -> FloatArray:
+def reward_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha: float, gamma: float) -> FloatArray:
     """Reward part of R_k: sum over j >= k of gamma^(j-k) * (w_j r_j + bonus_j).
 
     Args:

@@ -10,10 +10,10 @@ import numpy as np
 from selfcorrect.algorithm.baselines import given_first_advantages, standardised
 from selfcorrect.algorithm.credit import (
     Credit,
-    attempt_returns,
     counted_mask,
     kl_per_token_credit,
     leave_one_out_advantages,
+    reward_returns,
     zero_variance,
 )
 from selfcorrect.types import BoolArray, FloatArray
@@ -52,7 +52,7 @@ def group_token_weights(
     n_samples, n_attempts = rewards_GK.shape
     if n_samples < 2:
         raise ValueError("a group of one sample has no leave-one-out baseline: use samples_per_problem >= 2")
-    returns_GK = attempt_returns(rewards_GK, np.array(credit.reward_weights_K), credit.alpha, credit.gamma)
+    returns_GK = reward_returns(rewards_GK, np.array(credit.reward_weights_K), credit.alpha, credit.gamma)
     counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
     weights: list[list[FloatArray]] = [[] for _ in range(n_samples)]
     for k in range(n_attempts):
