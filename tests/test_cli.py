@@ -157,7 +157,7 @@ BAD = {
     ),
     "data for nothing": (
         lambda t, m: ["train", f"model={m}", "task.path=x"],
-        ["would be ignored", "drop it, or use task=gsm8k, math"],
+        ["would be ignored", "drop it, or use task=gsm8k"],
     ),
     "settings of sft": (
         lambda t, m: ["train", f"model={m}", "sft.steps=3"],

@@ -9,10 +9,10 @@ from hypothesis.extra.numpy import arrays
 from selfcorrect.algorithm.baselines import given_first_advantages, standardised
 from selfcorrect.algorithm.credit import (
     Credit,
-    attempt_returns,
     counted_mask,
     kl_per_token_credit,
     leave_one_out_advantages,
+    reward_returns,
     shaping_bonus,
     zero_variance,
 )
@@ -30,14 +30,14 @@ def flat_logratios(rewards_GK, length=3, value=0.0):
 
 
 def test_effective_rewards_of_attempt_2_are_11_1_0_minus10():
-    returns = attempt_returns(FOUR, np.array([1.0, 1.0]), alpha=10.0, gamma=0.0)
+    returns = reward_returns(FOUR, np.array([1.0, 1.0]), alpha=10.0, gamma=0.0)
     assert returns[:, 1].tolist() == [11.0, 1.0, 0.0, -10.0]
     assert returns[:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]  # the bonus is on attempt 2 only
 
 
 def test_gamma_1_pays_attempt_1_minus_9_for_being_right_first():
     # right->wrong: r1 + gamma * (r2 + bonus) = 1 + (0 - 10) = -9 = (1 - alpha) r1 + (1 + alpha) r2
-    returns = attempt_returns(FOUR, np.array([1.0, 1.0]), alpha=10.0, gamma=1.0)
+    returns = reward_returns(FOUR, np.array([1.0, 1.0]), alpha=10.0, gamma=1.0)
     assert returns[:, 0].tolist() == [11.0, 2.0, 0.0, -9.0]
 
 
@@ -47,7 +47,7 @@ def test_bonus_is_between_consecutive_attempts():
 
 
 def test_stage_1_ignores_the_reward_of_attempt_1():
-    returns = attempt_returns(FOUR, np.array([0.0, 1.0]), alpha=0.0, gamma=0.0)
+    returns = reward_returns(FOUR, np.array([0.0, 1.0]), alpha=0.0, gamma=0.0)
     assert returns[:, 0].tolist() == [0.0, 0.0, 0.0, 0.0]
     assert returns[:, 1].tolist() == [1.0, 1.0, 0.0, 0.0]
 
@@ -269,12 +269,12 @@ binary = arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(1, 4)), ele
 @given(binary)
 def test_alpha_0_is_the_identity(rewards):
     ones = np.ones(rewards.shape[1])
-    np.testing.assert_array_equal(attempt_returns(rewards, ones, 0.0, 0.0), rewards)
+    np.testing.assert_array_equal(reward_returns(rewards, ones, 0.0, 0.0), rewards)
 
 
 @given(binary, st.floats(0, 20))
 def test_advantages_of_an_attempt_sum_to_zero(rewards, alpha):
-    returns = attempt_returns(rewards, np.ones(rewards.shape[1]), alpha, 0.0)
+    returns = reward_returns(rewards, np.ones(rewards.shape[1]), alpha, 0.0)
     for k in range(rewards.shape[1]):
         advantages = leave_one_out_advantages(returns[:, k], np.ones(len(rewards), bool))
         assert abs(advantages.sum()) < 1e-9

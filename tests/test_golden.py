@@ -1,8 +1,9 @@
 """Whole seeded runs, one per method and option, against stored numbers: a change that moves any method shows here.
 
 The stored numbers are checked to 0.5 %: sums in another order (threads, processor, passes) move the last digits of a run
-and no more in a few gentle steps. `python tests/test_golden.py --regenerate` writes them anew; do that only for a change that is meant
-to move them, and say so in CHANGELOG.md.
+and no more in a few gentle steps. `python tests/test_golden.py --regenerate NAME...` writes the runs of these names, keys of
+`RUNS`, and no other file; `--regenerate` alone writes all. Overwrite numbers only for a change that is meant to move them, and
+say so in CHANGELOG.md.
 """
 
 import json
@@ -29,7 +30,7 @@ MORE = {
     "pag, always revising": ("method=pag", "train.samples_per_problem=6", "method.stop=false", "method.per_role=true"),
     "thinktwice": ("method=thinktwice", "train.steps=6"),
 }
-"""Options beside the rows of `reproduce`."""
+"""Options beside the rows of `reproduce`, by the name of the run: "three attempts" is in three_attempts.json."""
 BESIDE = {
     "stage2_star": ("train.steps=6",),
     "literal": ("train.samples_per_problem=4",),
@@ -91,17 +92,28 @@ def test_every_stored_run_is_checked_and_no_two_are_the_same():
     assert len(set(steps)) == len(RUNS)
 
 
-def regenerate():
+def regenerate(names):
+    """Writes the files of these runs. Touches no other file."""
     STORED.mkdir(exist_ok=True)
-    for old in STORED.glob("*.json"):
-        old.unlink()
-    for name, overrides in RUNS.items():
-        file_of(name).write_text(json.dumps(numbers(overrides), indent=1) + "\n")
+    for name in names:
+        text = json.dumps(numbers(RUNS[name]), indent=1) + "\n"
+        file_of(name).write_text(text)
+
+
+def test_regenerating_a_run_writes_its_file_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "STORED", tmp_path)
+    monkeypatch.setitem(globals(), "numbers", list)
+    (tmp_path / "score.json").write_text("kept")
+    regenerate(["three attempts"])
+    assert {file.name for file in tmp_path.iterdir()} == {"score.json", "three_attempts.json"}
+    assert (tmp_path / "score.json").read_text() == "kept"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--regenerate"]:
+    flag, *chosen = sys.argv[1:] or [""]
+    if flag != "--regenerate" or not set(chosen) <= RUNS.keys():
         sys.exit(
-            "python tests/test_golden.py --regenerate: overwrite the stored numbers with those of the present code"
+            "python tests/test_golden.py --regenerate [NAME...]: overwrite the stored numbers of these runs, or of all, with those "
+            f"of the present code; the names: {', '.join(RUNS)}"
         )
-    regenerate()
+    regenerate(chosen or RUNS)

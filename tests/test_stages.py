@@ -3,7 +3,8 @@
 import pytest
 
 from selfcorrect.algorithm.credit import Credit
-from selfcorrect.algorithm.stages import plan
+from selfcorrect.algorithm.stage import Stage
+from selfcorrect.algorithm.stages import METHODS, plan
 from selfcorrect.algorithm.variants import credit_of
 from selfcorrect.config import load_config
 from selfcorrect.errors import ConfigError
@@ -219,3 +220,29 @@ def test_settings_that_do_not_fit_a_method_are_refused(overrides):
     stages(
         "method=single_turn", *[o for o in overrides if not o.startswith("method=")]
     )  # which needs no second attempt
+
+
+# --- what a new method lacks ----------------------------------------------------------------------------------------
+
+
+def test_a_method_without_a_function_is_named_with_its_file(monkeypatch):
+    monkeypatch.delitem(METHODS, "multi_turn")
+    with pytest.raises(
+        ConfigError, match=r"method multi_turn is named in config/sections\.py, but algorithm/stages\.py has no"
+    ):
+        stages("method=multi_turn")
+
+
+def test_a_method_that_reads_another_class_than_the_one_with_its_name_says_both(monkeypatch):
+    monkeypatch.setitem(METHODS, "multi_turn", METHODS["score"])
+    with pytest.raises(
+        AssertionError, match="method multi_turn reads ScoreConfig, but has its name in MultiTurnConfig"
+    ):
+        stages("method=multi_turn")
+
+
+def test_a_row_for_three_attempts_is_refused_because_rows_are_widened(monkeypatch):
+    rows = lambda config: [Stage("three", "Three", 5, 4, Credit((0, 0, 1), (0, 0, 0)))]  # noqa: E731
+    monkeypatch.setitem(METHODS, "multi_turn", rows)
+    with pytest.raises(AssertionError, match="stage three has 3 reward weights; write its row for two attempts"):
+        stages("method=multi_turn")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from code_tools import DATA, needs_sandbox
@@ -83,24 +85,55 @@ READ = {
     "own": {"path", "eval_split", "accept_risk", "verifier", "prompt"},
     "reasoning_gym": {"dataset", "options", "accept_risk"},
 }
-"""Settings that a task reads, in addition to its name and the instruction."""
+"""Settings that these tasks read, in addition to those of every task, as a promise to users. A new task needs no row."""
+OF_ALL = {"name", "instruction", "shown_as"}
+
+
+def read_by(task):
+    return type(task_config(name=task)).model_fields.keys() - OF_ALL
+
+
+def test_the_tasks_read_what_was_promised():
+    assert {name: read_by(name) for name in READ} == READ
+    assert set().union(*READ.values()) == OTHER.keys()
+    imported = type(task_config(name="module:make")).model_fields.keys()
+    assert imported == OTHER.keys() - READ["countdown"] - {"dataset"} | OF_ALL
 
 
 def test_every_setting_of_a_task_is_read_by_one():
-    of_all = {"name", "instruction", "shown_as"}
-    assert {name: type(task_config(name=name)).model_fields.keys() - of_all for name in TASKS} == READ
-    assert {key for key in all_keys() if key.startswith("task.")} == {f"task.{name}" for name in (*OTHER, *of_all)}
-    assert set().union(*READ.values()) == OTHER.keys()
-    imported = type(task_config(name="module:make")).model_fields.keys()
-    assert imported == OTHER.keys() - READ["countdown"] - {"dataset"} | {"name", "instruction", "shown_as"}
+    settings = {key.partition(".")[2] for key in all_keys() if key.startswith("task.")}
+    assert settings == OF_ALL.union(*map(read_by, TASKS))
 
 
-@pytest.mark.parametrize(("task", "setting"), [(t, s) for t in READ for s in OTHER if s not in READ[t]])
-def test_a_setting_that_a_task_does_not_read_is_refused(task, setting):
+@pytest.mark.parametrize("task", TASKS)
+def test_a_setting_that_a_task_does_not_read_is_refused(task):
+    for setting in set().union(*map(read_by, TASKS)) - read_by(task):
+        with pytest.raises(
+            ConfigError, match=rf"task\.{setting} = .* would be ignored by task={task}; drop it, or use task="
+        ):
+            make_task(task_config(name=task, **{setting: OTHER.get(setting, 1)}))
+
+
+def test_what_a_new_task_lacks_is_named_with_its_file(monkeypatch):
+    def lacks(says):
+        with pytest.raises(ConfigError, match=says):
+            make_task(task_config(name="gsm8k"))
+
+    monkeypatch.setitem(
+        sys.modules, "selfcorrect.tasks.gsm8k", SimpleNamespace(make=lambda _: SimpleNamespace(name="a"))
+    )
+    lacks("made a SimpleNamespace without instruction, problems, first_messages, reference_answer, grade; ")
+    monkeypatch.setitem(sys.modules, "selfcorrect.tasks.gsm8k", SimpleNamespace())
+    lacks(
+        r"task gsm8k .* belongs in selfcorrect/tasks/gsm8k\.py, but that file has no class or function `make`; write a"
+    )
+    monkeypatch.setitem(sys.modules, "selfcorrect.tasks.gsm8k", None)
+    lacks(r"task gsm8k .* belongs in selfcorrect/tasks/gsm8k\.py, but there is no such file; write a")
+    monkeypatch.setitem(sys.modules, "selfcorrect.tasks.chess", SimpleNamespace(make=print))
     with pytest.raises(
-        ConfigError, match=rf"task\.{setting} = .* would be ignored by task={task}; drop it, or use task="
+        ConfigError, match=r"tasks/chess\.py makes a task, but no class in TaskConfig .* the name 'chess'; "
     ):
-        make_task(task_config(name=task, **{setting: OTHER[setting]}))
+        make_task(task_config(name="chess"))
 
 
 def test_the_risk_of_running_programs_is_nothing_to_a_verifier_that_runs_none():

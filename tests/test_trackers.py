@@ -9,6 +9,8 @@ import sqlite3
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,6 +18,7 @@ import made_runs
 import tiny
 import toy
 from selfcorrect import trackers
+from selfcorrect.cli import doctor
 from selfcorrect.config import load_config
 from selfcorrect.errors import ConfigError, Interrupted
 from selfcorrect.experiment import run_experiment
@@ -186,7 +189,8 @@ def test_the_setting(tmp_path):
     assert load_config(None, ['trackers=["tensorboard"]']).trackers == ("tensorboard",)
     with pytest.raises(ConfigError, match=r"trackers = 5: "):
         load_config(None, ["trackers=5"])
-    with pytest.raises(ConfigError, match="trackers = 'mlflow': Input should be 'trackio', 'wandb' or 'tensorboard'"):
+    *some, last = map(repr, NAMES)
+    with pytest.raises(ConfigError, match=f"trackers = 'mlflow': Input should be {', '.join(some)} or {last}"):
         load_config(None, ["trackers=mlflow"])
 
 
@@ -196,14 +200,71 @@ def test_it_is_no_part_of_what_runs_of_a_row_must_share(tmp_path):
     assert [row.seeds for row in compare_runs([a, b])][1] == 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if base.package_of(name)])
 def test_a_package_that_is_not_installed_is_named_with_its_extra(cli, tmp_path, monkeypatch, name):
-    for module in (name, f"selfcorrect.trackers.{name}", "torch.utils.tensorboard"):
+    monkeypatch.delitem(sys.modules, f"selfcorrect.trackers.{name}", raising=False)
+    for module in (base.package_of(name), "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     model = tiny.save_model(tmp_path / "m")
     code, _, err = cli("train", *toy.SMALL, f"model={model}", f"run_dir={tmp_path / 'run'}", f"trackers={name}")
     assert code == 2 and f"pip install 'selfcorrect[{name}]'" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def complete(**changes):
+    """A tracker's class with these attributes in place of the usual ones; None takes one away."""
+    members = {"name": "wandb", "start": print, "log": print, "finish": print} | changes
+    return type("Mine", (), {key: value for key, value in members.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ({}, r"trackers/wandb\.py has no class or function `make`.*write `make = `"),
+        ({"make": complete(name=None)}, r"trackers/wandb\.py made a Mine without name; a tracker needs what "),
+        ({"make": complete(log=None, finish=None)}, r"made a Mine without log, finish; "),
+        ({"make": complete(name="csv")}, r"has the name 'csv'; write name = 'wandb'"),
+    ],
+)
+def test_what_is_no_tracker_is_refused_before_anything_runs_with_what_it_lacks(monkeypatch, module, says):
+    monkeypatch.setitem(sys.modules, "selfcorrect.trackers.wandb", SimpleNamespace(**module))
+    with pytest.raises(ConfigError, match=says):
+        base.make_trackers(["wandb"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("selfcorrect.trackers.wandb", r"there is no selfcorrect/trackers/wandb\.py; write that file$"),
+        ("selfcorrect.nothing", r"trackers/wandb\.py imports what this package does not have .*; correct that import$"),
+        ("wandb.sdk", r"needs the package wandb, .*; install it with `pip install 'selfcorrect\[wandb\]'`, or "),
+    ],
+)
+def test_an_import_that_fails_is_told_by_whose_module_is_missing(monkeypatch, missing, says):
+    def fail(name):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(base.importlib, "import_module", fail)
+    with pytest.raises(ConfigError, match=says):
+        base.make_trackers(["wandb"])
+
+
+def test_a_tracker_without_an_extra_is_told_the_module_and_not_an_extra(monkeypatch):
+    monkeypatch.setattr(base.metadata, "requires", lambda _: None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "selfcorrect.trackers.wandb", raising=False)
+    with pytest.raises(ConfigError, match="install the package that has the module wandb, or leave") as caught:
+        base.make_trackers(["wandb"])
+    assert "pip install" not in str(caught.value)
+
+
+def test_doctor_lists_the_packages_of_trackers_and_no_tracker_without_one(monkeypatch):
+    lists = lambda: {f.name: f.fix for f in doctor._software()}  # noqa: E731
+    monkeypatch.setattr(doctor.metadata, "version", fail := Mock(side_effect=doctor.metadata.PackageNotFoundError))
+    assert {base.package_of(name) for name in NAMES} - {None} <= lists().keys()
+    assert lists()["wandb"] == "pip install 'selfcorrect[wandb]'" and fail.called
+    monkeypatch.setattr("selfcorrect.trackers.package_of", lambda _: None)
+    assert not set(NAMES) & lists().keys()
 
 
 def test_a_run_whose_tracker_cannot_start_leaves_nothing_and_resume_can_do_without(cli, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ Shape suffixes, used on array names everywhere:
 
     _G  samples of one problem (a baseline group)      _K  attempts of one episode, in order
     _T  tokens of one sequence or one attempt          _N  anything flat (rows of a batch, problems of a split)
-    _V  vocabulary
+    _V  vocabulary                                     _M  columns of a tree: attempt 1, then its second attempts
 
 ``rewards_GK[g, k]`` is the reward of sample g's attempt k+1: the paper counts attempts from 1, arrays from 0.
 """

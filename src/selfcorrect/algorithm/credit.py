@@ -8,7 +8,8 @@ For sample g of a group of G answers to one problem, attempts k = 1..K:
     A_k,g   = R_k,g - mean over g' != g of R_k,g'                        leave-one-out (Ahmadian et al. 2024)
     weight of every token of attempt k = A_k
 
-``weights.py`` puts these together for one problem. ``variants.py`` has what is not in the paper.
+``weights.py`` puts these together for one problem. It subtracts the baseline from the reward part of R_k and from the KL
+part separately; the difference is A_k. ``variants.py`` has what is not in the paper. Suffixes: ``types.py``.
 
 The KL term reaches the gradient through the score function (a constant times grad log pi), so the strict beta of
 Stage I moves attempt 1's own tokens and nothing else. Arrays are float64: weights are few and exact tests are worth it.
@@ -29,7 +30,7 @@ Baseline = Literal["leave_one_out", "given_first"]
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """How one stage turns verdicts into weights. The methods differ only in these numbers."""
+    """How one stage turns verdicts into weights. The objectives differ in these numbers and in nothing else."""
 
     reward_weights_K: tuple[float, ...]
     """w_k: 0 for an attempt whose reward this stage ignores (attempt 1 in Stage I)."""
@@ -74,7 +75,7 @@ def shaping_bonus(rewards_GK: FloatArray, alpha: float) -> FloatArray:
     return bonus_GK
 
 
-def attempt_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha: float, gamma: float) -> FloatArray:
+def reward_returns(rewards_GK: FloatArray, reward_weights_K: FloatArray, alpha: float, gamma: float) -> FloatArray:
     """Reward part of R_k: sum over j >= k of gamma^(j-k) * (w_j r_j + bonus_j).
 
     Args:
@@ -131,7 +132,7 @@ def leave_one_out_advantages(returns_G: FloatArray, counted_G: BoolArray) -> Flo
     Returns:
         Advantages, same shape; 0 for samples that do not count, and everywhere when fewer than two do.
 
-    Source: RLOO, Ahmadian et al. 2024 (arXiv:2402.14740); v2 Eq. 2.
+    Source: RLOO, Ahmadian et al. 2024 (arXiv:2402.14740), which v2 names for its REINFORCE.
     """
     n = int(counted_G.sum())
     advantages_G = np.zeros(returns_G.shape, dtype=np.float64)

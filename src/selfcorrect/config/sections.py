@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 TrackerName = Literal["trackio", "wandb", "tensorboard"]
+"""Each has a file of its name in ``selfcorrect/trackers``."""
 
 TINKER_LORA_ALPHA = 32.0
 """LoRA alpha of every Tinker server: the API has no setting for it."""
@@ -264,12 +265,9 @@ class ImportedTaskConfig(VerifierConfig, StoredAttemptsConfig, SumsConfig, Optio
     ``options``."""
 
 
-TASK_NAMES = ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "mbpp_repair", "humaneval", "own", "reasoning_gym")
-
-
 def _task_tag(task: Any) -> str:
     name = task.get("name") if isinstance(task, Mapping) else getattr(task, "name", None)
-    return name if name in TASK_NAMES else "imported"
+    return name if name in readers("task.name") else "imported"
 
 
 TaskConfig = Annotated[
@@ -285,6 +283,7 @@ TaskConfig = Annotated[
     | Annotated[ImportedTaskConfig, Tag("imported")],
     Discriminator(_task_tag),
 ]
+"""Each but the last has a file of its name in ``selfcorrect/tasks``."""
 
 
 class ReinforceConfig(Named):

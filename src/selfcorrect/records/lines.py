@@ -64,6 +64,7 @@ class StepRecord(_Record):
     stage: str
     stage_step: int
     episodes: int
+    """Paths from attempt 1 to the last attempt; not the denominator where there are trees."""
     reward: list[float | None]
     """Share of correct answers: unshaped."""
     kl: list[float | None]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from selfcorrect.config.sections import (
-    ArithmeticConfig,
-    CountdownConfig,
-    Gsm8kConfig,
-    HumanEvalConfig,
-    ImportedTaskConfig,
-    MathConfig,
-    MbppConfig,
-    MbppRepairConfig,
-    OwnConfig,
-    ReasoningGymConfig,
-    TaskConfig,
-)
+from selfcorrect.config import TaskConfig, readers
+from selfcorrect.config.sections import ImportedTaskConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Task
+
+MEMBERS = ("name", "instruction", "problems", "first_messages", "reference_answer", "grade")
+"""What every task has; see ``Task``."""
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -29,18 +24,21 @@ def make_task(config: TaskConfig) -> Task:
             a ``Task`` of the section and of ``task.options``.
 
     Raises:
-        ConfigError: unknown task, a setting that this task lacks, an empty instruction, or a verifier
-            that cannot be imported.
+        ConfigError: unknown task, a setting that this task lacks, an empty instruction, a verifier that cannot be
+            imported, or an object that is no task.
     """
     if config.name not in TASKS and ":" not in config.name:
-        raise ConfigError(
-            f"task.name = {config.name!r} is not a task; take one of: {', '.join(sorted(TASKS))}; or package.module:function"
-        )
+        raise ConfigError(_unknown(config.name))
     if config.instruction is not None and not config.instruction.strip():
         raise ConfigError(
             "task.instruction is empty, so nothing would request attempt 2; drop the setting or write one"
         )
     task = TASKS.get(config.name, _imported)(config)
+    if missing := [member for member in MEMBERS if not hasattr(task, member)]:
+        raise ConfigError(
+            f"task.name = {config.name!r} made a {type(task).__name__} without {', '.join(missing)}; a task needs what "
+            "selfcorrect.tasks.base.Task lists"
+        )
     if config.instruction is not None:
         task.instruction = config.instruction
     return task
@@ -52,62 +50,41 @@ def _imported(config: TaskConfig) -> Task:
     assert isinstance(config, ImportedTaskConfig)
     make = import_callable("task.name", config.name, "make(config, *, OPTION=DEFAULT) that returns a Task", 1)
     task: Task = call_with_options(config.name, make, config, config.options)
-    missing = [
-        n
-        for n in ("name", "instruction", "problems", "first_messages", "reference_answer", "grade")
-        if not hasattr(task, n)
-    ]
-    if missing:
-        raise ConfigError(
-            f"task.name = {config.name!r} made a {type(task).__name__} without {', '.join(missing)}; a task needs what "
-            "selfcorrect.tasks.base.Task lists"
-        )
     return task
 
 
-def _built_in(config: TaskConfig) -> Task:  # noqa: PLR0911  # one return per task
-    """One of the package's own tasks. Imports only the module of that task."""
-    match config:
-        case ArithmeticConfig():
-            from selfcorrect.tasks.arithmetic import Arithmetic
-
-            return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)
-        case CountdownConfig():
-            from selfcorrect.tasks.countdown import Countdown
-
-            return Countdown(config)
-        case Gsm8kConfig():
-            from selfcorrect.tasks.gsm8k import Gsm8k
-
-            return Gsm8k(config.path)
-        case MathConfig():
-            from selfcorrect.tasks.math import Math
-
-            return Math(config.path)
-        case MbppConfig():
-            from selfcorrect.tasks.mbpp import Mbpp
-
-            return Mbpp(config)
-        case MbppRepairConfig():
-            from selfcorrect.tasks.mbpp_repair import MbppRepair
-
-            return MbppRepair(config)
-        case HumanEvalConfig():
-            from selfcorrect.tasks.humaneval import HumanEval
-
-            return HumanEval(config)
-        case OwnConfig():
-            from selfcorrect.tasks.own import Own, OwnPrograms
-
-            return OwnPrograms(config) if config.verifier == "code" else Own(config)
-        case ReasoningGymConfig():
-            from selfcorrect.tasks.reasoning_gym import ReasoningGym
-
-            return ReasoningGym(config)
-        case _:
-            raise AssertionError(f"{config.name} is no task of this package")
+def _built_in(name: str, config: TaskConfig) -> Task:
+    """One of the package's own tasks: ``make(config)`` of the file of its name. Imports only that file."""
+    make = _make_of(name)
+    if not callable(make):
+        lack = "there is no such file" if make is None else "that file has no class or function `make`"
+        raise ConfigError(
+            f"task {name} is named in TaskConfig (config/sections.py) and belongs in selfcorrect/tasks/{name}.py, but {lack}; "
+            "write a class that takes the task's config, and `make = ` that class"
+        )
+    task: Task = make(config)
+    return task
 
 
-TASKS: dict[str, Callable[[TaskConfig], Task]] = dict.fromkeys(
-    ("arithmetic", "countdown", "gsm8k", "math", "mbpp", "humaneval", "mbpp_repair", "own", "reasoning_gym"), _built_in
-)
+def _make_of(name: str) -> Any:
+    """``make`` of ``selfcorrect/tasks/NAME.py``, False where the file has none, None without a file."""
+    module = f"{__name__}.{name}"
+    try:
+        return getattr(importlib.import_module(module), "make", False)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return None
+
+
+def _unknown(name: str) -> str:
+    if name.isidentifier() and _make_of(name):
+        return (
+            f"selfcorrect/tasks/{name}.py makes a task, but no class in TaskConfig (config/sections.py) has the name {name!r}; "
+            "write one and add it there"
+        )
+    return f"task.name = {name!r} is not a task; take one of: {', '.join(sorted(TASKS))}; or package.module:function"
+
+
+TASKS: dict[str, Callable[[Any], Task]] = {name: partial(_built_in, name) for name in readers("task.name")}
+"""How to make each task, by the names in ``TaskConfig``."""

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from selfcorrect.config.sections import ArithmeticConfig
 from selfcorrect.tasks.base import Message, Split
 from selfcorrect.tasks.procedural import AnySplit, split_of
 from selfcorrect.types import Grade, Problem, Verdict
@@ -193,3 +194,7 @@ def draw_problems(
                 break
         problems += found.values()
     return tuple(problems)
+
+
+def make(config: ArithmeticConfig) -> Arithmetic:
+    return Arithmetic(config.terms_min, config.terms_max, config.asks, config.largest)

@@ -181,3 +181,6 @@ def _read(text: str) -> tuple[str, list[str], str] | None:
     if match is None:
         return None
     return match[1].strip(), [step.strip() for step in match[2].split("=")[1:]], match[3]
+
+
+make = Countdown

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from selfcorrect.config.sections import Gsm8kConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Message, Split
 from selfcorrect.tasks.jsonl import text_field
@@ -182,3 +183,7 @@ def _problem(identity: str, row: Row, where: str) -> Problem:
     if parse_number(gold) is None:
         raise DataError(f"{where} has {gold.strip()!r} after '####', which is not one number; correct or drop that row")
     return Problem(identity, question.strip(), gold.strip(), meta={"solution": steps.strip()})
+
+
+def make(config: Gsm8kConfig) -> Gsm8k:
+    return Gsm8k(config.path)

@@ -72,3 +72,6 @@ def _problem(_identity: str, row: Row, where: str) -> Problem:
     name, prompt, entry, tests = (text_field(row, f, where) for f in ("task_id", "prompt", "entry_point", "test"))
     meta = {"entry_point": entry, "solution": text_field(row, "canonical_solution", where)}
     return Problem(name, prompt, tests, meta=meta)
+
+
+make = HumanEval

@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 
+from selfcorrect.config.sections import MathConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.jsonl import text_field
@@ -134,3 +135,7 @@ def _boxed(solution: str) -> str | None:
         return ""
     box = last_box(solution)
     return None if box is None else box.content
+
+
+def make(config: MathConfig) -> Math:
+    return Math(config.path)

@@ -122,3 +122,6 @@ def _beside(source: Source) -> Source:
     if path is None or not path.is_file() or source.has("prompt"):
         return source
     return Source(source.task, path.parent, None, source.splits, source.fields)
+
+
+make = Mbpp

@@ -111,3 +111,6 @@ def _repairs(file: Path, tasks: dict[int, Problem]) -> list[Problem]:
             meta={**task.meta, "given": program},
         )
     return list(found.values())
+
+
+make = MbppRepair

@@ -177,3 +177,7 @@ BUILT_IN: dict[str, Grader] = {
 
 KEYS: dict[str, Callable[[str], str]] = {"number": number_key, "math": answer_key}
 """Answer keys of verifiers for which equal answers may differ in their words."""
+
+
+def make(config: OwnConfig) -> Own | OwnPrograms:
+    return OwnPrograms(config) if config.verifier == "code" else Own(config)

@@ -112,3 +112,6 @@ class ReasoningGym(Procedural):
     def answer_key(self, answer: str) -> str:
         """See ``CountsAnswers``: compares by words."""
         return " ".join(answer.split())
+
+
+make = ReasoningGym

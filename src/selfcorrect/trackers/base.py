@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
@@ -15,6 +18,8 @@ from selfcorrect.measuring.metrics import EvalSummary
 from selfcorrect.records.lines import EvalRecord, StepRecord
 
 NAMES: tuple[TrackerName, ...] = get_args(TrackerName)
+MEMBERS = ("name", "start", "log", "finish")
+"""What every tracker has; see ``Tracker``."""
 NOT_NUMBERS = ("kind", "step", "stage")
 """Fields of a step record that are not sent: the first two are no measurements, and the stage is a name."""
 
@@ -32,17 +37,21 @@ class Tracked:
 
 
 class Tracker(Protocol):
-    """Receives numbers. Any method may raise: at the start an exception stops the command, later it only drops the
-    tracker."""
+    """Receives the numbers of each record once, by ``log``. Any method may raise: at the start an exception stops the
+    command, later it only drops the tracker."""
 
     name: str
+    """The name of its file."""
 
     def start(self, run: Tracked) -> None:
         """Begin the run, or continue the one with the same id."""
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers at an optimiser step. Steps never go down, except for the kept checkpoint's at the end."""
+        """Numbers at an optimiser step. One step can have several calls, with different names.
+
+        Steps never go down, except for the kept checkpoint's at the end.
+        """
         ...
 
     def finish(self) -> None: ...
@@ -52,19 +61,54 @@ def make_trackers(names: Sequence[TrackerName]) -> list[Tracker]:
     """The trackers of these names, each once, not started yet. Imports their packages.
 
     Raises:
-        ConfigError: one is not installed, or cannot be imported.
+        ConfigError: one is not installed, cannot be imported, or is no tracker.
     """
-    trackers = []
-    for name in dict.fromkeys(names):
-        try:
-            module = importlib.import_module(f"selfcorrect.trackers.{name}")
-        except ImportError as error:
-            raise ConfigError(
-                f"trackers={name} needs the package {name}, which cannot be imported here ({error}); install it with `pip install "
-                f"'selfcorrect[{name}]'`, or leave the tracker out (trackers=none): all numbers are in the run's records anyway"
-            ) from None
-        trackers.append(cast(Tracker, module.make()))
-    return trackers
+    return [_made(name) for name in dict.fromkeys(names)]
+
+
+def package_of(name: TrackerName) -> str | None:
+    """The package that a tracker needs, as the extra of its name says; None without such an extra."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for requirement in metadata.requires("selfcorrect") or ():
+            if re.search(rf"""extra == ["']{name}["']""", requirement):
+                return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+    return None
+
+
+def _made(name: TrackerName) -> Tracker:
+    file, module_name = f"selfcorrect/trackers/{name}.py", f"selfcorrect.trackers.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(_not_imported(name, file, error)) from None
+    make = getattr(module, "make", None)
+    if not callable(make):
+        raise ConfigError(f"{file} has no class or function `make`, which makes the tracker; write `make = ` its class")
+    tracker = make()
+    if missing := [member for member in MEMBERS if not hasattr(tracker, member)]:
+        raise ConfigError(
+            f"{file} made a {type(tracker).__name__} without {', '.join(missing)}; a tracker needs what "
+            "selfcorrect.trackers.base.Tracker lists"
+        )
+    if tracker.name != name:
+        raise ConfigError(
+            f"the tracker in {file} has the name {tracker.name!r}; write name = {name!r}, the name of its file"
+        )
+    return cast(Tracker, tracker)
+
+
+def _not_imported(name: TrackerName, file: str, error: ImportError) -> str:
+    module = error.name or ""
+    if module == f"selfcorrect.trackers.{name}":
+        return f"trackers={name} is named in config/sections.py, but there is no {file}; write that file"
+    if module.partition(".")[0] == "selfcorrect":
+        return f"{file} imports what this package does not have ({error}); correct that import"
+    package = package_of(name)
+    install = f"it with `pip install 'selfcorrect[{name}]'`" if package else f"the package that has the module {module}"
+    return (
+        f"trackers={name} needs the package {package or module}, which cannot be imported here ({error}); install {install}, or "
+        "leave the tracker out (trackers=none): all numbers are in the run's records anyway"
+    )
 
 
 def step_metrics(record: StepRecord) -> dict[str, float]:
