@@ -549,14 +549,15 @@ def probe_sft_eval_problems(tmp):
 
 
 def probe_trackers(tmp):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            base.importlib, "import_module", lambda name: SimpleNamespace(make=lambda: f"tracker {name.split('.')[-1]}")
+    def module(path):
+        return SimpleNamespace(
+            make=lambda: SimpleNamespace(name=path.split(".")[-1], start=print, log=print, finish=print)
         )
-        assert base.make_trackers(load_config(None, ["trackers=wandb,tensorboard"]).trackers) == [
-            "tracker wandb",
-            "tracker tensorboard",
-        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base.importlib, "import_module", module)
+        made = base.make_trackers(load_config(None, ["trackers=wandb,tensorboard"]).trackers)
+    assert [tracker.name for tracker in made] == ["wandb", "tensorboard"]
 
 
 def probe_template_kwargs(tmp):
