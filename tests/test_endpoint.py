@@ -553,7 +553,7 @@ BAD = {
     "a body that is none": (["--base-url", URL, "--model", "m", "--body", "x"], "not a JSON object"),
     "a body of ours": (["--base-url", URL, "--model", "m", "--body", '{"seed": 1}'], "sets seed"),
     "no key": (["--base-url", URL, "--model", "m", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
-    "endpoint options alone": (["tiny", "--rate", "5"], "would be ignored; add --base-url"),
+    "endpoint options alone": (["tiny", "--rate", "5"], "no endpoint is named; add --base-url"),
     "nothing": ([], "no model is named"),
     "nobody there": (
         ["--base-url", "http://127.0.0.1:9/v1", "--model", "m", "task=arithmetic", "limit=2", "--retries", "0"],

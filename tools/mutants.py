@@ -272,7 +272,7 @@ MUTANTS = [
     ),
     Mutant(
         "the map takes the difference the wrong way round",
-        "reproduce/map.py",
+        "reproduce/map_results.py",
         "[multi_turn[s] for s in both], [score[s] for s in both]",
         "[score[s] for s in both], [multi_turn[s] for s in both]",
         ("tests/test_map.py",),
@@ -774,8 +774,8 @@ MUTANTS = [
     Mutant(
         "prefix cache kept across publish",
         "engines/torch_engine/sampler.py",
-        'only the caches must go."""\n        self.drop_caches()',
-        'only the caches must go."""',
+        'so this only drops the caches."""\n        self.drop_caches()',
+        'so this only drops the caches."""',
         engine("publish_drops_the_caches"),
     ),
     Mutant(
