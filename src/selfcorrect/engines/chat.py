@@ -258,7 +258,9 @@ class ChatFormat:
         ids = self._encode_bridge(text)
         closing = self._closing_id if self._closing_id is not None else self.turn_end_id
         if ended and closing is not None:
-            opening = self._encode_bridge(text.partition(instruction.strip())[0])  # a user's turn may end with the same token
+            opening = self._encode_bridge(
+                text.partition(instruction.strip())[0]
+            )  # a user's turn may end with the same token
             if closing in opening:
                 return ids[ids.index(closing) + 1 :]
         return ids
