@@ -202,9 +202,12 @@ class _Program:
                     found = getattr(found, part)
                 return found
             case "pickle":
+                import io
                 import pickle
 
-                return pickle.loads(bytes.fromhex(body))
+                reader = pickle.Unpickler(io.BytesIO(bytes.fromhex(body)))
+                reader.persistent_load = self.resolve_target
+                return reader.load()
         kind, state = self.module.__dict__[body[0]], inner(body[1])
         if tag == "member":
             return kind[state]
