@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import gzip
 import json
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+
 from selfcorrect.config.loading import load_config
 from selfcorrect.episodes.completion import NoCompletion, read_completion
 from selfcorrect.errors import DataError, EndpointError, SelfCorrectError
@@ -36,7 +38,7 @@ from selfcorrect.serve.protocol import (
 )
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.gsm8k import Gsm8k, grade_number, parse_number
-from selfcorrect.types import Problem, Verdict
+from selfcorrect.types import Verdict
 from selfcorrect.verify.cases import Broken, code_request, math_case, read_cases
 from selfcorrect.verify.code.extract import extract
 from selfcorrect.verify.code.inside.channel import Channel, ProgramGone
@@ -50,23 +52,20 @@ SLOWEST_S = 3.0
 
 # --- What inputs are made of ----------------------------------------------------------------------------------------
 
-ANSWER_PARTS = (
-    """Final answer:|**Final Answer**|The final answer is|final answer|Answer:|#### |\\boxed{|\\boxed|\\fbox{|}|{|$|$$|\\(|\\)|\\[
-\\]|\\frac{1}{2}|\\frac|\\dfrac12|\\sqrt{2}|\\sqrt[3]{|\\text{ dollars}|\\text{|\\dot{3}|\\overline{|\\left(|\\right)|\\pm|\\cup|\\infty|\\begin{pmatrix}
-\\end{pmatrix}|\\\\|&|\\pi|\\%|%|12|-3|+|-|--|0.5|.5|5.|1/2|1/0|73{,}000|1,234|1e9|10^9|x=|x|(1,2)|[1,2)|1:2|3 and 4|or|\u2212|\u00bd|\uff11\uff12
-12\u4e2a|\u7b54\u6848\u662f|<think>|</think>|[THINK]|[/THINK]|<|im_end|>|</s>|\n|\n\n|\t| |.|,|;|*|_|`|~|\u202f|\u2009|\ufeff|\u200b|\u2028|\x00|I hope it is correct|billion|apples|!""".replace(
-        "\n", "|"
-    ).split("|")
-    + ["\n", "\n\n", "|"]
-)
+ANSWER_PARTS = [
+    "Final answer:", "**Final Answer**", "The final answer is", "final answer", "Answer:", "#### ", "\\boxed{", "\\boxed", "\\fbox{", "}", "{",
+    "$", "$$", "\\(", "\\)", "\\[", "\\]", "\\frac{1}{2}", "\\frac", "\\dfrac12", "\\sqrt{2}", "\\sqrt[3]{", "\\text{ dollars}", "\\text{",
+    "\\dot{3}", "\\overline{", "\\left(", "\\right)", "\\pm", "\\cup", "\\infty", "\\begin{pmatrix}", "\\end{pmatrix}", "\\\\", "&", "\\pi",
+    "\\%", "%", "12", "-3", "+", "-", "--", "0.5", ".5", "5.", "1/2", "1/0", "73{,}000", "1,234", "1e9", "10^9", "x=", "x", "(1,2)", "[1,2)",
+    "1:2", "3 and 4", "or", "\u2212", "\u00bd", "\uff11\uff12", "12\u4e2a", "\u7b54\u6848\u662f", "<think>", "</think>", "[THINK]", "[/THINK]",
+    "</s>", "\t", " ", ".", ",", ";", "*", "_", "`", "~", "\u202f", "\u2009", "\ufeff", "\u200b", "\u2028", "\u0000", "I hope it is correct",
+    "billion", "apples", "!", "\n", "\n\n", "|", "<|im_end|>",
+]  # fmt: skip
 CODE_PARTS = [
-    *"```|````|~~~|```python\n|```\n|[BEGIN]|[DONE]|[END]|[/BEGIN]|[PYTHON]|<code>|</code>|def f(x):|class A:|    return x|import os|from x import y".split(
-        "|"
-    ),
-    *"'''|\"\"\"|'|\"|#|\\|(|)|[|]|{|}|:|=|,|end|arr[end]|x = 1|for i in x|<think>|</think>|<|channel|>final<|message|>|</s>|def f(".split(
-        "|"
-    ),
-    *["\n", "\n", "\n    ", "\r\n", "\r", "\t", " ", "\ufeff", "\u00a0", "\u2028", "\x00", "\ud800", "assert f(1)", "Here it is:", "- "],
+    "```", "````", "~~~", "```python\n", "```\n", "[BEGIN]", "[DONE]", "[END]", "[/BEGIN]", "[PYTHON]", "<code>", "</code>", "def f(x):",
+    "class A:", "    return x", "import os", "from x import y", "'''", "\"\"\"", "'", "\"", "#", "\\", "(", ")", "[", "]", "{", "}", ":", "=",
+    ",", "end", "arr[end]", "x = 1", "for i in x", "<think>", "</think>", "</s>", "def f(", "\n", "\n    ", "\r\n", "\r", "\t", " ", "\ufeff",
+    "\u00a0", "\u2028", "\u0000", "\ud800", "assert f(1)", "Here it is:", "- ", "<|channel|>final<|message|>",
 ]  # fmt: skip
 NAMES = ["end", "done", "begin", "code", "python", "END", "DONE", "CODE", "x", "answer", "think"]
 
@@ -160,8 +159,8 @@ def check_answer(text: str, gold: str, truncated: bool) -> None:
     assert found is None or found.answer
     for task in TASKS:
         problem = task.problems("train")[0]
-        for given in (text, text + task.reference_answer(problem)[-30:]):
-            assert task.grade(problem, given, truncated=truncated).verdict is not Verdict.ERROR
+        for whole in (text, text + task.reference_answer(problem)[-30:]):
+            assert task.grade(problem, whole, truncated=truncated).verdict is not Verdict.ERROR
     if not any(mark in text.lower() for mark in ("<", "[", "\u25c1", "{", "\\", "$", "|")):
         for ending in ("\nFinal answer: 7301", "\n\nFinal answer: $7301$", "\nSo it is \\boxed{7301}."):
             assert grade_number("7301", text + ending, truncated=False).verdict is Verdict.CORRECT, ending
@@ -182,18 +181,12 @@ def check_program(text: str, prompt: str, program: str, frame: str, reply: Any, 
             channel.result(reply)
         except (ProgramGone, Exception) as error:  # noqa: BLE001  # what the tests would meet as the program's doing
             assert isinstance(error, ProgramGone | ProgramError) or "raise" in reply, repr(error)
-    try:
+    with contextlib.suppress(CodecError):
         decode(reply)
-    except CodecError:
-        pass
-    try:
+    with contextlib.suppress(CodecError):
         loads(json.dumps(reply).encode()[: len(text)])
-    except CodecError:
-        pass
-    try:
+    with contextlib.suppress(DataError):
         plan_tests.__wrapped__("mbpp", None, (tests,))
-    except DataError:
-        pass
 
 
 def _compiling(alternatives: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
@@ -287,7 +280,7 @@ def programs(draw: st.DrawFn) -> str:
     name, other, text = (
         draw(st.sampled_from(NAMES)),
         draw(st.sampled_from(NAMES)),
-        draw(st.sampled_from(CODE_PARTS[:14] + ["it's", "a # b"])),
+        draw(st.sampled_from([*CODE_PARTS[:14], "it's", "a # b"])),
     )
     lines = [
         f"{name} = 3",

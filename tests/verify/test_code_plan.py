@@ -49,11 +49,15 @@ def test_names_that_the_tests_define_are_not_the_programs():
         ["assert Point(1, 2).x == 1"],
         ["assert isinstance(make(1), Point)"],
         ["try:\n    f(1)\nexcept TooLarge:\n    pass"],
-        ["assert apply(lambda x: x + 1, 2) == 3"],
     ],
 )
 def test_tests_that_need_the_programs_classes_fall_back(tests):
     assert plan(*tests).fallback
+
+
+def test_a_function_of_the_tests_needs_no_common_process():
+    assert not plan("assert apply(lambda x: x + 1, 2) == 3").fallback
+    assert not plan("def inc(x):\n    return x + 1\nassert apply(inc, 2) == 3").fallback
 
 
 @pytest.mark.parametrize(

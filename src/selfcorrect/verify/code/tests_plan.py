@@ -112,8 +112,6 @@ def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: 
         return ""
     arguments = [*node.args, *(k.value for k in node.keywords)]
     for part in (inner for argument in arguments for inner in ast.walk(argument)):
-        if isinstance(part, ast.Lambda):
-            return f"a lambda is passed to {function}"
         inner = _called(part, classes - {function}) or held.get(_name(part))
         if inner:
             return f"an object of the program's class {inner} is passed to {function}"

@@ -205,9 +205,10 @@ class _Program:
                 import io
                 import pickle
 
-                reader = pickle.Unpickler(io.BytesIO(bytes.fromhex(body)))
-                reader.persistent_load = self.resolve_target
-                return reader.load()
+                class Unpickler(pickle.Unpickler):
+                    persistent_load = staticmethod(self.resolve_target)
+
+                return Unpickler(io.BytesIO(bytes.fromhex(body))).load()
         kind, state = self.module.__dict__[body[0]], inner(body[1])
         if tag == "member":
             return kind[state]
