@@ -381,6 +381,19 @@ def test_an_exception_class_of_the_prompt_cannot_end_a_loop_of_the_tests(grader)
     assert grader.grade(CodeRequest("humaneval", check, program, "code", prompt, "f")).verdict is Verdict.WRONG
 
 
+CAPITALISED = ["assert Sort(2) == 41", "assert Sort(2) == [41]", "assert not Sort(2) != 41", "assert 41 in Sort(2)", "assert Sort(2) - 41 == 0", "assert abs(Sort(2) - 41) < 1e-6", "assert Sort(2) == 41\nassert Sort(3) == 42", "assert Sort(2) <= 41 <= Sort(2)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("test", CAPITALISED)
+@pytest.mark.parametrize("base", ["object", "int", "list"])
+def test_a_class_in_the_place_of_a_capitalised_function_is_wrong(grader, base, test):
+    # MBPP has functions called Sort and Extract: that the program makes classes of them is its own idea.
+    program = LIAR.replace("class Liar(BASE)", f"class Sort({base})").replace("def f(x): return RESULT", "")
+    program += "    def __new__(cls, *a): return super().__new__(cls)\n    def __init__(self, *a): pass\n"
+    grade = grader.grade(mbpp(program, test))
+    assert grade.verdict in (Verdict.WRONG, Verdict.TIMEOUT), grade
+
+
 NO_ESCAPE = {
     "too large to cross, sent back": ("def f(x): return [0] * 500000", "assert f(f(2)) == 41"),
     "a coroutine, sent back": ("async def f(x): return 1", "assert f(f(2)) == 41"),

@@ -104,7 +104,7 @@ OBJECTS = {
     "lower-case class, isinstance": (STACK, "assert isinstance(stack(), stack) and not isinstance(5, stack)"),
     "lower-case class, error": (STACK, "try:\n    stack().pop()\n    assert False\nexcept IndexError as e:\n    assert 'empty' in str(e)"),
     "class in capitals, method": ("class Stack:\n    def __init__(self): self.x = []\n    def push(self, v): self.x.append(v)\n    def __contains__(self, v): return v in self.x", "s = Stack()\ns.push(1)\nassert 1 in s and 2 not in s"),
-    "class in capitals, operator on data": ("class Money:\n    def __init__(self, v): self.v = v\n    def __add__(self, o): return self.v + o\n    def __eq__(self, o): return self.v == o\n    def __contains__(self, o): return o < self.v", "assert Money(5) + 3 == 8 and Money(5) == 5 and 2 in Money(5)"),
+    "class in capitals, operator on data": ("class Money:\n    def __init__(self, v): self.v = v\n    def __add__(self, o): return self.v + o\n    def __eq__(self, o): return self.v == o\n    def __contains__(self, o): return o < self.v", "assert Money(5) + 3 == 8 and Money(5) == 5 and 2 in Money(5) and Money(5) == Money(5)"),
     "class in capitals, operator": ("class Vec:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return Vec(self.x + o.x)\n    def __eq__(self, o): return self.x == o.x\n", "assert Vec(1) + Vec(2) == Vec(3)"),
     "closure": ("def adder(n):\n    def add(x): return x + n\n    return add", "assert adder(3)(4) == 7 and adder(1)(1) == 2"),
     "counter in a closure": ("def counter():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n        return n\n    return step", "c = counter()\nassert [c(), c(), c()] == [1, 2, 3]\nassert counter()() == 1"),

@@ -12,6 +12,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from selfcorrect.errors import DataError
 
@@ -30,6 +31,8 @@ class TestPlan:
     """Modules that the tests use without importing them; the program must have imported them, as in one process."""
     fallback: str
     """Why these tests must run in the program's process; empty for all others."""
+    classes: tuple[str, ...] = ()
+    """Names of which the tests compare or combine two objects with each other, so that they are about these classes."""
 
 
 def _walk(trees: list[ast.Module]) -> Iterator[ast.AST]:
@@ -102,6 +105,22 @@ def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
         if reason:
             return reason
     return ""
+
+
+def _combined(trees: list[ast.Module], names: set[str]) -> tuple[str, ...]:
+    """Names that both sides of one operator call: ``Vec(1) + Vec(2)``, but not ``Sort(xs) == [1, 2]``."""
+    found: set[str] = set()
+    for node in _walk(trees):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                sides = [left, *others]
+            case ast.BinOp(left=left, right=right):
+                sides = [left, right]
+            case _:
+                continue
+        called = [{name for part in ast.walk(side) if (name := _called(part, names))} for side in sides]
+        found.update(*(a & b for a, b in pairwise(called)))
+    return tuple(sorted(found))
 
 
 def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: dict[str, str]) -> str:
@@ -185,7 +204,7 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
     if not names:
         raise DataError("These tests call nothing that a program could define, so they cannot judge one.")
     fallback = _needs_classes(trees, set(names)) or _needs_one_process(trees, set(names))
-    return TestPlan(tuple(names), modules, fallback)
+    return TestPlan(tuple(names), modules, fallback, _combined(trees, {n for n in names if n[:1].isupper()}))
 
 
 def _entry_root(entry_point: str) -> str:

@@ -62,7 +62,7 @@ class Channel:
         self.own_word = ""
         """Why the program could have forged a pass."""
         self.own_classes: set[str] = set()
-        """Capitalised names of the tests that the program has as classes."""
+        """Names of classes of the program that the tests are about: see ``TestPlan.classes``."""
         self.calls = 0
         self.busy = False
         """A request has been sent and its answer not read."""

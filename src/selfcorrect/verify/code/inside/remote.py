@@ -7,8 +7,8 @@ What must not happen is that an answer judges itself. So an object never equals 
 an operator on an object and plain data of the tests gives no plain data: ``abs(f(2) - 41) < 1e-6`` would tell the program
 to subtract. It may give an object, which then has met the tests' data (``Link.met``): nothing is asked of it that data
 would answer by its value, or the program would subtract and be asked for the absolute value next. Where two objects of the
-program are compared, or a class whose capitalised name the tests use, only the program can tell. The channel notes that it
-did (``Channel.own_word``): such a pass could be forged.
+program are compared, or the tests are about one of its classes, only the program can tell. The channel notes that it did
+(``Channel.own_word``): such a pass could be forged.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ _COUNTERS = {"count", "index"}
 
 
 def may_compare(value: Any) -> bool:
-    """Whether the tests use the class of an object by a capitalised name, so that they are about that class."""
+    """Whether the tests are about the class of an object, so that it may judge data of theirs (``TestPlan.classes``)."""
     link = link_of(value)
     return link is not None and link.name in link.channel.own_classes
 
