@@ -129,6 +129,43 @@ def test_a_mark_in_a_string_or_comment_is_the_programs(mark, name):
     assert found["ended"](mark) and found["twice"](4) == 8
 
 
+# Names that are spelled like the word in a mark. {0} is the name.
+OWN_NAMES = {
+    "last index": "def twice(n):\n    {0} = n\n    pair = [0, 0, 0, 0, 2 * n]\n    return pair[{0}]",
+    "index in an assignment": "def twice(n):\n    a, {0} = list(range(9)), n\n    a[0], a[4] = a[4], a[{0}]\n    return a[0] + n",
+    "index before a colon": "def twice(n):\n    s, {0} = [9], 0\n    while n < s[{0}]:\n        s[{0}] = 0\n    return 2 * n",
+    "parameter": "def at(xs, {0}):\n    return xs[{0}]\ndef twice(n):\n    return at([0, 2 * n], 1)",
+    "parameter on its line": "def at(\n    xs,\n    {0},\n):\n    return xs[{0}]\ndef twice(n):\n    return at([0, 2 * n], 1)",
+    "loop": "def twice(n):\n    for {0} in range(n + 1):\n        last = list(range(9))[{0}]\n    return last + n",
+    "loop over pairs": "def twice(n):\n    for i, {0} in [(0, n)]:\n        last = range(9)[{0}]\n    return last + n",
+    "comprehension over lines": "def twice(n):\n    return sum([\n        range(9)[{0}]\n        for {0} in (n, n)\n    ])",
+    "constant": "{0} = 1\ndef twice(n):\n    return [0, 2 * n][{0}]",
+    "constant after it": "def twice(n):\n    return [0, 2 * n][{0}]\n{0} = 1",
+    "list of one": "def twice(n):\n    {0} = n\n    (x,) = [{0}]\n    y, = [\n        {0}]\n    z = [{0}]\n    return x + z[0]",
+    "row of its own": "def twice(n):\n    {0} = n\n    rows = [\n        [{0}],\n        [{0}]\n    ]\n    return rows[0][0] + rows[1][0]",
+    "import": "from math import pi as {0}\ndef twice(n):\n    return 2 * n if [{0}] else [{0}]",
+    "lambda": "at = lambda xs, {0}: xs[{0}]\ndef twice(n):\n    return at([0, 2 * n], 1)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["end", "done", "begin", "code", "python", "END", "DONE", "BEGIN", "CODE"])
+@pytest.mark.parametrize("program", OWN_NAMES)
+@pytest.mark.parametrize("name", ["marks", "lower-case marks", "plain", "fence", "end mark only", "marks named in prose, then used"])  # fmt: skip
+def test_a_name_of_the_program_is_no_mark(name, program, word):
+    assert doubles(AROUND[name].format(OWN_NAMES[program].format(word)))
+
+
+@pytest.mark.parametrize("end", ["[DONE]", " [DONE]", " [done]", "[END]", " [/BEGIN]", " [/CODE]"])
+def test_a_mark_may_follow_the_last_line_of_code(end):
+    assert doubles(f"[BEGIN]\n{GOOD}{end}\nThis is the end, and it is done.")
+
+
+def test_many_names_like_marks_take_no_time():
+    start = time.process_time()
+    extract("text", "[BEGIN]\n" + "end " * 90_000 + "\n" + "end=1\n" * 20_000 + "x[end]\n" * 20_000, "", None, ("f",))
+    assert time.process_time() - start < 5
+
+
 INNER = {
     "fence": "```\n    twice(2) -> 4\n    ```",
     "tagged fence": "```python\n    >>> twice(2)\n    4\n    ```",

@@ -297,6 +297,119 @@ def test_heavy_and_endless_objects_are_bounded(grader, name):
     assert grade.cpu_s < 5
 
 
+# An object whose operators take data of the tests and give another object, which then answers by its value.
+TWO_STEPS = """
+class Z(int):
+    def __neg__(s): return s
+    def __add__(s, o): return s
+    def __abs__(s): return s
+class O:
+    def yes(s, *a): return True
+    def zero(s, *a): return 0
+    __abs__ = __int__ = __round__ = __len__ = __index__ = __hash__ = __trunc__ = __floor__ = zero
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = yes
+    def __float__(s): return 0.0
+    def __str__(s): return '41'
+    __repr__ = __str__
+    def __format__(s, f): return '41'
+    def __iter__(s): return iter([])
+    def __bool__(s): return False
+    def __neg__(s): return s
+    __pos__ = __invert__ = __neg__
+    real = imag = days = 0
+    def __add__(s, o): return s
+    __mul__ = __pow__ = __sub__ = __add__
+class E(O):
+    def met(s, o): return RESULT
+    __sub__ = __rsub__ = __mod__ = __rmod__ = __xor__ = __rxor__ = __and__ = __floordiv__ = __truediv__ = __isub__ = met
+    __add__ = __radd__ = __mul__ = __rmul__ = __iadd__ = met
+    def __getattr__(s, n):
+        if n in METHODS: return s.met
+        raise AttributeError(n)
+METHODS = "difference symmetric_difference intersection compare startswith endswith removeprefix count index".split()
+def f(x): return E()
+"""
+TWO_STEP_TESTS = [
+    "assert abs(f(2) - 41) < 1e-6", "assert f(2) - 41 == 0", "assert abs(41 - f(2)) < 1e-6", "assert f(2) % 41 == 0", "assert not f(2) - 41", "assert (f(2) - 41) in (0,)", "assert int(f(2) - 41) == 0",
+    "assert round(f(2) - 41, 2) == 0", "assert len(f(2) - {41}) == 0", "assert not (f(2) - {41})", "assert str(f(2) % 41) == '41'", "assert f'{f(2) // 41}' == '41'", "assert list(f(2) - {41}) == []",
+    "assert f(2).difference({41}) == 0", "assert not f(2).difference({41})", "assert not f(2).symmetric_difference({41})", "assert len(f(2).difference({41})) == 0", "assert not f(2).removeprefix('41')",
+    "import math\nassert math.isclose(f(2) - 41, 0)", "assert float(f(2) - 41) == 0", "import operator\nassert operator.index(f(2) - 41) == 0", "import operator\nassert abs(operator.sub(f(2), 41)) < 1e-6",
+    "assert sum([f(2), -41]) == 0", "assert abs(sum([f(2), -41])) < 1e-6", "assert max(abs(f(2) - 41), 0) == 0", "assert f(2).compare(41) == 0", "assert all(not (a - b) for a, b in zip([f(2)], [41]))",
+    "d = f(2) - 41\nassert abs(d * d) < 1e-6", "d = f(2) - 41\nassert abs(-d) < 1e-6", "d = f(2) - 41\nassert abs(d + 0) < 1e-6", "assert abs((f(2) - 41) ** 2) < 1e-6", "d = f(2)\nd -= 41\nassert abs(d) < 1e-6",
+    "assert (f(2) - 41).real == 0", "assert (f(2) - 41).days == 0", "assert {0: 1}[f(2) - 41]", "assert [9, 1, 1][f(2) - 42]", "assert abs(f(2) - 41) == 0", "def close(a, b): return abs(a - b) < 1e-6\nassert close(f(2), 41)",
+    "assert min(f(2) - 41, 0) == 0", "assert sorted([f(2) - 41, 1])[0] == 0", "assert divmod(f(2), 41) == (1, 0)", "assert abs(f(2) + -41) < 1e-6", "assert not f(2) ^ {41}", "try:\n    ok = abs(f(2) - 41) < 1e-6\nexcept Exception:\n    ok = f(2) == 41\nassert ok",
+    "import functools\nassert abs(functools.reduce(lambda a, b: a - b, [f(2), 41])) < 1e-6", "import fractions\nassert abs(f(2) - fractions.Fraction(41)) == 0", "import datetime\nassert (f(2) - datetime.date(2000, 1, 1)).days == 0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "Z(0)",
+        "O()",
+        "s",
+        "0",
+        "0.0",
+        "[]",
+        "''",
+        "lambda *a: 0",
+        "(x for x in ())",
+        "type('F', (float,), {'__abs__': lambda s: 0})()",
+    ],
+)
+def test_what_met_data_of_the_tests_answers_for_no_value(grader, result):
+    program = TWO_STEPS.replace("RESULT", result)
+    grades = grader.grade_many([mbpp(program, test) for test in TWO_STEP_TESTS])
+    wrong = [(t, g) for t, g in zip(TWO_STEP_TESTS, grades, strict=True) if g.verdict is not Verdict.WRONG]
+    assert wrong == []
+
+
+LOOPS = ["for a, b in zip(map(f, [2]), [41]):\n    assert a == b", "assert all(map(lambda x: f(x) == 41, [2]))", "assert [a for a in map(f, [2]) if a != 41] == []", "assert sum(1 for a in map(f, [2])) == 0 or f(2) == 41"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["{'valued': [0, 'P', 'object', 'none', None]}", "{'over': [0, 'P', 'object', 'none', None]}", "{'valued': [0, 'P', 'object', [], None]}", "{'member': ['none', 'x']}", "{'range': []}"])  # fmt: skip
+@pytest.mark.parametrize("test", LOOPS)
+def test_a_malformed_answer_does_not_end_a_loop_of_the_tests(grader, value, test):
+    grade = grader.grade(mbpp(FORGER.replace("MESSAGE", f"{{'value': {value}}}"), test))
+    assert grade.verdict is Verdict.WRONG, grade
+
+
+def test_an_exception_class_of_the_prompt_cannot_end_a_loop_of_the_tests(grader):
+    prompt = "class Done(StopIteration):\n    pass\n\ndef f(x):\n"
+    program = "class Done(StopIteration): pass\ndef f(x): raise type('Done', (Exception,), {})"
+    check = "def check(candidate):\n    for a, b in zip(map(candidate, [2]), [41]):\n        assert a == b\n"
+    assert grader.grade(CodeRequest("humaneval", check, program, "code", prompt, "f")).verdict is Verdict.WRONG
+
+
+CAPITALISED = ["assert Sort(2) == 41", "assert Sort(2) == [41]", "assert not Sort(2) != 41", "assert 41 in Sort(2)", "assert Sort(2) - 41 == 0", "assert abs(Sort(2) - 41) < 1e-6", "assert Sort(2) == 41\nassert Sort(3) == 42", "assert Sort(2) <= 41 <= Sort(2)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("test", CAPITALISED)
+@pytest.mark.parametrize("base", ["object", "int", "list"])
+def test_a_class_in_the_place_of_a_capitalised_function_is_wrong(grader, base, test):
+    # MBPP has functions called Sort and Extract: that the program makes classes of them is its own idea.
+    program = LIAR.replace("class Liar(BASE)", f"class Sort({base})").replace("def f(x): return RESULT", "")
+    program += "    def __new__(cls, *a): return super().__new__(cls)\n    def __init__(self, *a): pass\n"
+    grade = grader.grade(mbpp(program, test))
+    assert grade.verdict in (Verdict.WRONG, Verdict.TIMEOUT), grade
+
+
+NO_ESCAPE = {
+    "too large to cross, sent back": ("def f(x): return [0] * 500000", "assert f(f(2)) == 41"),
+    "a coroutine, sent back": ("async def f(x): return 1", "assert f(f(2)) == 41"),
+    "a coroutine in a list, sent back": ("async def g(): return 1\ndef f(x): return [g()]", "assert f(f(2)) == 41"),
+    "a coroutine for a function of the tests": ("async def c(): return 1\ndef f(g): return g(c())", "def g(x): return [x]\nassert f(g) == 41"),
+    "too large, for a function of the tests": ("def f(g): return g([0] * 500000)", "def g(x): return x\nassert f(g) == 41"),
+    "an object in a class of the library": ("class A: pass\ndef f(x): return A()", "import collections\nassert f(collections.UserList([f(2)])) == 41"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_ESCAPE)
+def test_no_answer_takes_a_program_out_of_the_baseline(grader, name):
+    grade = grader.grade(mbpp(*NO_ESCAPE[name]))
+    assert grade.verdict in (Verdict.WRONG, Verdict.TIMEOUT), grade
+
+
 def test_a_context_manager_of_the_program_cannot_swallow_a_failure_for_a_reward(grader):
     program = (
         "class f:\n    def __init__(s, x): pass\n    def __enter__(s): return 0\n    def __exit__(s, *a): return True"

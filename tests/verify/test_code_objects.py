@@ -104,7 +104,7 @@ OBJECTS = {
     "lower-case class, isinstance": (STACK, "assert isinstance(stack(), stack) and not isinstance(5, stack)"),
     "lower-case class, error": (STACK, "try:\n    stack().pop()\n    assert False\nexcept IndexError as e:\n    assert 'empty' in str(e)"),
     "class in capitals, method": ("class Stack:\n    def __init__(self): self.x = []\n    def push(self, v): self.x.append(v)\n    def __contains__(self, v): return v in self.x", "s = Stack()\ns.push(1)\nassert 1 in s and 2 not in s"),
-    "class in capitals, operator on data": ("class Money:\n    def __init__(self, v): self.v = v\n    def __add__(self, o): return self.v + o\n    def __eq__(self, o): return self.v == o\n    def __contains__(self, o): return o < self.v", "assert Money(5) + 3 == 8 and Money(5) == 5 and 2 in Money(5)"),
+    "class in capitals, operator on data": ("class Money:\n    def __init__(self, v): self.v = v\n    def __add__(self, o): return self.v + o\n    def __eq__(self, o): return self.v == o\n    def __contains__(self, o): return o < self.v", "assert Money(5) + 3 == 8 and Money(5) == 5 and 2 in Money(5) and Money(5) == Money(5)"),
     "class in capitals, operator": ("class Vec:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return Vec(self.x + o.x)\n    def __eq__(self, o): return self.x == o.x\n", "assert Vec(1) + Vec(2) == Vec(3)"),
     "closure": ("def adder(n):\n    def add(x): return x + n\n    return add", "assert adder(3)(4) == 7 and adder(1)(1) == 2"),
     "counter in a closure": ("def counter():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n        return n\n    return step", "c = counter()\nassert [c(), c(), c()] == [1, 2, 3]\nassert counter()() == 1"),
@@ -151,6 +151,11 @@ OBJECTS = {
     "made class": ("def f(name): return type(name, (), {'x': 1})", "assert f('A').__name__ == 'A' and f('A')().x == 1"),
     "object as data": (STACK + "s = stack([1])", "s.push(2)\nassert s.pop() == 2"),
     "callable object": ("class f_:\n    def __call__(self, x): return x + 1\nf = f_()", "assert f(1) == 2"),
+    "operators, then items": ("class v:\n    def __init__(s, *x): s.x = x\n    def __mul__(s, k): return v(*[a * k for a in s.x])\n    __rmul__ = __mul__\n    def __sub__(s, k): return v(*[a - k for a in s.x])\n    def __neg__(s): return v(*[-a for a in s.x])\n    def __len__(s): return len(s.x)\n    def __getitem__(s, i): return s.x[i]\n    def __iter__(s): return iter(s.x)\n    def __repr__(s): return f'v{s.x}'\n    def count(s): return 7",
+        "a = v(1, 2)\nassert list(a * 3) == [3, 6] and (2 * a)[1] == 4 and (a - 1)[0] == 0 and list(-(a * 3)) == [-3, -6] and len(a * 2) == 2 and repr(a * 2) == 'v(2, 4)' and a.count() == 7"),
+    "object in a class of the library": ("class A:\n    v = 41\ndef f(x): return A() if x == 2 else x[0].v", "import collections\nassert f(collections.UserList([f(2)])) == 41"),
+    "coroutine, sent back": ("import asyncio\nasync def g(): return 41\ndef f(x): return g() if x == 2 else asyncio.run(x)", "assert f(f(2)) == 41"),
+    "coroutine, in a list": ("async def g(): return 41\ndef f(h): return h([g()])", "import asyncio\ndef h(x): return x\nassert asyncio.run(f(h)[0]) == 41"),
     "operators": ("class m:\n    def __init__(self, v): self.v = v\n    def __sub__(self, o): return m(self.v - o)\n    def __rsub__(self, o): return m(o - self.v)\n    def __mul__(self, o): return self.v * o.v\n    def __neg__(self): return -self.v\n    def __abs__(self): return abs(self.v)\n    def __float__(self): return 1.5\n    def __int__(self): return 4\n    def __round__(self, n=0): return 9\n    def __iadd__(self, o): self.v += o; return self", "a = m(5)\nassert (a - 1).v == 4 and (9 - a).v == 4 and a * m(2) == 10 and -a == -5 and abs(m(-2)) == 2 and float(a) == 1.5 and int(a) == 4 and round(a) == 9\na += 10\nassert a.v == 15"),
 }  # fmt: skip
 

@@ -49,11 +49,15 @@ def test_names_that_the_tests_define_are_not_the_programs():
         ["assert Point(1, 2).x == 1"],
         ["assert isinstance(make(1), Point)"],
         ["try:\n    f(1)\nexcept TooLarge:\n    pass"],
-        ["assert apply(lambda x: x + 1, 2) == 3"],
     ],
 )
 def test_tests_that_need_the_programs_classes_fall_back(tests):
     assert plan(*tests).fallback
+
+
+def test_a_function_of_the_tests_needs_no_common_process():
+    assert not plan("assert apply(lambda x: x + 1, 2) == 3").fallback
+    assert not plan("def inc(x):\n    return x + 1\nassert apply(inc, 2) == 3").fallback
 
 
 @pytest.mark.parametrize(
@@ -86,3 +90,18 @@ def test_unusable_tests_are_named(tests):
 def test_humaneval_without_entry_point():
     with pytest.raises(DataError, match="entry_point"):
         plan("def check(c): pass", style="humaneval")
+
+
+@pytest.mark.parametrize(
+    ("test", "classes"),
+    [
+        ("assert Vec(1) + Vec(2) == Vec(3)", ("Vec",)),
+        ("assert Money(5) == Money(5) and Money(5) == 5", ("Money",)),
+        ("assert Sort([2, 1]) == [1, 2]", ()),
+        ("assert abs(Area(2) - 4) < 1e-6", ()),
+        ("assert Sort([2, 1]) == [1, 2]\nassert Sort([3]) == [3]", ()),
+        ("assert sort(1) == sort(2)", ()),
+    ],
+)
+def test_tests_are_about_a_class_where_they_combine_its_objects(test, classes):
+    assert plan(test).classes == classes

@@ -43,6 +43,8 @@ FILTERED = frozenset(
     }
 )
 """Finish reasons of an answer that a filter withheld. Any other reason is a failure of the server."""
+_LONGEST_REASON = 60
+_DEEPEST_TEXT = 8
 REFUSED = frozenset({400, 413, 422})
 """Statuses that refuse this conversation; other conversations may be answered."""
 
@@ -82,7 +84,7 @@ def read_completion(answer: bytes) -> Reply:
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         raise NoCompletion("no choices", their_words(answer))
-    message, finish = choice.get("message"), str(choice.get("finish_reason") or "").lower()
+    message, finish = choice.get("message"), one_line(choice.get("finish_reason") or "")[:_LONGEST_REASON].lower()
     error = choice.get("error") or (data.get("error") if finish not in ENDED | CUT else None)
     if error or finish not in ENDED | CUT | FILTERED:
         raise NoCompletion(
@@ -143,12 +145,12 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
             yield "other", ""
 
 
-def _text(value: Any) -> str:
-    """A text, or the texts of a list of parts; empty for anything else."""
+def _text(value: Any, levels: int = _DEEPEST_TEXT) -> str:
+    """A text, or the texts of a list of parts; empty for anything else, and for lists nested deeply."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list):
-        return "".join(_text(part.get("text")) if isinstance(part, dict) else _text(part) for part in value)
+    if isinstance(value, list) and levels:
+        return "".join(_text(part.get("text") if isinstance(part, dict) else part, levels - 1) for part in value)
     return ""
 
 

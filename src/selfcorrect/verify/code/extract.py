@@ -37,6 +37,13 @@ _END = re.compile(
 )
 """A marker counts only on a line of its own. All except [DONE] end a program only after a marker has begun it."""
 _LONGEST_MARK = 60
+_MARK_WORD = re.compile(r"(?<!\[)(?<!\[ )\b(?:BEGIN|PYTHON|CODE|DONE|END)\b(?! ?\])", re.IGNORECASE)
+_BINDS = re.compile(
+    r"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|from[ \t]+[\w.]+[ \t]+import\b|(?:global|nonlocal|import)[ \t])"
+    r"|\b(?:for|lambda|as)[ \t(]+(?:[\w*]+[ \t]*,[ \t(]*){0,8}\**$"
+)
+"""What stands before a name that a line of code binds."""
+_LONGEST_BINDING = 1000
 _INLINE_BEGIN = re.compile(r"[ \t]{0,8}\[(?:BEGIN|PYTHON)\][ \t]{0,8}")
 _STRONG_LINE = re.compile(r"^(?:def|class|import|async def)\s+\w|^from\s+[\w.]+\s+import\b|^@\w")
 _CODE_LINE = re.compile(r"^(?:def|class|import|from|async def|@\w|if |for |while |[A-Za-z_]\w*\s*=[^=])")
@@ -107,11 +114,29 @@ def _quote_after(line: str, quote: str) -> str:
         quote = match.group() if match.group() in ("'''", '"""') else ""
 
 
-class _Reader:
-    """Reads a text line by line into sections."""
+def _own_names(lines: list[str]) -> set[str]:
+    """Names of the program that are spelled like the word in a mark: ``arr[end]`` ends nothing."""
+    names = set()
+    for line in lines:
+        here = line[:_LONGEST_BINDING]
+        for word in _MARK_WORD.finditer(here):
+            before, after = here[: word.start()], here[word.end() : word.end() + 1]
+            parameter = before != "" and not before.strip() and after in (",", ":")
+            if parameter or "=" in here[word.end() :] or _BINDS.search(before):
+                names.add(word.group())
+    return names
 
-    def __init__(self, strings: bool) -> None:
+
+class _Reader:
+    """Reads a text line by line into sections.
+
+    Args:
+        names: see ``_own_names``.
+    """
+
+    def __init__(self, strings: bool, names: set[str]) -> None:
         self.strings = strings
+        self.names = names
         self.sections = [_Section()]
         self.block: list[str] | None = None
         self.marker = ""
@@ -127,7 +152,8 @@ class _Reader:
     def read(self, lines: list[str]) -> bool:
         """Read all lines. False if a triple-quoted string never ends."""
         for line in lines:
-            for part in _parts(line, self.sections[-1].begun) if self.block is None and not self.quote else [line]:
+            whole = self.block is not None or self.quote
+            for part in [line] if whole else _parts(line, self.sections[-1].begun, self.names):
                 self._take(part)
         if self.block is not None and not self.quote:
             # A closing fence may be glued to the last line of code.
@@ -154,10 +180,10 @@ class _Reader:
         elif fence:
             self.block, self.marker = [], fence[1]
             here.blocks.append((fence[2].lower(), self.block))
-        elif not self.quote and len(line) <= _LONGEST_MARK and _BEGIN.fullmatch(line):
+        elif not self.quote and self._is_mark(line, _BEGIN):
             self.sections.append(_Section(begun=True))
             self.in_code = False
-        elif not self.quote and len(line) <= _LONGEST_MARK and (_END if here.begun else _DONE).fullmatch(line):
+        elif not self.quote and self._is_mark(line, _END if here.begun else _DONE):
             here.ended = True
             here.plain.append("")
             self.sections.append(_Section())
@@ -168,8 +194,14 @@ class _Reader:
             self.quote = _quote_after(line, self.quote) if self.strings and self.in_code else ""
             here.plain.append(line)
 
+    def _is_mark(self, line: str, mark: re.Pattern[str]) -> bool:
+        if len(line) > _LONGEST_MARK or not mark.fullmatch(line):
+            return False
+        # Of the program's own name, and indented, it is a list in the middle of an expression.
+        return not line[0].isspace() or line.strip().strip("[ ]") not in self.names
 
-def _parts(line: str, begun: bool) -> list[str]:
+
+def _parts(line: str, begun: bool, names: set[str]) -> list[str]:
     """A line outside fences and strings, split so that fences and markers are on separate lines from code."""
     fence = _ONE_LINE_FENCE.match(line)
     if fence and _CODE_LINE.match(fence[2].strip()):
@@ -178,7 +210,8 @@ def _parts(line: str, begun: bool) -> list[str]:
     if begin and _CODE_LINE.match(line[begin.end() :]):
         return ["[BEGIN]", line[begin.end() :]]
     code, bracket, mark = line.rpartition("[")
-    if begun and code.strip() and _END.fullmatch(bracket + mark) and not re.search("['\"#]", code):
+    own = mark.partition("]")[0].strip() in names
+    if begun and code.strip() and not own and _END.fullmatch(bracket + mark) and not re.search("['\"#]", code):
         return [code.rstrip(), bracket + mark]
     return [line]
 
@@ -190,14 +223,15 @@ def _sections(text: str, strings: bool) -> list[_Section]:
         strings: whether fences and markers inside triple-quoted strings belong to the program.
     """
     lines = text.split("\n")
-    reader = _Reader(strings)
+    names = _own_names(lines)
+    reader = _Reader(strings, names)
     whole = reader.read(lines)
     if whole and reader.first_closes and reader.fences % 2:
         # The first fence closes what none has opened. Read as an opening fence, it would turn the words after it into a
         # program: one is put where the code begins.
         start = next(i for i, line in enumerate(lines) if _CODE_LINE.match(line))
         marker = next(line.strip() for line in lines if _FENCE.match(line))
-        reader = _Reader(strings)
+        reader = _Reader(strings, names)
         whole = reader.read([*lines[:start], marker, *lines[start:]])
     return reader.sections if whole else []
 

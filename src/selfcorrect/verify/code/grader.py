@@ -178,6 +178,7 @@ class CodeGrader:
             "names": plan.names,
             "entry_point": request.entry_point or "",
             "modules": plan.modules,
+            "classes": plan.classes,
             "fallback": bool(plan.fallback),
             "tests": tests,
             "alternatives": found.alternatives,

@@ -12,6 +12,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from selfcorrect.errors import DataError
 
@@ -30,6 +31,8 @@ class TestPlan:
     """Modules that the tests use without importing them. As in a single process, the program must import them."""
     fallback: str
     """Why these tests must run in the program's process; empty for all others."""
+    classes: tuple[str, ...] = ()
+    """Names of which the tests compare or combine two objects with each other, so that they are about these classes."""
 
 
 def _walk(trees: list[ast.Module]) -> Iterator[ast.AST]:
@@ -106,6 +109,22 @@ def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
     return ""
 
 
+def _combined(trees: list[ast.Module], names: set[str]) -> tuple[str, ...]:
+    """Names that both sides of one operator call: ``Vec(1) + Vec(2)``, but not ``Sort(xs) == [1, 2]``."""
+    found: set[str] = set()
+    for node in _walk(trees):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                sides = [left, *others]
+            case ast.BinOp(left=left, right=right):
+                sides = [left, right]
+            case _:
+                continue
+        called = [{name for part in ast.walk(side) if (name := _called(part, names))} for side in sides]
+        found.update(*(a & b for a, b in pairwise(called)))
+    return tuple(sorted(found))
+
+
 def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: dict[str, str]) -> str:
     function = _name(node.func)
     if function in ("isinstance", "issubclass") and len(node.args) == 2 and _name(node.args[1]) in classes:
@@ -114,8 +133,6 @@ def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: 
         return ""
     arguments = [*node.args, *(k.value for k in node.keywords)]
     for part in (inner for argument in arguments for inner in ast.walk(argument)):
-        if isinstance(part, ast.Lambda):
-            return f"a lambda is passed to {function}"
         inner = _called(part, classes - {function}) or held.get(_name(part))
         if inner:
             return f"an object of the program's class {inner} is passed to {function}"
@@ -191,7 +208,7 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
             "These tests call nothing that a program could define, so they cannot judge one. Correct that row."
         )
     fallback = _needs_classes(trees, set(names)) or _needs_one_process(trees, set(names))
-    return TestPlan(tuple(names), modules, fallback)
+    return TestPlan(tuple(names), modules, fallback, _combined(trees, {n for n in names if n[:1].isupper()}))
 
 
 def _entry_root(entry_point: str) -> str:

@@ -202,9 +202,13 @@ class _Program:
                     found = getattr(found, part)
                 return found
             case "pickle":
+                import io
                 import pickle
 
-                return pickle.loads(bytes.fromhex(body))
+                class Unpickler(pickle.Unpickler):
+                    persistent_load = staticmethod(self.resolve_target)
+
+                return Unpickler(io.BytesIO(bytes.fromhex(body))).load()
         kind, state = self.module.__dict__[body[0]], inner(body[1])
         if tag == "member":
             return kind[state]

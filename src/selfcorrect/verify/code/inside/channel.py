@@ -63,7 +63,7 @@ class Channel:
         self.own_word = ""
         """Why the program could have forged a pass."""
         self.own_classes: set[str] = set()
-        """Capitalised names of the tests that the program has as classes."""
+        """Names of classes of the program that the tests are about: see ``TestPlan.classes``."""
         self.calls = 0
         self.busy = False
         """A request has been sent and its answer not read."""
@@ -74,6 +74,7 @@ class Channel:
         self._raised: list[BaseException] = []
         self._exceptions: dict[tuple[str, type], type] = {}
         self._nested = 0
+        self._coroutines: list[tuple[Any, dict[str, Any]]] = []
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         if self.broken:
@@ -178,10 +179,11 @@ class Channel:
         if type(chain) is not list or len(chain) > 20 or not all(type(name) is str for name in chain):
             raise CodecError("names of classes expected")
         for name in reversed(chain):
-            known = self.classes.get(name)
+            known = self.classes.get(name, object)
+            fits = issubclass(known, Exception) and not issubclass(known, StopIteration | StopAsyncIteration)
             key = _identifier(name), kind
             if key not in self._exceptions:
-                self._exceptions[key] = known if known and issubclass(known, Exception) else exception_class(*key)
+                self._exceptions[key] = known if fits else exception_class(*key)
             kind = self._exceptions[key]
         return kind
 
@@ -205,9 +207,9 @@ class Channel:
         link = Link(self, {"object": number}, _identifier(name), None, 0)
         made: Any
         if tag == "valued":
-            return valued(link, next(b for b in VALUED if b.__name__ == base), inner(plain))
+            return valued(link, {b.__name__: b for b in VALUED}[base], inner(plain))
         if tag == "over":
-            made = remote(link, next(b for b in BASES if b.__name__ == base))
+            made = remote(link, {b.__name__: b for b in BASES}[base])
         else:
             made = (
                 generator(link)
@@ -216,7 +218,9 @@ class Channel:
                 if kind == "coroutine"
                 else remote(link, None)
             )
-        if kind != "coroutine":
+        if kind == "coroutine":
+            self._coroutines.append((made, link.target))
+        else:
             self._objects[tag, number] = made
         return made
 
@@ -239,6 +243,10 @@ class Channel:
         """Encode parts of the tests' message that are not plain data."""
         if link := link_of(value):
             return link.target
+        if isinstance(value, Opaque):
+            raise ProgramError(value.why)
+        if target := next((known for held, known in self._coroutines if held is value), None):
+            return target
         kind = type(value)
         if self.classes.get(kind.__name__) is kind:
             if isinstance(value, enum.Enum):
@@ -264,10 +272,8 @@ class Channel:
         if callable(value) and not isinstance(value, type):
             return {"callback": [self._register(value), *_signature(value)]}
         if kind.__module__.partition(".")[0] in sys.stdlib_module_names and not issubclass(kind, tuple(BASES)):
-            import pickle  # only where it is needed: it costs every job its import
-
             try:
-                return {"pickle": pickle.dumps(value).hex()}
+                return {"pickle": _pickled(value).hex()}
             except Exception as error:  # noqa: BLE001  # pickling calls the value's own methods
                 raise CodecError(f"{kind.__name__} is not plain data ({type(error).__name__})") from None
         return None
@@ -312,6 +318,21 @@ class Channel:
         finally:
             self._nested -= 1
             sys.setrecursionlimit(limit)
+
+
+def _pickled(value: Any) -> bytes:
+    """A value of the standard library's classes, in which objects of the program stand by their numbers."""
+    import io
+    import pickle  # only where it is needed: it costs every job its import
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, part: Any) -> Any:
+            link = link_of(part)
+            return link.target if link else None
+
+    written = io.BytesIO()
+    Pickler(written).dump(value)
+    return written.getvalue()
 
 
 class _Stream:
@@ -371,17 +392,17 @@ class Opaque:
     Any comparison is an error, so an object that claims to equal everything fails every test of its value.
     """
 
-    __slots__ = ("_truth", "_why")
+    __slots__ = ("_truth", "why")
 
     def __init__(self, why: str, truth: bool) -> None:
-        self._why = why
+        self.why = why
         self._truth = truth
 
     def __bool__(self) -> bool:
         return self._truth
 
     def _refuse(self, *_: object) -> Any:
-        raise ProgramError(self._why)
+        raise ProgramError(self.why)
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __hash__ = __len__ = __iter__ = __str__ = __repr__ = _refuse

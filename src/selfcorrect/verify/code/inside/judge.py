@@ -47,7 +47,7 @@ def _bind(channel: Channel, job: dict[str, Any], kinds: Any) -> dict[str, Any]:
             namespace[name] = importlib.import_module(name)
     for name in job["names"]:
         kind = kinds.get(name)
-        if kind == "class" and name[:1].isupper():
+        if kind == "class" and name in job["classes"]:
             channel.own_classes.add(name)
         if kind in ("function", "class"):
             namespace[name] = channel.named(name)

@@ -5,15 +5,20 @@ like the answer of a function.
 
 An answer must not judge itself. So an object never equals plain data, whatever its class says, and an operator that
 received plain data from the tests must not return plain data: with ``abs(f(2) - 41) < 1e-6`` the program would
-subtract. Where two objects of the program are compared, or a class whose capitalised name the tests use, only the
-program can tell. The channel notes that it did (``Channel.own_word``): such a pass could be forged.
+subtract. It may return an object, which then has met the tests' data (``Link.met``): nothing is asked of it that its
+value would answer, or the program would subtract and be asked for the absolute value next. Where two objects of the
+program are compared, or the tests are about one of its classes, only the program can tell. The channel notes that it did
+(``Channel.own_word``): such a pass could be forged.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from .codec import BASES
@@ -24,6 +29,15 @@ _LINK = "_selfcorrect_link"
 BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()  # noqa: SIM905
 """Names, without underscores, of operators that have a reflected and an in-place form."""
 UNARY = "neg pos abs invert int float complex index trunc floor ceil".split()  # noqa: SIM905
+
+GROWS = frozenset(form + name for name in ("add", "mul", "matmul") for form in ("", "r", "i"))
+"""Operators after which an object's items and text are not what the tests compare with, as they are after ``sub``."""
+_VALUE = frozenset("int float complex index trunc floor ceil round truth hash".split())  # noqa: SIM905
+_ITEMS = frozenset("len iter reversed contains str repr format".split())  # noqa: SIM905
+_STILL = frozenset("neg pos abs invert".split())  # noqa: SIM905
+_NUMBERS = frozenset(
+    name for kind in (complex, Fraction, Decimal, timedelta) for name in dir(kind) if not name.startswith("_")
+)
 
 OTHERS = "round dir setattr delattr call getitem setitem delitem len reversed".split()  # noqa: SIM905
 
@@ -45,6 +59,8 @@ class Link:
     """Its truth value, if the program sent it."""
     at: int
     """Number of calls so far when the truth value was sent. After the next call it may have changed."""
+    met: str = ""
+    """The operator that returned this object when plain data of the tests met one of the program's; empty for others."""
 
 
 def link_of(value: Any) -> Link | None:
@@ -62,7 +78,32 @@ def ask(value: Any, what: str, *args: Any, **kwargs: Any) -> Any:
     """The program's answer to one operation on one of its objects."""
     link = link_of(value)
     assert link is not None
-    return link.channel.apply(what, link.target, args, kwargs)
+    if not link.met or may_compare(value):
+        return link.channel.apply(what, link.target, args, kwargs)
+    collapsed = link.met not in GROWS and (what in _ITEMS or (what == "getattr" and args[0] in _NUMBERS))
+    if what in _VALUE or collapsed:
+        raise _judges(link, what)
+    answer = link.channel.apply(what, link.target, args, kwargs)
+    return _meeting(link, what, answer) if what in _STILL else answer
+
+
+def _judges(link: Link, what: str) -> ProgramError:
+    """The fault, which tests that catch it do not pass either: the program has seen their data by then."""
+    error = ProgramError(f"{link.name} is not plain data, and only the program could say what {what} gives")
+    link.channel.failed = link.channel.failed or str(error)
+    return error
+
+
+def _meeting(link: Link, what: str, answer: Any) -> Any:
+    """What an operator on an object and data of the tests gives: an object, which has met them."""
+    if not isinstance(answer, Remote) or isinstance(answer, Substitute):
+        raise _judges(link, what)
+    found = link_of(answer)
+    assert found is not None
+    # Once it has met them after another operator than these, it stays so.
+    kept = next((met for met in (link.met, found.met) if met and met not in GROWS), "")
+    renew(answer, replace(found, met=kept or (link.met if what in _STILL else what)))
+    return answer
 
 
 class Remote:
@@ -76,12 +117,16 @@ class Remote:
         if name not in PREDICATES or not isinstance(found, Remote):
             return found
         call: Any = found
+        if name in _COUNTERS:
+            return lambda *args, **kwargs: (
+                _about_data(self, name, lambda: call(*args, **kwargs), *args) if args or kwargs else call()
+            )
         return lambda *args, **kwargs: _about_data(self, name, lambda: call(*args, **kwargs), *args)
 
     def __bool__(self) -> bool:
         link = link_of(self)
         assert link is not None
-        known = link.truth is not None and link.at == link.channel.calls
+        known = not link.met and link.truth is not None and link.at == link.channel.calls
         return bool(link.truth) if known else ask(self, "truth") is True
 
     def __iter__(self) -> Iterator[Any]:
@@ -142,13 +187,16 @@ def _steps(iterator: Remote) -> Iterator[Any]:
 
 PREDICATES = frozenset(
     """startswith endswith isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace
-    istitle isupper issubset issuperset isdisjoint is_integer count index""".split()  # noqa: SIM905
+    istitle isupper issubset issuperset isdisjoint is_integer is_nan is_zero is_signed count index difference
+    symmetric_difference intersection compare compare_signal compare_total compare_total_mag removeprefix removesuffix""".split()  # noqa: SIM905
 )
-"""Methods of plain data that test the data. An object that has them would judge itself."""
+"""Methods of plain data that test the data or take some of it. An object that has them would judge itself."""
+_COUNTERS = {"count", "index"}
+"""Those of them that are methods of other objects if they are called without arguments."""
 
 
 def may_compare(value: Any) -> bool:
-    """Whether the tests use the object's class under a capitalised name, and so test that class itself."""
+    """Whether the tests are about the class of an object, so that it may judge data of theirs (``TestPlan.classes``)."""
     link = link_of(value)
     return link is not None and link.name in link.channel.own_classes
 
@@ -164,20 +212,22 @@ def _own_word(value: Any, what: str, *others: Any) -> bool:
 
 def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any) -> Any:
     """The result of an operator, unless an object would judge data of the tests."""
-    if isinstance(value, Substitute) and not all(isinstance(other, Remote) for other in others or ("",)):
+    objects = bool(others) and all(isinstance(other, Remote) for other in others)
+    if isinstance(value, Substitute) and not objects:
         plain = [ask(other, "plain") if isinstance(other, Substitute) else other for other in (value, *others)]
         if what in PREDICATES:
             return getattr(plain[0], what)(*plain[1:])
         return _function_of(what)(*plain)
-    link = link_of(value)
-    assert link is not None
-    answer = compute()
-    if isinstance(answer, Remote) or all(isinstance(other, Remote) for other in others or ("",)):
-        return answer
-    if not may_compare(value):
-        raise ProgramError(f"{link.name} is not plain data, and only the program could say what {what} gives")
-    link.channel.own_word = f"the program judged its own objects ({link.name})"
-    return answer
+    links = [link for part in (value, *others) if (link := link_of(part))]
+    link = next((one for one in links if one.met), links[0])
+    if objects and not link.met:
+        return compute()
+    if may_compare(value):
+        link.channel.own_word = f"the program judged its own objects ({link.name})"
+        return compute()
+    if what in PREDICATES:
+        raise _judges(link, what)
+    return _meeting(link, what, compute())
 
 
 def _function_of(what: str) -> Callable[..., Any]:
