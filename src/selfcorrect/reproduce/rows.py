@@ -51,7 +51,7 @@ _ROWS = (
         ("method=score", "method.offline_share=1"),
         budget_note="first attempts of the base are sampled once per problem and used again when it comes again",
     ),
-    TableRow("literal", "the paper's estimator", ("method=score", "method.branches=1"), ours=True),
+    TableRow("literal", "SCoRe, the paper's estimator", ("method=score", "method.branches=1"), ours=True),
     TableRow(
         "multi_turn_literal",
         "multi-turn RL, the paper's estimator",
