@@ -43,6 +43,10 @@ def engine(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_engine.py::test_{name}" for name in names)
 
 
+def attacks(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/verify/test_code_object_attacks.py::test_{name}" for name in names)
+
+
 def tinker(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_tinker_engine.py::test_{name}" for name in names)
 
@@ -437,6 +441,34 @@ MUTANTS = [
         "if whole and reader.first_closes and reader.fences % 2:",
         "if False:",
         ("tests/verify/test_code_extract.py",),
+    ),
+    Mutant(
+        "a program's own name in brackets ends the program",
+        "verify/code/extract.py",
+        "and not own and _END",
+        "and _END",
+        ("tests/verify/test_code_markers.py",),
+    ),
+    Mutant(
+        "an object that met data of the tests is asked for its value",
+        "verify/code/inside/remote.py",
+        "if what in _VALUE or collapsed:",
+        "if collapsed:",
+        attacks("what_met_data_of_the_tests_answers_for_no_value"),
+    ),
+    Mutant(
+        "an exception of the program ends a loop of the tests",
+        "verify/code/inside/channel.py",
+        " and not issubclass(known, StopIteration | StopAsyncIteration)",
+        "",
+        attacks("an_exception_class_of_the_prompt_cannot_end_a_loop_of_the_tests"),
+    ),
+    Mutant(
+        "a class of the program judges data in the place of a function",
+        "verify/code/inside/judge.py",
+        'name in job["classes"]',
+        "name[:1].isupper()",
+        attacks("a_class_in_the_place_of_a_capitalised_function_is_wrong"),
     ),
     Mutant(
         "bonus on attempt 1",
