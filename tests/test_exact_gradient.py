@@ -235,6 +235,17 @@ def test_standardising_removes_the_scale_of_the_shaping_but_not_its_r1_term(poli
     assert relative_gap(shaped, unshaped) > 2 * left
 
 
+def gradient_of(engine, laid_out, total):
+    """The gradient of sequences with these weights, to be maximised; by the name of the parameter."""
+    engine.forward_backward(
+        [Datum(s.tokens_T, total[pair], s.logprobs_T, s.sampled_T) for pair, s in laid_out.items()],
+        "importance_sampling",
+    )
+    gradient = {name: -g.double() for name, g in engine.gradients().items()}
+    engine._weights.zero_gradients()
+    return gradient
+
+
 def tree_gradient(engine, model, credit):
     """The expected gradient of one problem's trees: two first attempts with two second attempts each, all 4096 groups.
 
@@ -266,13 +277,7 @@ def tree_gradient(engine, model, credit):
         for leaf, d in zip(leaves, data, strict=True):
             total[leaf] += p * d.weights_T
     assert all(w[:n].sum() == 0 for w in total.values())
-    engine.forward_backward(
-        [Datum(s.tokens_T, total[pair], s.logprobs_T, s.sampled_T) for pair, s in laid_out.items()],
-        "importance_sampling",
-    )
-    gradient = {name: -g.double() for name, g in engine.gradients().items()}
-    engine._weights.zero_gradients()
-    return gradient
+    return gradient_of(engine, laid_out, total)
 
 
 def tree_attempts(y1, a, b, lp1, lp2):
@@ -490,13 +495,7 @@ def one_first_gradient(engine, model, credit, seconds):
         p = float((lp1[y1].sum() + sum(lp2[y1, y2].sum() for y2 in y2s)).exp())
         for y2, d in zip(y2s, data, strict=True):
             total[y1, y2] += p * d.weights_T
-    engine.forward_backward(
-        [Datum(s.tokens_T, total[pair], s.logprobs_T, s.sampled_T) for pair, s in laid_out.items()],
-        "importance_sampling",
-    )
-    gradient = {name: -g.double() for name, g in engine.gradients().items()}
-    engine._weights.zero_gradients()
-    return gradient
+    return gradient_of(engine, laid_out, total)
 
 
 def thinktwice_rows(**settings):

@@ -248,13 +248,17 @@ def weights(group, credit):
 PAG = Credit((1, 1, 1), (0, 0, 0), alpha=1, verdicts=(1,), stop=True)
 
 
-def test_mates_at_attempt_2_are_those_that_played_it():
-    group = [
+def two_of_four_revised():
+    return [
         chain(0, 1, "correct", None),
         chain(1, 0, "wrong", 1),
         chain(2, 0, "wrong", 0),
         chain(3, 0, "correct", None),
     ]
+
+
+def test_mates_at_attempt_2_are_those_that_played_it():
+    group = two_of_four_revised()
     found, report = weights(group, PAG)
     # attempt 1: 1, 0, 0, 0; verdicts: 1, 1, 1, 0; attempt 2 of the two that played: 1 + 1 and 0 + 0
     assert found == [
@@ -282,12 +286,7 @@ def test_the_bonus_compares_attempt_2_with_attempt_1_and_not_with_the_verdict():
 
 
 def test_normalising_per_role_divides_attempts_and_verdicts_by_their_own_spread():
-    group = [
-        chain(0, 1, "correct", None),
-        chain(1, 0, "wrong", 1),
-        chain(2, 0, "wrong", 0),
-        chain(3, 0, "correct", None),
-    ]
+    group = two_of_four_revised()
     plain, _ = weights(group, PAG)
     scaled, _ = weights(group, replace(PAG, per_role=True))
     attempts = [w[0] for w in plain] + [w[2] for w in plain if len(w) == 3]

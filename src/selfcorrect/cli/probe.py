@@ -75,8 +75,8 @@ def probe(
     if out is not None:
         write_jsonl(out, map(episode_row, found.episodes), "name another place with --out")
     episodes = config.train.problems_per_step * samples
-    seconds = config.train.problems_per_step * first.samples_per_problem * first.branches
-    recommended = recommendation(found, seconds) if all(c.passed for c in conditions) else None
+    second_attempts = config.train.problems_per_step * first.samples_per_problem * first.branches
+    recommended = recommendation(found, second_attempts) if all(c.passed for c in conditions) else None
     if as_json:
         estimate = {
             "step_episodes": episodes,
@@ -117,7 +117,7 @@ def _recommended(r: Recommendation | None) -> str:
 
     if r is None:
         return "no method is recommended: the gate is not passed, or there is one attempt only"
-    return f"the map recommends {METHODS[r.method] if r.method else 'no method'}: {r.reason}"
+    return f"to try first: {METHODS[r.method] if r.method else 'no method'}: {r.reason}"
 
 
 def _lengths(found: Probe) -> Table:

@@ -45,8 +45,7 @@ class Row(Storable):
 
 
 CORRECTS = 0.05
-"""A run has learned to correct if delta is above this. Chosen here: far above the delta of any seed of a method that
-copies."""
+"""A run has learned to correct if delta is above this. The threshold is a choice of this project."""
 
 
 @dataclass(frozen=True, slots=True)

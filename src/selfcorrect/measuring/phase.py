@@ -107,8 +107,8 @@ def revising(
 
 
 ENOUGH = 1.0
-"""Corrections in a step's second attempts below which Stage I has too little to reinforce. On bases like ``tiny-rare``,
-SCoRe learned from 3 a step, and multi-turn RL stayed with copying at 0.5 (docs/results/map.md)."""
+"""Corrections in a step's second attempts below which Stage I has too little to reinforce. A guess that the map has not
+checked yet; ``tiny-rare``, on which SCoRe learns, has five."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +120,15 @@ class Recommendation:
     reason: str
 
 
-def recommend(delta: Estimate, fixed: float, seconds: int) -> Recommendation:
+def recommend(delta: Estimate, fixed: float, second_attempts: int) -> Recommendation:
     """Read a base's place on the map: whether copying is reinforced first, and whether Stage I has enough to start from.
 
     Args:
         delta: of the base at temperature 1, i->c minus c->i, with its interval over problems.
         fixed: i->c, as a share of episodes.
-        seconds: second attempts in a step of training.
+        second_attempts: sampled in a step of training.
     """
-    per_step = fixed * seconds
+    per_step = fixed * second_attempts
     seen = f"i→c minus c→i is {delta.text(sign=True)} points at T = 1, and a step has {per_step:.1f} corrections"
     if delta.has_interval and delta.low > 0:
         return Recommendation(

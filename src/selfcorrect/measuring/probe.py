@@ -176,16 +176,16 @@ def numbers(found: Probe, task: Task) -> Numbers:
     )
 
 
-def recommendation(found: Probe, seconds: int) -> Recommendation | None:
-    """The method that the map recommends, for a step of so many second attempts; None with one attempt.
+def recommendation(found: Probe, second_attempts: int) -> Recommendation | None:
+    """The method to try first, for a step of so many second attempts; None with one attempt.
 
     Args:
         found: with samples at temperature 1.
-        seconds: second attempts in a step.
+        second_attempts: sampled in a step.
     """
     if found.revising is None or found.revising.fixed is None:
         return None
-    return recommend(found.sampled.revisions[0].delta, found.revising.fixed, seconds)
+    return recommend(found.sampled.revisions[0].delta, found.revising.fixed, second_attempts)
 
 
 def caps(cap: int, largest: int) -> list[int]:
