@@ -120,9 +120,13 @@ def test_what_a_new_task_lacks_is_named_with_its_file(monkeypatch):
             make_task(task_config(name="gsm8k"))
 
     monkeypatch.setitem(
-        sys.modules, "selfcorrect.tasks.gsm8k", SimpleNamespace(make=lambda _: SimpleNamespace(name="a"))
+        sys.modules, "selfcorrect.tasks.gsm8k", SimpleNamespace(make=lambda _: SimpleNamespace(name="gsm8k"))
     )
     lacks("made a SimpleNamespace without instruction, problems, first_messages, reference_answer, grade; ")
+    monkeypatch.setitem(
+        sys.modules, "selfcorrect.tasks.gsm8k", SimpleNamespace(make=lambda _: SimpleNamespace(name="gsm9k"))
+    )
+    lacks(r"the task in selfcorrect/tasks/gsm8k\.py has the name 'gsm9k'; write name = 'gsm8k', the name of its file")
     monkeypatch.setitem(sys.modules, "selfcorrect.tasks.gsm8k", SimpleNamespace())
     lacks(
         r"task gsm8k .* belongs in selfcorrect/tasks/gsm8k\.py, but that file has no class or function `make`; write a"

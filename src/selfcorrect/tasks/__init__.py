@@ -63,6 +63,11 @@ def _built_in(name: str, config: TaskConfig) -> Task:
             "write a class that takes the task's config, and `make = ` that class"
         )
     task: Task = make(config)
+    said = getattr(task, "name", name)
+    if said != name and not said.startswith(f"{name}-"):  # gsm8k, mbpp-validation, reasoning_gym-chain_sum
+        raise ConfigError(
+            f"the task in selfcorrect/tasks/{name}.py has the name {said!r}; write name = {name!r}, the name of its file"
+        )
     return task
 
 
