@@ -209,6 +209,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(cli, tmp_path, 
     code, _, err = cli("train", *toy.SMALL, f"model={model}", f"run_dir={tmp_path / 'run'}", f"trackers={name}")
     assert code == 2 and f"pip install 'selfcorrect[{name}]'" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+    assert cli("train", f"trackers={name}", "--dry-run") == (2, "", err)  # a dry run refuses what the run would
 
 
 def complete(**changes):

@@ -58,9 +58,11 @@ def train(
     if dry_run:
         from selfcorrect.algorithm.stages import plan
         from selfcorrect.tasks import make_task
+        from selfcorrect.trackers import make_trackers
 
         plan(config)
         make_task(config.task)  # settings that would stop the run, an import path among them; reads no data
+        make_trackers(config.trackers)  # imports their packages, as the run does first
         print(config.model_dump_json(indent=2))
     else:
         _run(config, None, as_json, [])
