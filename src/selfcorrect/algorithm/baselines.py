@@ -1,5 +1,9 @@
 """Advantages that are not in the paper: with a baseline given r_1, among attempts of which some were not played, and
-standardised."""
+standardised.
+
+``weights.py`` calls ``played_advantages`` by default. Where all attempts were played, as in SCoRe, that is the paper's
+``credit.leave_one_out_advantages``.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +41,8 @@ def given_first_advantages(returns_G: FloatArray, counted_G: BoolArray, first_re
 
 def played_advantages(returns_G: FloatArray, counted_G: BoolArray, played_G: BoolArray) -> FloatArray:
     """A_g = R_g - mean over the other samples that played this attempt; where no other did, over those that did not.
+
+    If all played, this is plain leave-one-out.
 
     The return of a sample that did not play is that of its answer so far: with r_2 = r_1 the bonus is 0. Who played was
     settled before any of these attempts was sampled, and mates are independent, so the baseline of a sample does not

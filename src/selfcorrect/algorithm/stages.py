@@ -1,8 +1,9 @@
 """The methods as stages. The objectives of the RL methods differ only in the numbers of their ``Credit``.
 
-Single-turn RL plays one attempt, so it spends the same responses on more samples and has no trees. Every row is its
-paper's, for two attempts. ``variants.py`` applies the other settings. With the paper's settings, which include
-method.branches=1, the rows are unchanged. The default makes trees of three.
+Every row is that of its method's paper, for two attempts. ``variants.py`` applies the other settings. With the paper's
+settings, which include method.branches=1, the rows are unchanged. The default makes trees: three second attempts follow
+each first one (``trees.py``). Single-turn RL plays one attempt, so it spends the same responses on more samples and has no
+trees.
 Ablations of SCoRe: without Stage I (method.stage1_share=0), without the bonus (method.alpha=0).
 """
 

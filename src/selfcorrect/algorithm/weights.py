@@ -90,8 +90,8 @@ def group_token_weights(
 def _less_baseline(
     values_G: FloatArray, counted_G: BoolArray, played_G: BoolArray, r1_G: FloatArray | None
 ) -> FloatArray:
-    """Values minus their baseline. If ``r1_G`` (verdicts of attempt 1) is given, only samples with the same verdict are
-    compared."""
+    """Values minus their baseline: ``leave_one_out_advantages`` if all samples played the attempt. If ``r1_G`` (verdicts
+    of attempt 1) is given, only samples with the same verdict are compared."""
     if r1_G is None:
         return played_advantages(values_G, counted_G, played_G)
     return given_first_advantages(values_G, counted_G, r1_G)
