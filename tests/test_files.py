@@ -61,6 +61,18 @@ def test_an_output_path_is_claimed_before_any_work(tmp_path):
         claim(tmp_path / "file" / "out")
 
 
+def test_a_second_writer_that_waits_goes_on_when_the_first_has_ended(tmp_path):
+    code = (
+        "import sys, time, pathlib; from selfcorrect.records.files import only_writer\n"
+        "with only_writer(pathlib.Path(sys.argv[1])):\n"
+        "    print('up', flush=True); time.sleep(0.3); pathlib.Path(sys.argv[1], 'done').touch()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with only_writer(tmp_path, wait=True):
+            assert (tmp_path / "done").exists()
+
+
 def test_a_second_writer_is_refused_at_once_and_a_killed_one_releases_the_lock(tmp_path):
     code = (
         "import sys, time, pathlib; from selfcorrect.records.files import only_writer\n"

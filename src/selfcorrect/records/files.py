@@ -116,18 +116,19 @@ def _sync(path: Path) -> None:
 # --- one writer -----------------------------------------------------------------------------------------------------
 
 
-def lock(file: IO[Any], path: Path) -> None:
+def lock(file: IO[Any], path: Path, wait: bool = False) -> None:
     """Lock an open file until it is closed or its process ends, killed or not.
 
     Args:
         file: closed if the lock is refused.
         path: what the lock protects, for the message.
+        wait: until the other process has ended, instead of refusing.
 
     Raises:
         RunError: another process holds it.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise RunError(
@@ -136,18 +137,18 @@ def lock(file: IO[Any], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
+def only_writer(directory: Path, wait: bool = False) -> Iterator[None]:
     """Be the only process that writes to a directory. The lock is its file ``.lock``.
 
     Raises:
-        RunError: another process writes there, or nothing can be written there.
+        RunError: another process writes there and ``wait`` is False, or nothing can be written there.
     """
     try:
         file = (directory / ".lock").open("w")
     except OSError as error:
         raise RunError(f"{directory} cannot be written: {disk_reason(error)}; choose another place") from None
     with file:
-        lock(file, directory)
+        lock(file, directory, wait)
         yield
 
 

@@ -15,6 +15,7 @@ other changes do.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -250,7 +251,7 @@ def pretrain(
         first = taught
     for step, chats in enumerate(batches(recipe)):
         if step == taught and skills is not None and first == 0:
-            part = skills.with_suffix(".part")
+            part = skills.with_suffix(f".{os.getpid()}.part")  # another process may make the same skills
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, part)
             part.replace(skills)
         if step < first:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -50,10 +49,9 @@ def run_config(base: Path, method: str, seed: int, settings: Sequence[str], run:
 def make_base(point: Point, bases: Path) -> tuple[Path, dict[str, Any]]:
     """The directory of a base, and how the base revises. The base is pretrained and probed if it does not exist yet."""
     recipe, out = point.recipe(), bases / point.name
-    bases.mkdir(parents=True, exist_ok=True)
-    with only_writer(bases):  # of two processes one pretrains, and the other waits
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, wait=True):  # of two processes one pretrains
         if not (out / "base.json").exists():
-            shutil.rmtree(out, ignore_errors=True)
             model, tokenizer = pretrain(recipe, bases / skills_name(recipe))
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
@@ -152,11 +150,14 @@ def run_map(
         cut_torn_line(out / "map.jsonl")
         done = {key_of(line) for line in read_lines(out)}
         jobs = []
-        # the comparison that decides a cell first: a map that was stopped early then has a picture
-        cells = itertools.chain(*(itertools.product(seeds, grid, some) for some in (METHODS[:2], METHODS[2:])))
-        for seed, point, method in cells:
+        # one run on every point first, which makes its base, so that no process waits for the base of another; then
+        # cell by cell what decides it, so that a map that was stopped early has a picture
+        makers = itertools.product(grid, seeds[:1], METHODS[:1])
+        cells = (itertools.product(grid, seeds, some) for some in (METHODS[:2], METHODS[2:]))
+        for point, seed, method in itertools.chain(makers, *cells):
             if (point, seed, method) in done:
                 continue
+            done.add((point, seed, method))
             name = f"{method}-s{seed}-{point.name}"
             target = out / "runs" / f"{name}.jsonl"
             arguments = (str(point.fix), str(point.redo), str(point.edge), str(seed), method, str(out), str(target))
