@@ -7,6 +7,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -399,11 +400,19 @@ def test_a_disk_too_full_for_the_config_leaves_no_run_directory(tmp_path, monkey
 # --- good input --------------------------------------------------------------------------------------------------
 
 
+def test_the_version_is_that_of_the_package(cli):
+    assert cli("--version") == (0, f"{version('selfcorrect')}\n", "")
+
+
 def test_dry_run_prints_the_resolved_settings_and_writes_nothing(cli, tmp_path):
     file = write(tmp_path / "c.toml", 'model = "smollm2"\n[train]\nsteps = 7\nlearning_rate = 1e-5\n')
     before = tree(tmp_path)
     code, out, err = cli("train", file, "train.steps=9", "--dry-run")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert [[cell.strip() for cell in line.split("│")[1:-1]] for line in err.splitlines() if "Stage" in line] == [
+        ["Stage I", "4", "2", "3", "0 1", "0.11 0.01", "0"],
+        ["Stage II", "5", "2", "3", "1 1", "0.01 0.01", "10"],
+    ]
     printed = json.loads(out)
     assert printed == load_config(file, ["train.steps=9"]).model_dump(mode="json")
     assert printed["train"]["steps"] == 9  # the command line over the file

@@ -53,7 +53,7 @@ steps = 100
 Later wins: the defaults below, then the model's preset, then the file, then the command line. A section with a `name` may
 be set by it alone: `task=gsm8k` is `task.name=gsm8k`. Values are read as TOML, else as plain text; `none` is no value. A
 setting that is unknown or out of range is refused before a model loads, and so is one that the chosen task, method or
-engine does not read. `selfcorrect train --dry-run` prints all settings of a run, resolved.
+engine does not read. `selfcorrect train --dry-run` prints all settings of a run, resolved, and its stages.
 
 The defaults are those of the embedded model. Any other model starts from a preset: `smollm2` has its own, all others share
 one, a start for one GPU and not a tuned setting. Where a preset differs from the default, it is named. A directory written

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from importlib import import_module
+from typing import Annotated
 
 import typer
 
+from selfcorrect import __version__
 from selfcorrect.errors import SelfCorrectError
 
 COMMANDS = {
@@ -37,12 +39,12 @@ def make_app(load: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
             ``--help`` and every command fast.
     """
     app = typer.Typer(
-        help="Train a language model to correct its own answers (SCoRe, arXiv:2409.12917).",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
     )
+    app.callback()(before_any_command)
     for name, (module, summary) in COMMANDS.items():
         command = getattr(import_module(f"selfcorrect.cli.{module}"), module) if name in load else lambda: None
         if isinstance(command, typer.Typer):
@@ -50,6 +52,21 @@ def make_app(load: Collection[str] = tuple(COMMANDS)) -> typer.Typer:
         else:
             app.command(name, short_help=summary)(command)
     return app
+
+
+def show_version(asked: bool) -> None:
+    """Print the version, if it was asked for."""
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+def before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and exit.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train a language model to correct its own answers (SCoRe, arXiv:2409.12917)."""
 
 
 def main() -> None:

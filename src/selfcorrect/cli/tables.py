@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from selfcorrect.algorithm.credit import Credit
+from selfcorrect.algorithm.stage import Alternating, Stage
 from selfcorrect.measuring.metrics import EvalSummary
 
 WIDTH_OF_A_FILE = 160
+
+
+def show_stages(stages: Sequence[Stage]) -> None:
+    """Print to standard error what each stage does, one row each: the numbers that tell the methods apart.
+
+    Weights have one number per turn. Branches are second attempts per first one. Rows that take turns share their stage's steps.
+    """
+    table = Table("stage", "steps", "samples per problem", "branches", "reward weights", "KL weights", "bonus")
+    for stage in stages:
+        taking_turns = stage.objective.rows if isinstance(stage.objective, Alternating) else (stage,)
+        for row in taking_turns:
+            numbers = [str(n) for n in (stage.steps // len(taking_turns), row.samples_per_problem, row.branches)]
+            if isinstance(row.objective, Credit):
+                weights = (row.objective.reward_weights_K, row.objective.kl_weights_K, (row.objective.alpha,))
+                table.add_row(row.title, *numbers, *(" ".join(f"{w:g}" for w in ws) for ws in weights))
+            else:
+                table.add_row(row.title, *numbers, "imitation", "", "")
+    Console(stderr=True, width=WIDTH_OF_A_FILE).print(table)
 
 
 def summary_table(rows: Mapping[str, EvalSummary], title: str) -> Table:

@@ -25,7 +25,7 @@ def train(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to continue from its latest checkpoint.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and print the resolved settings, and exit.")
+        bool, typer.Option("--dry-run", help="Check and print the resolved settings and the stages, and exit.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")
@@ -57,13 +57,15 @@ def train(
         )
     if dry_run:
         from selfcorrect.algorithm.stages import plan
+        from selfcorrect.cli.tables import show_stages
         from selfcorrect.tasks import make_task
         from selfcorrect.trackers import make_trackers
 
-        plan(config)
+        stages = plan(config)
         make_task(config.task)  # settings that would stop the run, an import path among them; reads no data
         make_trackers(config.trackers)  # imports their packages, as the run does first
         print(config.model_dump_json(indent=2))
+        show_stages(stages)
     else:
         _run(config, None, as_json, [])
 
