@@ -31,7 +31,7 @@ class Options:
     target: Annotated[
         str,
         Argument(
-            help="table1, table2, table3, table4, estimators, edits, collapse, shift, scaling, attempts, levels, demo, map, or all."
+            help="table1, table2, table3, table4, estimators, edits, collapse, shift, scaling, attempts, levels, demo, successors, map, or all."
         ),
     ]
     settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings of all runs.")] = None
@@ -54,7 +54,8 @@ def reproduce(options: Options) -> None:
     """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
 
     Runs are kept below OUT/runs, and reused if their settings match. A stopped call continues where it stopped. `all`
-    is every target except table3, which needs a code model, and the map, which makes its own bases.
+    leaves out table3, which needs a code model, successors, which needs a base that judges its answers, and the demo and
+    the map, which have their own bases.
 
     Example: `selfcorrect reproduce table4 --seeds 5`
 

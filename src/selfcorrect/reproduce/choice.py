@@ -11,7 +11,7 @@ from pathlib import Path
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import Config, load_config, preset_name
 from selfcorrect.errors import ConfigError
-from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, TableRow
+from selfcorrect.reproduce.rows import ONLY_BY_NAME, CORE, ROWS, TARGETS, TableRow
 
 EMBEDDED = "tiny"
 QUICK = ("train.steps=20", "train.problems_per_step=8", "eval.problems=200")
@@ -110,7 +110,7 @@ def targets_of(name: str) -> tuple[str, ...]:
         ConfigError: there is no such target.
     """
     if name == "all":
-        return tuple(t for t in TARGETS if t not in ("table3", "demo"))
+        return tuple(t for t in TARGETS if t not in ONLY_BY_NAME)
     if name in TARGETS:
         return (name,)
     raise ConfigError(f"{name!r} cannot be reproduced here; take one of: {', '.join([*TARGETS, 'all'])}")

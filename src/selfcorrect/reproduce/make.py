@@ -37,6 +37,7 @@ MAKERS: dict[str, Callable[[Measurements], Result]] = {
     "collapse": diagnostics.collapse,
     "shift": diagnostics.shift,
     "demo": lambda m: replace(tables.table("demo", m), drawings=diagnostics.collapse(m, "demo").drawings),
+    "successors": lambda m: tables.table("successors", m),
     "levels": diagnostics.levels,
     "scaling": scaling_results.scaling,
     "attempts": scaling_results.attempts,

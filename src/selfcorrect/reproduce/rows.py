@@ -64,6 +64,20 @@ _ROWS = (
     TableRow("gamma_1", "gamma 1", ("method=score", "method.gamma=1"), ours=True),
     TableRow("kl_to_go", "KL credit: to go", ("method=score", "method.kl_credit=to_go"), ours=True),
     TableRow("kl_token", "KL credit: by token", ("method=score", "method.kl_credit=token"), ours=True),
+    TableRow(
+        "pag",
+        METHODS["pag"],
+        ("method=pag",),
+        ours=True,
+        budget_note="an episode has three turns, and the third is played only where the verdict asks for it",
+    ),
+    TableRow(
+        "thinktwice",
+        METHODS["thinktwice"],
+        ("method=thinktwice",),
+        ours=True,
+        budget_note="a step of first attempts plays one response less than its share",
+    ),
 )
 ROWS = {row.key: row for row in _ROWS}
 """All rows, in the order in which they run."""
@@ -92,7 +106,8 @@ class Target:
 
 _TABLE_4 = ("single_turn", "no_stage1", "no_shaping", "stage2_star", "offline")
 _ESTIMATORS = ("literal", "scaled", "given_r1", "multi_turn_literal")
-_OURS = tuple(row.key for row in _ROWS if row.ours and row.key not in _ESTIMATORS)
+_SUCCESSORS = ("pag", "thinktwice")
+_OURS = tuple(row.key for row in _ROWS if row.ours and row.key not in (*_ESTIMATORS, *_SUCCESSORS))
 
 TARGETS = {
     "table1": Target(
@@ -216,11 +231,17 @@ TARGETS = {
             Claim("SCoRe's second attempts are better than multi-turn RL's", "t2", "score", "multi_turn"),
         ),
     ),
+    "successors": Target(
+        "SCoRe and two methods that came after it, on a base that judges its answers",
+        ("base", "score", "multi_turn", *_SUCCESSORS),
+    ),
     "levels": Target(
         "Accuracy by difficulty, and what changes between attempts", ("base", "score", "multi_turn", "single_turn")
     ),
 }
-"""In the order of ``all``. table3, which needs a code model, and the demo run only if they are named."""
+"""In the order of ``all``."""
+ONLY_BY_NAME = ("table3", "demo", "successors")
+"""Not part of ``all``: the first needs a code model, the last a base that judges its answers."""
 
 
 @dataclass(frozen=True, slots=True)
