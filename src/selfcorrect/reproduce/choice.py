@@ -11,7 +11,7 @@ from pathlib import Path
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import Config, load_config, preset_name
 from selfcorrect.errors import ConfigError
-from selfcorrect.reproduce.rows import ONLY_BY_NAME, CORE, ROWS, TARGETS, TableRow
+from selfcorrect.reproduce.rows import CORE, ONLY_BY_NAME, ROWS, TARGETS, TableRow
 
 EMBEDDED = "tiny"
 QUICK = ("train.steps=20", "train.problems_per_step=8", "eval.problems=200")
