@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from selfcorrect.algorithm.stages import plan
 from selfcorrect.reproduce import map as phase_map
-from selfcorrect.reproduce.map import GRID, run_one
-from selfcorrect.reproduce.map_results import Point, as_csv, cells_of, page, pictures
+from selfcorrect.reproduce.map import GRID, run_config, run_one
+from selfcorrect.reproduce.map_results import SECOND_ATTEMPTS, Point, as_csv, cells_of, page, pictures
 
 SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8}
 
@@ -47,6 +49,24 @@ def lines_of(score, multi_turn):
         for method, values in (("score", score), ("multi_turn", multi_turn))
         for seed, t2 in enumerate(values)
     ]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "expected"),
+    [(0.05, 0.05, "both correct"), (0.0025, 0.05, "neither corrects"), (0.003, 0.05, "SCoRe")],
+)
+def test_what_the_base_lets_one_expect(fixed, broken, expected):
+    lines = [
+        {**line, "base": {"fixed": fixed, "broken": broken}} for line in lines_of((0.9, 0.91, 0.92), (0.60, 0.61, 0.62))
+    ]
+    (cell,) = cells_of(lines)
+    assert cell.expected == expected and cell.as_expected == (expected == "SCoRe")
+    assert f"1 of 1 (100%), {int(cell.as_expected)} of them as expected" in page(lines)
+
+
+def test_the_expectation_counts_the_second_attempts_of_a_step():
+    stage, *_ = plan(run_config(Path("tiny"), "score", 0, (), Path("run")))
+    assert 32 * stage.samples_per_problem * stage.branches == SECOND_ATTEMPTS
 
 
 @pytest.mark.parametrize(

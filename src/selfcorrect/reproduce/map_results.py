@@ -12,12 +12,15 @@ import numpy as np
 
 from selfcorrect.measuring.compare import CORRECTS
 from selfcorrect.measuring.intervals import Estimate, across_seeds, paired_across_seeds
+from selfcorrect.measuring.phase import ENOUGH
 from selfcorrect.report.charts import Drawing, Tile, Tiles, draw_tiles
 from selfcorrect.reproduce.bases import Recipe, rare
 
 METHODS = ("multi_turn", "score", "no_stage1", "no_shaping", "single_turn")
 PRETRAINING_SEED = 1
 """Pretraining seed of all bases, as of the shipped ``tiny-rare``. Other seeds give other bases from the same recipe."""
+SECOND_ATTEMPTS = 384
+"""Second attempts in a step of SCoRe: 32 problems, four trees of three each."""
 SAME = 0.05
 """Two methods are level if the interval of their difference in t2 is within this."""
 
@@ -97,6 +100,20 @@ class Cell:
             return "both correct"
         return "neither corrects" if 2 * score < n and 2 * multi_turn < m else "undecided"
 
+    @property
+    def expected(self) -> Verdict:
+        """What the rule of ``selfcorrect probe`` (``phase.recommend``) says of the base, on its numbers without their
+        intervals. Where changes help from the start, both methods should correct."""
+        fixed = self.base("fixed")
+        if fixed >= self.base("broken"):
+            return "both correct"
+        return "SCoRe" if fixed * SECOND_ATTEMPTS >= ENOUGH else "neither corrects"
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the verdict is the expected one. Where both should correct, multi-turn RL may be ahead."""
+        return self.verdict == self.expected or (self.verdict, self.expected) == ("multi-turn RL", "both correct")
+
 
 def cells_of(lines: Sequence[dict[str, Any]]) -> list[Cell]:
     found: dict[Point, dict[str, list[dict[str, Any]]]] = {}
@@ -109,13 +126,14 @@ def cells_of(lines: Sequence[dict[str, Any]]) -> list[Cell]:
 def page(lines: Sequence[dict[str, Any]]) -> str:
     """The table of all cells, as Markdown."""
     cells = cells_of(lines)
-    decided = sum(cell.verdict != "undecided" for cell in cells)
+    decided = [cell for cell in cells if cell.verdict != "undecided"]
     out = [
-        f"{len(cells)} cells, {len(lines)} runs; decided at 95 %: {decided} of {len(cells)} "
-        f"({decided / max(len(cells), 1):.0%}). Recorded time: {sum(line['seconds'] for line in lines) / 3600:.1f} h of one thread.",
+        f"{len(cells)} cells, {len(lines)} runs; decided at 95 %: {len(decided)} of {len(cells)} "
+        f"({len(decided) / max(len(cells), 1):.0%}), {sum(c.as_expected for c in decided)} of them as expected from the base. "
+        f"Recorded time: {sum(line['seconds'] for line in lines) / 3600:.1f} h of one thread.",
         "",
-        "| fix | redo | edge | base: i→c, c→i at T = 1 | multi-turn RL t1 / t2 | SCoRe t1 / t2 | SCoRe − multi-turn, t2 | corrected: multi-turn, SCoRe | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| fix | redo | edge | base: i→c, c→i at T = 1 | multi-turn RL t1 / t2 | SCoRe t1 / t2 | SCoRe − multi-turn, t2 | corrected: multi-turn, SCoRe | expected from the base | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         pairs = [f"{100 * cell.of(m, 't1').value:.1f} / {100 * cell.of(m, 't2').value:.1f}" for m in METHODS[:2]]
@@ -123,7 +141,7 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
         p = cell.point
         out.append(
             f"| {p.fix:g} | {p.redo:g} | {p.edge:g} | {100 * cell.base('fixed'):.1f}, {100 * cell.base('broken'):.1f} | "
-            f"{pairs[0]} | {pairs[1]} | {cell.difference.text(sign=True)} | {corrected} | {cell.verdict} |"
+            f"{pairs[0]} | {pairs[1]} | {cell.difference.text(sign=True)} | {corrected} | {cell.expected} | {cell.verdict} |"
         )
     return "\n".join([*out, ""])
 
