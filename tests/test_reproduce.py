@@ -510,8 +510,10 @@ def write_curves(job):
     def share(tenths):
         return bootstrap_mean(np.arange(10) < tenths, support=(0, 1))
 
-    votes = VoteCurve(tuple(BudgetRow(k, share(5), share(7), share(2), share(1), share(3)) for k in BUDGETS), 10, 0)
-    row = AttemptCurve(tuple(share(4 if k < 2 else 6) for k in range(ATTEMPTS)), (share(2),) * ATTEMPTS, 10, 0)
+    spent = tuple(BudgetRow(k, share(5), share(7), share(2), share(1), share(3)) for k in BUDGETS)
+    votes = VoteCurve(rows=spent, n_problems=10, n_left_out=0)
+    in_a_row = tuple(share(4 if k < 2 else 6) for k in range(ATTEMPTS))
+    row = AttemptCurve(accuracy_K=in_a_row, gain_K=(share(2),) * ATTEMPTS, n_problems=10, n_left_out=0)
     policies = ("base", "kept") if "scaling+base" in job.command else ("kept",)
     lines = [
         {"policy": p, **ScalingCurves("m", 1, "c", replace(votes, settings={"temperature": 0.7}), row).to_json()}

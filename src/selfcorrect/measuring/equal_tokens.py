@@ -113,7 +113,7 @@ def token_curve(
                 *(not_measured() if a is None else gap(parallel_N, a) for a in accuracy.values()),
             )
         )
-    return TokenCurve(tuple(rows), unit, len(names), len(failed))
+    return TokenCurve(rows=tuple(rows), tokens_per_sample=unit, n_problems=len(names), n_left_out=len(failed))
 
 
 def _mean_tokens(samples_N: Sequence[Sequence[Sample]]) -> float:

@@ -69,12 +69,10 @@ class BudgetRow:
     """corrected minus one first attempt, paired by problem."""
 
 
-@dataclass(frozen=True, slots=True)
-class VoteCurve(Storable):
-    """Accuracy by number of sampled responses."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve(Storable):
+    """What all curves have."""
 
-    NAME: ClassVar[str] = "vote curve"
-    rows: tuple[BudgetRow, ...]
     n_problems: int
     n_left_out: int
     """Problems with a verdict ``error`` among their responses. All numbers leave them out."""
@@ -83,20 +81,22 @@ class VoteCurve(Storable):
     episodes: Played = field(default=(), repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptCurve(Storable):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteCurve(Curve):
+    """Accuracy by number of sampled responses."""
+
+    NAME: ClassVar[str] = "vote curve"
+    rows: tuple[BudgetRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptCurve(Curve):
     """Accuracy after 1, 2, ... attempts in a row."""
 
     NAME: ClassVar[str] = "curve of attempts"
     accuracy_K: tuple[Estimate, ...]
     gain_K: tuple[Estimate, ...]
     """Accuracy minus that of attempt 1, paired by problem; n/a for attempt 1."""
-    n_problems: int
-    n_left_out: int
-    """Problems with a verdict ``error`` among their attempts. All numbers leave them out."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    episodes: Played = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +121,14 @@ class TokenRow:
     best_gain: Estimate
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCurve(Storable):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCurve(Curve):
     """Accuracy by number of sampled tokens."""
 
     NAME: ClassVar[str] = "token curve"
     rows: tuple[TokenRow, ...]
     tokens_per_sample: Mapping[str, float]
     """Mean sampled tokens of one sample of each way."""
-    n_problems: int
-    n_left_out: int
-    """Problems with a verdict ``error`` of the verifier among their responses; they are in no number."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    episodes: Played = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +184,7 @@ def vote_curve(
         parallel_N, corrected_N = _majorities(first_votes, k), _majorities(last_votes, k // 2)
         gaps = (gap(parallel_N, corrected_N), gap(one_N, parallel_N), gap(one_N, corrected_N))
         rows.append(BudgetRow(k, mean(parallel_N), mean(corrected_N), *gaps))
-    return VoteCurve(tuple(rows), len(names), len(failed))
+    return VoteCurve(rows=tuple(rows), n_problems=len(names), n_left_out=len(failed))
 
 
 def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve:
@@ -205,7 +199,8 @@ def attempt_curve(episodes: Sequence[Episode], *, seed: int = 0) -> AttemptCurve
     columns = [table.accuracy_N(k) for k in range(table.n_attempts)]
     mean, gap = intervals(seed)
     gains = tuple(gap(columns[0], column) if k else not_measured() for k, column in enumerate(columns))
-    return AttemptCurve(tuple(map(mean, columns)), gains, len(table.problem_ids), len(failed))
+    n, left_out = len(table.problem_ids), len(failed)
+    return AttemptCurve(accuracy_K=tuple(map(mean, columns)), gain_K=gains, n_problems=n, n_left_out=left_out)
 
 
 def vote_of(attempt: Attempt, key: AnswerKey) -> Vote:
