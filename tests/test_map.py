@@ -10,8 +10,8 @@ import pytest
 
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.reproduce import map as phase_map
-from selfcorrect.reproduce.map import GRID, run_config, run_one
-from selfcorrect.reproduce.map_results import SECOND_ATTEMPTS, Point, as_csv, cells_of, page, pictures
+from selfcorrect.reproduce.map import GRID, UNSEEN, run_config, run_map, run_one
+from selfcorrect.reproduce.map_results import METHODS, SECOND_ATTEMPTS, Point, as_csv, cells_of, page, pictures
 
 SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8}
 
@@ -28,6 +28,39 @@ def test_a_run_leaves_one_line_and_the_base(tmp_path, monkeypatch):
     assert line["base"]["episodes"] == 8 * 200
     assert {p.name for p in (tmp_path / "bases").iterdir() if p.is_dir()} == {point.name}
     assert [cell.point for cell in cells_of([line])] == [point]
+
+
+class RecordingRunner:
+    """Takes the place of the processes: every run ends at once with a line."""
+
+    def __init__(self, *_):
+        self.failures = {}
+
+    def run(self, jobs, _stop):
+        RecordingRunner.jobs = jobs
+        for job in jobs:
+            point, seed, method = json.loads(job.command[3]), int(job.command[4]), job.command[5]
+            (line,) = [x for x in lines_of((0.9,), (0.6,)) if x["method"] == "score"]
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            job.target.write_text(json.dumps(line | point | {"seed": seed, "method": method}) + "\n", encoding="utf-8")
+
+
+def test_bases_first_then_what_decides_a_cell_and_no_run_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(phase_map, "Runner", RecordingRunner)
+    grid = UNSEEN[2:4]  # of two pretraining seeds
+    run_map(tmp_path, (0, 1), 2, None, grid=grid, methods=METHODS[:3])
+    order = [(json.loads(j.command[3])["pretraining"], int(j.command[4]), j.command[5]) for j in RecordingRunner.jobs]
+    cell = [(0, "score"), (1, "multi_turn"), (1, "score")]
+    assert order == [
+        *((p.pretraining, 0, "multi_turn") for p in grid),
+        *((p.pretraining, *run) for p in grid for run in cell),
+        *((p.pretraining, seed, "no_stage1") for p in grid for seed in (0, 1)),
+    ]
+    assert len((tmp_path / "map.csv").read_text(encoding="utf-8").splitlines()) == 1 + len(order)
+    assert f"| {grid[1].pretraining} |" in (tmp_path / "map.md").read_text(encoding="utf-8")
+    run_map(tmp_path, (0, 1), 2, None, grid=grid, methods=METHODS[:3])
+    assert RecordingRunner.jobs == []
+    assert not set(GRID) & set(UNSEEN)
 
 
 def lines_of(score, multi_turn):

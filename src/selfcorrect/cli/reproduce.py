@@ -31,11 +31,13 @@ class Options:
     target: Annotated[
         str,
         Argument(
-            help="table1, table2, table3, table4, estimators, edits, collapse, shift, scaling, attempts, levels, demo, successors, map, or all."
+            help="table1, table2, table3, table4, estimators, edits, collapse, shift, scaling, attempts, levels, demo, successors, map, unseen, or all."
         ),
     ]
     settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings of all runs.")] = None
-    seeds: Annotated[int | None, Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick; 3 for the map.")] = None
+    seeds: Annotated[int | None, Option(min=1, help="Seeds 0 to N-1; 5, or 1 with --quick; 3 for map and unseen.")] = (
+        None
+    )
     own_seeds: Annotated[
         int | None, Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
     ] = None
@@ -54,8 +56,8 @@ def reproduce(options: Options) -> None:
     """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
 
     Runs are kept below OUT/runs, and reused if their settings match. A stopped call continues where it stopped. `all`
-    leaves out table3, which needs a code model, successors, which needs a base that judges its answers, and the demo and
-    the map, which have their own bases.
+    leaves out table3, which needs a code model, successors, which needs a base that judges its answers, and demo, map and
+    unseen, which have their own bases.
 
     Example: `selfcorrect reproduce table4 --seeds 5`
 
@@ -68,7 +70,7 @@ def reproduce(options: Options) -> None:
     from selfcorrect.training.loop import stop_on_signal
 
     o = options
-    if o.target == "map":
+    if o.target in ("map", "unseen"):
         _map(o)
         return
     if o.humaneval is not None and o.target != "table3":
@@ -100,15 +102,16 @@ def reproduce(options: Options) -> None:
 
 
 def _map(o: Options) -> None:
-    """Run what is missing from the map of bases.
+    """Run what is missing from the map of bases, or from the six bases that check what ``probe`` says.
 
     Raises:
-        ConfigError: an option that the map does not read.
+        ConfigError: an option that is not read.
         RunError: a run failed.
     """
     from rich.console import Console
 
-    from selfcorrect.reproduce.map import run_map
+    from selfcorrect.reproduce.map import GRID, UNSEEN, run_map
+    from selfcorrect.reproduce.map_results import METHODS
     from selfcorrect.training.loop import stop_on_signal
 
     unread = ("own_seeds", "model", "task", "quick", "budget", "humaneval")
@@ -116,12 +119,14 @@ def _map(o: Options) -> None:
         if getattr(o, name) != getattr(Options, name):
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(
-                f"{flag} is not read by the map, which makes its own bases, and would be ignored; drop it"
+                f"{flag} is not read by {o.target}, which makes its own bases, and would be ignored; drop it"
             )
     console = Console(stderr=True)
     seeds = range(o.seeds or 3)
     with stop_on_signal(_announce_stop) as stop_requested, _Progress(console) as progress:
-        files, failures = run_map(o.out, seeds, o.jobs, progress, stop_requested, settings=tuple(o.settings or ()))
+        grid, methods = (GRID, METHODS) if o.target == "map" else (UNSEEN, METHODS[:2])
+        run = partial(run_map, grid=grid, methods=methods, settings=tuple(o.settings or ()))
+        files, failures = run(o.out, seeds, o.jobs, progress, stop_requested)
     if o.as_json:
         print(json.dumps({"files": list(map(str, files)), "claims": [], "failures": failures}))
     else:

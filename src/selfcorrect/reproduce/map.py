@@ -34,6 +34,16 @@ PROBED = 200
 
 FIX, REDO, EDGE = (0.003, 0.01, 0.03, 0.1), (0.03, 0.1, 0.3), (0.1, 0.8)
 GRID = tuple(Point(*values) for values in itertools.product(FIX, REDO, EDGE))
+UNSEEN = (
+    Point(0.006, 0.05, 0.4),
+    Point(0.02, 0.2, 0.4),
+    Point(0.05, 0.05, 0.1),
+    Point(0.006, 0.2, 0.8, pretraining=3),
+    Point(0.02, 0.05, 0.4, pretraining=3),
+    Point(0.05, 0.2, 0.1, pretraining=3),
+)
+"""Bases between those of the map, half of them from another pretraining. They check what ``probe`` recommends, so nothing
+was chosen on them."""
 
 
 def run_config(base: Path, method: str, seed: int, settings: Sequence[str], run: Path) -> Config:
@@ -126,6 +136,7 @@ def run_map(
     stop_requested: Callable[[], bool] = lambda: False,
     *,
     grid: Sequence[Point] = GRID,
+    methods: Sequence[str] = METHODS,
     settings: Sequence[str] = (),
 ) -> tuple[list[Path], dict[str, str]]:
     """Run what is missing from the map and write its page, table and picture.
@@ -137,6 +148,7 @@ def run_map(
         watcher: shows the progress.
         stop_requested: True ends everything. Unfinished runs are lost, which costs at most two minutes.
         grid: the points.
+        methods: first the two that decide a cell.
         settings: ``key=value`` for all runs.
 
     Returns:
@@ -152,15 +164,15 @@ def run_map(
         jobs = []
         # one run on every point first, which makes its base, so that no process waits for the base of another; then
         # cell by cell what decides it, so that a map that was stopped early has a picture
-        makers = itertools.product(grid, seeds[:1], METHODS[:1])
-        cells = (itertools.product(grid, seeds, some) for some in (METHODS[:2], METHODS[2:]))
+        makers = itertools.product(grid, seeds[:1], methods[:1])
+        cells = (itertools.product(grid, seeds, some) for some in (methods[:2], methods[2:]))
         for point, seed, method in itertools.chain(makers, *cells):
             if (point, seed, method) in done:
                 continue
             done.add((point, seed, method))
             name = f"{method}-s{seed}-{point.name}"
             target = out / "runs" / f"{name}.jsonl"
-            arguments = (str(point.fix), str(point.redo), str(point.edge), str(seed), method, str(out), str(target))
+            arguments = (json.dumps(asdict(point)), str(seed), method, str(out), str(target))
             command = (sys.executable, "-m", "selfcorrect.reproduce.map", *arguments, *settings)
             jobs.append(Job(method, target, command, is_run=False))
         runner = Runner(out, at_once, watcher)
@@ -178,9 +190,9 @@ def run_map(
         return [out / name for name in files], runner.failures
 
 
-def main(fix: str, redo: str, edge: str, seed: str, method: str, out: str, target: str, *settings: str) -> None:
+def main(point: str, seed: str, method: str, out: str, target: str, *settings: str) -> None:
     """One run, in its own process."""
-    line = run_one(Point(float(fix), float(redo), float(edge)), int(seed), method, Path(out), settings)
+    line = run_one(Point(**json.loads(point)), int(seed), method, Path(out), settings)
     write_text(Path(target), json.dumps(line) + "\n", "free some space")
 
 

@@ -18,7 +18,7 @@ from selfcorrect.reproduce.bases import Recipe, rare
 
 METHODS = ("multi_turn", "score", "no_stage1", "no_shaping", "single_turn")
 PRETRAINING_SEED = 1
-"""Pretraining seed of all bases, as of the shipped ``tiny-rare``. Other seeds give other bases from the same recipe."""
+"""Pretraining seed of the map's bases, as of the shipped ``tiny-rare``. Other seeds give other bases from the same recipe."""
 SECOND_ATTEMPTS = 384
 """Second attempts in a step of SCoRe: 32 problems, four trees of three each."""
 SAME = 0.05
@@ -38,17 +38,21 @@ class Point:
     """Probability that attempt 2 is a new, mostly wrong try: the harm of changes."""
     edge: float
     """Probability of a mistake on problems that the base could answer at once: how far attempt 1 can improve."""
+    pretraining: int = PRETRAINING_SEED
+    """Seed of the base's pretraining."""
 
     @property
     def name(self) -> str:
-        return f"fix{self.fix:g}-redo{self.redo:g}-edge{self.edge:g}"
+        seed = "" if self.pretraining == PRETRAINING_SEED else f"-pretraining{self.pretraining}"
+        return f"fix{self.fix:g}-redo{self.redo:g}-edge{self.edge:g}{seed}"
 
-    def recipe(self, seed: int = PRETRAINING_SEED) -> Recipe:
-        return rare(self.fix, self.redo, self.edge, seed)
+    def recipe(self) -> Recipe:
+        return rare(self.fix, self.redo, self.edge, self.pretraining)
 
 
 def key_of(line: dict[str, Any]) -> tuple[Point, int, str]:
-    return Point(line["fix"], line["redo"], line["edge"]), line["seed"], line["method"]
+    point = Point(line["fix"], line["redo"], line["edge"], line.get("pretraining", PRETRAINING_SEED))
+    return point, line["seed"], line["method"]
 
 
 @dataclass(frozen=True)
@@ -132,15 +136,15 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
         f"({len(decided) / max(len(cells), 1):.0%}), {sum(c.as_expected for c in decided)} of them as expected from the base. "
         f"Recorded time: {sum(line['seconds'] for line in lines) / 3600:.1f} h of one thread.",
         "",
-        "| fix | redo | edge | base: i→c, c→i at T = 1 | multi-turn RL t1 / t2 | SCoRe t1 / t2 | SCoRe − multi-turn, t2 | corrected: multi-turn, SCoRe | expected from the base | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| fix | redo | edge | pretraining seed | base: i→c, c→i at T = 1 | multi-turn RL t1 / t2 | SCoRe t1 / t2 | SCoRe − multi-turn, t2 | corrected: multi-turn, SCoRe | expected from the base | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         pairs = [f"{100 * cell.of(m, 't1').value:.1f} / {100 * cell.of(m, 't2').value:.1f}" for m in METHODS[:2]]
         corrected = ", ".join("{} of {}".format(*cell.corrected(m)) for m in METHODS[:2])
         p = cell.point
         out.append(
-            f"| {p.fix:g} | {p.redo:g} | {p.edge:g} | {100 * cell.base('fixed'):.1f}, {100 * cell.base('broken'):.1f} | "
+            f"| {p.fix:g} | {p.redo:g} | {p.edge:g} | {p.pretraining} | {100 * cell.base('fixed'):.1f}, {100 * cell.base('broken'):.1f} | "
             f"{pairs[0]} | {pairs[1]} | {cell.difference.text(sign=True)} | {corrected} | {cell.expected} | {cell.verdict} |"
         )
     return "\n".join([*out, ""])
