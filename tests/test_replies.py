@@ -52,6 +52,34 @@ TEXT = {"type": "text", "text": "4"}
         ({"content": "<think>hm"}, "length", "hm", "", False),
         ({"content": None, "reasoning_content": "hm"}, "length", "hm", "", False),
         ({"content": "", "refusal": None, "tool_calls": [{"id": "x"}]}, "tool_calls", "", "", True),
+        ({"content": [{"type": "tool_use", "id": "x"}]}, "tool_calls", "", "", True),
+        ({"content": TEXT}, "stop", "", "4", True),
+        ({"content": [[TEXT], None]}, "stop", "", "4", True),
+        ({"content": [{"type": "text", "text": {"value": "4", "annotations": []}}]}, "stop", "", "4", True),
+        ({"content": [{"type": "text", "content": "4"}]}, "stop", "", "4", True),
+        ({"content": [{"type": "text", "text": None}]}, "stop", "", "", True),
+        ({"content": [{"type": "TEXT", "text": "4"}]}, "stop", "", "4", True),
+        ({"content": [{"type": "input_text", "text": "4"}, {"type": "reference", "ids": [1]}]}, "stop", "", "4", True),
+        (
+            {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}, TEXT]},
+            "stop",
+            "hm",
+            "4",
+            True,
+        ),
+        (
+            {"content": [{"type": "message", "content": [{"type": "thought", "text": "hm"}, TEXT]}]},
+            "stop",
+            "hm",
+            "4",
+            True,
+        ),
+        ({"content": [{"text": "hm 5", "thought": True}, {"text": "4"}]}, "stop", "hm 5", "4", True),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}, TEXT]}, "stop", "", "4", True),
+        ({"content": "4"}, None, "", "4", True),
+        ({"content": "4"}, {"type": "stop", "matched": 2}, "", "4", True),
+        ({"content": "4"}, "FinishReason.STOP", "", "4", True),
+        ({"content": "4"}, "end_of_text", "", "4", True),
     ],
 )
 def test_a_message_in_any_form(message, finish, thinking, text, finished):
@@ -60,9 +88,20 @@ def test_a_message_in_any_form(message, finish, thinking, text, finished):
     assert reply.stop == ("length" if finish == "length" else "end")
 
 
-@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+@pytest.mark.parametrize(
+    "finish",
+    [
+        *("length", "max_tokens", "MAX_TOKENS", "model_length", "model_context_window_exceeded"),
+        *("FinishReason.MAX_TOKENS", "FINISH_REASON_MAX_TOKENS", {"type": "length", "length": 5}),
+    ],
+)
 def test_every_name_of_the_cap_is_the_cap(finish):
     assert read_completion(body({"content": "4"}, finish)).stop == "length"
+
+
+def test_the_cap_of_the_server_behind_a_gateway_is_the_cap():
+    choice = {"message": {"content": "4"}, "finish_reason": "stop", "native_finish_reason": "MAX_TOKENS"}
+    assert read_completion(json.dumps({"choices": [choice]}).encode()).stop == "length"
 
 
 def test_how_much_was_thinking():
@@ -90,7 +129,55 @@ FAILED = {
     "a choice that is none": (b'{"choices": ["a"]}', "a"),
     "content that is none": (body({"content": 3}), "3"),
     "too deep": (b"[" * 9_999, "["),
+    "an error beside a whole answer": (
+        body({"content": "4"}, error={"message": "died"}),
+        "error beside an answer: died",
+    ),
 }
+
+ALSO_FAILED = {
+    "a list with an error": (b'[{"error": {"code": 503, "message": "overloaded"}}]', "overloaded", 503),
+    "an object that is an error": (b'{"object": "error", "message": "engine gone", "code": 500}', "engine gone", 500),
+    "an error in the choice": (
+        b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop", "error": {"code": 502}}]}',
+        "502",
+        502,
+    ),
+    "an error in the message": (body({"content": "", "error": "lost"}), "lost", None),
+    "an abort as an object": (body({"content": "4"}, {"type": "abort", "message": "queue full"}), "queue full", None),
+    "no resource": (body({"content": "half"}, "insufficient_system_resource"), "insufficient", None),
+    "a state beside an empty answer": (
+        body({"content": ""}, base_resp={"status_code": 1002, "status_msg": "rate"}),
+        "rate",
+        None,
+    ),
+    "the reason of the server behind": (
+        b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop", "native_finish_reason": "error"}]}',
+        "finish_reason error",
+        None,
+    ),
+    "nothing at all, and no reason": (body({"content": ""}, None), "no finish_reason", None),
+    "parts of an unknown type": (body({"content": [{"type": "answer", "text": "4"}]}), "no text in the parts", None),
+    "a text part without text": (body({"content": [{"type": "text", "data": "4"}]}), "no message", None),
+    "a stream": (b'data: {"choices": [{"delta": {"content": "4"}}]}\n\ndata: [DONE]\n\n', "no JSON", None),
+    "two bodies": (2 * body({"content": "4"}), "no JSON", None),
+    "half a character": (body({"content": "X"}).replace(b"X", b"\xe4\xbd"), "no JSON", None),
+}
+
+
+@pytest.mark.parametrize("name", ALSO_FAILED)
+def test_what_is_no_answer_is_told_in_the_servers_words(name):
+    content, words, status = ALSO_FAILED[name]
+    with pytest.raises(NoCompletion, match=words) as error:
+        read_completion(content)
+    assert error.value.status == status
+
+
+@pytest.mark.parametrize("state", [None, "", {}, {"code": 0, "message": ""}])
+def test_an_empty_error_field_beside_an_answer_is_none(state):
+    assert (
+        read_completion(body({"content": "4", "error": state}, error=state, base_resp={"status_code": 0})).text == "4"
+    )
 
 
 @pytest.mark.parametrize("name", FAILED)
@@ -125,6 +212,9 @@ def test_what_is_no_completion_is_asked_for_again_then_an_error_of_this_problem_
         ({"content": None, "refusal": "I will not."}, "stop"),
         ({"content": [{"type": "refusal", "refusal": "I will not."}]}, "stop"),
         ({"content": ""}, "SAFETY"),
+        ({"content": None}, "FinishReason.PROHIBITED_CONTENT"),
+        ({"content": None}, "content_filter: RECITATION"),
+        ({"content": "Sorry."}, "guardrail_intervened"),
     ],
 )
 def test_what_a_filter_took_away_is_an_error_without_another_try(message, finish):
@@ -132,6 +222,33 @@ def test_what_a_filter_took_away_is_an_error_without_another_try(message, finish
     with pytest.raises(EndpointError, match="would not answer") as error:
         server.ask()
     assert len(server.sent) == 1 and error.value.one_answer and error.value.filtered
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (200, b'{"choices": [{"message": {}, "finish_reason": "stop", "native_finish_reason": "SAFETY"}]}'),
+        (
+            200,
+            b'{"choices": [{"message": {}, "finish_reason": "stop", "content_filter_results": {"hate": {"filtered": true}}}]}',
+        ),
+        (200, b'{"choices": [{"finish_reason": "error", "error": {"code": 403, "message": "flagged by moderation"}}]}'),
+        (403, b'{"error": {"code": 403, "message": "This model requires moderation, your input was flagged"}}'),
+        (403, b'{"code": "denied", "error": "Content violates usage guidelines."}'),
+    ],
+)
+def test_a_filter_that_a_gateway_names_takes_one_answer(status, answer):
+    server = ends.Server(lambda _: httpx2.Response(status, content=answer))
+    with pytest.raises(EndpointError, match="would not answer") as error:
+        server.ask()
+    assert len(server.sent) == 1 and error.value.one_answer and error.value.filtered
+
+
+def test_a_key_without_permission_is_no_filter():
+    server = ends.Server(lambda _: httpx2.Response(403, json={"error": "the key may not use this model"}))
+    with pytest.raises(EndpointError, match="what the key may do") as error:
+        server.ask()
+    assert not error.value.one_answer and error.value.filtered is None
 
 
 @pytest.mark.parametrize(("code", "tries"), [(401, 1), (404, 1), (400, 1), (429, 3), (500, 3), ("503", 3), ("x", 3)])
@@ -173,8 +290,16 @@ JSON = st.recursive(
                     "message",
                     "content",
                     "finish_reason",
+                    "native_finish_reason",
+                    "content_filter_results",
+                    "filtered",
                     "error",
+                    "base_resp",
+                    "status_code",
                     "code",
+                    "value",
+                    "thought",
+                    "summary",
                     "type",
                     "text",
                     "thinking",
@@ -203,6 +328,8 @@ CHOICE = st.fixed_dictionaries(
         "message": JSON
         | st.fixed_dictionaries({"content": JSON}, optional={"refusal": JSON, "reasoning_content": JSON}),
         "finish_reason": JSON,
+        "native_finish_reason": JSON,
+        "content_filter_results": JSON,
         "error": JSON,
     },
 )
