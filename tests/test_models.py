@@ -37,6 +37,7 @@ from selfcorrect.engines.models import (
     load_model,
     load_tokenizer,
     model_directory,
+    model_end_ids,
     resolve_model,
 )
 from selfcorrect.errors import ConfigError, ModelError
@@ -142,6 +143,31 @@ def test_load(saved: Path) -> None:
     check_vocabulary(model.config, tokenizer)
     with pytest.raises(ModelError, match=r"259 tokens but the model embeds 200"):
         check_vocabulary(LlamaConfig(**SMALL | {"vocab_size": 200}), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ids"),
+    [
+        ('{"eos_token_id": [7, 9]}', {}, (7, 9)),
+        ('{"eos_token_id": 7, "num_return_sequences": 4, "do_sample": false}', {"eos_token_id": [9]}, (7,)),
+        ('{"eos_token_id": [7, 9], "cache_implementation": "unknown"}', {}, (7, 9)),
+        ('{"eos_token_id": null}', {"eos_token_id": [7, 9]}, (7, 9)),
+        ('{"eos_token_id": "<|end|>"}', {"eos_token_id": [7, 9]}, (7, 9)),
+        ("", {"eos_token_id": [7, 9]}, (7, 9)),
+        ("[]", {"eos_token_id": 7}, (7,)),
+        (None, {"text_config": {"eos_token_id": [7, 9]}}, (7, 9)),
+        (None, {"eos_token_id": None}, ()),
+        # the class has the default 2, which is the byte "#" of this tokenizer
+        (None, {}, ()),
+    ],
+)
+def test_end_ids_are_those_of_the_files(saved: Path, generation: str | None, config: Any, ids: tuple[int, ...]) -> None:
+    file = saved / "generation_config.json"
+    file.unlink() if generation is None else file.write_text(generation)
+    raw = json.loads((saved / "config.json").read_text())
+    raw.pop("eos_token_id", None)
+    (saved / "config.json").write_text(json.dumps(raw | config))
+    assert model_end_ids(resolve_model(str(saved))) == ids
 
 
 def test_no_chat_template(saved: Path) -> None:

@@ -158,32 +158,36 @@ def load_chat(resolved: ResolvedModel, config: Config) -> ChatFormat:
     model = config.model
     tokenizer = load_tokenizer(resolved, model.revision, model.trust_remote_code)
     rendering = Rendering(model.history, model.template_kwargs, model.think_markers, config.task.shown_as)
-    return ChatFormat(tokenizer, model_end_ids(resolved, model.revision, model.trust_remote_code), rendering)
+    return ChatFormat(tokenizer, model_end_ids(resolved, model.revision), rendering)
 
 
-def model_end_ids(
-    resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[int, ...]:
-    """The end ids of the model's generation config; of its configuration where it has none.
+def model_end_ids(resolved: ResolvedModel, revision: str | None = None) -> tuple[int, ...]:
+    """The end ids that the files of a model name: those of its generation config; of its configuration where it has none.
 
-    In some families (GLM-4) nothing else says that the next role's token ends an answer.
+    In some families (GLM-4) nothing else says that the next role's token ends an answer. The files are read as they are:
+    the class of a configuration has a default (2 for Llama), which may be an ordinary token of this model, and the class
+    of generation configs refuses whole files for settings of sampling, which are of no interest here.
 
     Raises:
-        ModelError: as ``load_config``.
+        ModelError: the adapter has no base.
         ConfigError: a revision for something that is not on the Hub.
     """
-    from transformers import GenerationConfig
+    from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
     source = _source(base_of(resolved), revision)
     where = source.pop("pretrained_model_name_or_path")
-    try:
-        found = GenerationConfig.from_pretrained(where, **source).eos_token_id
-    except (OSError, ValueError, TypeError):  # there is none, or it is broken
-        found = None
-    if found is None:
-        found = load_config(resolved, revision, trust_remote_code).get_text_config(decoder=True).eos_token_id
-    ids = found if isinstance(found, list | tuple) else [found]
-    return tuple(i for i in ids if isinstance(i, int) and i >= 0)
+    for name in (GENERATION_CONFIG_NAME, CONFIG_NAME):
+        try:
+            raw = json.loads(Path(cached_file(where, name, **source)).read_text())
+        except (OSError, ValueError, TypeError):  # there is none, or it is broken
+            continue
+        sections = (raw, raw.get("text_config")) if isinstance(raw, dict) else ()
+        for section in sections:
+            found = section.get("eos_token_id") if isinstance(section, dict) else None
+            ids = found if isinstance(found, list) else [found]
+            if known := tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0):
+                return known
+    return ()
 
 
 def load_model(
