@@ -317,16 +317,17 @@ def check_attention(config: Any, max_length: int) -> None:
 def steady_length(config: Any) -> int | None:
     """The longest sequence up to which a model's rotary positions do not depend on the length; None if they never do.
 
-    longrope has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it. transformers
-    picks one by the longest row of a batch.
+    longrope (once "su") has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it.
+    transformers picks one by the longest row of a batch.
     """
     text = config.get_text_config(decoder=True)
-    rope = getattr(text, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    # the second is the older name, which configurations that come with their own code still use
+    ropes = [r for key in ("rope_parameters", "rope_scaling") if isinstance(r := getattr(text, key, None), dict)]
+    kinds = [*ropes, *(value for rope in ropes for value in rope.values() if isinstance(value, dict))]
     limits = [
         int(kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", 0) or 0)
         for kind in kinds
-        if kind.get("rope_type", kind.get("type")) == "longrope"
+        if kind.get("rope_type", kind.get("type")) in ("longrope", "su")
     ]
     return min(limits) if limits else None
 
