@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 
 import test_endpoint as ends
 import test_serve
+from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.episodes.completion import NoCompletion, read_completion
 from selfcorrect.episodes.endpoint import _retry_after_s
-from selfcorrect.errors import EndpointError
+from selfcorrect.errors import EndpointError, ModelError
 from selfcorrect.measuring.endpoint import was_refused
-from selfcorrect.serve.engine_backend import Batcher, EngineBackend
+from selfcorrect.serve.engine_backend import Batcher, EngineBackend, _begin
 from selfcorrect.serve.protocol import ApiError, Bounds, parse_request
 from selfcorrect.types import Verdict
 from served import ASK, post, serving
 from test_thinking import ThinksAloud, engine
+from tokenizers_in_process import gemma
 
 
 def body(message, finish="stop", **more):
@@ -479,6 +481,81 @@ def test_fields_that_change_nothing_are_taken():
     for bad in ({"top_logprobs": 2}, {"top_k": 5}, {"chat_template_kwargs": {"enable_thinking": False}}):
         with pytest.raises(ApiError, match="would be ignored"):
             parse_request(json.dumps({**ASK, **bad}).encode(), "m", Bounds())
+
+
+FIELDS = {
+    "verbosity": "medium",
+    "samplers": [],
+    "grammar": "",
+    "options": {},
+    "logit_bias": [],
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+    "mirostat": 0,
+    "cache_prompt": True,
+    "priority": 0,
+    "keep_alive": "5m",
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "separate_reasoning": True,
+    "include_reasoning": True,
+    "return_token_ids": False,
+    "prompt_logprobs": 0,
+    "background": False,
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_of_another_server_is_taken_with_the_value_that_changes_nothing(name):
+    parse_request(json.dumps({**ASK, name: FIELDS[name]}).encode(), "m", Bounds())
+    if name not in ("cache_prompt", "priority", "keep_alive"):
+        with pytest.raises(ApiError, match=name):
+            parse_request(json.dumps({**ASK, name: ["x"]}).encode(), "m", Bounds())
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "4", "provider_specific_fields": {"refusal": None}, "tool_calls": None}, "4"),
+        ({"content": "4", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}, "4"),
+        ({"content": "4", "selfcorrect": {"attempts": []}, "finish_reason": "stop", "index": 0}, "4"),
+        ({"content": "4", "id": "msg_1", "cache_control": {"type": "ephemeral"}, "prefix": False}, "4"),
+        ({"content": None, "refusal": "No."}, "No."),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, TEXT]}, "4"),
+        ({"content": [{"type": "output_text", "text": "4", "annotations": []}]}, "4"),
+        ({"content": [{"type": "text", "text": None}]}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_message_of_this_server_comes_back_through_other_libraries(message, text):
+    messages = [*ASK["messages"], {"role": "assistant", **message}, *ASK["messages"]]
+    asked = parse_request(json.dumps({"messages": messages}).encode(), "m", Bounds())
+    assert asked.messages[1] == {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": [{"type": "thinking", "thinking": "hm"}, TEXT]},
+        {"content": [{"type": "image_url", "image_url": {"url": "x"}}, TEXT]},
+        {"content": [{"type": "text", "text": 4}]},
+        {"content": "4", "name": "bob"},
+        {"content": "4", "reasoning_content": "hm"},
+    ],
+)
+def test_what_a_users_message_would_lose_is_refused(message):
+    with pytest.raises(ApiError, match=r"messages\[0\]"):
+        parse_request(json.dumps({"messages": [{"role": "user", **message}]}).encode(), "m", Bounds())
+
+
+def test_an_empty_system_text_is_no_text_for_a_template_without_a_system_role():
+    chat = ChatFormat(gemma())
+    asked = {"messages": [{"role": "system", "content": ""}, *ASK["messages"]]}
+    messages = parse_request(json.dumps(asked).encode(), "m", Bounds()).messages
+    assert _begin(chat, messages).ids == chat.prompt_ids(messages[1:])
+    with pytest.raises(ModelError, match="system"):
+        _begin(chat, [{"role": "system", "content": "Be brief."}, *ASK["messages"]])
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def read_completion(answer: bytes) -> Reply:
     if error or not known:
         reason = "error beside an answer" if known and finish else f"finish_reason {finish or 'error'}"
         raise NoCompletion(reason, their_words(json.dumps(error or choice).encode()), _status(error))
-    parts = list(_parts(message.get("content"))) if isinstance(message, dict) else None
+    parts = list(read_parts(message.get("content"))) if isinstance(message, dict) else None
     if not isinstance(message, dict) or any(kind == "unknown" for kind, _ in parts or ()):
         raise NoCompletion("no message", their_words(answer))
     refusal = _text(message.get("refusal")) or "".join(text for kind, text in parts or () if kind == "refusal")
@@ -193,7 +193,7 @@ def _reply(message: Mapping[str, Any], parts: list[tuple[str, str]], stop: Any, 
     )
 
 
-def _parts(content: Any, levels: int = _DEEPEST_TEXT) -> Iterator[tuple[str, str]]:
+def read_parts(content: Any, levels: int = _DEEPEST_TEXT) -> Iterator[tuple[str, str]]:
     """(kind, text) of every part of a content; kinds are text, thinking, refusal, other and unknown."""
     if content is None:
         return
@@ -205,17 +205,17 @@ def _parts(content: Any, levels: int = _DEEPEST_TEXT) -> Iterator[tuple[str, str
         return
     for part in content if isinstance(content, list) else [content]:
         if not isinstance(part, dict):
-            yield from [("other", "")] if part is None else _parts(part, levels - 1)
+            yield from [("other", "")] if part is None else read_parts(part, levels - 1)
             continue
         kind = str(part.get("type") or "").lower()
         if kind in _THOUGHTS or part.get("thought") is True:
             keys = ("thinking", "reasoning", "thought", "text", "content", "summary")
             yield "thinking", next((t for key in keys if (t := _text(part.get(key)))), "")
         elif kind in _TEXTS:
-            known = [key for key in _TEXT_KEYS if key in part]
+            known = [k for k in _TEXT_KEYS if k in part and isinstance(part[k], str | list | dict | None)]
             yield ("text" if known else "unknown"), next((t for key in known if (t := _text(part[key]))), "")
         elif kind == "message":
-            yield from _parts(part.get("content"), levels - 1)
+            yield from read_parts(part.get("content"), levels - 1)
         elif kind == "refusal":
             yield "refusal", _text(part.get("refusal"))
         else:
