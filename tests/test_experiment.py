@@ -11,15 +11,16 @@ import tiny
 import toy
 from selfcorrect import experiment
 from selfcorrect.cli import train as train_command
-from selfcorrect.config import load_config, preset_name
+from selfcorrect.cli.settings import from_elsewhere
+from selfcorrect.config import load_config, override, preset_name
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import base_of, resolve_model
 from selfcorrect.engines.torch_engine import TorchEngine
-from selfcorrect.errors import Interrupted, RunError
+from selfcorrect.errors import DataError, Interrupted, ModelError, RunError
 from selfcorrect.experiment import load_kept, run_experiment
 from selfcorrect.measuring.compare import read_evaluation
 from selfcorrect.records.files import append_line
-from selfcorrect.records.run_directory import Progress, RunDirectory
+from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDirectory
 
 
 def job(c):
@@ -300,6 +301,45 @@ def test_resuming_from_elsewhere_recommends_nothing_that_it_refuses(tmp_path, mo
     with pytest.raises(RunError, match=r"model\.name = 'base' counts from.*change to that directory") as error:
         train_command._run(c, RunDirectory.open(tmp_path / "run"), False, [])
     assert "tiny" not in str(error.value) and "give " not in str(error.value).partition("change to")[0]
+
+
+@pytest.mark.parametrize("command", [("eval",), ("scale",), ("serve",)])
+def test_measuring_a_run_from_elsewhere_says_where_to_go(cli, tmp_path, monkeypatch, command):
+    tiny.save_model(tmp_path / "base")
+    RunDirectory.create(load_config(None, ["model=base", "task=arithmetic", "run_dir=run"]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = cli(*command, "../run")
+    words = " ".join(err.split())
+    assert code == 2 and "model.name = 'base' counts from the directory in which the run was started" in words
+    assert f"the same command for {tmp_path / 'run'}" in words and "tiny" not in words
+
+
+def test_a_warm_up_is_continued_where_it_was_started(cli, tmp_path, monkeypatch):
+    tiny.save_model(tmp_path / "base")
+    WarmUpDirectory.create(load_config(None, ["model=base", "task=arithmetic", "run_dir=warm.run"]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = cli("sft", "--resume", "../warm")
+    assert code == 2 and f"give `selfcorrect sft --resume {tmp_path / 'warm'}`" in " ".join(err.split())
+
+
+def test_a_setting_given_here_counts_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.create(load_config(None, ["model=tiny", "task=gsm8k", "task.path=data", "run_dir=run"]))
+    with pytest.raises(RunError, match=r"task\.path = 'data' counts from"), from_elsewhere(run, run.config, "it"):
+        raise DataError("data file data/test.jsonl does not exist; give another task.path")
+    with (
+        pytest.raises(DataError, match="give another"),
+        from_elsewhere(run, override(run.config, ["task.path=x"]), "it"),
+    ):
+        raise DataError("data file x/test.jsonl does not exist; give another task.path")
+    on_hub = load_config(None, ["model=owner/base", "task=arithmetic", "run_dir=run"])
+    fault = "model 'owner/base' could not be loaded from the Hugging Face Hub or its local cache: no network; give tiny"
+    words = r"check the network; if model\.name = 'owner/base' is a directory, it counts from"
+    run = RunDirectory(tmp_path / "run", on_hub)
+    with pytest.raises(RunError, match=words), from_elsewhere(run, on_hub, "`it {run}`"):
+        raise ModelError(fault)
 
 
 def test_an_adapter_names_its_base_for_every_directory(tmp_path, monkeypatch):
