@@ -311,7 +311,9 @@ def check_attention(config: Any, max_length: int) -> None:
         ModelError: recurrent, hybrid or sparse attention, positions that enter attention as a bias (alibi), or a window or
             a range of positions shorter than ``max_length``.
     """
-    if getattr(config, "alibi", False) or config.model_type in ALIBI:
+    text = config.get_text_config(decoder=True)
+    biased = getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi"
+    if biased or config.model_type in ALIBI:
         raise _not_plain(f"a bias by distance (alibi; model type {config.model_type})")
     limit = steady_length(config)
     if limit is not None and limit < max_length:
@@ -321,7 +323,6 @@ def check_attention(config: Any, max_length: int) -> None:
             "lower play.max_new_tokens or play.attempts, or take a model with fixed positions"
         )
     # kind and window of every layer, as transformers' own cache reads them from a configuration
-    text = config.get_text_config(decoder=True)
     sliding = getattr(text, "sliding_window", None)
     if getattr(text, "use_sliding_window", True) is False:
         sliding = None
