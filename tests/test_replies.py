@@ -207,6 +207,26 @@ def test_what_is_no_completion_is_asked_for_again_then_an_error_of_this_problem_
     assert plain.summary.accuracy(1).n == 11
 
 
+@pytest.mark.parametrize("status", [424, 500, 403, 503])
+def test_a_conversation_on_which_the_server_always_fails_is_one_error(tmp_path, status):
+    """Not so a server that is down (503): the measurement ends, to be continued later."""
+    bad = []
+
+    def answer(b):
+        bad.append(b["messages"][0]["content"])
+        if b["messages"][0]["content"] == bad[0]:
+            return httpx2.Response(status, json={"error": "the input was flagged, and the parser fails"})
+        return ends.pupil(b)
+
+    if status == 503:
+        with pytest.raises(EndpointError, match="HTTP 503"):
+            ends.measure(tmp_path / "e.jsonl", answer, "eval.controls=false", concurrency=1)
+        return
+    (plain, *_), _ = ends.measure(tmp_path / "e.jsonl", answer, "eval.controls=false", concurrency=1)
+    assert [e.attempts[0].grade.verdict for e in plain.episodes if was_refused(e)] == [Verdict.ERROR]
+    assert plain.summary.accuracy(1).n == 11
+
+
 @pytest.mark.parametrize(
     ("message", "finish"),
     [

@@ -27,6 +27,8 @@ from selfcorrect.errors import ConfigError, EndpointError
 
 PASSING = frozenset({408, 409, 424, 425, 429, 499})
 """With 5xx, the statuses after which a request is repeated. 424 is TGI's for a generation that failed, 499 a gateway's."""
+POISONED = frozenset({424, 500})
+"""Statuses that servers give for one conversation on which the generation fails, again and again. Others go on."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for a longer wait than this fails the request."""
@@ -255,7 +257,9 @@ class Endpoint:
             404: f"check the address (it ends in /v1) and the model's name ({self.model!r})",
             429: "lower the concurrency or the rate",
         }.get(status, "its own log may say more")
-        error = EndpointError(f"{self.base_url} answers HTTP {status}: {words}; {way_out}", status=status)
+        error = EndpointError(
+            f"{self.base_url} answers HTTP {status}: {words}; {way_out}", status=status, one_answer=status in POISONED
+        )
         if status in PASSING or status >= 500:
             return _Again(f"HTTP {status}", error, _retry_after_s(response.headers))
         return error
