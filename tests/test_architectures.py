@@ -15,10 +15,12 @@ from transformers.utils import logging
 
 import architectures
 import tiny
+from selfcorrect.config import ModelConfig
 from selfcorrect.engines.base import CURRENT, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import check_attention, steady_length
+from selfcorrect.engines.models import ResolvedModel, check_attention, load_config, steady_length
 from selfcorrect.engines.torch_engine import TorchEngine
+from selfcorrect.engines.torch_engine import engine as engine_module
 from selfcorrect.errors import ModelError
 
 PAGE = Path(__file__).parent.parent / "docs" / "engines.md"
@@ -91,6 +93,51 @@ def test_longrope_is_refused_only_beyond_its_first_length() -> None:
         check_attention(config, 65)
     old = transformers.LlamaConfig()
     assert steady_length(old) is None
+
+
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("raw", "limit"),
+    [
+        ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 32}, 32),
+        ({"model_type": "phi3", "rope_scaling": {"type": "yarn"}, "original_max_position_embeddings": 32}, 32),
+        ({"model_type": "granite", "rope_scaling": {"type": "longrope", "original_max_position_embeddings": 32}}, 32),
+        (
+            {"model_type": "qwen3", "rope_scaling": {"rope_type": "longrope", "original_max_position_embeddings": 32}},
+            32,
+        ),
+        ({"model_type": "minicpm3", "rope_scaling": {"type": "longrope", "original_max_position_embeddings": 32}}, 32),
+        ({"model_type": "llama", "rope_scaling": {"type": "longrope", "factor": 4.0}}, 128),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, None),
+        ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, None),
+    ],
+)
+def test_longrope_is_known_by_every_spelling_of_a_configuration(raw: dict, limit: int | None, tmp_path: Path) -> None:
+    rope = raw["rope_scaling"] | (FACTORS if limit else {})
+    small = architectures.SMALL | {"max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(small | raw | {"rope_scaling": rope}))
+    assert steady_length(load_config(ResolvedModel(str(tmp_path), "directory"))) == limit
+
+
+@pytest.mark.parametrize("rope", [{"type": "su"}, {"full_attention": {"rope_type": "longrope"}}])
+def test_longrope_of_a_configuration_with_its_own_code(rope: dict) -> None:
+    text = SimpleNamespace(rope_scaling=rope, original_max_position_embeddings=32)
+    assert steady_length(SimpleNamespace(get_text_config=lambda decoder: text)) == 32
+
+
+def test_vllm_may_not_expect_more_than_longropes_first_length(monkeypatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(engine_module, "require_vllm", lambda: None)
+    monkeypatch.setattr(engine_module.VllmSampler, "start", lambda *given: asked.append(given[-1]))
+    for name in ("Phi-3, longrope within it", "Phi-3"):
+        path = tmp_path / name
+        transformers.AutoModelForCausalLM.from_config(architectures.config(name)).save_pretrained(path)
+        settings = tiny.TorchEngineConfig(device="cpu", sampler="vllm")
+        chat = ChatFormat(tiny.tokenizer())
+        TorchEngine.from_config(ResolvedModel(str(path), "directory"), chat, ModelConfig(), settings)
+    assert asked == [64, None]
 
 
 def test_padding_behind_a_shared_beginning_stays_within_the_longest_sequence(tmp_path: Path) -> None:

@@ -126,6 +126,64 @@ def test_an_end_token_written_after_the_last_turn_only_is_no_end_of_turn() -> No
     assert not chat.ended((tokenizer.eos_token_id,))
 
 
+def turns_of(user: str, assistant: str, start: str = "") -> str:
+    """A template of these two turns, as jinja expressions of ``m.content``; ``start`` opens an answer."""
+    return (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ " + user + " }}{% else %}{{ " + assistant + " }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '" + start + "' }}{% endif %}"
+    )
+
+
+LATER_ONLY = "('<eot>' if not loop.first else '') + '<user>' + m.content"
+ENDINGS = {
+    "Command R": (turns_of("'<user>' + m.content + eos_token", "'<bot>' + m.content + eos_token", "<bot>"), (), "</s>"),
+    "Nemotron Mini": (turns_of("'<x>User\\n' + m.content", "'<x>Bot\\n' + m.content", "<x>Bot\\n"), ("<x>",), "<x>"),
+    "Baichuan": (turns_of("'<user>' + m.content", "'<bot>' + m.content", "<bot>"), (), "<user>"),
+    "GLM-4 with the ids of its files": (
+        turns_of("'<user>\\n' + m.content", "'<bot>\\n' + m.content", "<bot>\\n"),
+        ("<user>", "<x>"),
+        "<user>",
+    ),
+    "OLMo 2": (
+        turns_of("'<user>' + m.content", "'<bot>' + m.content + eos_token + ('' if loop.last else '\\n')", "<bot>"),
+        (),
+        "</s>",
+    ),
+    "an end before the next turn": (turns_of(LATER_ONLY, "'<bot>' + m.content", "<bot>"), (), "<eot>"),
+    "the same, and EOS after the last turn": (
+        turns_of(LATER_ONLY, "'<bot>' + m.content + ('' if add_generation_prompt else eos_token)", "<bot>"),
+        (),
+        "<eot>",
+    ),
+    "white space around the end": (turns_of(LATER_ONLY.replace("<eot>", "\\n</s>\\n"), "m.content"), (), "\n</s>"),
+    "an end and EOS": (
+        turns_of("'<user>' + m.content + '<eot>'", "'<bot>' + m.content + '<eot>' + eos_token", "<bot>"),
+        ("<eot>",),
+        "<eot>",
+    ),
+    "EOS that starts turns too": (
+        turns_of("eos_token + m.content", "'<bot>' + m.content + eos_token", "<bot>"),
+        (),
+        "</s>",
+    ),
+}
+"""Template, end ids of the model's files, and what the model writes at the end of an answer."""
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_an_answer_stops_and_attempt_2_reads_the_conversation_of_the_template(name: str) -> None:
+    template, ends, writes = ENDINGS[name]
+    tokenizer = byte_level(template, ["</s>", "<user>", "<bot>", "<eot>", "<x>"], eos_token="</s>")
+    chat = ChatFormat(tokenizer, tokenizer.convert_tokens_to_ids(list(ends)))
+    answer = encode(tokenizer, "It is 4." + writes)
+    assert [i in chat.end_ids for i in answer] == [False] * (len(answer) - 1) + [True]
+    second = chat.extend(chat.begin(USER), answer, FIX)
+    turns = [*USER, {"role": "assistant", "content": "It is 4."}, {"role": "user", "content": FIX}]
+    assert shown(tokenizer, second.ids) == tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+
+
 def test_pad_may_equal_eos() -> None:
     chat = ChatFormat(chatml(pad_token="<|im_end|>"))
     assert chat.pad_id in chat.end_ids

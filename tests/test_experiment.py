@@ -1,6 +1,7 @@
 """One run from base evaluation to export, and what happens when it stops on the way."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,14 +11,16 @@ import tiny
 import toy
 from selfcorrect import experiment
 from selfcorrect.cli import train as train_command
-from selfcorrect.config import load_config, preset_name
+from selfcorrect.cli.settings import from_elsewhere
+from selfcorrect.config import load_config, override, preset_name
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.models import base_of, resolve_model
 from selfcorrect.engines.torch_engine import TorchEngine
-from selfcorrect.errors import Interrupted, RunError
-from selfcorrect.experiment import run_experiment
+from selfcorrect.errors import DataError, Interrupted, ModelError, RunError
+from selfcorrect.experiment import load_kept, run_experiment
 from selfcorrect.measuring.compare import read_evaluation
-from selfcorrect.records.run_directory import Progress, RunDirectory
+from selfcorrect.records.files import append_line
+from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDirectory
 
 
 def job(c):
@@ -178,6 +181,106 @@ def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path, file, left):
     assert sum("set aside" in line for line in lines) == 1
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped after step 4, with checkpoints of steps 3 and 4, and an uninterrupted one."""
+    there = tmp_path_factory.mktemp("stopped")
+    settings = ("eval.controls=false", "train.checkpoint_every=1")
+    straight = whole(there / "straight", *settings)
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted):
+        whole(there / "run", *settings, stop=lambda: len(watcher.steps) >= 4, watcher=watcher)
+    return there / "run", straight.run
+
+
+@pytest.fixture
+def copied(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def flip(file):
+    """Change bytes in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(255 - b for b in content[middle : middle + 8])
+    file.write_bytes(content)
+
+
+def linked(path):
+    """Move a directory elsewhere and leave a link."""
+    elsewhere = path.parent.parent / f"elsewhere-{path.name}"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+LAST = "checkpoints/step-0000004"
+HARMLESS = {
+    "weights changed": (lambda run: flip(run / LAST / "weights.safetensors"), True),
+    "optimiser changed": (lambda run: flip(run / LAST / "optimiser.pt"), True),
+    "optimiser missing": (lambda run: (run / LAST / "optimiser.pt").unlink(), True),
+    "snapshot missing": (lambda run: (run / LAST / "snapshot-base.safetensors").unlink(), True),
+    "checksums cut": (lambda run: (run / LAST / "files.json").write_text("{"), True),
+    "everything missing": (lambda run: [f.unlink() for f in (run / LAST).iterdir()], True),
+    "a file in its place": (lambda run: (shutil.rmtree(run / LAST), (run / LAST).touch()), True),
+    "a copy next to it": (lambda run: shutil.copytree(run / LAST, run / "checkpoints/step-0000004-copy"), False),
+    "files of others": (
+        lambda run: [(run / "checkpoints" / n).touch() for n in (".DS_Store", ".step-0000005.part")],
+        False,
+    ),
+    "an older one elsewhere": (lambda run: linked(run / "checkpoints/step-0000003"), False),
+    "all of them elsewhere": (lambda run: linked(run / "checkpoints"), False),
+    "model elsewhere": (lambda run: ((run / "model").mkdir(), linked(run / "model")), False),
+    "empty directories left out": (lambda run: shutil.rmtree(run / "evaluations"), False),
+    "zeros behind the records": (lambda run: append_line(run / "metrics.jsonl", "\0" * 99, ""), False),
+}
+"""Damage, and whether it sets the last checkpoint aside."""
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_damage_that_changes_no_number(stopped, copied, name):
+    damage, aside = HARMLESS[name]
+    damage(copied)
+    outcome = again(copied)
+    assert toy.step_records(outcome.run) == toy.step_records(stopped[1])
+    assert evals(outcome.run)["final"] == evals(stopped[1])["final"]
+    assert (copied / "checkpoints" / "damaged-step-0000004").exists() == aside
+    assert (copied / "checkpoints/step-0000004-copy").exists() == (name == "a copy next to it")
+
+
+LOST = {
+    "records missing": (lambda run: (run / "metrics.jsonl").unlink(), r"metrics\.jsonl has 0 bytes, but had"),
+    "records cut": (lambda run: (run / "metrics.jsonl").write_text(""), "records are gone.*put the file back"),
+    "no checkpoints": (lambda run: shutil.rmtree(run / "checkpoints"), "no checkpoint to continue from; put"),
+    "all set aside": (
+        lambda run: [c.rename(c.with_name(f"damaged-{c.name}")) for c in list((run / "checkpoints").iterdir())],
+        "records of 4 steps, but no checkpoint.*or start a new run",
+    ),
+    "settings cut": (
+        lambda run: (run / "config.json").write_text('{"method"'),
+        "config.json cannot be read.*from a copy",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_damage_beyond_repair_is_told_and_nothing_is_deleted(copied, name):
+    damage, words = LOST[name]
+    damage(copied)
+    before = {p for p in copied.rglob("*") if p.name != ".lock"}
+    with pytest.raises(RunError, match=words):
+        again(copied)
+    RunDirectory(copied, None).abandon()  # what the command does after such an error
+    assert before == {p for p in copied.rglob("*") if p.name != ".lock"}
+
+
+def test_a_kept_checkpoint_that_was_changed_is_told(stopped, copied):
+    run = RunDirectory.open(copied)
+    flip(copied / LAST / "weights.safetensors")
+    with pytest.raises(RunError, match=r"the run keeps, cannot be read.*weights\.safetensors was changed.*from a copy"):
+        load_kept(run, engine(run.config))
+
+
 def test_a_run_without_a_readable_checkpoint_says_so(tmp_path):
     watcher = toy.Watcher()
     with pytest.raises(Interrupted):
@@ -198,6 +301,45 @@ def test_resuming_from_elsewhere_recommends_nothing_that_it_refuses(tmp_path, mo
     with pytest.raises(RunError, match=r"model\.name = 'base' counts from.*change to that directory") as error:
         train_command._run(c, RunDirectory.open(tmp_path / "run"), False, [])
     assert "tiny" not in str(error.value) and "give " not in str(error.value).partition("change to")[0]
+
+
+@pytest.mark.parametrize("command", [("eval",), ("scale",), ("serve",)])
+def test_measuring_a_run_from_elsewhere_says_where_to_go(cli, tmp_path, monkeypatch, command):
+    tiny.save_model(tmp_path / "base")
+    RunDirectory.create(load_config(None, ["model=base", "task=arithmetic", "run_dir=run"]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = cli(*command, "../run")
+    words = " ".join(err.split())
+    assert code == 2 and "model.name = 'base' counts from the directory in which the run was started" in words
+    assert f"the same command for {tmp_path / 'run'}" in words and "tiny" not in words
+
+
+def test_a_warm_up_is_continued_where_it_was_started(cli, tmp_path, monkeypatch):
+    tiny.save_model(tmp_path / "base")
+    WarmUpDirectory.create(load_config(None, ["model=base", "task=arithmetic", "run_dir=warm.run"]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = cli("sft", "--resume", "../warm")
+    assert code == 2 and f"give `selfcorrect sft --resume {tmp_path / 'warm'}`" in " ".join(err.split())
+
+
+def test_a_setting_given_here_counts_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.create(load_config(None, ["model=tiny", "task=gsm8k", "task.path=data", "run_dir=run"]))
+    with pytest.raises(RunError, match=r"task\.path = 'data' counts from"), from_elsewhere(run, run.config, "it"):
+        raise DataError("data file data/test.jsonl does not exist; give another task.path")
+    with (
+        pytest.raises(DataError, match="give another"),
+        from_elsewhere(run, override(run.config, ["task.path=x"]), "it"),
+    ):
+        raise DataError("data file x/test.jsonl does not exist; give another task.path")
+    on_hub = load_config(None, ["model=owner/base", "task=arithmetic", "run_dir=run"])
+    fault = "model 'owner/base' could not be loaded from the Hugging Face Hub or its local cache: no network; give tiny"
+    words = r"check the network; if model\.name = 'owner/base' is a directory, it counts from"
+    run = RunDirectory(tmp_path / "run", on_hub)
+    with pytest.raises(RunError, match=words), from_elsewhere(run, on_hub, "`it {run}`"):
+        raise ModelError(fault)
 
 
 def test_an_adapter_names_its_base_for_every_directory(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.sharing import export_run
 from selfcorrect.sharing.hub import check_push, push
 from selfcorrect.sharing.markdown import code, code_block, plain
-from selfcorrect.sharing.weights import Weights
+from selfcorrect.sharing.weights import Weights, write_weights
 from selfcorrect.tasks.arithmetic import INSTRUCTION
 from selfcorrect.types import Attempt
 
@@ -404,6 +404,38 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(finished, tmp
     with pytest.raises(RunError, match="does not hold the run's model"):
         export_run(run, out)
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("left", [None, 0, -20])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_model_that_is_not_whole_is_not_exported(finished, tmp_path, left, adapter):
+    run = finished()
+    weights = run / "model" / "model.safetensors"
+    if adapter:
+        weights = weights.rename(run / "model" / "adapter_model.safetensors")
+        (run / "model" / "adapter_config.json").write_text("{}")
+    content = weights.read_bytes()
+    weights.unlink() if left is None else weights.write_bytes(content[:left])
+    with pytest.raises(RunError, match=rf"{weights} cannot be read.*put it back from a copy"):
+        export_run(run, tmp_path / "out", merge=False if adapter else None)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_an_adapter_is_exported_from_every_directory(trained, tmp_path, monkeypatch):
+    """The base is where the run was started, and another model of that name is here."""
+    run = tmp_path / "run"
+    shutil.copytree(trained(*LORA), run)
+    tiny.save_model(tmp_path / "base")
+    values = json.loads((run / "config.json").read_text())
+    recorded = json.loads((run / "model" / "adapter_config.json").read_text())
+    shipped = resolve_model("tiny").path_or_id
+    assert recorded["base_model_name_or_path"] == shipped
+    values["model"]["name"] = "base"
+    (run / "config.json").write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    write_weights(RunDirectory.open(run), "merged", None, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(found[n].shape == w.shape for n, w in load_file(f"{shipped}/model.safetensors").items())
 
 
 def test_a_failure_half_way_leaves_nothing(finished, tmp_path, monkeypatch):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
     BertConfig,
@@ -37,8 +40,10 @@ from selfcorrect.engines.models import (
     load_model,
     load_tokenizer,
     model_directory,
+    model_end_ids,
     resolve_model,
 )
+from selfcorrect.engines.quiet import quiet_peft
 from selfcorrect.errors import ConfigError, ModelError
 from tokenizers_in_process import chatml
 
@@ -144,6 +149,31 @@ def test_load(saved: Path) -> None:
         check_vocabulary(LlamaConfig(**SMALL | {"vocab_size": 200}), tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("generation", "config", "ids"),
+    [
+        ('{"eos_token_id": [7, 9]}', {}, (7, 9)),
+        ('{"eos_token_id": 7, "num_return_sequences": 4, "do_sample": false}', {"eos_token_id": [9]}, (7,)),
+        ('{"eos_token_id": [7, 9], "cache_implementation": "unknown"}', {}, (7, 9)),
+        ('{"eos_token_id": null}', {"eos_token_id": [7, 9]}, (7, 9)),
+        ('{"eos_token_id": "<|end|>"}', {"eos_token_id": [7, 9]}, (7, 9)),
+        ("", {"eos_token_id": [7, 9]}, (7, 9)),
+        ("[]", {"eos_token_id": 7}, (7,)),
+        (None, {"text_config": {"eos_token_id": [7, 9]}}, (7, 9)),
+        (None, {"eos_token_id": None}, ()),
+        # the class has the default 2, which is the byte "#" of this tokenizer
+        (None, {}, ()),
+    ],
+)
+def test_end_ids_are_those_of_the_files(saved: Path, generation: str | None, config: Any, ids: tuple[int, ...]) -> None:
+    file = saved / "generation_config.json"
+    file.unlink() if generation is None else file.write_text(generation)
+    raw = json.loads((saved / "config.json").read_text())
+    raw.pop("eos_token_id", None)
+    (saved / "config.json").write_text(json.dumps(raw | config))
+    assert model_end_ids(resolve_model(str(saved))) == ids
+
+
 def test_no_chat_template(saved: Path) -> None:
     (saved / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=rf"{saved}.*has no chat template"):
@@ -215,6 +245,139 @@ def test_damaged_weights(damage: str, saved: Path) -> None:
         rewrite_config(saved, hidden_size=32)
     with pytest.raises(ModelError, match=rf"{saved}' could not be loaded from its directory"):
         load_model(resolve_model(str(saved)), "float32", "cpu")
+
+
+def cut(file: Path, n: int = 50) -> None:
+    file.write_bytes(file.read_bytes()[:-n])
+
+
+INDEX, SHARD, FIRST = (
+    "model.safetensors.index.json",
+    "model-00002-of-00003.safetensors",
+    "model-00001-of-00003.safetensors",
+)
+DAMAGED = {
+    "a shard missing": (lambda d: (d / SHARD).unlink(), SHARD),
+    "a shard of zero bytes": (lambda d: (d / SHARD).write_bytes(b""), "header too small"),
+    "a shard cut": (lambda d: cut(d / SHARD), "not fully covered"),
+    "a pointer for a shard": (
+        lambda d: (d / SHARD).write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "header",
+    ),
+    "one shard twice": (lambda d: shutil.copy(d / FIRST, d / SHARD), "lacks weights"),
+    "an index cut": (lambda d: cut(d / INDEX), "could not be loaded"),
+    "an index missing": (lambda d: (d / INDEX).unlink(), "no file named model.safetensors"),
+    "an index of nothing": (lambda d: (d / INDEX).write_text('{"metadata": {}, "weight_map": null}'), "copy it again"),
+    "an index that is a list": (lambda d: (d / INDEX).write_text("[]"), "copy it again"),
+    "a tokenizer cut": (lambda d: cut(d / "tokenizer.json"), "copy it again"),
+    "a tokenizer of an unknown kind": (
+        lambda d: (d / "tokenizer.json").write_text(
+            json.dumps(json.loads((d / "tokenizer.json").read_text()) | {"model": {"type": "New"}})
+        ),
+        "copy it again",
+    ),
+    "a tokenizer's settings": (lambda d: (d / "tokenizer_config.json").write_text("[]"), "copy it again"),
+}
+
+
+@pytest.fixture(scope="module")
+def in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shards") / "model"
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(path, max_shard_size="22KB")
+    chatml().save_pretrained(path)
+    assert (path / SHARD).is_file()
+    return path
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_is_one_paragraph_with_a_way_out(name: str, in_shards: Path, tmp_path: Path) -> None:
+    damage, words = DAMAGED[name]
+    shutil.copytree(in_shards, tmp_path / "model")
+    damage(tmp_path / "model")
+    resolved = resolve_model(str(tmp_path / "model"))
+    with pytest.raises(ModelError, match=words) as error:
+        load_tokenizer(resolved)
+        load_model(resolved, "float32", "cpu")
+    assert str(tmp_path) in str(error.value) and re.search("; (give|take) ", str(error.value))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
+def test_damaged_pickles_of_weights(content: bytes | None, saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    if content is None:  # a class, which is not unpickled
+        torch.save({"x": Path("a")}, saved / "pytorch_model.bin")
+    else:
+        (saved / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match="could not be loaded from its directory"):
+        load_model(resolve_model(str(saved)), "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``base`` and an adapter on it, next to each other."""
+    there = tmp_path_factory.mktemp("adapter")
+    base = LlamaForCausalLM(LlamaConfig(**SMALL))
+    base.save_pretrained(there / "base")
+    chatml().save_pretrained(there / "base")
+    with quiet_peft():
+        peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(there / "adapter")
+    return there / "adapter"
+
+
+@pytest.fixture
+def copied(adapter: Path, tmp_path: Path) -> Path:
+    shutil.copytree(adapter.parent, tmp_path / "there")
+    return tmp_path / "there" / "adapter"
+
+
+def based_on(name: object, directory: Path) -> None:
+    file = directory / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
+
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["../base", "ABSOLUTE"])
+def test_the_base_of_an_adapter_is_found_from_everywhere(name: str, copied: Path, monkeypatch: Any) -> None:
+    based_on(str(copied.parent / "base") if name == "ABSOLUTE" else name, copied)
+    monkeypatch.chdir("/")
+    assert load_model(resolve_model(str(copied)), "float32", "cpu").config.hidden_size == SMALL["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("base", "needs its base, but model 'base' does not exist.*write the whole path"),
+        ("./base", "needs its base.*write the whole path"),
+        ("/gone/base", "needs its base, but model '/gone/base' does not exist"),
+        ("", "does not say which model"),
+        (None, "does not say which model"),
+        ("../adapter", "is an adapter too.*merge that one"),
+    ],
+)
+def test_the_base_of_an_adapter_that_is_not_there(name: object, words: str, copied: Path, monkeypatch: Any) -> None:
+    based_on(name, copied)
+    monkeypatch.chdir("/")
+    with pytest.raises(ModelError, match=words):
+        load_config(resolve_model(str(copied)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: (d / ADAPTER).unlink(), f"there is no {ADAPTER}"),
+        (lambda d: (d / ADAPTER).write_bytes(b""), "header too small"),
+        (lambda d: cut(d / ADAPTER, 20), "not fully covered"),
+        (lambda d: save_file(dict(list(load_file(d / ADAPTER).items())[1:]), d / ADAPTER), "missing adapter keys"),
+        (lambda d: save_file({}, d / ADAPTER), "missing adapter keys"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_refused(damage: Any, words: str, copied: Path) -> None:
+    based_on("../base", copied)
+    damage(copied)
+    with pytest.raises(ModelError, match=f"{copied}.*{words}"):
+        load_model(resolve_model(str(copied)), "float32", "cpu")
 
 
 @pytest.mark.parametrize(

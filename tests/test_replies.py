@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 
 import test_endpoint as ends
 import test_serve
+from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.episodes.completion import NoCompletion, read_completion
 from selfcorrect.episodes.endpoint import _retry_after_s
-from selfcorrect.errors import EndpointError
+from selfcorrect.errors import EndpointError, ModelError
 from selfcorrect.measuring.endpoint import was_refused
-from selfcorrect.serve.engine_backend import Batcher, EngineBackend
+from selfcorrect.serve.engine_backend import Batcher, EngineBackend, _begin
 from selfcorrect.serve.protocol import ApiError, Bounds, parse_request
 from selfcorrect.types import Verdict
 from served import ASK, post, serving
 from test_thinking import ThinksAloud, engine
+from tokenizers_in_process import gemma
 
 
 def body(message, finish="stop", **more):
@@ -52,6 +54,34 @@ TEXT = {"type": "text", "text": "4"}
         ({"content": "<think>hm"}, "length", "hm", "", False),
         ({"content": None, "reasoning_content": "hm"}, "length", "hm", "", False),
         ({"content": "", "refusal": None, "tool_calls": [{"id": "x"}]}, "tool_calls", "", "", True),
+        ({"content": [{"type": "tool_use", "id": "x"}]}, "tool_calls", "", "", True),
+        ({"content": TEXT}, "stop", "", "4", True),
+        ({"content": [[TEXT], None]}, "stop", "", "4", True),
+        ({"content": [{"type": "text", "text": {"value": "4", "annotations": []}}]}, "stop", "", "4", True),
+        ({"content": [{"type": "text", "content": "4"}]}, "stop", "", "4", True),
+        ({"content": [{"type": "text", "text": None}]}, "stop", "", "", True),
+        ({"content": [{"type": "TEXT", "text": "4"}]}, "stop", "", "4", True),
+        ({"content": [{"type": "input_text", "text": "4"}, {"type": "reference", "ids": [1]}]}, "stop", "", "4", True),
+        (
+            {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}, TEXT]},
+            "stop",
+            "hm",
+            "4",
+            True,
+        ),
+        (
+            {"content": [{"type": "message", "content": [{"type": "thought", "text": "hm"}, TEXT]}]},
+            "stop",
+            "hm",
+            "4",
+            True,
+        ),
+        ({"content": [{"text": "hm 5", "thought": True}, {"text": "4"}]}, "stop", "hm 5", "4", True),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}, TEXT]}, "stop", "", "4", True),
+        ({"content": "4"}, None, "", "4", True),
+        ({"content": "4"}, {"type": "stop", "matched": 2}, "", "4", True),
+        ({"content": "4"}, "FinishReason.STOP", "", "4", True),
+        ({"content": "4"}, "end_of_text", "", "4", True),
     ],
 )
 def test_a_message_in_any_form(message, finish, thinking, text, finished):
@@ -60,9 +90,20 @@ def test_a_message_in_any_form(message, finish, thinking, text, finished):
     assert reply.stop == ("length" if finish == "length" else "end")
 
 
-@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+@pytest.mark.parametrize(
+    "finish",
+    [
+        *("length", "max_tokens", "MAX_TOKENS", "model_length", "model_context_window_exceeded"),
+        *("FinishReason.MAX_TOKENS", "FINISH_REASON_MAX_TOKENS", {"type": "length", "length": 5}),
+    ],
+)
 def test_every_name_of_the_cap_is_the_cap(finish):
     assert read_completion(body({"content": "4"}, finish)).stop == "length"
+
+
+def test_the_cap_of_the_server_behind_a_gateway_is_the_cap():
+    choice = {"message": {"content": "4"}, "finish_reason": "stop", "native_finish_reason": "MAX_TOKENS"}
+    assert read_completion(json.dumps({"choices": [choice]}).encode()).stop == "length"
 
 
 def test_how_much_was_thinking():
@@ -90,7 +131,55 @@ FAILED = {
     "a choice that is none": (b'{"choices": ["a"]}', "a"),
     "content that is none": (body({"content": 3}), "3"),
     "too deep": (b"[" * 9_999, "["),
+    "an error beside a whole answer": (
+        body({"content": "4"}, error={"message": "died"}),
+        "error beside an answer: died",
+    ),
 }
+
+ALSO_FAILED = {
+    "a list with an error": (b'[{"error": {"code": 503, "message": "overloaded"}}]', "overloaded", 503),
+    "an object that is an error": (b'{"object": "error", "message": "engine gone", "code": 500}', "engine gone", 500),
+    "an error in the choice": (
+        b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop", "error": {"code": 502}}]}',
+        "502",
+        502,
+    ),
+    "an error in the message": (body({"content": "", "error": "lost"}), "lost", None),
+    "an abort as an object": (body({"content": "4"}, {"type": "abort", "message": "queue full"}), "queue full", None),
+    "no resource": (body({"content": "half"}, "insufficient_system_resource"), "insufficient", None),
+    "a state beside an empty answer": (
+        body({"content": ""}, base_resp={"status_code": 1002, "status_msg": "rate"}),
+        "rate",
+        None,
+    ),
+    "the reason of the server behind": (
+        b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop", "native_finish_reason": "error"}]}',
+        "finish_reason error",
+        None,
+    ),
+    "nothing at all, and no reason": (body({"content": ""}, None), "no finish_reason", None),
+    "parts of an unknown type": (body({"content": [{"type": "answer", "text": "4"}]}), "no text in the parts", None),
+    "a text part without text": (body({"content": [{"type": "text", "data": "4"}]}), "no message", None),
+    "a stream": (b'data: {"choices": [{"delta": {"content": "4"}}]}\n\ndata: [DONE]\n\n', "no JSON", None),
+    "two bodies": (2 * body({"content": "4"}), "no JSON", None),
+    "half a character": (body({"content": "X"}).replace(b"X", b"\xe4\xbd"), "no JSON", None),
+}
+
+
+@pytest.mark.parametrize("name", ALSO_FAILED)
+def test_what_is_no_answer_is_told_in_the_servers_words(name):
+    content, words, status = ALSO_FAILED[name]
+    with pytest.raises(NoCompletion, match=words) as error:
+        read_completion(content)
+    assert error.value.status == status
+
+
+@pytest.mark.parametrize("state", [None, "", {}, {"code": 0, "message": ""}])
+def test_an_empty_error_field_beside_an_answer_is_none(state):
+    assert (
+        read_completion(body({"content": "4", "error": state}, error=state, base_resp={"status_code": 0})).text == "4"
+    )
 
 
 @pytest.mark.parametrize("name", FAILED)
@@ -118,6 +207,26 @@ def test_what_is_no_completion_is_asked_for_again_then_an_error_of_this_problem_
     assert plain.summary.accuracy(1).n == 11
 
 
+@pytest.mark.parametrize("status", [424, 500, 403, 503])
+def test_a_conversation_on_which_the_server_always_fails_is_one_error(tmp_path, status):
+    """Not so a server that is down (503): the measurement ends, to be continued later."""
+    bad = []
+
+    def answer(b):
+        bad.append(b["messages"][0]["content"])
+        if b["messages"][0]["content"] == bad[0]:
+            return httpx2.Response(status, json={"error": "the input was flagged, and the parser fails"})
+        return ends.pupil(b)
+
+    if status == 503:
+        with pytest.raises(EndpointError, match="HTTP 503"):
+            ends.measure(tmp_path / "e.jsonl", answer, "eval.controls=false", concurrency=1)
+        return
+    (plain, *_), _ = ends.measure(tmp_path / "e.jsonl", answer, "eval.controls=false", concurrency=1)
+    assert [e.attempts[0].grade.verdict for e in plain.episodes if was_refused(e)] == [Verdict.ERROR]
+    assert plain.summary.accuracy(1).n == 11
+
+
 @pytest.mark.parametrize(
     ("message", "finish"),
     [
@@ -125,6 +234,9 @@ def test_what_is_no_completion_is_asked_for_again_then_an_error_of_this_problem_
         ({"content": None, "refusal": "I will not."}, "stop"),
         ({"content": [{"type": "refusal", "refusal": "I will not."}]}, "stop"),
         ({"content": ""}, "SAFETY"),
+        ({"content": None}, "FinishReason.PROHIBITED_CONTENT"),
+        ({"content": None}, "content_filter: RECITATION"),
+        ({"content": "Sorry."}, "guardrail_intervened"),
     ],
 )
 def test_what_a_filter_took_away_is_an_error_without_another_try(message, finish):
@@ -132,6 +244,33 @@ def test_what_a_filter_took_away_is_an_error_without_another_try(message, finish
     with pytest.raises(EndpointError, match="would not answer") as error:
         server.ask()
     assert len(server.sent) == 1 and error.value.one_answer and error.value.filtered
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (200, b'{"choices": [{"message": {}, "finish_reason": "stop", "native_finish_reason": "SAFETY"}]}'),
+        (
+            200,
+            b'{"choices": [{"message": {}, "finish_reason": "stop", "content_filter_results": {"hate": {"filtered": true}}}]}',
+        ),
+        (200, b'{"choices": [{"finish_reason": "error", "error": {"code": 403, "message": "flagged by moderation"}}]}'),
+        (403, b'{"error": {"code": 403, "message": "This model requires moderation, your input was flagged"}}'),
+        (403, b'{"code": "denied", "error": "Content violates usage guidelines."}'),
+    ],
+)
+def test_a_filter_that_a_gateway_names_takes_one_answer(status, answer):
+    server = ends.Server(lambda _: httpx2.Response(status, content=answer))
+    with pytest.raises(EndpointError, match="would not answer") as error:
+        server.ask()
+    assert len(server.sent) == 1 and error.value.one_answer and error.value.filtered
+
+
+def test_a_key_without_permission_is_no_filter():
+    server = ends.Server(lambda _: httpx2.Response(403, json={"error": "the key may not use this model"}))
+    with pytest.raises(EndpointError, match="what the key may do") as error:
+        server.ask()
+    assert not error.value.one_answer and error.value.filtered is None
 
 
 @pytest.mark.parametrize(("code", "tries"), [(401, 1), (404, 1), (400, 1), (429, 3), (500, 3), ("503", 3), ("x", 3)])
@@ -173,8 +312,16 @@ JSON = st.recursive(
                     "message",
                     "content",
                     "finish_reason",
+                    "native_finish_reason",
+                    "content_filter_results",
+                    "filtered",
                     "error",
+                    "base_resp",
+                    "status_code",
                     "code",
+                    "value",
+                    "thought",
+                    "summary",
                     "type",
                     "text",
                     "thinking",
@@ -203,6 +350,8 @@ CHOICE = st.fixed_dictionaries(
         "message": JSON
         | st.fixed_dictionaries({"content": JSON}, optional={"refusal": JSON, "reasoning_content": JSON}),
         "finish_reason": JSON,
+        "native_finish_reason": JSON,
+        "content_filter_results": JSON,
         "error": JSON,
     },
 )
@@ -352,6 +501,81 @@ def test_fields_that_change_nothing_are_taken():
     for bad in ({"top_logprobs": 2}, {"top_k": 5}, {"chat_template_kwargs": {"enable_thinking": False}}):
         with pytest.raises(ApiError, match="would be ignored"):
             parse_request(json.dumps({**ASK, **bad}).encode(), "m", Bounds())
+
+
+FIELDS = {
+    "verbosity": "medium",
+    "samplers": [],
+    "grammar": "",
+    "options": {},
+    "logit_bias": [],
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+    "mirostat": 0,
+    "cache_prompt": True,
+    "priority": 0,
+    "keep_alive": "5m",
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "separate_reasoning": True,
+    "include_reasoning": True,
+    "return_token_ids": False,
+    "prompt_logprobs": 0,
+    "background": False,
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_of_another_server_is_taken_with_the_value_that_changes_nothing(name):
+    parse_request(json.dumps({**ASK, name: FIELDS[name]}).encode(), "m", Bounds())
+    if name not in ("cache_prompt", "priority", "keep_alive"):
+        with pytest.raises(ApiError, match=name):
+            parse_request(json.dumps({**ASK, name: ["x"]}).encode(), "m", Bounds())
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "4", "provider_specific_fields": {"refusal": None}, "tool_calls": None}, "4"),
+        ({"content": "4", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}, "4"),
+        ({"content": "4", "selfcorrect": {"attempts": []}, "finish_reason": "stop", "index": 0}, "4"),
+        ({"content": "4", "id": "msg_1", "cache_control": {"type": "ephemeral"}, "prefix": False}, "4"),
+        ({"content": None, "refusal": "No."}, "No."),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, TEXT]}, "4"),
+        ({"content": [{"type": "output_text", "text": "4", "annotations": []}]}, "4"),
+        ({"content": [{"type": "text", "text": None}]}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_message_of_this_server_comes_back_through_other_libraries(message, text):
+    messages = [*ASK["messages"], {"role": "assistant", **message}, *ASK["messages"]]
+    asked = parse_request(json.dumps({"messages": messages}).encode(), "m", Bounds())
+    assert asked.messages[1] == {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": [{"type": "thinking", "thinking": "hm"}, TEXT]},
+        {"content": [{"type": "image_url", "image_url": {"url": "x"}}, TEXT]},
+        {"content": [{"type": "text", "text": 4}]},
+        {"content": "4", "name": "bob"},
+        {"content": "4", "reasoning_content": "hm"},
+    ],
+)
+def test_what_a_users_message_would_lose_is_refused(message):
+    with pytest.raises(ApiError, match=r"messages\[0\]"):
+        parse_request(json.dumps({"messages": [{"role": "user", **message}]}).encode(), "m", Bounds())
+
+
+def test_an_empty_system_text_is_no_text_for_a_template_without_a_system_role():
+    chat = ChatFormat(gemma())
+    asked = {"messages": [{"role": "system", "content": ""}, *ASK["messages"]]}
+    messages = parse_request(json.dumps(asked).encode(), "m", Bounds()).messages
+    assert _begin(chat, messages).ids == chat.prompt_ids(messages[1:])
+    with pytest.raises(ModelError, match="system"):
+        _begin(chat, [{"role": "system", "content": "Be brief."}, *ASK["messages"]])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ import tiny
 import toy
 from selfcorrect.engines.base import AdamParams
 from selfcorrect.errors import Interrupted
+from selfcorrect.experiment import warm_up
 from selfcorrect.records.run_directory import WarmUpDirectory
 from selfcorrect.training.warmup import demonstration_data
 
@@ -61,7 +63,7 @@ def test_targets_are_the_answers_with_their_end_tokens_and_nothing_else():
 def test_a_checkpoint_holds_no_reference(straight):
     """Nothing is held at the base, so a checkpoint of a large model has no copy of it."""
     files = {file.name for file in straight[0].latest_checkpoint().iterdir()}
-    assert files == {"weights.safetensors", "optimiser.pt", "progress.json"}
+    assert files == {"weights.safetensors", "optimiser.pt", "progress.json", "files.json"}
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 5])
@@ -73,6 +75,22 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, straight, st
     whole, expected = straight
     assert toy.step_records(run) == toy.step_records(whole)
     assert same(state(engine), state(expected))
+
+
+def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path, straight):
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted):
+        toy.warm(
+            tmp_path / "warm", *SETTINGS, "sft.eval_problems=0", watcher=watcher, stop=lambda: len(watcher.steps) >= 4
+        )
+    run = WarmUpDirectory.open(WarmUpDirectory.of(tmp_path / "warm"))
+    weights = run.latest_checkpoint() / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    lines, engine = [], toy.engine(run.config)
+    warm_up(SimpleNamespace(config=run.config, task=toy.Toy()), run, engine, toy.Watcher(), lines.append)
+    assert any("100 bytes" in line and "set aside" in line for line in lines)
+    assert same(state(engine), state(straight[1]))
+    assert (tmp_path / "warm" / "model.safetensors").exists()
 
 
 def cli(arguments, tmp_path, **environment):

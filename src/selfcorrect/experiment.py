@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.config import PRESET_MARKER, Config, TinkerEngineConfig, preset_name
@@ -46,7 +47,7 @@ from selfcorrect.measuring.evaluate import (
 )
 from selfcorrect.measuring.metrics import EvalSummary
 from selfcorrect.records.files import replacing
-from selfcorrect.records.lines import EndRecord, EvalRecord, StartRecord, episode_row
+from selfcorrect.records.lines import EndRecord, EvalRecord, StartRecord, StepRecord, episode_row
 from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDirectory
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.base import GetsReady, GivesFirst, LeavesOut, Task
@@ -172,6 +173,9 @@ def _tinker_engine(job: Job, settings: TinkerEngineConfig, frozen: bool) -> Engi
     )
 
 
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
 class Outcome:
     run: RunDirectory
@@ -203,19 +207,57 @@ def run_experiment(
     Raises:
         Interrupted: asked to stop; a checkpoint was written.
     """
-    checkpoint, reached = _latest(run, say)
-    run.rewind(reached or Progress())
-    run.append(_start_record(job, engine, reached.step if reached else None))
+    checkpoint, reached = _begin(job, run, engine, say)
     done: dict[str, Evaluation] = {}
     if checkpoint is None:
         say("measuring the base model")
         done |= _measure(job, run, engine, "base", 0, say, observer)
         check_verdicts(done["base"])
+    progress, kept, final = _with_reloads(
+        job, run, engine, say, reached, lambda: _train_and_measure(job, run, engine, observer, say, stop_requested)
+    )
+    return Outcome(run, progress, kept, done | final)
+
+
+def _begin(
+    job: Job, run: RunDirectory, engine: Engine, say: Callable[[str], None]
+) -> tuple[Path | None, Progress | None]:
+    """Record the start of a run, or of its continuation from the latest checkpoint.
+
+    Raises:
+        RunError: the run has trained, and has no checkpoint to continue from.
+    """
+    checkpoint, reached = _latest(run, say)
+    if checkpoint is None and (steps := [r.step for r in run.records() if isinstance(r, StepRecord)]):
+        raise RunError(
+            f"{run.path} has records of {max(steps)} steps, but no checkpoint to continue from; put its checkpoints back from "
+            "a copy, or start a new run"
+        )
+    run.rewind(reached or Progress())
+    run.append(_start_record(job, engine, reached.step if reached else None))
+    return checkpoint, reached
+
+
+def _with_reloads(
+    job: Job,
+    run: RunDirectory,
+    engine: Engine,
+    say: Callable[[str], None],
+    reached: Progress | None,
+    work: Callable[[], Result],
+) -> Result:
+    """Do the work of a run from its latest checkpoint, and again from there where the engine was lost on the way. A
+    checkpoint that cannot be loaded is set aside.
+
+    Args:
+        job, run, engine, say: as for ``run_experiment``.
+        reached: where the run was continued.
+        work: from the latest checkpoint to the end.
+    """
     reloads = 0
     while True:
         try:
-            progress, kept, final = _train_and_measure(job, run, engine, observer, say, stop_requested)
-            return Outcome(run, progress, kept, done | final)
+            return work()
         except Interrupted:
             run.append(_end_record(run, "interrupted"))
             raise
@@ -240,13 +282,14 @@ def run_experiment(
 
 
 def _latest(run: RunDirectory, say: Callable[[str], None]) -> tuple[Path | None, Progress | None]:
-    """The latest checkpoint whose progress can be read; damaged ones are set aside.
+    """The latest checkpoint whose files are as they were written; damaged ones are set aside.
 
     Raises:
         RunError: none of them can be read.
     """
     while (checkpoint := run.latest_checkpoint()) is not None:
         try:
+            run.check(checkpoint)
             return checkpoint, run.read_progress(checkpoint)
         except RunError as error:
             say(f"{error}. It is set aside")
@@ -279,14 +322,23 @@ def load_kept(run: RunDirectory, engine: Engine) -> int:
     """Load the checkpoint that a run keeps, the best by training reward, and return its step.
 
     Raises:
-        RunError: the run has no checkpoint yet.
+        RunError: the run has no checkpoint yet, or that one cannot be read.
     """
     latest = run.latest_checkpoint()
     if latest is None:
         raise RunError(f"{run.path} has no checkpoint yet; start it again with `selfcorrect train --resume {run.path}`")
     progress = run.read_progress(latest)
     kept = progress.best_step or progress.step
-    engine.load(run.checkpoint(kept))
+    checkpoint = run.checkpoint(kept)
+    try:
+        run.check(checkpoint)
+        engine.load(checkpoint)
+    except (RunError, EngineError) as error:
+        if isinstance(error, EngineError) and error.damaged is None:
+            raise  # a lost server
+        raise RunError(
+            f"{checkpoint}, the checkpoint that the run keeps, cannot be read ({error}); put it back from a copy, or train again"
+        ) from error
     return kept
 
 
@@ -330,15 +382,11 @@ def warm_up(
         Interrupted: asked to stop; a checkpoint was written.
     """
     config = job.config
-    checkpoint = run.latest_checkpoint()
-    reached = run.read_progress(checkpoint) if checkpoint is not None else Progress()
-    run.rewind(reached)
-    run.append(_start_record(job, engine, reached.step if checkpoint is not None else None))
-    try:
-        progress = train(run, engine, job.task, observer, stop_requested, [warm_up_stage(config.sft)])
-    except Interrupted:
-        run.append(_end_record(run, "interrupted"))
-        raise
+    _, reached = _begin(job, run, engine, say)
+    stages = [warm_up_stage(config.sft)]
+    progress = _with_reloads(
+        job, run, engine, say, reached, lambda: train(run, engine, job.task, observer, stop_requested, stages)
+    )
     files = {PRESET_MARKER: preset_name(config.model.name) + "\n"}
     summary = None
     if config.sft.eval_problems:

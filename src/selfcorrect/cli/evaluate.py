@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from selfcorrect.cli.options import AsJson, takes
-from selfcorrect.cli.settings import long_form, model_and_settings, read_settings, refuse_ignored
+from selfcorrect.cli.settings import from_elsewhere, long_form, model_and_settings, read_settings, refuse_ignored
 from selfcorrect.config import Config
 from selfcorrect.errors import ConfigError, DataError, EndpointError, Interrupted
 
@@ -113,7 +113,8 @@ def _with_engine(options: EvalOptions, settings: list[str], model: str) -> None:
     run, config = model_and_settings(model, settings)
     if options.out is not None:
         claim(options.out)
-    job = prepare(config, training=False)
+    with from_elsewhere(run, config, "the same command for {run}"):
+        job = prepare(config, training=False)
     if job.note:
         typer.echo(job.note, err=True)
     named = {s.partition("=")[0].strip() for s in settings}

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from selfcorrect.cli.options import AsJson, takes
-from selfcorrect.cli.settings import long_form, model_and_settings
+from selfcorrect.cli.settings import from_elsewhere, long_form, model_and_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError
 from selfcorrect.measuring.test_time import ATTEMPTS, BUDGETS, TEMPERATURE, check_votes
@@ -91,7 +91,8 @@ def scale(options: ScaleOptions) -> None:
         )
     if o.out is not None:
         claim(o.out)
-    job = prepare(config, training=False)
+    with from_elsewhere(run, config, "the same command for {run}"):
+        job = prepare(config, training=False)
     _check_verdict_fits(config, verdict)
     if job.note:
         typer.echo(job.note, err=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from selfcorrect.cli.options import takes
-from selfcorrect.cli.settings import find_run, read_settings, refuse_ignored
+from selfcorrect.cli.settings import find_run, from_elsewhere, read_settings, refuse_ignored
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError
 
@@ -228,10 +228,11 @@ def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, 
     from selfcorrect.tasks import make_task
 
     run = find_run(model)
-    task = make_task(config.task)
-    resolved = models.resolve_model(config.model.name)
-    chat = models.load_chat(resolved, config)
-    hf_config = models.load_config(resolved, config.model.revision, config.model.trust_remote_code)
+    with from_elsewhere(run, config, "the same command for {run}"):
+        task = make_task(config.task)
+        resolved = models.resolve_model(config.model.name)
+        chat = models.load_chat(resolved, config)
+        hf_config = models.load_config(resolved, config.model.revision, config.model.trust_remote_code)
     positions = getattr(hf_config.get_text_config(decoder=True), "max_position_embeddings", None)
     context = min(max_context, positions or max_context, models.steady_length(hf_config) or max_context)
     models.check_attention(hf_config, context)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfcorrect.config import Config, load_config, override
-from selfcorrect.errors import ConfigError
+from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
 
 if TYPE_CHECKING:
     from selfcorrect.records.run_directory import RunDirectory
@@ -59,6 +60,46 @@ def find_run(model: str) -> RunDirectory | None:
 
     path = Path(model)
     return RunDirectory.open(path) if (path / "checkpoints").is_dir() and (path / "config.json").exists() else None
+
+
+@contextlib.contextmanager
+def from_elsewhere(run: RunDirectory | None, config: Config, command: str) -> Iterator[None]:
+    """Say that relative paths of a run count from where it was started, if that may be why the block failed.
+
+    Args:
+        run: None changes nothing.
+        config: the settings in use; those that are not the run's own count from here.
+        command: to be given in that directory; ``{run}`` stands for the run.
+    """
+    try:
+        yield
+    except SelfCorrectError as error:
+        if run is None or not (lost := _not_here(run.config, config)):
+            raise
+        fault = str(error).partition("; ")[0]  # without its way out, which names settings that a run refuses
+        names = " and ".join(lost)
+        on_hub = "Hub or its local cache" in fault
+        condition = f"if {names} is a directory, it" if on_hub else names
+        network = "check the network; " if on_hub else ""
+        raise RunError(
+            f"{fault}; {network}{condition} counts from the directory in which the run was started, so change to that directory "
+            f"and give {command.format(run=run.target.resolve())}"
+        ) from error
+
+
+def _not_here(own: Config, used: Config) -> list[str]:
+    """Settings of a run that are relative paths and do not exist from here."""
+    from selfcorrect.engines.models import EMBEDDED
+
+    found = []
+    for section, keys in (("model", ("name",)), ("task", ("path", "first_attempts"))):
+        for key in keys:
+            value = getattr(getattr(own, section), key, None)
+            changed = getattr(getattr(used, section), key, None) != value
+            if not value or changed or value in EMBEDDED or Path(value).is_absolute() or Path(value).exists():
+                continue
+            found.append(f"{section}.{key} = {value!r}")
+    return found
 
 
 def long_form(setting: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from selfcorrect.cli.settings import read_settings
+from selfcorrect.cli.settings import from_elsewhere, read_settings
 from selfcorrect.config import Config, override
 from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
 
@@ -58,7 +58,8 @@ def sft(
         config = run.config
         if not (run.path / "checkpoints").is_dir():
             raise RunError(f"the warm-up of {target} is finished; to repeat it, remove {run.path} and drop --resume")
-    job = prepare(config)
+    with from_elsewhere(run, config, "`selfcorrect sft --resume {run}`"):
+        job = prepare(config)
     require_demonstrations(job.task)
     run = run or WarmUpDirectory.create(config)
     console = Console(stderr=True)

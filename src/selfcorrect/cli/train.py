@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfcorrect.cli.settings import read_settings
+from selfcorrect.cli.settings import from_elsewhere, read_settings
 from selfcorrect.config import Config, SftConfig, override
 from selfcorrect.errors import ConfigError, RunError, SelfCorrectError
 
@@ -94,16 +94,8 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     else:
         RunDirectory.refuse_existing(config)
     trackers = make_trackers(override(config, changes).trackers)
-    try:
+    with from_elsewhere(run, config, "`selfcorrect train --resume {run}`"):
         job = prepare(config)
-    except SelfCorrectError as error:
-        if run is None or not (lost := _not_here(config)):
-            raise
-        fault = str(error).partition("; ")[0]  # without its way out: --resume takes no other model and no other data
-        raise RunError(
-            f"{fault}; {lost} counts from the directory in which the run was started, so change to that directory and give "
-            f"`selfcorrect train --resume {run.path.resolve()}`"
-        ) from error
     run = run or RunDirectory.create(config)
     console = Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True)
@@ -131,19 +123,6 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
         rows[f"{row}, {control}" if control else row] = EvalSummary.from_json(summary)
     show_summaries(rows, f"{config.task.name}, held-out problems, seed {config.seed}")
     print(f"run      {run.path}\nmodel    {run.path / 'model'}\nrecords  {run.metrics_file}")
-
-
-def _not_here(config: Config) -> str:
-    """Settings that are relative paths and do not exist from here; empty if there are none."""
-    from selfcorrect.engines.models import EMBEDDED
-
-    named = {"model.name": config.model.name}
-    named |= {f"task.{key}": getattr(config.task, key, None) or "" for key in ("path", "first_attempts")}
-    return " and ".join(
-        f"{key} = {value!r}"
-        for key, value in named.items()
-        if value and value not in EMBEDDED and not Path(value).is_absolute() and not Path(value).exists()
-    )
 
 
 def announce_stop() -> None:

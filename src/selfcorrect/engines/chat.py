@@ -433,6 +433,9 @@ class ChatFormat:
         )
         if between == after_user and tail in known:
             return None, between, tail
+        if between not in self._encode(self._render(PROBE, generate=True)) and between != self.tokenizer.bos_token_id:
+            # it starts no turn, so it ends one
+            return between, between, tail
         return None, None, None
 
     def _first_marker(self, ids: Sequence[int]) -> int | None:

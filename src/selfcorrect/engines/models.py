@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -23,7 +24,7 @@ from selfcorrect.config import SHIPPED
 from selfcorrect.engines.chat import ChatFormat, Rendering, require_chat_template
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.smollm2 import smollm2_cache, smollm2_directory, smollm2_gguf
-from selfcorrect.errors import ConfigError, ModelError
+from selfcorrect.errors import ConfigError, ModelError, SelfCorrectError
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ EMBEDDED = (*SHIPPED, "smollm2")
 ALIBI = frozenset({"bloom", "mpt"})
 """Model types whose attention always has a bias by distance, which the sampler's mask cannot express."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -94,12 +96,43 @@ def base_of(resolved: ResolvedModel) -> ResolvedModel:
         name = json.loads((Path(resolved.path_or_id) / "adapter_config.json").read_text())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         name = None
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         raise ModelError(
             f"the adapter in {resolved.path_or_id} does not say which model it belongs to (base_model_name_or_path in "
             "adapter_config.json); write the name or directory of that model there"
         )
-    return resolve_model(name)
+    beside = Path(resolved.path_or_id) / name
+    try:
+        # a path that another program wrote may count from its own working directory or from the adapter
+        base = resolve_model(str(beside) if not Path(name).is_dir() and beside.is_dir() else name)
+    except ModelError as error:
+        fault = str(error).partition("; ")[0]
+        raise ModelError(
+            f"the adapter in {resolved.path_or_id} needs its base, but {fault}; write the whole path of the base into "
+            "base_model_name_or_path of adapter_config.json"
+        ) from None
+    if base.kind == "adapter":
+        raise ModelError(
+            f"the base of the adapter in {resolved.path_or_id} is an adapter too ({name}), and only one is loaded; merge that one "
+            "into its base, and name the result in base_model_name_or_path of adapter_config.json"
+        )
+    return base
+
+
+def load_adapter(base: Any, directory: str) -> Any:
+    """The base with an adapter on it, as a ``PeftModel``.
+
+    Raises:
+        ModelError: the adapter is not whole. PEFT itself takes weights that are missing as zero, and looks on the Hub for a
+            file that is not in the directory.
+    """
+    from peft import PeftModel
+
+    with _explained(ResolvedModel(directory, "adapter")), quiet_progress(), quiet_peft(), warnings.catch_warnings():
+        if not any((Path(directory) / name).is_file() for name in _ADAPTER_FILES):
+            raise OSError(f"there is no {_ADAPTER_FILES[0]}")
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        return PeftModel.from_pretrained(base, directory)
 
 
 def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -158,32 +191,36 @@ def load_chat(resolved: ResolvedModel, config: Config) -> ChatFormat:
     model = config.model
     tokenizer = load_tokenizer(resolved, model.revision, model.trust_remote_code)
     rendering = Rendering(model.history, model.template_kwargs, model.think_markers, config.task.shown_as)
-    return ChatFormat(tokenizer, model_end_ids(resolved, model.revision, model.trust_remote_code), rendering)
+    return ChatFormat(tokenizer, model_end_ids(resolved, model.revision), rendering)
 
 
-def model_end_ids(
-    resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[int, ...]:
-    """The end ids of the model's generation config; of its configuration where it has none.
+def model_end_ids(resolved: ResolvedModel, revision: str | None = None) -> tuple[int, ...]:
+    """The end ids that the files of a model name: those of its generation config; of its configuration where it has none.
 
-    In some families (GLM-4) nothing else says that the next role's token ends an answer.
+    In some families (GLM-4) nothing else says that the next role's token ends an answer. The files are read as they are:
+    the class of a configuration has a default (2 for Llama), which may be an ordinary token of this model, and the class
+    of generation configs refuses whole files for settings of sampling, which are of no interest here.
 
     Raises:
-        ModelError: as ``load_config``.
+        ModelError: the adapter has no base.
         ConfigError: a revision for something that is not on the Hub.
     """
-    from transformers import GenerationConfig
+    from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
     source = _source(base_of(resolved), revision)
     where = source.pop("pretrained_model_name_or_path")
-    try:
-        found = GenerationConfig.from_pretrained(where, **source).eos_token_id
-    except (OSError, ValueError, TypeError):  # there is none, or it is broken
-        found = None
-    if found is None:
-        found = load_config(resolved, revision, trust_remote_code).get_text_config(decoder=True).eos_token_id
-    ids = found if isinstance(found, list | tuple) else [found]
-    return tuple(i for i in ids if isinstance(i, int) and i >= 0)
+    for name in (GENERATION_CONFIG_NAME, CONFIG_NAME):
+        try:
+            raw = json.loads(Path(cached_file(where, name, **source)).read_text())
+        except (OSError, ValueError, TypeError):  # there is none, or it is broken
+            continue
+        sections = (raw, raw.get("text_config")) if isinstance(raw, dict) else ()
+        for section in sections:
+            found = section.get("eos_token_id") if isinstance(section, dict) else None
+            ids = found if isinstance(found, list) else [found]
+            if known := tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0):
+                return known
+    return ()
 
 
 def load_model(
@@ -209,12 +246,9 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     if resolved.kind == "adapter":
-        from peft import PeftModel
-
         base = load_model(base_of(resolved), dtype, device, revision, trust_remote_code)
-        with _explained(resolved), quiet_progress(), quiet_peft():
-            # in float32 next to the base's weights: merged into bfloat16 weights it would be rounded away
-            return PeftModel.from_pretrained(base, resolved.path_or_id).eval().get_base_model()
+        # in float32 next to the base's weights: merged into bfloat16 weights it would be rounded away
+        return load_adapter(base, resolved.path_or_id).eval().get_base_model()
     config = load_config(resolved, revision, trust_remote_code)
     with _explained(resolved), quiet_progress():
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -277,7 +311,9 @@ def check_attention(config: Any, max_length: int) -> None:
         ModelError: recurrent, hybrid or sparse attention, positions that enter attention as a bias (alibi), or a window or
             a range of positions shorter than ``max_length``.
     """
-    if getattr(config, "alibi", False) or config.model_type in ALIBI:
+    text = config.get_text_config(decoder=True)
+    biased = getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi"
+    if biased or config.model_type in ALIBI:
         raise _not_plain(f"a bias by distance (alibi; model type {config.model_type})")
     limit = steady_length(config)
     if limit is not None and limit < max_length:
@@ -287,7 +323,6 @@ def check_attention(config: Any, max_length: int) -> None:
             "lower play.max_new_tokens or play.attempts, or take a model with fixed positions"
         )
     # kind and window of every layer, as transformers' own cache reads them from a configuration
-    text = config.get_text_config(decoder=True)
     sliding = getattr(text, "sliding_window", None)
     if getattr(text, "use_sliding_window", True) is False:
         sliding = None
@@ -313,16 +348,17 @@ def check_attention(config: Any, max_length: int) -> None:
 def steady_length(config: Any) -> int | None:
     """The longest sequence up to which a model's rotary positions do not depend on the length; None if they never do.
 
-    longrope has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it. transformers
-    picks one by the longest row of a batch.
+    longrope (once "su") has one set of frequencies up to ``original_max_position_embeddings`` and another beyond it.
+    transformers picks one by the longest row of a batch.
     """
     text = config.get_text_config(decoder=True)
-    rope = getattr(text, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    # the second is the older name, which configurations that come with their own code still use
+    ropes = [r for key in ("rope_parameters", "rope_scaling") if isinstance(r := getattr(text, key, None), dict)]
+    kinds = [*ropes, *(value for rope in ropes for value in rope.values() if isinstance(value, dict))]
     limits = [
         int(kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", 0) or 0)
         for kind in kinds
-        if kind.get("rope_type", kind.get("type")) == "longrope"
+        if kind.get("rope_type", kind.get("type")) in ("longrope", "su")
     ]
     return min(limits) if limits else None
 
@@ -397,15 +433,14 @@ def _source(resolved: ResolvedModel, revision: str | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _explained(resolved: ResolvedModel) -> Iterator[None]:
-    """Turn the many exceptions of a load into one that states fault, reason and way out."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    known = (OSError, ValueError, TypeError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+    """Turn the many exceptions of a load into one that states fault, reason and way out. Damaged files raise anything,
+    even a plain ``Exception`` (of tokenizers)."""
     name = resolved.path_or_id
     try:
         yield
-    except known as error:
+    except SelfCorrectError:
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         if "trust_remote_code" in str(error):
             raise ModelError(
@@ -416,7 +451,8 @@ def _explained(resolved: ResolvedModel) -> Iterator[None]:
             "check the spelling and the network (`hf auth login` for a gated model), give the path of a local copy, or "
             "take an embedded model, which needs no network: model=tiny or model=smollm2"
             if resolved.kind == "hub"
-            else "give a directory as save_pretrained writes it, or a smaller model if memory ran out"
+            else "give a whole directory as save_pretrained writes it (copy it again if files are missing or cut), or a smaller "
+            "model if memory ran out"
         )
         where = "from the Hugging Face Hub or its local cache" if resolved.kind == "hub" else "from its directory"
         raise ModelError(f"model {name!r} could not be loaded {where}: {reason}; {way_out}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,8 +18,10 @@ ENDED = frozenset(
         "end",
         "eos",
         "eos_token",
+        "end_of_text",
         "end_turn",
         "stop_sequence",
+        "stop_str",
         "complete",
         "completed",
         "tool_calls",
@@ -26,12 +29,25 @@ ENDED = frozenset(
     }
 )
 """Finish reasons of an answer that the model ended itself, in lower case."""
-CUT = frozenset({"length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit"})
-"""Finish reasons of an answer that the token cap ended."""
+CUT = frozenset(
+    {
+        "length",
+        "max_tokens",
+        "max_output_tokens",
+        "max_completion_tokens",
+        "model_length",
+        "model_context_window_exceeded",
+        "token_limit",
+    }
+)
+"""Finish reasons of an answer that the token cap or the end of the context ended."""
 FILTERED = frozenset(
     {
         "content_filter",
         "content-filter",
+        "content_filtered",
+        "guardrail_intervened",
+        "image_safety",
         "safety",
         "refusal",
         "recitation",
@@ -43,6 +59,17 @@ FILTERED = frozenset(
     }
 )
 """Finish reasons of an answer that a filter withheld. Any other reason is a failure of the server."""
+FAILED = frozenset(
+    {"error", "abort", "aborted", "cancelled", "failed", "malformed_function_call", "malformed_response", "timeout"}
+)
+"""Reasons of the model's own server that a gateway may translate to an ordinary finish."""
+_TEXTS = frozenset({"", "text", "output_text", "input_text"})
+_THOUGHTS = frozenset({"thinking", "reasoning", "reasoning_content", "reasoning_text", "summary_text", "thought"})
+"""Types of parts with text, and with thinking, in lower case."""
+_MODERATION = re.compile(
+    r"moderation|flagged|usage (?:guidelines|polic)|content (?:polic|filter)|safety", re.IGNORECASE
+)
+_TEXT_KEYS = ("text", "value", "content")
 _LONGEST_REASON = 60
 _DEEPEST_TEXT = 8
 REFUSED = frozenset({400, 413, 422})
@@ -74,7 +101,7 @@ def read_completion(answer: bytes) -> Reply:
         EndpointError: a filter withheld the answer, or the model refused.
     """
     try:
-        data = json.loads(answer)
+        data = _unlisted(json.loads(answer))
     except (ValueError, RecursionError):
         raise NoCompletion("no JSON", their_words(answer)) from None
     choices = data.get("choices") if isinstance(data, dict) else None
@@ -83,21 +110,70 @@ def read_completion(answer: bytes) -> Reply:
         raise NoCompletion("error in a body of status 200", their_words(answer), _status(error))
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
-        raise NoCompletion("no choices", their_words(answer))
-    message, finish = choice.get("message"), one_line(choice.get("finish_reason") or "")[:_LONGEST_REASON].lower()
-    error = choice.get("error") or (data.get("error") if finish not in ENDED | CUT else None)
-    if error or finish not in ENDED | CUT | FILTERED:
-        raise NoCompletion(
-            f"finish_reason {finish or 'error'}", their_words(json.dumps(error or choice).encode()), _status(error)
-        )
-    parts = list(_parts(message.get("content"))) if isinstance(message, dict) else None
+        raise NoCompletion("no choices", their_words(answer), _status(data))
+    message, finish = choice.get("message"), _finish(choice)
+    error = _failure(data, choice)
+    known = finish in ENDED | CUT | FILTERED
+    if error or not known:
+        reason = "error beside an answer" if known and finish else f"finish_reason {finish or 'error'}"
+        raise NoCompletion(reason, their_words(json.dumps(error or choice).encode()), _status(error))
+    parts = list(read_parts(message.get("content"))) if isinstance(message, dict) else None
     if not isinstance(message, dict) or any(kind == "unknown" for kind, _ in parts or ()):
         raise NoCompletion("no message", their_words(answer))
     refusal = _text(message.get("refusal")) or "".join(text for kind, text in parts or () if kind == "refusal")
     if refusal or finish in FILTERED:
         words = one_line(refusal or finish)
         raise EndpointError(f"the endpoint would not answer: {words}", status=200, one_answer=True, filtered=words)
-    return _reply(message, parts or [], "length" if finish in CUT else "end", data.get("usage"))
+    reply = _reply(message, parts or [], "length" if finish in CUT else "end", data.get("usage"))
+    called = message.get("tool_calls") or message.get("function_call") or finish in ("tool_calls", "function_call")
+    only_others = bool(parts) and all(kind == "other" for kind, _ in parts or ())
+    if not called and (only_others or not (finish or reply.text or reply.thinking)):
+        # a model that ends at once has a finish reason, and a text in an unknown form must not count as an empty answer
+        raise NoCompletion(
+            "no text and no finish_reason" if not finish else "no text in the parts", their_words(answer)
+        )
+    return reply
+
+
+def _finish(choice: Mapping[str, Any]) -> str:
+    """Why a generation ended, in lower case.
+
+    The reason may be an object with a type (SGLang), the name of an enum's member, or have details after a colon. Where
+    it says that the model ended, the reason of the server behind a gateway counts too.
+    """
+    finish, native = (
+        one_line((value.get("type") if isinstance(value, dict) else value) or "")[:_LONGEST_REASON]
+        .lower()
+        .removeprefix("finishreason.")
+        .removeprefix("finish_reason_")
+        .partition(":")[0]
+        .strip()
+        for value in (choice.get("finish_reason"), choice.get("native_finish_reason"))
+    )
+    if finish not in ENDED:
+        return finish
+    results = choice.get("content_filter_results")
+    if isinstance(results, dict) and any(isinstance(r, dict) and r.get("filtered") is True for r in results.values()):
+        return "content_filter"
+    return native if native in CUT | FILTERED | FAILED else finish
+
+
+def _failure(data: Mapping[str, Any], choice: Mapping[str, Any]) -> Any:
+    """What says that a generation failed although the body has a choice; None if nothing does."""
+    message = choice.get("message")
+    for holder in (choice, message, data):
+        error = holder.get("error") if isinstance(holder, dict) else None
+        if any(error.values()) if isinstance(error, dict) else error:
+            return error
+    reason, state = choice.get("finish_reason"), data.get("base_resp")
+    if isinstance(reason, dict) and reason.get("message"):  # SGLang
+        return reason
+    return state if isinstance(state, dict) and state.get("status_code") else None  # MiniMax
+
+
+def _unlisted(data: Any) -> Any:
+    """Gemini sends an error as a list of one object."""
+    return data[0] if isinstance(data, list) and len(data) == 1 and isinstance(data[0], dict) else data
 
 
 def _reply(message: Mapping[str, Any], parts: list[tuple[str, str]], stop: Any, usage: Any) -> Reply:
@@ -117,40 +193,43 @@ def _reply(message: Mapping[str, Any], parts: list[tuple[str, str]], stop: Any, 
     )
 
 
-def _parts(content: Any) -> Iterator[tuple[str, str]]:
+def read_parts(content: Any, levels: int = _DEEPEST_TEXT) -> Iterator[tuple[str, str]]:
     """(kind, text) of every part of a content; kinds are text, thinking, refusal, other and unknown."""
     if content is None:
         return
     if isinstance(content, str):
         yield "text", content
         return
-    if not isinstance(content, list):
+    if not isinstance(content, list | dict) or not levels:
         yield "unknown", ""
         return
-    for part in content:
-        if isinstance(part, str):
-            yield "text", part
-        elif not isinstance(part, dict):
-            yield "unknown", ""
-        elif part.get("type") in (None, "text", "output_text"):
-            yield "text", _text(part.get("text"))
-        elif part["type"] in ("thinking", "reasoning", "reasoning_content"):
-            yield (
-                "thinking",
-                next((t for key in ("thinking", "reasoning", "text", "content") if (t := _text(part.get(key)))), ""),
-            )
-        elif part["type"] == "refusal":
+    for part in content if isinstance(content, list) else [content]:
+        if not isinstance(part, dict):
+            yield from [("other", "")] if part is None else read_parts(part, levels - 1)
+            continue
+        kind = str(part.get("type") or "").lower()
+        if kind in _THOUGHTS or part.get("thought") is True:
+            keys = ("thinking", "reasoning", "thought", "text", "content", "summary")
+            yield "thinking", next((t for key in keys if (t := _text(part.get(key)))), "")
+        elif kind in _TEXTS:
+            known = [k for k in _TEXT_KEYS if k in part and isinstance(part[k], str | list | dict | None)]
+            yield ("text" if known else "unknown"), next((t for key in known if (t := _text(part[key]))), "")
+        elif kind == "message":
+            yield from read_parts(part.get("content"), levels - 1)
+        elif kind == "refusal":
             yield "refusal", _text(part.get("refusal"))
         else:
             yield "other", ""
 
 
 def _text(value: Any, levels: int = _DEEPEST_TEXT) -> str:
-    """A text, or the texts of a list of parts; empty for anything else, and for lists nested deeply."""
+    """A text, or the texts of a part or of a list of parts; empty for anything else, and for what is nested deeply."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and levels:
-        return "".join(_text(part.get("text") if isinstance(part, dict) else part, levels - 1) for part in value)
+        return "".join(_text(part, levels - 1) for part in value)
+    if isinstance(value, dict) and levels:
+        return next((t for key in _TEXT_KEYS if (t := _text(value.get(key), levels - 1))), "")
     return ""
 
 
@@ -170,6 +249,11 @@ def _status(error: Any) -> int | None:
     return None
 
 
+def is_moderation(status: int, words: str) -> bool:
+    """Whether the words of an HTTP 403 are about this conversation, and not about the key (OpenRouter, xAI)."""
+    return status == 403 and _MODERATION.search(words) is not None
+
+
 def valid_text(text: str) -> str:
     """The text with lone surrogates replaced by U+FFFD: JSON can spell them, but no file or tokenizer takes them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -178,7 +262,7 @@ def valid_text(text: str) -> str:
 def their_words(answer: bytes) -> str:
     """The server's reason in one line, made harmless for a terminal."""
     try:
-        data = json.loads(answer)
+        data = _unlisted(json.loads(answer))
         error = data.get("error") or data.get("detail") or data
         words = error["message"] if isinstance(error, dict) and error.get("message") else error
     except (ValueError, AttributeError, RecursionError):

@@ -2,7 +2,7 @@
 trained on.
 
 Many coroutines share one ``Endpoint``. It bounds the requests in flight, spaces them, and repeats those that failed in
-a way that may pass (408, 409, 429, 5xx, no connection, no answer in time). ``TextSource`` plays attempts with it.
+a way that may pass (a status of ``PASSING``, 5xx, no connection, no answer in time). ``TextSource`` plays attempts with it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any, Self
 import httpx2
 
 from selfcorrect.engines.chat import Messages, ShownAs, next_messages
-from selfcorrect.episodes.completion import REFUSED, NoCompletion, read_completion, their_words
+from selfcorrect.episodes.completion import REFUSED, NoCompletion, is_moderation, read_completion, their_words
 from selfcorrect.episodes.play import Key, Reply
 from selfcorrect.errors import ConfigError, EndpointError
 
-PASSING = frozenset({408, 409, 429})
-"""With 5xx, the statuses after which a request is repeated."""
+PASSING = frozenset({408, 409, 424, 425, 429, 499})
+"""With 5xx, the statuses after which a request is repeated. 424 is TGI's for a generation that failed, 499 a gateway's."""
+POISONED = frozenset({424, 500})
+"""Statuses that servers give for one conversation on which the generation fails, again and again. Others go on."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for a longer wait than this fails the request."""
@@ -229,6 +231,8 @@ class Endpoint:
     def _none(self, found: NoCompletion, response: httpx2.Response) -> Exception:
         """The error for HTTP 200 without an answer. It is tried again, unless the body names a permanent status."""
         status = found.status
+        if status is not None and is_moderation(status, found.words):
+            return self._moderated(found.words, 200)
         stays = status is not None and status < 500 and status not in PASSING
         error = EndpointError(
             f"{self.base_url} answers HTTP 200 with what is not a chat completion ({found}); if this persists, check "
@@ -238,15 +242,24 @@ class Endpoint:
         )
         return error if stays else _Again(found.reason, error, _retry_after_s(response.headers))
 
+    def _moderated(self, words: str, status: int) -> EndpointError:
+        """The error for a conversation that a filter in front of the model took; others may be answered."""
+        message = f"{self.base_url} would not answer: {words}"
+        return EndpointError(message, status=status, one_answer=True, filtered=words)
+
     def _fault(self, response: httpx2.Response, answer: bytes) -> Exception:
         status = response.status_code
+        if is_moderation(status, words := their_words(answer)):
+            return self._moderated(words, status)
         way_out = {
             401: "check the key",
             403: "check what the key may do",
             404: f"check the address (it ends in /v1) and the model's name ({self.model!r})",
             429: "lower the concurrency or the rate",
         }.get(status, "its own log may say more")
-        error = EndpointError(f"{self.base_url} answers HTTP {status}: {their_words(answer)}; {way_out}", status=status)
+        error = EndpointError(
+            f"{self.base_url} answers HTTP {status}: {words}; {way_out}", status=status, one_answer=status in POISONED
+        )
         if status in PASSING or status >= 500:
             return _Again(f"HTTP {status}", error, _retry_after_s(response.headers))
         return error

@@ -69,7 +69,7 @@ def replacing(target: Path, way_out: str, kind: str = "") -> Iterator[Path]:
         for path in (part, *part.rglob("*")):
             _sync(path)
         if target.is_dir():
-            shutil.rmtree(target)
+            remove(target)
         part.replace(target)
         _sync(target.parent)
     except (OSError, EngineError) as error:
@@ -97,12 +97,17 @@ def _part(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a directory with everything in it, or a link, but not what the link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _sync(path: Path) -> None:
@@ -111,6 +116,18 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksums(directory: Path) -> dict[str, list[int]]:
+    """Size in bytes and CRC-32 of every file in a directory, by its path in there."""
+    found = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        crc = 0
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                crc = zlib.crc32(piece, crc)
+        found[path.relative_to(directory).as_posix()] = [path.stat().st_size, crc]
+    return found
 
 
 # --- one writer -----------------------------------------------------------------------------------------------------

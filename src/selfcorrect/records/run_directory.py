@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -28,16 +29,21 @@ from selfcorrect.config import Config, restore
 from selfcorrect.errors import ConfigError, RunError
 from selfcorrect.records.files import (
     append_line,
+    checksums,
     cut_torn_line,
     disk_reason,
     only_writer,
     read_journal,
+    remove,
     replacing,
     write_jsonl,
     write_text,
 )
 from selfcorrect.records.lines import Record, parse_record
 
+CHECKSUMS = "files.json"
+"""The file of a checkpoint that has the sizes and checksums of its other files. Older versions did not write it."""
+_CHECKPOINT = re.compile(r"step-\d{7,}")
 RUNNING_OUT_OF_ROOM = 64 * 2**20
 """A run is refused if less disk space is free: the first checkpoint would fail, after the expensive part."""
 
@@ -129,11 +135,16 @@ class RunDirectory:
         Raises:
             RunError: it is not a run directory.
         """
+        settings = path / cls.settings_name
         try:
-            values = json.loads((path / cls.settings_name).read_text())
+            values = json.loads(settings.read_text())
             if not isinstance(values, dict) or "method" not in values:
                 raise ValueError("it is not the config of a run")
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if settings.is_file() and (path / "checkpoints").is_dir():
+                raise RunError(
+                    f"{settings} cannot be read, so the run's settings are not known ({error}); put it back from a copy"
+                ) from None
             raise RunError(
                 f"{path} is not a run directory (no {cls.settings_name} of a run); give the path that `{cls.command}` printed"
             ) from None
@@ -144,7 +155,7 @@ class RunDirectory:
 
     def abandon(self) -> None:
         """Remove a new run in which nothing has been recorded, so that a failed start leaves nothing behind."""
-        if not self.metrics_file.exists():
+        if not self.metrics_file.exists() and not any((self.path / "checkpoints").glob("*")):
             shutil.rmtree(self.path)
 
     def writing(self) -> AbstractContextManager[None]:
@@ -218,8 +229,13 @@ class RunDirectory:
             self.metrics_file, parse_record, "restore the file, or open it with the version that wrote it"
         )
 
+    def _complete(self) -> list[Path]:
+        """The checkpoints, oldest first. Copies that users made next to them have other names."""
+        found = (self.path / "checkpoints").glob("step-*")
+        return sorted(p for p in found if _CHECKPOINT.fullmatch(p.name))
+
     def latest_checkpoint(self) -> Path | None:
-        complete = sorted((self.path / "checkpoints").glob("step-*"))
+        complete = self._complete()
         return complete[-1] if complete else None
 
     def set_aside(self, checkpoint: Path) -> None:
@@ -229,7 +245,7 @@ class RunDirectory:
             RunError: there is no checkpoint before it.
         """
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         checkpoint.rename(aside)
         if self.latest_checkpoint() is None:
             raise RunError(
@@ -239,6 +255,26 @@ class RunDirectory:
 
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:07d}"
+
+    def check(self, checkpoint: Path) -> None:
+        """Compare the files of a checkpoint with the checksums that were written with them.
+
+        Raises:
+            RunError: a file is missing, cut or changed.
+        """
+        try:
+            written = dict(json.loads((checkpoint / CHECKSUMS).read_text()))
+            there = checksums(checkpoint)
+        except FileNotFoundError:
+            return  # by an older version, or cut; the second shows when it is read
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"checkpoint {checkpoint} is damaged ({type(error).__name__} in {CHECKSUMS})") from None
+        for name, (size, crc) in written.items():
+            found = there.get(name)
+            if found != [size, crc]:
+                how = "is missing" if found is None else "was changed" if found[0] == size else f"has {found[0]} bytes"
+                was = "" if found is None or found[0] == size else f" instead of {size}"
+                raise RunError(f"checkpoint {checkpoint} is damaged: its file {name} {how}{was}")
 
     def read_progress(self, checkpoint: Path) -> Progress:
         """The progress of training at a checkpoint.
@@ -265,6 +301,7 @@ class RunDirectory:
             part.mkdir()
             yield part
             (part / "progress.json").write_text(progress.model_dump_json())
+            (part / CHECKSUMS).write_text(json.dumps(checksums(part)))
 
     def sizes(self) -> dict[str, int]:
         """Sizes of the record files in bytes, by field of ``Progress``. Resuming cuts the files back to them."""
@@ -272,23 +309,35 @@ class RunDirectory:
         return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
 
     def rewind(self, progress: Progress) -> None:
-        """Remove what was recorded after a checkpoint, and half-written files of a killed process."""
+        """Remove what was recorded after a checkpoint, and half-written files of a killed process.
+
+        Raises:
+            RunError: records from before the checkpoint are gone.
+        """
+        there = self.sizes()["metrics_bytes"]
+        if there < progress.metrics_bytes:
+            raise RunError(
+                f"{self.metrics_file} has {there} bytes, but had {progress.metrics_bytes} at the checkpoint of step "
+                f"{progress.step}: records are gone, and the results of the run would be without them; put the file back from "
+                "a copy, or start a new run"
+            )
         sizes = {self.metrics_file: progress.metrics_bytes, self.episodes_file: progress.episodes_bytes}
         for file, size in sizes.items():
             if file.exists() and file.stat().st_size > size:
                 os.truncate(file, size)
-        for part in (self.path / "checkpoints").glob(".*"):
-            shutil.rmtree(part)
-        for later in (self.path / "checkpoints").glob("step-*"):
+        for name in ("checkpoints", "evaluations"):  # some copies leave out empty directories
+            (self.path / name).mkdir(exist_ok=True)
+        for part in (self.path / "checkpoints").glob(".step-*.part"):
+            remove(part)
+        for later in self._complete():
             if later > self.checkpoint(progress.step):
-                shutil.rmtree(later)
+                remove(later)
 
     def prune(self, keep: int, best: int | None) -> None:
         """Delete all but the newest ``keep`` checkpoints and the best one."""
-        complete = sorted((self.path / "checkpoints").glob("step-*"))
-        for old in complete[:-keep]:
+        for old in self._complete()[:-keep]:
             if best is None or old != self.checkpoint(best):
-                shutil.rmtree(old)
+                remove(old)
 
 
 class WarmUpDirectory(RunDirectory):

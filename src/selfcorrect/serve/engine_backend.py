@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfcorrect.engines.base import Engine, Sampled, SampleRequest, SamplingParams
+from selfcorrect.engines.chat import ChatFormat, Messages, Prompt
 from selfcorrect.episodes.play import TokenSource
 from selfcorrect.errors import EngineError, ModelError
 from selfcorrect.serve.correct import Conversation
@@ -174,6 +175,17 @@ def cut(answer: Sampled, cap: int) -> Sampled:
     return Sampled(answer.token_ids[:cap], answer.logprobs[:cap], "length")
 
 
+def _begin(chat: ChatFormat, messages: Messages) -> Prompt:
+    """The prompt of a conversation, without an empty system text where the template takes no system text."""
+    try:
+        return chat.begin(messages)
+    except ModelError:
+        spoken = [m for m in messages if m["role"] != "system" or str(m["content"]).strip()]
+        if len(spoken) == len(messages):
+            raise
+        return chat.begin(spoken)
+
+
 class EngineBackend:
     """Plays conversations as token ids: sampled text is never encoded again.
 
@@ -197,10 +209,10 @@ class EngineBackend:
         chat = self._batcher.chat
         try:
             async with self._encoding:  # in a thread, one at a time: a long text must not stop the server
-                prompt = await asyncio.to_thread(chat.begin, request.messages)
+                prompt = await asyncio.to_thread(_begin, chat, request.messages)
                 requests = [self._instruction] if self._verdict is None else [self._verdict, self._instruction]
                 between = (request.attempts - 1) * requests
-                frame = await asyncio.to_thread(chat.frame, request.messages, between)
+                frame = await asyncio.to_thread(chat.frame, prompt.first, between)
         except ModelError as error:
             raise ApiError(400, f"the model cannot take this conversation: {error}", param="messages") from None
         needed = frame + (1 + len(between)) * request.max_tokens

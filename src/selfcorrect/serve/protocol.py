@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from selfcorrect.episodes.completion import valid_text
+from selfcorrect.episodes.completion import read_parts, valid_text
 from selfcorrect.episodes.verdict import said
 from selfcorrect.tasks.base import Message
 
@@ -23,8 +23,8 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "logprobs": (False,),
     "parallel_tool_calls": (True, False),
     "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "stop": ([], ""),
+    "tools": (),
+    "stop": ([""],),
     "top_logprobs": (0,),
     "top_k": (-1, 0),
     "min_p": (0,),
@@ -36,22 +36,79 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "ignore_eos": (False,),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "functions": ([],),
+    "stop_token_ids": (),
+    "functions": (),
     "function_call": ("none", "auto"),
-    "include_obfuscation": (False,),
-    "chat_template_kwargs": ({},),
-    "logit_bias": ({},),
+    "include_obfuscation": (True, False),
+    "chat_template_kwargs": (),
+    "logit_bias": (),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "store": (False,),
     "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+    "background": (False,),
+    # of vLLM, SGLang, llama.cpp and Ollama
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "repeat_penalty": (1,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+    "n_probs": (0,),
+    "prompt_logprobs": (0,),
+    "early_stopping": (False,),
+    "include_stop_str_in_output": (False,),
+    "spaces_between_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "no_stop_trim": (False,),
+    "return_hidden_states": (False,),
+    "return_token_ids": (False,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "include_reasoning": (True,),
 }
-"""Fields of the OpenAI API that are accepted only with a value that changes nothing."""
-WITHOUT_EFFECT = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
-"""Fields about the client. No answer depends on them."""
-OWN_FIELDS = frozenset({"reasoning_content", "reasoning", "refusal"})
-"""Fields of this server's own messages, which clients send back. Earlier thinking is not shown to the model."""
+"""Fields of the OpenAI API and of other servers that are accepted only with a value that changes nothing. Null and an
+empty text, list or object change nothing in any field."""
+WITHOUT_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "request_id",
+        "priority",
+        "cache_prompt",
+        "id_slot",
+        "keep_alive",
+    }
+)
+"""Fields about the client and about caches. No answer depends on them."""
+EMPTY: tuple[object, ...] = ("", [], {})
+OWN_FIELDS = frozenset(
+    {
+        "reasoning_content",
+        "reasoning",
+        "reasoning_details",
+        "thinking",
+        "thinking_blocks",
+        "refusal",
+        "selfcorrect",
+        "provider_specific_fields",
+        "finish_reason",
+        "index",
+    }
+)
+"""Fields of this server's own messages, and those that client libraries add before they send these back. Earlier
+thinking is not shown to the model."""
+MARKS = frozenset({"id", "cache_control"})
+"""Fields of any message that no answer depends on."""
 ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "developer": "system",
@@ -188,7 +245,9 @@ def parse_request(raw: bytes, model: str, bounds: Bounds) -> ChatRequest:
     stream = _boolean(fields, "stream")
     options = fields.pop("stream_options", {})
     if isinstance(options, dict):
-        options = {k: v for k, v in options.items() if v is not None and (k, v) != ("include_obfuscation", False)}
+        options = {
+            k: v for k, v in options.items() if v not in (None, False) and (k, v) != ("include_obfuscation", True)
+        }
     if not isinstance(options, dict) or options.keys() - {"include_usage"}:
         raise ApiError(400, "stream_options may hold include_usage only", param="stream_options")
     if options.get("include_usage") and not stream:
@@ -223,23 +282,24 @@ def _message(value: object, i: int) -> Message:
     role = ROLES.get(value.get("role")) if isinstance(value.get("role"), str) else None
     if role is None:
         raise ApiError(400, f"{where}.role must be one of: {', '.join(map(str, ROLES))}", param=f"{where}.role")
-    own = OWN_FIELDS if role == "assistant" else frozenset()
-    more = sorted(k for k, v in value.items() if k not in {"role", "content"} | own and v not in (None, [], {}, ""))
+    own = {"role", "content"} | MARKS | (OWN_FIELDS if role == "assistant" else frozenset())
+    more = sorted(k for k, v in value.items() if k not in own and v not in (None, False, *EMPTY))
     if more:
         raise ApiError(400, f"{where}.{_shown(more[0])} is not supported: messages have a role and a text", param=where)
     content = value.get("content")
     if role == "assistant" and not content and isinstance(refusal := value.get("refusal"), str):
         content = refusal
-    return {"role": role, "content": valid_text(_text(content, f"{where}.content"))}
+    return {"role": role, "content": valid_text(_text(content, f"{where}.content", role))}
 
 
-def _text(content: object, where: str) -> str:
-    """A message's text. null counts as empty, since an assistant's turn may have it."""
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        content = "".join(t if isinstance(t := p.get("text"), str) else "" for p in content)
-    if not isinstance(content, str | None):
+def _text(content: object, where: str, role: str) -> str:
+    """A message's text. null counts as empty, since an assistant's turn may have it; so may one have parts that were
+    thinking or a refusal."""
+    shown = {"text", "refusal"} if role == "assistant" else {"text"}
+    parts = list(read_parts(content))
+    if any(kind not in shown and (kind, role) != ("thinking", "assistant") for kind, _ in parts):
         raise ApiError(400, f"{where} must be text (a string, or parts of type text)", param=where)
-    return content or ""
+    return "".join(text for kind, text in parts if kind in shown)
 
 
 def _integer(fields: dict[str, Any], key: str, default: Any, low: int, high: int) -> Any:
@@ -267,7 +327,7 @@ def _boolean(fields: dict[str, Any], key: str) -> bool:
 
 def _refuse_rest(fields: Mapping[str, object]) -> None:
     for key, value in fields.items():
-        if key in WITHOUT_EFFECT or (key in NEUTRAL and value in NEUTRAL[key]):
+        if key in WITHOUT_EFFECT or value in EMPTY or (key in NEUTRAL and value in NEUTRAL[key]):
             continue
         if key in NEUTRAL:
             raise ApiError(

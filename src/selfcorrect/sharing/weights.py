@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from selfcorrect.engines.models import (
+    EMBEDDED,
     ResolvedModel,
+    base_of,
+    load_adapter,
     load_chat,
     load_model,
     resolve_model,
@@ -63,9 +66,10 @@ def write_weights(run: RunDirectory, form: Form, base_model: str | None, target:
         ModelError: the base of an adapter cannot be loaded.
     """
     model, settings = run.path / "model", run.config.model
+    _require_whole(model)
     adapter_files = () if form == "adapter" else ("adapter_*",)
     shutil.copytree(model, target, ignore=shutil.ignore_patterns("README.md", *adapter_files))
-    base = ResolvedModel(str(model), "directory") if form == "full" else resolve_model(settings.name)
+    base = ResolvedModel(str(model), "directory") if form == "full" else _base(run)
     rounded = _write_merged(run, base, target) if form == "merged" else None
     if form == "adapter" and base_model is None and base.kind == "directory":
         base_model = str(Path(base.path_or_id).resolve())
@@ -78,6 +82,37 @@ def write_weights(run: RunDirectory, form: Form, base_model: str | None, target:
     return Weights(form, settings.dtype, rounded)
 
 
+def _base(run: RunDirectory) -> ResolvedModel:
+    """The base of a run's adapter. A relative path in the settings counts from where the run was started, so the path that
+    the adapter recorded is taken."""
+    recorded = base_of(ResolvedModel(str(run.path / "model"), "adapter"))
+    name = run.config.model.name
+    return recorded if recorded.kind == "directory" and name not in EMBEDDED else resolve_model(name)
+
+
+def _require_whole(model: Path) -> None:
+    """Refuse a model whose weights are missing or cut; they would be copied as they are.
+
+    Raises:
+        RunError: a file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    index = model / "model.safetensors.index.json"
+    files = {"adapter_model.safetensors" if (model / "adapter_config.json").is_file() else "model.safetensors"}
+    name = index.name
+    try:
+        if index.is_file():
+            files = set(json.loads(index.read_text())["weight_map"].values())
+        for name in sorted(files):
+            with safe_open(model / name, "np"):
+                pass
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise RunError(
+            f"{model / name} cannot be read ({error}), so the run's model is not whole; put it back from a copy, or train again"
+        ) from None
+
+
 def _write_merged(run: RunDirectory, base: ResolvedModel, target: Path) -> float:
     """Add the adapter, in float32, to the base it was trained on; round once.
 
@@ -85,7 +120,6 @@ def _write_merged(run: RunDirectory, base: ResolvedModel, target: Path) -> float
         Norm of the change by rounding the merged weights, relative to the norm of the update.
     """
     import torch
-    from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
     settings = run.config.model
@@ -93,7 +127,7 @@ def _write_merged(run: RunDirectory, base: ResolvedModel, target: Path) -> float
     whole = load_model(base, settings.dtype, "cpu", revision, settings.trust_remote_code).float()
     lost = update = 0.0
     with quiet_progress(), quiet_peft(), torch.no_grad():
-        tuned = PeftModel.from_pretrained(whole, str(run.path / "model"))
+        tuned = load_adapter(whole, str(run.path / "model"))
         dtype = getattr(torch, settings.dtype)
         for layer in tuned.modules():
             if isinstance(layer, LoraLayer):

@@ -31,7 +31,13 @@ from selfcorrect.engines.base import (
     Scored,
 )
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.engines.models import ResolvedModel, load_model, model_directory, save_generation_config
+from selfcorrect.engines.models import (
+    ResolvedModel,
+    load_model,
+    model_directory,
+    save_generation_config,
+    steady_length,
+)
 from selfcorrect.engines.quiet import quiet_peft, quiet_progress
 from selfcorrect.engines.torch_engine.agreement import largest_gap
 from selfcorrect.engines.torch_engine.attention import use_cpu_attention
@@ -160,6 +166,8 @@ class TorchEngine:
                 settings.sampler_memory_gb,
                 model.trust_remote_code,
                 int(module.get_input_embeddings().weight.shape[0]),
+                # vLLM picks one set of longrope's frequencies for all lengths, by the longest that may come
+                steady_length(module.config),
             )
         return cls(module, chat, settings, lora, sampler)
 

@@ -61,6 +61,7 @@ class VllmSampler:
         memory_gb: float,
         trust_remote_code: bool,
         vocabulary: int,
+        max_length: int | None = None,
     ) -> VllmSampler:
         """Start vLLM on a model's architecture. Its weights are random until the first ``publish``.
 
@@ -69,6 +70,7 @@ class VllmSampler:
             dtype, device, trust_remote_code: as for the trainer's model.
             memory_gb: GiB for the key-value cache.
             vocabulary: number of tokens that the model embeds.
+            max_length: of a sequence; None: the model's, or as much of it as the cache holds.
 
         Raises:
             ConfigError: vLLM is not installed, or in another version.
@@ -98,7 +100,7 @@ class VllmSampler:
                     generation_config="vllm",
                     logprobs_mode="processed_logprobs",
                     enable_prefix_caching=True,
-                    max_model_len=-1,  # the model's, or as much of it as the cache holds
+                    max_model_len=-1 if max_length is None else max_length,
                     kv_cache_memory_bytes=int(memory_gb * 2**30),
                     gpu_memory_utilization=0.01,  # unused with kv_cache_memory_bytes, but checked against free memory
                     # on a CPU vLLM would compile for a minute at every start, with a C++ compiler
