@@ -441,7 +441,7 @@ def vllm_started_with(tmp, *settings):
 
 def probe_sampler(tmp):
     assert not vllm_started_with(tmp / "native", "engine.sampler=native")
-    ((directory, dtype, device, _, _, vocabulary),) = vllm_started_with(tmp / "vllm", "engine.sampler=vllm")
+    ((directory, dtype, device, _, _, vocabulary, _),) = vllm_started_with(tmp / "vllm", "engine.sampler=vllm")
     assert (str(directory), dtype, device.type) == (str(tmp / "vllm"), "float32", "cpu")
     assert vocabulary == len(tiny.tokenizer())
 
@@ -449,7 +449,7 @@ def probe_sampler(tmp):
 def probe_sampler_memory(tmp):
     for gigabytes in (1.5, 4.0):
         settings = ["engine.sampler=vllm", f"engine.sampler_memory_gb={gigabytes}"]
-        ((*_, memory, _, _),) = vllm_started_with(tmp / str(gigabytes), *settings)
+        ((_, _, _, memory, *_),) = vllm_started_with(tmp / str(gigabytes), *settings)
         assert memory == gigabytes
 
 

@@ -228,7 +228,7 @@ def test_settings_that_do_not_fit_a_method_are_refused(overrides):
 def test_a_method_without_a_function_is_named_with_its_file(monkeypatch):
     monkeypatch.delitem(METHODS, "multi_turn")
     with pytest.raises(
-        ConfigError, match=r"method multi_turn is named in config/sections\.py, but algorithm/stages\.py has no"
+        ConfigError, match=r"method multi_turn is named in config/methods\.py, but algorithm/stages\.py has no"
     ):
         stages("method=multi_turn")
 

@@ -15,7 +15,9 @@ from pydantic.fields import FieldInfo
 
 from selfcorrect import config
 from selfcorrect.config import Config, all_keys, default_of, readers
-from selfcorrect.config.sections import SECTIONS, UNIONS, ImportedTaskConfig, Section
+from selfcorrect.config.section import Section
+from selfcorrect.config.sections import SECTIONS, UNIONS
+from selfcorrect.config.tasks import ImportedTaskConfig
 
 PAGE = Path(__file__).parent.parent / "docs/configuration.md"
 PRESETS = Path(config.__file__).parent.parent / "presets"
@@ -32,7 +34,7 @@ FOLLOWS = {"eval.attempts": "`play.attempts`"}
 """Settings whose default is the value of another."""
 MORE = {"task": "tasks.md", "method": "algorithm.md", "train": "algorithm.md", "eval": "report.md"}
 INTRODUCTION = """\
-<!-- Made by tools/config_reference.py from src/selfcorrect/config/sections.py: change that file, then `make docs`. -->
+<!-- Made by tools/config_reference.py from the classes in src/selfcorrect/config: change them, then `make docs`. -->
 
 # Configuration
 

@@ -633,7 +633,7 @@ MUTANTS = [
     ),
     Mutant("gamma leaks", "algorithm/credit.py", "+= gamma * returns", "+= returns", CREDIT),
     Mutant(
-        "gamma is 1 by default", "config/sections.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS
+        "gamma is 1 by default", "config/methods.py", "gamma: float = Field(0.0", "gamma: float = Field(1.0", METHODS
     ),
     Mutant(
         "denominator is a token count",

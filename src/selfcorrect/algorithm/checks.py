@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from selfcorrect.algorithm.stage import STAR_ITERATIONS
-from selfcorrect.config.sections import (
-    Config,
-    ImitateConfig,
-    MultiAttemptConfig,
-    PagConfig,
-    ScoreConfig,
-    ThinkTwiceConfig,
-)
+from selfcorrect.config.methods import ImitateConfig, MultiAttemptConfig, PagConfig, ScoreConfig, ThinkTwiceConfig
+from selfcorrect.config.sections import Config
 from selfcorrect.errors import ConfigError
 
 

@@ -18,8 +18,7 @@ from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.imitation import Imitation
 from selfcorrect.algorithm.stage import Stage, star_iterations
 from selfcorrect.algorithm.variants import varied
-from selfcorrect.config.sections import (
-    Config,
+from selfcorrect.config.methods import (
     MultiTurnConfig,
     PagConfig,
     PairSftConfig,
@@ -28,6 +27,7 @@ from selfcorrect.config.sections import (
     StarConfig,
     ThinkTwiceConfig,
 )
+from selfcorrect.config.sections import Config
 from selfcorrect.errors import ConfigError
 from selfcorrect.types import BASE
 
@@ -39,7 +39,7 @@ METHODS: dict[str, Method] = {}
 
 
 def method(function: Method) -> Method:
-    """Mark a function as the method of its name. ``config/sections.py`` has the same name, in the class of settings that
+    """Mark a function as the method of its name. ``config/methods.py`` has the same name, in the class of settings that
     the function reads."""
     METHODS[function.__name__] = function
     return function
@@ -139,7 +139,7 @@ def plan(config: Config) -> list[Stage]:
     name = config.method.name
     if name not in METHODS:
         raise ConfigError(
-            f"method {name} is named in config/sections.py, but algorithm/stages.py has no function {name} marked @method; "
+            f"method {name} is named in config/methods.py, but algorithm/stages.py has no function {name} marked @method; "
             f"write it, or take one of: {', '.join(METHODS)}"
         )
     first, *others = varied(METHODS[name](config), config)
@@ -147,7 +147,7 @@ def plan(config: Config) -> list[Stage]:
 
 
 def settings_of(config: Config, kind: type[M]) -> M:
-    """The method's settings, as the class that has its name in ``config/sections.py``."""
+    """The method's settings, as the class that has its name in ``config/methods.py``."""
     m = config.method
     assert isinstance(m, kind), f"method {m.name} reads {kind.__name__}, but has its name in {type(m).__name__}"
     return m

@@ -13,7 +13,8 @@ import numpy as np
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.imitation import Imitation
 from selfcorrect.algorithm.stage import Alternating, Stage, shares, star_iterations
-from selfcorrect.config.sections import Config, MultiAttemptConfig, ReinforceConfig, ScoreConfig, ThinkTwiceConfig
+from selfcorrect.config.methods import MultiAttemptConfig, ReinforceConfig, ScoreConfig, ThinkTwiceConfig
+from selfcorrect.config.sections import Config
 from selfcorrect.types import BASE
 
 

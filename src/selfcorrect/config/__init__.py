@@ -6,7 +6,6 @@ from selfcorrect.config.sections import (
     EvalConfig,
     ModelConfig,
     SftConfig,
-    TaskConfig,
     TinkerEngineConfig,
     TorchEngineConfig,
     TrackerName,
@@ -15,6 +14,7 @@ from selfcorrect.config.sections import (
     default_of,
     readers,
 )
+from selfcorrect.config.tasks import TaskConfig
 
 __all__ = [
     "PRESET_MARKER",

@@ -16,18 +16,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from selfcorrect.config.sections import (
-    SECTIONS,
-    UNIONS,
-    Config,
-    ImportedTaskConfig,
-    MultiAttemptConfig,
-    Section,
-    all_keys,
-    default_of,
-    names_of,
-    readers,
-)
+from selfcorrect.config.methods import MultiAttemptConfig
+from selfcorrect.config.section import Section
+from selfcorrect.config.sections import SECTIONS, UNIONS, Config, all_keys, default_of, names_of, readers
+from selfcorrect.config.tasks import ImportedTaskConfig
 from selfcorrect.errors import ConfigError
 
 SHIPPED = ("tiny", "tiny-rare")

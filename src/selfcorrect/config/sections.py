@@ -1,17 +1,20 @@
 """The settings of a run as frozen, typed classes. The defaults are tested and measured with the embedded model.
 
-``task``, ``method`` and ``engine`` are unions: their ``name`` picks a class, and a setting without a field in it is
+``tasks.py`` and ``methods.py`` have the classes of tasks and methods; the others are here. ``task``, ``method`` and ``engine`` are unions: their ``name`` picks a class, and a setting without a field in it is
 refused.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from selfcorrect.config.methods import MethodConfig, MultiAttemptConfig, ScoreConfig
+from selfcorrect.config.section import Named, Section
+from selfcorrect.config.tasks import ArithmeticConfig, TaskConfig
 
 TrackerName = Literal["trackio", "wandb", "tensorboard"]
 """Each has a file of its name in ``selfcorrect/trackers``."""
@@ -47,35 +50,6 @@ DECIDED_KWARGS = frozenset(
 """Arguments of a rendering that the package decides, not the user."""
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
-
-
-class Named(Section):
-    """A member of one of the unions."""
-
-    name: str
-
-    def refuse_ignored(self, section: str, rules: Iterable[tuple[bool, tuple[str, ...], str]]) -> Self:
-        """Refuse settings that other settings of the section switch off, if they differ from their defaults.
-
-        Args:
-            section: for the message.
-            rules: whether the rule holds, the settings that are then not read, and the way out.
-
-        Raises:
-            ValueError: one of them would be ignored.
-        """
-        for holds, names, way_out in rules:
-            for name in names if holds else ():
-                value = getattr(self, name)
-                if value != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{section}.{name} = {value!r} would be ignored by {section}={self.name}; drop it, or {way_out}"
-                    )
-        return self
-
-
 class ModelConfig(Section):
     name: str = "tiny"
     """``tiny``, ``smollm2``, a local directory, a run directory's export, or a Hugging Face id."""
@@ -89,7 +63,7 @@ class ModelConfig(Section):
     """Branch, tag or commit of a Hugging Face id; None takes the newest."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. It runs with your rights."""
-    template_kwargs: dict[str, Any] = {}
+    template_kwargs: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Variables of the chat template, for every rendering: ``{enable_thinking = false}``, or one by one:
     ``model.template_kwargs.enable_thinking=false``. A variable that the template does not read is refused."""
     history: Literal["refuse", "keep", "strip"] = "refuse"
@@ -121,350 +95,6 @@ class ModelConfig(Section):
         if value is not None and (not all(part.strip() for part in value) or value[0] == value[1]):
             raise ValueError("two different texts are needed: the start and the end of thinking")
         return value
-
-
-class AnyTaskConfig(Named):
-    instruction: str | None = None
-    """Correction instruction between attempts; None takes the task's own. It must not say whether y1 was right."""
-    shown_as: Literal["assistant", "user", "document"] = "assistant"
-    """Who shows attempt 1 to attempt 2. assistant: its own turn (SCoRe). user, document: the next user turn quotes the
-    answer, as the user's or as a document, and there is no turn of the assistant before attempt 2."""
-
-
-class SumsConfig(AnyTaskConfig):
-    terms_min: int = Field(4, ge=2, le=12)
-    """The fewest numbers in a sum."""
-    terms_max: int = Field(6, ge=2, le=12)
-    """The most numbers in a sum."""
-    asks: Literal["last_digit", "sum"] = "last_digit"
-    """What a question asks for; ``sum`` is the form for language models."""
-    largest: int = Field(9, ge=2, le=9999)
-    """The largest number in a sum."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.terms_min > self.terms_max:
-            raise ValueError(f"task.terms_min ({self.terms_min}) is above task.terms_max ({self.terms_max})")
-        return self
-
-
-class CountdownConfig(AnyTaskConfig):
-    name: Literal["countdown"] = "countdown"
-    pick: Literal["two", "all"] = "two"
-    """two: which two numbers add up to the target. all: an expression that uses every number once."""
-    numbers_min: int = Field(3, ge=3, le=6)
-    """The fewest numbers of a problem."""
-    numbers_max: int = Field(3, ge=3, le=6)
-    """The most numbers of a problem."""
-    largest_number: int = Field(30, ge=9, le=999)
-    """The largest of the numbers; the smallest is 1."""
-    operations: str = "+-*"
-    """pick=all: the operations allowed, two or more of + - * /."""
-    wrong_share: float = Field(0.4, ge=0, le=1)
-    """`selfcorrect sft`: share of the demonstrated attempts that are honest wrong tries, each with a sound check."""
-    demonstrated_attempts: Literal[1, 2] = 2
-    """`selfcorrect sft`: 2 draws both attempts in the same way, independently of each other; 1 shows single turns
-    only."""
-    system_message: str | None = None
-    """A system message before the question. None sends none, because some chat templates refuse one; SmolLM2's template
-    then writes its own long one."""
-
-    @field_validator("operations")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if len(value) < 2 or set(value) - set("+-*/") or len(set(value)) < len(value):
-            raise ValueError("write two or more of + - * /, each once, without spaces")
-        return value
-
-    @model_validator(mode="after")
-    def _form_reads_all(self) -> Self:
-        if self.numbers_min > self.numbers_max:
-            raise ValueError(f"task.numbers_min ({self.numbers_min}) is above task.numbers_max ({self.numbers_max})")
-        ignored = (self.pick == "two", ("operations",), "set task.pick=all")
-        return self.refuse_ignored("task", [ignored])
-
-
-class DataConfig(AnyTaskConfig):
-    path: str | None = None
-    """File or directory of the data set (math: a Hub id too); None takes the task's own Hub id."""
-
-
-class RiskConfig(AnyTaskConfig):
-    accept_risk: str | None = None
-    """Name of the risk (docs/sandbox.md) that you accept, to run a model's programs on a machine without a sandbox."""
-
-
-class ProgramsConfig(DataConfig, RiskConfig):
-    pass
-
-
-class SplitsConfig(ProgramsConfig):
-    eval_split: Literal["test", "validation"] = "test"
-    """The split that evaluations measure."""
-
-
-class StoredAttemptsConfig(SplitsConfig):
-    first_attempts: str | None = None
-    """File of stored first attempts; None takes first_attempts_models.jsonl(.gz) of task.path."""
-
-
-class VerifierConfig(SplitsConfig):
-    verifier: str | None = None
-    """math, number, exact, code, or ``package.module:function``."""
-    prompt: str | None = None
-    """The prompt of attempt 1, with {question} where the question goes; None sends the question alone."""
-
-
-class OptionsConfig(AnyTaskConfig):
-    options: dict[str, Any] = {}
-    """Settings of an imported task or of a reasoning-gym data set, each as task.options.NAME=VALUE."""
-
-
-class ArithmeticConfig(SumsConfig):
-    name: Literal["arithmetic"] = "arithmetic"
-    """A task of this package, ``own``, or ``package.module:make``."""
-
-
-class Gsm8kConfig(DataConfig):
-    name: Literal["gsm8k"] = "gsm8k"
-
-
-class MathConfig(DataConfig):
-    name: Literal["math"] = "math"
-
-
-class HumanEvalConfig(ProgramsConfig):
-    name: Literal["humaneval"] = "humaneval"
-
-
-class MbppConfig(SplitsConfig):
-    name: Literal["mbpp"] = "mbpp"
-
-
-class MbppRepairConfig(StoredAttemptsConfig):
-    name: Literal["mbpp_repair"] = "mbpp_repair"
-
-
-class OwnConfig(VerifierConfig):
-    name: Literal["own"] = "own"
-
-    @model_validator(mode="after")
-    def _runs_programs(self) -> Self:
-        way_out = "set task.verifier=code, which runs programs"
-        return self.refuse_ignored("task", [(self.verifier != "code", ("accept_risk",), way_out)])
-
-
-class ReasoningGymConfig(OptionsConfig, RiskConfig):
-    name: Literal["reasoning_gym"] = "reasoning_gym"
-    dataset: str | None = None
-    """Name of a data set of the package reasoning-gym."""
-
-
-class ImportedTaskConfig(VerifierConfig, StoredAttemptsConfig, SumsConfig, OptionsConfig):
-    """A task from ``package.module:make``. It may read the settings of data and programs, and has its own
-    ``options``."""
-
-
-def _task_tag(task: Any) -> str:
-    name = task.get("name") if isinstance(task, Mapping) else getattr(task, "name", None)
-    return name if name in readers("task.name") else "imported"
-
-
-TaskConfig = Annotated[
-    Annotated[ArithmeticConfig, Tag("arithmetic")]
-    | Annotated[CountdownConfig, Tag("countdown")]
-    | Annotated[Gsm8kConfig, Tag("gsm8k")]
-    | Annotated[MathConfig, Tag("math")]
-    | Annotated[MbppConfig, Tag("mbpp")]
-    | Annotated[MbppRepairConfig, Tag("mbpp_repair")]
-    | Annotated[HumanEvalConfig, Tag("humaneval")]
-    | Annotated[OwnConfig, Tag("own")]
-    | Annotated[ReasoningGymConfig, Tag("reasoning_gym")]
-    | Annotated[ImportedTaskConfig, Tag("imported")],
-    Discriminator(_task_tag),
-]
-"""Each but the last has a file of its name in ``selfcorrect/tasks``."""
-
-
-class ReinforceConfig(Named):
-    beta1: float = Field(0.01, ge=0)
-    """KL weight on every attempt, both stages (paper: 0.01). pag and thinktwice have none unless it is set."""
-    kl_credit: Literal["sequence", "to_go", "token"] = "sequence"
-    """The part of its attempt's KL that a token is charged with: all of it, the part from this token on, or the token's
-    own (biased)."""
-    standardise: bool = False
-    """Divide the reward part of the advantages by its standard deviation in the group, per attempt. Not in the
-    paper. thinktwice does so unless this is false."""
-
-
-BRANCHES = 3
-"""Second attempts per first attempt in the default estimator."""
-
-
-class MultiAttemptConfig(ReinforceConfig):
-    gamma: float = Field(0.0, ge=0, le=1)
-    """Discount between attempts. 0 in the paper; other values show the failure."""
-    baseline: Literal["leave_one_out", "given_first"] = "leave_one_out"
-    """given_first: the baseline of later attempts uses only samples whose first attempt had the same verdict."""
-    offline_share: float = Field(0.0, ge=0, le=1)
-    """Share of a step's problems whose first attempts are stored answers of the base (Stage II and multi_turn). The
-    paper names the option without a share; 1 is its ablation "only offline first attempts"."""
-    branches: int | None = Field(None, ge=1, le=16)
-    """Second attempts per first attempt, each with the others as its baseline: the objective is the paper's, the gradient has
-    less noise (docs/shaping.md). None takes 3, or 1 where trees do not fit the other settings. 1 is the paper's estimator."""
-
-    @model_validator(mode="after")
-    def _baseline_of_branches(self) -> Self:
-        way_out = "set method.branches=1 (all mates in a branch have one first attempt)"
-        return self.refuse_ignored("method", [((self.branches or 1) > 1, ("baseline",), way_out)])
-
-    def fitting_branches(self, attempts: int, samples: int) -> int:
-        """The branches that None stands for: 3 where trees are possible and leave at least two first attempts.
-
-        Args:
-            attempts: ``play.attempts``.
-            samples: ``train.samples_per_problem``.
-        """
-        linear = attempts != 2 or self.gamma != 0 or self.baseline != "leave_one_out" or self.standardise
-        return 1 if linear or samples * attempts < 2 * (1 + BRANCHES) else BRANCHES
-
-
-class ImitateConfig(Named):
-    dataset: Literal["D", "D+"] = "D"
-    """D holds corrections of wrong first attempts; D+ also right first attempts that stay right. score: with
-    stage2=star only."""
-    train_attempt1: bool = False
-    """Also imitate the first attempt, which is otherwise only context. score: with stage2=star only."""
-
-
-class ScoreConfig(ImitateConfig, MultiAttemptConfig):
-    name: Literal["score"] = "score"
-    """The training method; ``self_refine`` is for `selfcorrect eval` only."""
-    alpha: float = Field(10.0, ge=0)
-    """Progress bonus of Stage II (paper: 10). 0 is the ablation without shaping. pag: 1, on attempt 2 where it is played."""
-    shaping: Literal["progress", "scaled"] = "progress"
-    """progress: the bonus alpha (r2 - r1), as in the paper. scaled: (1 + alpha) r2 alone, nothing subtracted."""
-    beta2: float = Field(0.1, ge=0)
-    """Extra KL weight on all but the last attempt in Stage I (paper: 0.1 for MATH, 0.25 for MBPP)."""
-    beta2_target: float | None = Field(None, gt=0)
-    """Stage I: adapt beta2 so that the held attempts' KL stays near this many nats; None keeps it fixed."""
-    stage1: Literal["last", "stepwise"] = "last"
-    """last: Stage I rewards the last attempt. stepwise: attempt 2, then 3, ..., each time with the earlier attempts
-    held at the policy of the part before (the paper's recipe for three attempts)."""
-    stage2: Literal["reinforce", "star"] = "reinforce"
-    """star: the ablation with STaR in place of REINFORCE in Stage II."""
-    interleave: int = Field(0, ge=0)
-    """Alternate Stage I and Stage II in turns of this many steps (v1 of the paper names the option); 0 runs one after the other."""
-    stage1_share: float = Field(0.4, ge=0, lt=1)
-    """Share of train.steps spent in Stage I (the paper is silent). 0 is the ablation without Stage I."""
-
-    def fitting_branches(self, attempts: int, samples: int) -> int:
-        """See ``MultiAttemptConfig``. It is 1 with scaled shaping, which is another way to reduce the same noise."""
-        return 1 if self.shaping == "scaled" else super().fitting_branches(attempts, samples)
-
-    @model_validator(mode="after")
-    def _stages_read_all(self) -> Self:
-        no_stage1, star = self.stage1_share == 0, self.stage2 == "star"
-        return self.refuse_ignored(
-            "method",
-            [
-                (
-                    no_stage1,
-                    ("beta2", "beta2_target", "stage1", "interleave"),
-                    "set method.stage1_share above 0 (it is Stage I's)",
-                ),
-                (no_stage1, ("stage2",), "use method=star: without Stage I this is STaR"),
-                (self.interleave > 0, ("stage1_share",), "set method.interleave=0"),
-                (self.beta2 == 0, ("beta2_target",), "set method.beta2 above 0, which is what it scales"),
-                (self.alpha == 0, ("shaping",), "set method.alpha above 0"),
-                (star, ("alpha", "shaping", "offline_share"), "set method.stage2=reinforce"),
-                (
-                    not star,
-                    ("dataset", "train_attempt1"),
-                    "use method=star or pair_sft, or method.stage2=star",
-                ),
-            ],
-        )
-
-
-class MultiTurnConfig(MultiAttemptConfig):
-    name: Literal["multi_turn"] = "multi_turn"
-
-
-class SingleTurnConfig(ReinforceConfig):
-    name: Literal["single_turn"] = "single_turn"
-
-
-class PagConfig(ReinforceConfig):
-    name: Literal["pag"] = "pag"
-    beta1: float = Field(0.0, ge=0)
-    """KL weight on both attempts; PAG has none by default."""
-    alpha: float = Field(1.0, ge=0)
-    """Bonus alpha (r2 - r1) on attempt 2, where it is played (PAG: 1)."""
-    verdict_weight: float = Field(1.0, ge=0)
-    """Reward weight of the verdict turn, in which the model judges its own answer."""
-    verdict_beta: float = Field(0.0, ge=0)
-    """KL weight on the verdict turn."""
-    verdict_instruction: str | None = None
-    """Request for the verdict; None takes one that asks to check the answer step by step. It must ask for one of the lines
-    `Verdict: correct` and `Verdict: wrong`, or for one of these words alone, and must not say whether the answer is right."""
-    stop: bool = True
-    """Play attempt 2 only where the verdict is "wrong"; false always plays it."""
-    per_role: bool = False
-    """Divide the reward part of the advantages by its spread over the whole step, apart for attempts and for verdicts."""
-
-    @field_validator("verdict_instruction")
-    @classmethod
-    def _names_both_words(cls, value: str | None) -> str | None:
-        words = () if value is None else ("correct", "wrong")
-        if missing := [w for w in words if not re.search(rf"\b{w}\b", value or "", re.IGNORECASE)]:
-            raise ValueError(
-                f"it does not name the word {' nor '.join(map(repr, missing))}, so no answer to it could be read as a verdict; "
-                "ask for `Verdict: correct` or `Verdict: wrong`"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _one_spread(self) -> Self:
-        if self.standardise and self.per_role:
-            raise ValueError(
-                "method.standardise and method.per_role both divide the advantages by a spread, of the group and of the step; "
-                "drop one of them"
-            )
-        return self
-
-
-class ThinkTwiceConfig(ReinforceConfig):
-    name: Literal["thinktwice"] = "thinktwice"
-    beta1: float = Field(0.0, ge=0)
-    """KL weight on every attempt."""
-    standardise: bool = True
-    """Divide the reward part of the advantages by its spread in the group."""
-
-
-class StarConfig(ImitateConfig):
-    name: Literal["star"] = "star"
-
-
-class PairSftConfig(ImitateConfig):
-    name: Literal["pair_sft"] = "pair_sft"
-
-
-class SelfRefineConfig(Named):
-    name: Literal["self_refine"] = "self_refine"
-
-
-MethodConfig = Annotated[
-    ScoreConfig
-    | MultiTurnConfig
-    | SingleTurnConfig
-    | StarConfig
-    | PairSftConfig
-    | PagConfig
-    | ThinkTwiceConfig
-    | SelfRefineConfig,
-    Field(discriminator="name"),
-]
 
 
 class PlayConfig(Section):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from selfcorrect.config import Config
-from selfcorrect.config.sections import PagConfig
+from selfcorrect.config.methods import PagConfig
 from selfcorrect.types import Attempt, Episode, Grade, Verdict
 
 Says = Literal["correct", "wrong"]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from selfcorrect.config import TaskConfig, readers
-from selfcorrect.config.sections import ImportedTaskConfig
+from selfcorrect.config.tasks import ImportedTaskConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Task
 
@@ -59,7 +59,7 @@ def _built_in(name: str, config: TaskConfig) -> Task:
     if not callable(make):
         lack = "there is no such file" if make is None else "that file has no class or function `make`"
         raise ConfigError(
-            f"task {name} is named in TaskConfig (config/sections.py) and belongs in selfcorrect/tasks/{name}.py, but {lack}; "
+            f"task {name} is named in TaskConfig (config/tasks.py) and belongs in selfcorrect/tasks/{name}.py, but {lack}; "
             "write a class that takes the task's config, and `make = ` that class"
         )
     task: Task = make(config)
@@ -85,7 +85,7 @@ def _make_of(name: str) -> Any:
 def _unknown(name: str) -> str:
     if name.isidentifier() and _make_of(name):
         return (
-            f"selfcorrect/tasks/{name}.py makes a task, but no class in TaskConfig (config/sections.py) has the name {name!r}; "
+            f"selfcorrect/tasks/{name}.py makes a task, but no class in TaskConfig (config/tasks.py) has the name {name!r}; "
             "write one and add it there"
         )
     return f"task.name = {name!r} is not a task; take one of: {', '.join(sorted(TASKS))}; or package.module:function"

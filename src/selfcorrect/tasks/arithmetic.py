@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfcorrect.config.sections import ArithmeticConfig
+from selfcorrect.config.tasks import ArithmeticConfig
 from selfcorrect.tasks.base import Message, Split
 from selfcorrect.tasks.procedural import AnySplit, split_of
 from selfcorrect.types import Grade, Problem, Verdict

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-from selfcorrect.config.sections import CountdownConfig
+from selfcorrect.config.tasks import CountdownConfig
 from selfcorrect.tasks.expressions import (
     UNICODE,
     Tree,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from selfcorrect.config.sections import Gsm8kConfig
+from selfcorrect.config.tasks import Gsm8kConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Message, Split
 from selfcorrect.tasks.jsonl import text_field

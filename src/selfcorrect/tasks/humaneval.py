@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfcorrect.config.sections import HumanEvalConfig
+from selfcorrect.config.tasks import HumanEvalConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.jsonl import text_field

@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 
-from selfcorrect.config.sections import MathConfig
+from selfcorrect.config.tasks import MathConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.jsonl import text_field

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfcorrect.config.sections import MbppConfig, MbppRepairConfig
+from selfcorrect.config.tasks import MbppConfig, MbppRepairConfig
 from selfcorrect.errors import DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.jsonl import text_field

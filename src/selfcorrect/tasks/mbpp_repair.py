@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from selfcorrect.config.sections import MbppRepairConfig
+from selfcorrect.config.tasks import MbppRepairConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.records.files import read_jsonl
 from selfcorrect.tasks.base import Answer, Split

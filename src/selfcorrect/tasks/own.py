@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from selfcorrect.config.sections import OwnConfig
+from selfcorrect.config.tasks import OwnConfig
 from selfcorrect.errors import ConfigError, DataError
 from selfcorrect.tasks.base import Answer, Message, Split
 from selfcorrect.tasks.gsm8k import final_line, grade_number, number_key, parse_number

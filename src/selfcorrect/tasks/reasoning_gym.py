@@ -17,7 +17,7 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from selfcorrect.config.sections import ReasoningGymConfig
+from selfcorrect.config.tasks import ReasoningGymConfig
 from selfcorrect.errors import ConfigError
 from selfcorrect.tasks.procedural import Drawn, Procedural
 from selfcorrect.tasks.user_code import refuse_unknown_options
