@@ -24,7 +24,7 @@ from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDire
 
 
 def job(c):
-    return SimpleNamespace(config=c, task=toy.Toy(), resolved=None, chat=None, longest=99)
+    return SimpleNamespace(config=c, task=toy.Toy(), resolved=resolve_model("tiny"), chat=None, longest=99)
 
 
 def engine(c):
@@ -289,6 +289,17 @@ def test_a_run_without_a_readable_checkpoint_says_so(tmp_path):
         weights.write_bytes(b"")
     with pytest.raises(RunError, match=r"cannot be read.*no checkpoint before it.*start a new run"):
         again(tmp_path / "run")
+
+
+def test_a_run_is_not_continued_on_another_model(tmp_path, monkeypatch):
+    watcher = toy.Watcher()
+    with pytest.raises(Interrupted):
+        whole(tmp_path / "run", "eval.controls=false", stop=lambda: len(watcher.steps) >= 1, watcher=watcher)
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    monkeypatch.setattr(experiment, "identity", lambda _resolved: "hub")
+    with pytest.raises(RunError, match=r"began with another model: .* was tiny then, and is hub now"):
+        again(tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
 
 def test_resuming_from_elsewhere_recommends_nothing_that_it_refuses(tmp_path, monkeypatch):

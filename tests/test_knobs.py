@@ -543,7 +543,7 @@ def probe_sft_eval_problems(tmp):
     for n in (0, 4):
         out = tmp / str(n)
         c = toy.config(WarmUpDirectory.of(out), "sft.steps=1", f"sft.eval_problems={n}")
-        job = Job(c, toy.Toy(), None, None, 0)
+        job = Job(c, toy.Toy(), resolve_model("tiny"), None, 0)
         summary = warm_up(job, WarmUpDirectory.create(c), toy.engine(c), toy.Watcher())
         assert (summary and summary.n_problems) == (n or None) and (out / WARMED).exists() == (n > 0)
 

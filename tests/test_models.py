@@ -30,12 +30,14 @@ from transformers import (
     T5Config,
 )
 
+import tiny
 from selfcorrect.engines import models
 from selfcorrect.engines.models import (
     ResolvedModel,
     check_attention,
     check_length,
     check_vocabulary,
+    identity,
     load_config,
     load_model,
     load_tokenizer,
@@ -430,3 +432,14 @@ def test_length() -> None:
         check_length(config, 3, {1: 99, 2: 100, 3: 101}.__getitem__)
     with pytest.raises(ModelError, match="hold not even one"):
         check_length(config, 2, lambda n: 100 + n)
+
+
+def test_another_model_in_the_same_place_is_noticed(tmp_path):
+    place = tiny.save_model(tmp_path / "base")
+    first = identity(resolve_model(str(place)))
+    assert first == identity(resolve_model(str(place))) and first.startswith("directory ")
+    weights = bytearray((place / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (place / "model.safetensors").write_bytes(weights)
+    assert identity(resolve_model(str(place))) != first
+    assert (identity(resolve_model("owner/name")), identity(resolve_model("tiny"))) == ("hub", "tiny")

@@ -14,6 +14,7 @@ import toy
 from fake_tinker import Fake
 from selfcorrect.config import TinkerEngineConfig, load_config
 from selfcorrect.engines.base import CURRENT, AdamParams, SampleRequest, SamplingParams
+from selfcorrect.engines.models import resolve_model
 from selfcorrect.engines.tinker_engine import client, patience
 from selfcorrect.engines.tinker_engine import engine as module
 from selfcorrect.engines.tinker_engine.remote import RemoteFailure
@@ -367,7 +368,7 @@ SETTINGS = [
 def whole(tmp_path, fake, name, *overrides, watcher=None, lines=None):
     config = load_config(None, [*SETTINGS, f"run_dir={tmp_path / name}", *overrides])
     run = RunDirectory.create(config)
-    job = SimpleNamespace(config=config, task=toy.Toy(), resolved=None, chat=None, longest=99)
+    job = SimpleNamespace(config=config, task=toy.Toy(), resolved=resolve_model("tiny"), chat=None, longest=99)
     lines = [] if lines is None else lines
     outcome = run_experiment(job, run, fake_tinker.engine(fake), watcher or toy.Watcher(), lines.append)
     return outcome, lines

@@ -25,6 +25,7 @@ from selfcorrect.engines.models import (
     check_attention,
     check_length,
     check_vocabulary,
+    identity,
     load_chat,
     load_config,
     resolve_model,
@@ -225,10 +226,17 @@ def _begin(
     """Record the start of a run, or of its continuation from the latest checkpoint.
 
     Raises:
-        RunError: the run has trained, and has no checkpoint to continue from.
+        RunError: the run has trained, and has no checkpoint to continue from, or it began with another model.
     """
     checkpoint, reached = _latest(run, say)
-    if checkpoint is None and (steps := [r.step for r in run.records() if isinstance(r, StepRecord)]):
+    records, base = run.records(), identity(job.resolved)
+    began = next((r.base for r in records if isinstance(r, StartRecord) and r.base is not None), base)
+    if began != base:
+        raise RunError(
+            f"{run.path} began with another model: {job.config.model.name} was {began} then, and is {base} now; call the "
+            "command from the directory in which the run was started, or put that model back"
+        )
+    if checkpoint is None and (steps := [r.step for r in records if isinstance(r, StepRecord)]):
         raise RunError(
             f"{run.path} has records of {max(steps)} steps, but no checkpoint to continue from; put its checkpoints back from "
             "a copy, or start a new run"
@@ -478,6 +486,7 @@ def _start_record(job: Job, engine: Engine, resumed_from: int | None) -> StartRe
         versions=versions,
         engine=asdict(engine.info),
         resumed_from_step=resumed_from,
+        base=identity(job.resolved),
     )
 
 

@@ -11,6 +11,7 @@ This order finds every fault before it costs time:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import warnings
@@ -82,6 +83,18 @@ def resolve_model(name: str) -> ResolvedModel:
         f"model {name!r} {found}, and is no embedded model either; give {', '.join(SHIPPED)} or smollm2, a directory with "
         "config.json and the tokenizer's files, or a Hugging Face id of the form owner/name"
     )
+
+
+def identity(resolved: ResolvedModel) -> str:
+    """What a model name stands for: ``hub``, or the kind and a hash of the files, so that another model in the same place is
+    noticed. The hash covers sizes, and the first MiB of every file, which has the names and shapes of the weights."""
+    if resolved.kind != "directory":
+        return resolved.kind
+    found = hashlib.sha256()
+    for path in sorted(p for p in Path(resolved.path_or_id).iterdir() if p.suffix in (".json", ".safetensors", ".bin")):
+        with path.open("rb") as file:
+            found.update(f"{path.name} {path.stat().st_size}\n".encode() + file.read(1 << 20))
+    return f"directory {found.hexdigest()[:16]}"
 
 
 def base_of(resolved: ResolvedModel) -> ResolvedModel:

@@ -24,6 +24,8 @@ class StartRecord(_Record):
     versions: dict[str, str]
     engine: dict[str, Any]
     resumed_from_step: int | None = None
+    base: str | None = None
+    """What the model's name stood for, see ``engines.models.identity``. Older versions did not record it."""
 
 
 class VerdictNumbers(_Record):
