@@ -229,14 +229,13 @@ def _begin(
         RunError: the run has trained, and has no checkpoint to continue from, or it began with another model.
     """
     checkpoint, reached = _latest(run, say)
-    records, base = run.records(), identity(job.resolved)
-    began = next((r.base for r in records if isinstance(r, StartRecord) and r.base is not None), base)
-    if began != base:
+    began, base = run.base, identity(job.resolved)
+    if began not in (None, base):
         raise RunError(
             f"{run.path} began with another model: {job.config.model.name} was {began} then, and is {base} now; call the "
             "command from the directory in which the run was started, or put that model back"
         )
-    if checkpoint is None and (steps := [r.step for r in records if isinstance(r, StepRecord)]):
+    if checkpoint is None and (steps := [r.step for r in run.records() if isinstance(r, StepRecord)]):
         raise RunError(
             f"{run.path} has records of {max(steps)} steps, but no checkpoint to continue from; put its checkpoints back from "
             "a copy, or start a new run"

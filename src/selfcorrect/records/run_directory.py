@@ -39,7 +39,7 @@ from selfcorrect.records.files import (
     write_jsonl,
     write_text,
 )
-from selfcorrect.records.lines import Record, parse_record
+from selfcorrect.records.lines import Record, StartRecord, parse_record
 
 CHECKSUMS = "files.json"
 """The file of a checkpoint that has the sizes and checksums of its other files. Older versions did not write it."""
@@ -228,6 +228,16 @@ class RunDirectory:
         return read_journal(
             self.metrics_file, parse_record, "restore the file, or open it with the version that wrote it"
         )
+
+    @property
+    def base(self) -> str | None:
+        """What the model's name stood for when the run began, from its first record; None if that does not say."""
+        try:
+            with self.metrics_file.open(encoding="utf-8", errors="replace") as lines:
+                first = parse_record(next(lines, ""))
+        except (OSError, ValueError):
+            return None
+        return first.base if isinstance(first, StartRecord) else None
 
     def _complete(self) -> list[Path]:
         """The checkpoints, oldest first. Copies that users made next to them have other names."""
