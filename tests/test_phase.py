@@ -42,9 +42,16 @@ def test_shares_by_hand():
     )
     assert (found.fixed, found.broken) == (pytest.approx(1 / 7), pytest.approx(1 / 7))
     assert (found.samples, found.pass_at_k, found.sound) == (4, 0.5, None)
+    assert found.fresh == 0  # of problem a, whose first attempts are all wrong
     p, d, q, f = found.right_first, found.departs, found.lands, found.breaks
     assert found.delta == pytest.approx((1 - p) * d * q - p * f)
     assert found.delta_bound == pytest.approx((1 - p) * q)
+
+
+def test_a_fresh_try_is_another_sample_of_the_same_problem():
+    mixed = [episode("c", i, (str(i), right), ("7", False)) for i, right in enumerate((True, False, False, None, True))]
+    # after each of the two wrong ones, two of the three others are right; the one that failed counts nowhere
+    assert revising([*GROUPS, mixed]).fresh == pytest.approx((3 * 0 + 2 * 2 / 3) / 5)
 
 
 def test_checks_that_say_nothing_are_left_out():

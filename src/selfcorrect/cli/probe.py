@@ -166,6 +166,7 @@ def _revising(r: Revising) -> Table:
         (f"one of {r.samples} first attempts is right", r.pass_at_k),
         ("d: a wrong answer is changed", r.departs),
         ("q: a changed wrong answer becomes right", r.lands),
+        ("another first attempt is right, after a wrong one", r.fresh),
         ("f: a right answer becomes wrong", r.breaks),
         ("wrong -> right, of all", r.fixed),
         ("right -> wrong, of all", r.broken),

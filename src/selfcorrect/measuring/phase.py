@@ -47,6 +47,9 @@ class Revising:
     """Share of problems that one of k first attempts solves: an upper bound on what RL could reach at attempt 1."""
     sound: float | None = None
     """Share of attempts whose own check is sound; None where the task cannot tell."""
+    fresh: float | None = None
+    """Another first attempt at the same problem is right, given that this one was wrong. If ``lands`` is no higher, the model
+    does not revise: a changed answer is only a new try."""
     sound_if_wrong: float | None = None
     """The same among wrong attempts: there an unsound check hides the mistake."""
 
@@ -83,9 +86,9 @@ def revising(
     right_EK = table.is_EK(Verdict.CORRECT)
     first_E, second_E = right_EK[judged_E, 0], right_EK[judged_E, 1]
     changed_E = np.array([_answer(a) != _answer(b) for a, b, *_ in table.attempts], dtype=bool)[judged_E]
-    solved = [
-        any(a.correct for a in firsts) for group in groups if (firsts := [e.attempts[0] for e in group if e.valid_K[0]])
-    ]
+    groups_of_firsts = [[e.attempts[0].correct for e in group if e.valid_K[0]] for group in groups]
+    fresh = [sum(rs) / (len(rs) - 1) for rs in groups_of_firsts if len(rs) > 1 for right in rs if not right]
+    solved = [any(rights) for rights in groups_of_firsts if rights]
     told: list[tuple[bool, bool]] = []
     if check_is_sound is not None:
         answers = ((e.problem, a) for e in episodes for a in e.answers if a.source != "kept")
@@ -101,6 +104,7 @@ def revising(
         broken=_share(first_E & ~second_E),
         samples=min(map(len, groups), default=0),
         pass_at_k=_share(solved),
+        fresh=_share(fresh),
         sound=_share([sound for sound, _ in told]),
         sound_if_wrong=_share([sound for sound, right in told if not right]),
     )
