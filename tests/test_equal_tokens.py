@@ -73,6 +73,14 @@ def test_every_way_gets_the_same_expected_tokens():
     assert four.gated_gain.value == 1 and two.best_gain.value == pytest.approx(2 / 3 + 0 - two.parallel.value)
 
 
+def test_a_budget_of_whole_samples_is_not_lost_by_rounding():
+    tokens = (4, 3, 3, 3, 3)  # 3.2 on average, and 6 * 3.2 / 3.2 is above 6 in binary
+    firsts = [plain(f"p{i}", g, RIGHT, tokens=(n,)) for i, n in enumerate(tokens) for g in range(3)]
+    chains = [plain(f"p{i}", g + 3, WRONG, RIGHT, tokens=(n, n)) for i, n in enumerate(tokens) for g in range(3)]
+    largest = token_curve([*firsts, *chains], [], (1, 6), str).rows[-1]
+    assert largest.parallel.value == 1 / 2 and largest.corrected.value == 1
+
+
 def test_a_problem_with_a_failure_of_the_verifier_is_in_no_number():
     more = [plain("q", 0, ERROR), plain("q", 1, RIGHT)], [gated("q", 0, 1, "correct", None)]
     assert (

@@ -125,6 +125,8 @@ def _mean_tokens(samples_N: Sequence[Sequence[Sample]]) -> float:
 def _accuracy_N(way: str, samples_N: Sequence[Sequence[Sample]], n: float) -> Floats | None:
     """Expected accuracy of each problem with n samples; between two whole numbers a lot decides. None where n is out of reach."""
     most = min(map(len, samples_N), default=0)
+    if abs(n - (whole := np.rint(n))) < 1e-9 * n:  # a quotient of means: 6 may come out as a little more than 6
+        n = float(whole)
     if not 1 <= n <= most:  # nan too
         return None
 
