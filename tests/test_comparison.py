@@ -1,12 +1,15 @@
 """Runs side by side: goldens, pairing, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import toy
 from selfcorrect.errors import DataError
-from selfcorrect.measuring.compare import compare_runs, read_evaluation
+from selfcorrect.measuring.compare import compare_runs, matrix_row, read_evaluation
 from selfcorrect.measuring.intervals import across_seeds
+from selfcorrect.measuring.metrics import correctness_matrix, summarise
 from selfcorrect.records.lines import episode_row
 from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
@@ -70,6 +73,15 @@ def test_a_verifier_failure_is_left_out_not_counted_as_wrong(tmp_path):
     assert score.t2.value == 1.0
     assert score.t1.value == 0.5  # attempt 1 of that problem was graded
     assert score.delta.value == pytest.approx(1 / 3)
+
+
+def test_a_failure_on_one_of_several_samples_leaves_its_pair_out_of_delta():
+    """As in ``summarise``: delta is i->c minus c->i, whatever the other samples of the problem got."""
+    grades = {("p", 0): "-+", ("p", 1): "+!", ("q", 0): "--", ("q", 1): "-+"}
+    played = [replace(episodes(pair, i)[0], sample=sample) for (i, sample), pair in grades.items()]
+    matrix = correctness_matrix(played)
+    row = matrix_row("score", [(matrix, matrix)])
+    assert row.delta.value == summarise(played).delta_first_last.value == row.i_to_c.value - row.c_to_i.value == 0.75
 
 
 def test_the_order_of_rows_in_a_file_does_not_matter(tmp_path):

@@ -195,8 +195,8 @@ SUPPORT: dict[str, tuple[float, float]] = {
 
 def per_problem(matrix: CorrectnessMatrix, quantity: str) -> FloatArray:
     """A quantity of ``SUPPORT`` per problem; nan where the verifier failed; shape [N]."""
-    first_N, last_N = matrix.correct_NK[:, 0], matrix.correct_NK[:, -1]
-    own = {"t1": first_N, "t2": last_N, "delta": last_N - first_N}
+    gain_N = matrix.i_to_c_N - matrix.c_to_i_N  # of the samples with both verdicts: not the gap of two other means
+    own = {"t1": matrix.correct_NK[:, 0], "t2": matrix.correct_NK[:, -1], "delta": gain_N}
     return own[quantity] if quantity in own else getattr(matrix, f"{quantity}_N")
 
 
