@@ -18,7 +18,7 @@ import made_runs as made
 import toy
 from selfcorrect.errors import ConfigError, DataError, Interrupted, RunError
 from selfcorrect.measuring.evaluate import held_out
-from selfcorrect.measuring.intervals import Estimate, bootstrap_mean, not_measured
+from selfcorrect.measuring.intervals import Estimate, across_seeds, bootstrap_mean, not_measured
 from selfcorrect.measuring.test_time import (
     ATTEMPTS,
     BUDGETS,
@@ -33,11 +33,12 @@ from selfcorrect.records.run_directory import RunDirectory
 from selfcorrect.reproduce import kept, make
 from selfcorrect.reproduce.budget import Spent, check_equal
 from selfcorrect.reproduce.choice import Choice, config_hash, planned_cost, rows_in_order, targets_of
-from selfcorrect.reproduce.diagnostics import corrected, ends
+from selfcorrect.reproduce.diagnostics import corrected, ends, seed_result
 from selfcorrect.reproduce.jobs import Job, Runner, claimed, finished_seconds
 from selfcorrect.reproduce.kept import shifted_episodes
 from selfcorrect.reproduce.measured import Measurements
 from selfcorrect.reproduce.planning import jobs_of, prompted_job, script_job
+from selfcorrect.reproduce.result import Column
 from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, Claim, paper_tables
 from selfcorrect.reproduce.tables import code_table, table
 from selfcorrect.reproduce.verdicts import judge
@@ -210,6 +211,17 @@ def test_a_stated_reason_allows_fewer_responses_and_is_said():
 )
 def test_the_interval_decides(low, high, word):
     assert judge(Claim("", "t2", "score", "base"), Estimate(0.1, low, high, 5)).word == word
+
+
+def test_seeds_that_agree_but_for_rounding_decide_nothing(tmp_path):
+    values = {"score": (0.3, 0.4), "multi_turn": (0.1, 0.2)}
+    measured = {
+        row: {s: {"changed_end": across_seeds([v])} for s, v in enumerate(of_row)} for row, of_row in values.items()
+    }
+    columns = (Column("changed_end", "end of training"),)
+    result = seed_result("collapse", "", columns, measured, {}, Measurements(choice(tmp_path)))
+    (found,) = [v for v in result.verdicts if v.claim.quantity == "changed_end"]
+    assert (found.difference.value, found.word) == (0.2, "cannot be told at this n")
 
 
 def test_what_was_not_measured_is_no_verdict():
@@ -513,7 +525,7 @@ def write_curves(job):
     spent = tuple(BudgetRow(k, share(5), share(7), share(2), share(1), share(3)) for k in BUDGETS)
     votes = VoteCurve(rows=spent, n_problems=10, n_left_out=0)
     in_a_row = tuple(share(4 if k < 2 else 6) for k in range(ATTEMPTS))
-    row = AttemptCurve(accuracy_K=in_a_row, gain_K=(share(2),) * ATTEMPTS, n_problems=10, n_left_out=0)
+    row = AttemptCurve(accuracy_K=in_a_row, gain_K=(share(2),) * ATTEMPTS, n_problems=9, n_left_out=1)
     policies = ("base", "kept") if "scaling+base" in job.command else ("kept",)
     lines = [
         {"policy": p, **ScalingCurves("m", 1, "c", replace(votes, settings={"temperature": 0.7}), row).to_json()}
@@ -533,6 +545,7 @@ def test_more_responses_and_attempts_are_measured_once_per_seed_and_the_base_onc
     scaling, attempts = (make.MAKERS[t](Measurements(c)) for t in ("scaling", "attempts"))
     base, score = scaling.grids[0].rows
     assert (base.seeds, score.seeds, score.problems) == (1, 2, 10)
+    assert [row.problems for row in attempts.grids[0].rows] == [9, 9, 9]  # each measurement leaves out its own failures
     assert (score.cells["parallel_32"].value, score.cells["gap_32"].value) == (0.5, 0.2)
     assert [v.difference.value for v in scaling.verdicts] == pytest.approx([0.2, 0.3])
     assert [v.difference.value for v in attempts.verdicts] == pytest.approx([0.2, 0.0])  # t10 - t2; t10 - the base's

@@ -25,8 +25,8 @@ def _curves(m: Measurements, target: str) -> tuple[dict[str, dict[int, ScalingCu
         files = {seed: script_job(m.choice, row, seed, "scaling").target for seed in m.paths(row.key)}
         curves = {seed: read_curves(file) for seed, file in files.items() if file.exists()}
         found[key] = {seed: by_policy[policy] for seed, by_policy in curves.items() if policy in by_policy}
-        votes = next((c.votes for c in found[key].values()), None)
-        problems[key] = votes.n_problems if votes is not None else 0
+        measured = (c.votes if target == "scaling" else c.attempts for c in found[key].values())
+        problems[key] = next((curve.n_problems for curve in measured if curve is not None), 0)
     return found, problems
 
 
