@@ -254,6 +254,18 @@ def test_the_gate_names_the_number_that_stands_against_a_long_run(name):
     assert str(found).startswith("NOT PASSED") and "asked for" in str(found)
 
 
+def test_an_answer_that_never_came_is_not_in_the_asked_for_form():
+    class Wordy(toy.Toy):
+        def grade(self, problem, text, *, truncated):
+            grade = super().grade(problem, text, truncated=truncated)
+            return replace(grade, verdict=Verdict.TRUNCATED) if truncated else grade
+
+    found = probe(tiny.engine(), Wordy(), training_sample(Wordy(), 6, 0), Plan(2, 4, 4, 4))
+    cut = sum(e.attempts[0].stop == "length" for e in found.episodes)
+    form = gate(numbers(found, Wordy()))[0]
+    assert cut > 1 and form.value == pytest.approx(1 - cut / len(found.episodes)) and not form.passed
+
+
 def test_the_gate_does_not_ask_for_what_cannot_be_told():
     assert len(gate(replace(GOOD, sound=None))) == 3 and len(gate(replace(GOOD, attempts=1, changed=None))) == 2
     assert not any(c.passed for c in gate(replace(GOOD, accuracy_first=None, no_answer=None, changed=None)))

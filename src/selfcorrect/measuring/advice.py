@@ -66,6 +66,8 @@ class Numbers:
     """The task has demonstrations for `selfcorrect sft`."""
     sound: float | None = None
     """Share of wrong attempts whose own check is sound; None where the task cannot tell."""
+    unfinished: float = 0.0
+    """Share of first attempts that were cut before they held an answer, under the largest cap that was probed."""
     no_verdict: float | None = None
     """Share of verdict turns without a verdict in the requested form; None where the method has none."""
 
@@ -102,7 +104,7 @@ class Gate:
 
 def gate(n: Numbers) -> list[Gate]:
     """The conditions that a model should meet before a long run."""
-    form = None if n.no_answer is None else 1 - n.no_answer
+    form = None if n.no_answer is None else 1 - n.no_answer - n.unfinished
     conditions = [
         Gate(
             "first attempts in the asked-for form", form, f"{IN_FORM:.0%} or more", form is not None and form >= IN_FORM

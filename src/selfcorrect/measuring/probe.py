@@ -165,6 +165,7 @@ def numbers(found: Probe, task: Task) -> Numbers:
         accuracy_first=_value(first.accuracy),
         accuracy_last=_value(last.accuracy),
         no_answer=first.verdict_shares[Verdict.NO_ANSWER.value],
+        unfinished=first.verdict_shares[Verdict.TRUNCATED.value],
         verifier_errors=found.verifier_errors,
         cap_hits={cap: max(shares) for cap, shares in found.cap_hits.items()},
         one_verdict=found.one_verdict[found.plan.samples][-1],
