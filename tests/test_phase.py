@@ -58,6 +58,8 @@ def test_checks_that_say_nothing_are_left_out():
     sound = {"1": True, "2": False}
     assert revising(GROUPS, lambda _problem, text: sound.get(text)).sound == pytest.approx(5 / 7)
     assert revising(GROUPS, lambda problem, text: text == problem.answer).sound_if_wrong == 0
+    ones = revising(GROUPS, lambda _problem, text: text == "1")
+    assert ones.sound_if_wrong == pytest.approx(4 / 6)  # the attempt on which the verifier failed is not wrong
 
 
 def test_what_no_episode_tells_is_not_a_number():

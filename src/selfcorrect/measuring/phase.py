@@ -92,8 +92,8 @@ def revising(
     told: list[tuple[bool, bool]] = []
     if check_is_sound is not None:
         answers = ((e.problem, a) for e in episodes for a in e.answers if a.source != "kept")
-        found = ((check_is_sound(problem, a.text), a.correct) for problem, a in answers)
-        told = [(sound, right) for sound, right in found if sound is not None]
+        found = ((check_is_sound(problem, a.text), a.wrong) for problem, a in answers)
+        told = [(sound, wrong) for sound, wrong in found if sound is not None]
     return Revising(
         episodes=int(judged_E.sum()),
         right_first=_share(first_E),
@@ -106,7 +106,7 @@ def revising(
         pass_at_k=_share(solved),
         fresh=_share(fresh),
         sound=_share([sound for sound, _ in told]),
-        sound_if_wrong=_share([sound for sound, right in told if not right]),
+        sound_if_wrong=_share([sound for sound, wrong in told if wrong]),
     )
 
 
