@@ -275,6 +275,7 @@ def test_the_card_says_what_the_records_say(finished, tmp_path):
         "Percent of 40 held-out problems",
         "training run, seed 0",
         "step 19 of 20, by training reward",
+        "| sequences trained on per step | 16 |",  # of the records, whatever the settings would make of it
         "100 responses, 2,000 tokens",
         "method.alpha = 7.0",
         "```sh\nselfcorrect train\n```",

@@ -180,7 +180,10 @@ def _training(data: RunData) -> list[tuple[str, str]]:
     config, end = data.config, data.end
     hub = _hub_data(config)
     start = data.starts[-1] if data.starts else None
-    episodes = config.train.problems_per_step * config.train.samples_per_problem
+    trained_on = [
+        r.episodes for r in data.steps
+    ]  # of the records: trees, verdict turns and imitation have their own counts
+    low, high = min(trained_on, default=0), max(trained_on, default=0)
     kept = f"step {data.evals['final'].step} of {end.step if end else NOT_RECORDED}"
     path = getattr(config.task, "path", None)
     source = code(path) if path else code(hub.id) if hub else "the task's own"
@@ -189,7 +192,9 @@ def _training(data: RunData) -> list[tuple[str, str]]:
         "method": code(config.method.name),
         "data": f"task {code(config.task.name)}, source {source}",
         "checkpoint kept": kept + (", by training reward" if data.kept_step is not None else ", the last"),
-        "episodes per step": f"{episodes} ({config.train.problems_per_step} problems, {config.train.samples_per_problem} samples each)",
+        "sequences trained on per step": (f"{low:,}" if low == high else f"{low:,} to {high:,}")
+        if trained_on
+        else NOT_RECORDED,
         "sampled": f"{end.sampled_responses:,} responses, {end.sampled_tokens:,} tokens" if end else NOT_RECORDED,
         "training time": f"{end.train_seconds:,.0f} s" if end else NOT_RECORDED,
         "engine": ", ".join(plain(f"{k} {v}") for k, v in engine.items()) or NOT_RECORDED,
