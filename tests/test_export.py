@@ -275,6 +275,7 @@ def test_the_card_says_what_the_records_say(finished, tmp_path):
         "Percent of 40 held-out problems",
         "training run, seed 0",
         "step 19 of 20, by training reward",
+        "asks for another.\n\nThese are the whole weights",  # and no word of a verdict
         "| sequences trained on per step | 16 |",  # of the records, whatever the settings would make of it
         "100 responses, 2,000 tokens",
         "method.alpha = 7.0",
@@ -322,6 +323,23 @@ def test_a_last_attempt_that_is_not_better_is_called_so(tmp_path):
     text = card_of(run.path, tmp_path / "out").text
     assert "**On these problems the last attempt is not shown to be better than the base's.**" in text
     assert "None rang during training." in text
+
+
+def test_the_card_says_that_results_with_verdicts_are_not_those_of_its_code(tmp_path):
+    run = made_runs.begin(tmp_path / "run", "method=pag")
+    for name in ("base", "final"):
+        made_runs.evaluate(run, name, made_runs.held_out(trained=name == "final"))
+    asked = {"verdict": "Is it right?", "stop": True}
+    run.append(
+        next(r for r in run.records() if getattr(r, "name", "") == "final").model_copy(update={"settings": asked})
+    )
+    made_runs.finish(run)
+    shutil.copytree(TINY, run.path / "model")
+    text = card_of(run.path, tmp_path / "out").text
+    assert (
+        'verdict on its answer (`Is it right?`), and another answer was asked for only where it said "wrong".' in text
+    )
+    assert "so it does not give the results above" in text
 
 
 HOSTILE = [

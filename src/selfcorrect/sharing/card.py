@@ -79,6 +79,7 @@ def build_card(
         accuracy=final.accuracy(len(final.attempts)),
         gain=next(row.t2_over_base for row in compare_runs([run]) if row.name == config.method.name),
         measured=data.evals["final"].settings,
+        verdict=data.evals["final"].settings.get("verdict"),
         not_recorded=NOT_RECORDED,
         first_messages=", ".join(lines),
         quotes_answers=config.task.shown_as != "assistant",
@@ -180,10 +181,8 @@ def _training(data: RunData) -> list[tuple[str, str]]:
     config, end = data.config, data.end
     hub = _hub_data(config)
     start = data.starts[-1] if data.starts else None
-    trained_on = [
-        r.episodes for r in data.steps
-    ]  # of the records: trees, verdict turns and imitation have their own counts
-    low, high = min(trained_on, default=0), max(trained_on, default=0)
+    counts = [r.episodes for r in data.steps]  # settings do not tell: a method makes its own number of them
+    ends = sorted({min(counts), max(counts)}) if counts else []
     kept = f"step {data.evals['final'].step} of {end.step if end else NOT_RECORDED}"
     path = getattr(config.task, "path", None)
     source = code(path) if path else code(hub.id) if hub else "the task's own"
@@ -192,9 +191,7 @@ def _training(data: RunData) -> list[tuple[str, str]]:
         "method": code(config.method.name),
         "data": f"task {code(config.task.name)}, source {source}",
         "checkpoint kept": kept + (", by training reward" if data.kept_step is not None else ", the last"),
-        "sequences trained on per step": (f"{low:,}" if low == high else f"{low:,} to {high:,}")
-        if trained_on
-        else NOT_RECORDED,
+        "sequences trained on per step": " to ".join(f"{n:,}" for n in ends) or NOT_RECORDED,
         "sampled": f"{end.sampled_responses:,} responses, {end.sampled_tokens:,} tokens" if end else NOT_RECORDED,
         "training time": f"{end.train_seconds:,.0f} s" if end else NOT_RECORDED,
         "engine": ", ".join(plain(f"{k} {v}") for k, v in engine.items()) or NOT_RECORDED,
