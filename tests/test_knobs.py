@@ -692,6 +692,13 @@ def test_a_reader_can_look_through_the_settings_of_a_run():
     assert all(len(c.model_fields) <= 20 for name in ("task", "method") for c in UNIONS[name])
 
 
+def test_a_single_problem_has_no_other_to_swap_with(tmp_path):
+    c = toy.config(tmp_path)
+    e, task = toy.engine(c), toy.Toy()
+    plain = evaluate(e, task, held_out(task, 1), c.eval, 4, name="base")
+    assert "base-swapped" not in [found.name for found in controls(e, task, plain, c.eval, 4)]
+
+
 def test_controls_measure_swapped_and_wrong_first_attempts(tmp_path):
     c = toy.config(tmp_path)
     e, task = toy.engine(c), toy.Toy()

@@ -278,7 +278,7 @@ def answers_per_problem(settings: EvalConfig, with_controls: bool, verdicts: boo
 
 
 def partners(problems: Sequence[Problem]) -> dict[str, str]:
-    """The id of another problem for each problem: the next one of the same level, else any other."""
+    """The id of another problem for each problem: the next one of the same level, else any other. None for a single problem."""
     by_level: dict[str | None, list[Problem]] = {}
     for p in problems:
         by_level.setdefault(p.level, []).append(p)
@@ -287,6 +287,6 @@ def partners(problems: Sequence[Problem]) -> dict[str, str]:
         for i, p in enumerate(same):
             if len(same) > 1:
                 partner[p.id] = same[(i + 1) % len(same)].id
-            else:
-                partner[p.id] = next((q.id for q in problems if q.id != p.id), p.id)
+            elif others := [q.id for q in problems if q.id != p.id]:
+                partner[p.id] = others[0]
     return partner
