@@ -329,7 +329,7 @@ def test_the_card_says_that_results_with_verdicts_are_not_those_of_its_code(tmp_
     run = made_runs.begin(tmp_path / "run", "method=pag")
     for name in ("base", "final"):
         made_runs.evaluate(run, name, made_runs.held_out(trained=name == "final"))
-    asked = {"verdict": "Is it right?", "stop": True}
+    asked = {"verdict": "Is it right?", "stop": True, "temperature": 0.7}
     run.append(
         next(r for r in run.records() if getattr(r, "name", "") == "final").model_copy(update={"settings": asked})
     )
@@ -339,7 +339,7 @@ def test_the_card_says_that_results_with_verdicts_are_not_those_of_its_code(tmp_
     assert (
         'verdict on its answer (`Is it right?`), and another answer was asked for only where it said "wrong".' in text
     )
-    assert "so it does not give the results above" in text
+    assert "so it does not give the results above" in text and "# greedy, unlike the results above\n" in text
 
 
 HOSTILE = [
