@@ -89,7 +89,7 @@ def probe(
         return
     _show(found, f"{config.model.name} on {len(sample)} training problems of {job.task.name}")
     print(
-        f"estimate: a training step plays {episodes} episodes and takes about {found.step_seconds(episodes):.1f} s, "
+        f"estimate: a training step samples {episodes * first.attempts} responses and takes about {found.step_seconds(episodes):.1f} s, "
         f"{found.sampling_seconds(episodes):.1f} s of them for sampling and grading at the {found.tokens_per_s:.0f} tokens/s "
         f"measured here with {len(found.episodes)} episodes at once on {engine.info.device}. The pass over them was measured "
         f"too; an update counts as {UPDATE_PASSES} such passes"
