@@ -270,8 +270,8 @@ MUTANTS = [
     Mutant(
         "thinktwice: the best checkpoint is chosen by first attempts too",
         "training/loop.py",
-        "for r in judged if len(r.reward) == attempts]",
-        "for r in judged]",
+        "for r in window if len(r.reward) == stage.attempts]",
+        "for r in window]",
         (f"{VERDICT[0]}::test_thinktwice_alternates_on_the_same_problems_and_keeps_the_optimiser",),
     ),
     Mutant(
