@@ -141,6 +141,24 @@ def test_records_written_after_the_checkpoint_are_cut_back(tmp_path, straight):
     assert steps == sorted(steps) and len(steps) == 5 * 2 * 2  # two problems of two samples are logged per step
 
 
+def test_a_checkpoint_survives_a_power_failure_together_with_its_records(tmp_path, monkeypatch):
+    synced = []
+
+    def note(descriptor):
+        found = os.fstat(descriptor)
+        synced.append((found.st_ino, found.st_size))
+
+    monkeypatch.setattr(os, "fsync", note)
+    run, _, progress = toy.run(tmp_path / "run", "method=star")
+    directory = run.latest_checkpoint().stat().st_ino
+    # synced just before it is renamed; an earlier checkpoint that is gone may have had the same number
+    complete = max(i for i, (inode, _) in enumerate(synced) if inode == directory)
+    sizes = {run.metrics_file: progress.metrics_bytes}
+    sizes |= {file: file.stat().st_size for file in run.path.glob("collected/*.jsonl")}
+    assert len(sizes) == 4
+    assert {(file.stat().st_ino, size) for file, size in sizes.items()} <= set(synced[:complete])
+
+
 def test_a_line_in_the_middle_that_is_no_record_is_an_error(tmp_path, straight):
     run = straight()[0]
     copy = RunDirectory(tmp_path, run.config)
