@@ -122,3 +122,9 @@ def test_what_the_last_attempt_won_is_measured_where_it_is_played():
     start = in_turns(*round_of(0.4, 0.4), n=2 * WINDOW, each=1)
     assert names(start + in_turns(*round_of(0.3, 0.55), n=WINDOW, each=1)) == ["first attempt sacrificed"]
     assert names(start + in_turns(*round_of(0.3, 0.42), n=WINDOW, each=1)) == []
+
+
+def test_steps_without_a_verdict_on_any_answer_raise_no_alarm_about_rewards():
+    unknown = {"reward": [None, None], "fixed": None, "broken": None, "answer_change": 0.0, "errors": 16}
+    assert names(history(4 * WINDOW, **unknown)) == ["verifier errors"]
+    assert names(history(2 * WINDOW) + history(WINDOW, **unknown)) == ["verifier errors"]

@@ -254,6 +254,30 @@ def test_the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window
     assert found[progress.best_step].window_reward == pytest.approx(best)
 
 
+class Outage(toy.Toy):
+    """Its verifier fails on all answers of the third step."""
+
+    def __init__(self):
+        super().__init__()
+        self._graded = 0
+
+    def grade(self, problem, text, *, truncated):
+        self._graded += 1
+        if 32 < self._graded <= 48:
+            return Grade(Verdict.ERROR, None, "an outage")
+        return super().grade(problem, text, truncated=truncated)
+
+
+def test_a_step_that_the_verifier_judged_nothing_of_is_no_reward_of_0(tmp_path):
+    settings = ["method=multi_turn", "train.steps=4", "train.checkpoint_every=1", "train.best_window=2"]
+    run, _, _ = toy.run(tmp_path / "run", *settings, task=Outage())
+    steps = toy.step_records(run)
+    assert [s.errors for s in steps] == [0, 0, 16, 0]
+    assert steps[2].reward == [None, None] and steps[2].fixed is None and steps[2].broken is None
+    windows = {r.step: r.window_reward for r in run.records() if r.kind == "checkpoint"}
+    assert windows[3] == steps[1].reward[-1] and windows[4] == steps[3].reward[-1]
+
+
 class Early(toy.Toy):
     """Right in every answer to begin with, wrong in every later one."""
 

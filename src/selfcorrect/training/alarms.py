@@ -67,7 +67,10 @@ def _copying(recent: Sequence[StepRecord]) -> Finding:
     if 2 * len(revised) < len(recent):  # of two kinds of steps in turn, one may play first attempts only
         return None
     changes = [r.answer_change for r in revised if r.answer_change is not None]
-    wrong = 1 - np.mean([r.reward[-1] for r in revised])
+    lasts = [x for r in revised if (x := r.reward[-1]) is not None]
+    if not lasts:
+        return None  # the verifier judged none
+    wrong = 1 - np.mean(lasts)
     if np.mean(changes) < NEVER_CHANGED and wrong > STILL_WRONG:
         return "copying", (
             f"the last attempt repeats the one before in {1 - np.mean(changes):.0%} of episodes although {wrong:.0%} are "
@@ -81,12 +84,14 @@ def _sacrificed_first_attempt(history: Sequence[StepRecord]) -> Finding:
         return None
     start, now = history[:WINDOW], history[-WINDOW:]
     before, after = ([x for r in steps if (x := r.reward[0]) is not None] for steps in (start, now))
-    if not before or not after:
-        return None  # stored first attempts only: none of the policy's own
-    lost = np.mean(before) - np.mean(after)
     # of two kinds of steps in turn, one may play first attempts only
-    then, lately = ([r for r in steps if len(r.reward) > 1] for steps in (start, now))
-    won = np.mean([r.reward[-1] for r in lately]) - np.mean([r.reward[-1] for r in then])
+    then, lately = (
+        [x for r in steps if len(r.reward) > 1 and (x := r.reward[-1]) is not None] for steps in (start, now)
+    )
+    if not (before and after and then and lately):
+        return None  # stored first attempts only: none of the policy's own; or the verifier judged none
+    lost = np.mean(before) - np.mean(after)
+    won = np.mean(lately) - np.mean(then)
     if lost > 0.05 and won > 0.05:
         return "first attempt sacrificed", (
             f"attempt 1 lost {lost:.0%} while the last attempt won {won:.0%}: the bonus may be earned by being wrong first. "

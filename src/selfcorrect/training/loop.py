@@ -125,8 +125,8 @@ def train(
                     # only checkpoints that are due compete for the best: a stop must not change what is kept
                     window = min(config.best_window, stage.steps)
                     full = index == len(stages) - 1 and due and record.reward and progress.stage_step >= window
-                    judged = _judged(history[-window:], stage) if full else []
-                    progress = _checkpoint(run, engine, progress, judged, observer)
+                    rewards = _last_rewards(history[-window:], stage) if full else []
+                    progress = _checkpoint(run, engine, progress, rewards, observer)
                 if stop:
                     raise Interrupted(f"stopped after step {progress.step} as asked; continue with `{run.resume}`")
     return progress
@@ -172,25 +172,27 @@ def _check_alarms(
         observer.on_record(alarm)
 
 
-def _judged(window: Sequence[StepRecord], stage: Stage) -> list[StepRecord]:
-    """The steps that played the last attempt: of two kinds of steps in turn, one may play first attempts only."""
-    return [r for r in window if len(r.reward) == stage.attempts]
+def _last_rewards(window: Sequence[StepRecord], stage: Stage) -> list[float]:
+    """Rewards of the last attempt, from the steps that played it: of two kinds of steps in turn, one may play first
+    attempts only. Steps in which the verifier judged no last attempt are left out."""
+    lasts = [r.reward[-1] for r in window if len(r.reward) == stage.attempts]
+    return [x for x in lasts if x is not None]
 
 
 def _checkpoint(
     run: RunDirectory,
     engine: Engine,
     progress: Progress,
-    judged: Sequence[StepRecord],
+    rewards: Sequence[float],
     observer: Observer,
 ) -> Progress:
-    """Write a checkpoint. ``judged``, the steps in a full window of the final stage that played the last attempt, decides
-    whether it is the best so far; if empty, it does not compete.
+    """Write a checkpoint. ``rewards``, those of the last attempt in a full window of the final stage's steps, decide
+    whether it is the best so far; without any it does not compete.
 
     The criterion is the mean of the unshaped training reward of the last attempt over that window. Shorter windows do
     not compete, because a mean over fewer steps depends more on luck.
     """
-    window = float(np.mean([r.reward[-1] for r in judged])) if judged else None
+    window = float(np.mean(rewards)) if rewards else None
     best = window is not None and (progress.best_reward is None or window > progress.best_reward)
     if best:
         progress = progress.model_copy(update={"best_step": progress.step, "best_reward": window})
