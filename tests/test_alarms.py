@@ -95,3 +95,36 @@ def test_a_sacrificed_first_attempt_is_seen_against_the_start_of_the_run():
 def test_the_first_attempt_may_move_where_no_stage_holds_it():
     assert names(history(kl=[3.0, 3.0])) == []
     assert names(history(stage="multi_turn", kl=[3.0, 3.0]), strict=None) == []
+
+
+def in_turns(*kinds, n, each):
+    """Steps of two kinds that take turns, as in interleaved stages or in ThinkTwice."""
+    return [
+        StepRecord(**{**HEALTHY, "step": i + 1, "stage_step": i + 1, **kinds[i // each % len(kinds)]}) for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("each", [1, 4, 5, 8])
+def test_a_first_attempt_that_moves_is_seen_in_the_short_turns_of_an_interleaved_stage_1(each):
+    moved, free = {"stage": "stage1", "kl": [0.6, 0.1]}, {"stage": "stage2", "kl": [3.0, 3.0]}
+    assert names(in_turns(moved, free, n=4 * WINDOW, each=each)) == ["first attempt moved"]
+    held = {**moved, "kl": [0.1, 0.1]}
+    assert names(in_turns(held, free, n=4 * WINDOW, each=each)) == []
+    once = history(WINDOW, **moved) + history(4, **free)  # one stage after the other
+    assert names(once) == []
+
+
+def test_what_the_last_attempt_won_is_measured_where_it_is_played():
+    def round_of(first, second):
+        one = {k: v[:1] for k, v in HEALTHY.items() if isinstance(v, list)}
+        return {**one, "reward": [first], "answer_change": None}, {"reward": [first, second]}
+
+    start = in_turns(*round_of(0.4, 0.4), n=2 * WINDOW, each=1)
+    assert names(start + in_turns(*round_of(0.3, 0.55), n=WINDOW, each=1)) == ["first attempt sacrificed"]
+    assert names(start + in_turns(*round_of(0.3, 0.42), n=WINDOW, each=1)) == []
+
+
+def test_steps_without_a_verdict_on_any_answer_raise_no_alarm_about_rewards():
+    unknown = {"reward": [None, None], "fixed": None, "broken": None, "answer_change": 0.0, "errors": 16}
+    assert names(history(4 * WINDOW, **unknown)) == ["verifier errors"]
+    assert names(history(2 * WINDOW) + history(WINDOW, **unknown)) == ["verifier errors"]

@@ -141,6 +141,24 @@ def test_records_written_after_the_checkpoint_are_cut_back(tmp_path, straight):
     assert steps == sorted(steps) and len(steps) == 5 * 2 * 2  # two problems of two samples are logged per step
 
 
+def test_a_checkpoint_survives_a_power_failure_together_with_its_records(tmp_path, monkeypatch):
+    synced = []
+
+    def note(descriptor):
+        found = os.fstat(descriptor)
+        synced.append((found.st_ino, found.st_size))
+
+    monkeypatch.setattr(os, "fsync", note)
+    run, _, progress = toy.run(tmp_path / "run", "method=star")
+    directory = run.latest_checkpoint().stat().st_ino
+    # synced just before it is renamed; an earlier checkpoint that is gone may have had the same number
+    complete = max(i for i, (inode, _) in enumerate(synced) if inode == directory)
+    sizes = {run.metrics_file: progress.metrics_bytes}
+    sizes |= {file: file.stat().st_size for file in run.path.glob("collected/*.jsonl")}
+    assert len(sizes) == 4
+    assert {(file.stat().st_ino, size) for file, size in sizes.items()} <= set(synced[:complete])
+
+
 def test_a_line_in_the_middle_that_is_no_record_is_an_error(tmp_path, straight):
     run = straight()[0]
     copy = RunDirectory(tmp_path, run.config)
@@ -234,6 +252,30 @@ def test_the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window
         best = window if best is None else max(best, window)
     assert progress.best_reward == pytest.approx(best)
     assert found[progress.best_step].window_reward == pytest.approx(best)
+
+
+class Outage(toy.Toy):
+    """Its verifier fails on all answers of the third step."""
+
+    def __init__(self):
+        super().__init__()
+        self._graded = 0
+
+    def grade(self, problem, text, *, truncated):
+        self._graded += 1
+        if 32 < self._graded <= 48:
+            return Grade(Verdict.ERROR, None, "an outage")
+        return super().grade(problem, text, truncated=truncated)
+
+
+def test_a_step_that_the_verifier_judged_nothing_of_is_no_reward_of_0(tmp_path):
+    settings = ["method=multi_turn", "train.steps=4", "train.checkpoint_every=1", "train.best_window=2"]
+    run, _, _ = toy.run(tmp_path / "run", *settings, task=Outage())
+    steps = toy.step_records(run)
+    assert [s.errors for s in steps] == [0, 0, 16, 0]
+    assert steps[2].reward == [None, None] and steps[2].fixed is None and steps[2].broken is None
+    windows = {r.step: r.window_reward for r in run.records() if r.kind == "checkpoint"}
+    assert windows[3] == steps[1].reward[-1] and windows[4] == steps[3].reward[-1]
 
 
 class Early(toy.Toy):

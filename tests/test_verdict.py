@@ -419,6 +419,15 @@ def test_thinktwice_alternates_on_the_same_problems_and_keeps_the_optimiser(tmp_
     assert progress.best_reward == pytest.approx(np.mean([records[1].reward[1], records[3].reward[1]]))
 
 
+def test_a_step_on_first_attempts_does_not_compete_for_the_best_checkpoint(tmp_path):
+    settings = ["method=thinktwice", "train.steps=4", "train.checkpoint_every=1", "train.best_window=1"]
+    run, _, progress = toy.run(tmp_path / "run", *settings)
+    records = toy.step_records(run)
+    windows = {r.step: r.window_reward for r in run.records() if r.kind == "checkpoint"}
+    assert windows == {0: None, 1: None, 2: records[1].reward[1], 3: None, 4: records[3].reward[1]}
+    assert progress.best_reward == max(records[1].reward[1], records[3].reward[1])
+
+
 def test_thinktwice_resumes_in_the_middle_of_a_round(tmp_path):
     whole, *_ = toy.run(tmp_path / "whole", "method=thinktwice", "train.steps=4")
     steps = iter([True])

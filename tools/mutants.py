@@ -270,8 +270,8 @@ MUTANTS = [
     Mutant(
         "thinktwice: the best checkpoint is chosen by first attempts too",
         "training/loop.py",
-        "for r in judged if len(r.reward) == attempts]",
-        "for r in judged]",
+        "r.reward[-1] for r in window if len(r.reward) == stage.attempts]",
+        "r.reward[-1] for r in window]",
         (f"{VERDICT[0]}::test_thinktwice_alternates_on_the_same_problems_and_keeps_the_optimiser",),
     ),
     Mutant(
@@ -897,8 +897,8 @@ MUTANTS = [
     Mutant(
         "best checkpoint by attempt 1",
         "training/loop.py",
-        "np.mean([r.reward[-1] for r in judged",
-        "np.mean([r.reward[0] for r in judged",
+        "[r.reward[-1] for r in window",
+        "[r.reward[0] for r in window",
         run("the_best_checkpoint_is_that_of_the_last_attempts_reward_over_the_window_in_the_final_stage"),
     ),
     Mutant(

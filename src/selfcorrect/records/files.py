@@ -67,11 +67,11 @@ def replacing(target: Path, way_out: str, kind: str = "") -> Iterator[Path]:
         _remove(part)
         yield part
         for path in (part, *part.rglob("*")):
-            _sync(path)
+            sync(path)
         if target.is_dir():
             remove(target)
         part.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
     except (OSError, EngineError) as error:
         if isinstance(error, EngineError) and not error.usable:
             raise  # a lost server, not a disk: the run continues from an earlier checkpoint
@@ -110,7 +110,8 @@ def _remove(path: Path) -> None:
         remove(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file or a directory survive a power failure as it is now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

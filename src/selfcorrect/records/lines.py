@@ -55,7 +55,8 @@ class StepRecord(_Record):
     """One optimiser step. Lists have one entry per attempt unless their name says otherwise.
 
     reward, kl, truncated, no_answer and answer_tokens are over the attempts that were sampled in this step: stored
-    first attempts of the base say nothing about the policy. If none was sampled, they hold None. Changes between
+    first attempts of the base say nothing about the policy. If none was sampled, they hold None; so do reward, fixed and
+    broken if the verifier judged none. Changes between
     attempts (answer_change, fixed, broken) are over all episodes. An attempt that was not played, because the model
     called the one before correct, counts in reward with that one's: it is the episode's answer.
     """

@@ -36,6 +36,7 @@ from selfcorrect.records.files import (
     read_journal,
     remove,
     replacing,
+    sync,
     write_jsonl,
     write_text,
 )
@@ -310,6 +311,10 @@ class RunDirectory:
         with replacing(self.checkpoint(progress.step), self._way_out, "checkpoint") as part:
             part.mkdir()
             yield part
+            # a checkpoint that outlives its records after a power failure could not be continued
+            for file in (self.metrics_file, self.episodes_file, *self.path.glob("collected/*.jsonl")):
+                if file.exists():
+                    sync(file)
             (part / "progress.json").write_text(progress.model_dump_json())
             (part / CHECKSUMS).write_text(json.dumps(checksums(part)))
 

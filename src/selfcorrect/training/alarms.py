@@ -4,6 +4,7 @@ project."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[Alarm
         _sacrificed_first_attempt(history),
         _no_signal(recent),
         _truncation(recent),
-        _moved_first_attempt(recent, strict_stage),
+        _moved_first_attempt(history, strict_stage),
         _mismatch(recent),
         _bounded(recent),
         _verifier_errors(recent),
@@ -66,7 +67,10 @@ def _copying(recent: Sequence[StepRecord]) -> Finding:
     if 2 * len(revised) < len(recent):  # of two kinds of steps in turn, one may play first attempts only
         return None
     changes = [r.answer_change for r in revised if r.answer_change is not None]
-    wrong = 1 - np.mean([r.reward[-1] for r in revised])
+    lasts = [x for r in revised if (x := r.reward[-1]) is not None]
+    if not lasts:
+        return None  # the verifier judged none
+    wrong = 1 - np.mean(lasts)
     if np.mean(changes) < NEVER_CHANGED and wrong > STILL_WRONG:
         return "copying", (
             f"the last attempt repeats the one before in {1 - np.mean(changes):.0%} of episodes although {wrong:.0%} are "
@@ -80,10 +84,14 @@ def _sacrificed_first_attempt(history: Sequence[StepRecord]) -> Finding:
         return None
     start, now = history[:WINDOW], history[-WINDOW:]
     before, after = ([x for r in steps if (x := r.reward[0]) is not None] for steps in (start, now))
-    if not before or not after:
-        return None  # stored first attempts only: none of the policy's own
+    # of two kinds of steps in turn, one may play first attempts only
+    then, lately = (
+        [x for r in steps if len(r.reward) > 1 and (x := r.reward[-1]) is not None] for steps in (start, now)
+    )
+    if not (before and after and then and lately):
+        return None  # stored first attempts only: none of the policy's own; or the verifier judged none
     lost = np.mean(before) - np.mean(after)
-    won = np.mean([r.reward[-1] for r in now]) - np.mean([r.reward[-1] for r in start])
+    won = np.mean(lately) - np.mean(then)
     if lost > 0.05 and won > 0.05:
         return "first attempt sacrificed", (
             f"attempt 1 lost {lost:.0%} while the last attempt won {won:.0%}: the bonus may be earned by being wrong first. "
@@ -163,10 +171,14 @@ def _truncation(recent: Sequence[StepRecord]) -> Finding:
     return None
 
 
-def _moved_first_attempt(recent: Sequence[StepRecord], strict_stage: str | None) -> Finding:
-    if any(r.stage != strict_stage for r in recent):
+def _moved_first_attempt(history: Sequence[StepRecord], strict_stage: str | None) -> Finding:
+    recent = [r.stage == strict_stage for r in history[-WINDOW:]]
+    # short turns of an interleaved Stage I never fill the last steps of the run, so its own last steps are taken
+    takes_turns = any(a.stage != strict_stage == b.stage for a, b in pairwise(history))
+    held = [r for r in history if r.stage == strict_stage][-WINDOW:]
+    if len(held) < WINDOW or not (all(recent) or (takes_turns and any(recent))):
         return None
-    kl = np.mean([r.kl[0] for r in recent])  # sampled ones: Stage I is given none
+    kl = np.mean([r.kl[0] for r in held])  # sampled ones: Stage I is given none
     if kl > 0.5:
         return "first attempt moved", (
             f"attempt 1 is {kl:.2f} nats from the base in Stage I, which is meant to hold it there: raise method.beta2 or "

@@ -95,7 +95,7 @@ def train(
     if checkpoint is None:
         _freeze(engine, stages[0])
         engine.publish()
-        progress = _checkpoint(run, engine, Progress(), None, observer)
+        progress = _checkpoint(run, engine, Progress(), [], observer)
     else:
         progress = run.read_progress(checkpoint)
         engine.load(checkpoint)
@@ -125,7 +125,8 @@ def train(
                     # only checkpoints that are due compete for the best: a stop must not change what is kept
                     window = min(config.best_window, stage.steps)
                     full = index == len(stages) - 1 and due and record.reward and progress.stage_step >= window
-                    progress = _checkpoint(run, engine, progress, history[-window:] if full else None, observer)
+                    rewards = _last_rewards(history[-window:], stage) if full else []
+                    progress = _checkpoint(run, engine, progress, rewards, observer)
                 if stop:
                     raise Interrupted(f"stopped after step {progress.step} as asked; continue with `{run.resume}`")
     return progress
@@ -171,22 +172,27 @@ def _check_alarms(
         observer.on_record(alarm)
 
 
+def _last_rewards(window: Sequence[StepRecord], stage: Stage) -> list[float]:
+    """Rewards of the last attempt, from the steps that played it: of two kinds of steps in turn, one may play first
+    attempts only. Steps in which the verifier judged no last attempt are left out."""
+    lasts = [r.reward[-1] for r in window if len(r.reward) == stage.attempts]
+    return [x for x in lasts if x is not None]
+
+
 def _checkpoint(
     run: RunDirectory,
     engine: Engine,
     progress: Progress,
-    judged: Sequence[StepRecord] | None,
+    rewards: Sequence[float],
     observer: Observer,
 ) -> Progress:
-    """Write a checkpoint. ``judged``, a full window of the final stage's steps, decides whether it is the best so far.
+    """Write a checkpoint. ``rewards``, those of the last attempt in a full window of the final stage's steps, decide
+    whether it is the best so far; without any it does not compete.
 
     The criterion is the mean of the unshaped training reward of the last attempt over that window. Shorter windows do
     not compete, because a mean over fewer steps depends more on luck.
     """
-    window = None
-    if judged is not None:
-        attempts = max(len(r.reward) for r in judged)  # fewer in steps on first attempts only
-        window = float(np.mean([r.reward[-1] for r in judged if len(r.reward) == attempts]))
+    window = float(np.mean(rewards)) if rewards else None
     best = window is not None and (progress.best_reward is None or window > progress.best_reward)
     if best:
         progress = progress.model_copy(update={"best_step": progress.step, "best_reward": window})

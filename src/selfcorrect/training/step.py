@@ -15,7 +15,7 @@ from selfcorrect.algorithm.variants import credit_of
 from selfcorrect.config import TrainConfig
 from selfcorrect.engines.base import CURRENT, AdamParams, OptimResult
 from selfcorrect.episodes.play import Play, play
-from selfcorrect.episodes.table import drafted_share_K, judged_mean
+from selfcorrect.episodes.table import drafted_share_K
 from selfcorrect.episodes.verdict import balanced_accuracy, judged, tokens_saved, verdict_turn
 from selfcorrect.records.lines import StepRecord, VerdictNumbers
 from selfcorrect.records.run_directory import Progress
@@ -181,8 +181,8 @@ def _record(
         zero_variance=[report.zero_variance_share_K[k] for k in turns],
         skipped_groups=[report.skipped_groups_K[k] for k in turns],
         answer_change=float(np.mean(changed)) if several else None,
-        fixed=judged_mean((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1), judged_N) if several else None,
-        broken=judged_mean((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0), judged_N) if several else None,
+        fixed=_mean(((rewards_NK[:, 0] == 0) & (rewards_NK[:, -1] == 1))[judged_N].tolist()) if several else None,
+        broken=_mean(((rewards_NK[:, 0] == 1) & (rewards_NK[:, -1] == 0))[judged_N].tolist()) if several else None,
         grad_norm=result.grad_norm,
         clipped=result.clipped,
         learning_rate=result.learning_rate,
@@ -222,9 +222,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _accuracy(column: Sequence[Attempt]) -> float | None:
-    """Accuracy over the attempts that the verifier judged."""
-    judged_N = np.array([_verdict(a) is not Verdict.ERROR for a in column], dtype=bool)
-    return judged_mean(np.array([float(a.correct) for a in column]), judged_N) if column else None
+    """Accuracy over the attempts that the verifier judged; None where it judged none, which must not pass for wrong."""
+    return _mean([float(a.correct) for a in column if _verdict(a) is not Verdict.ERROR])
 
 
 def _verdict(attempt: Attempt) -> Verdict | None:
