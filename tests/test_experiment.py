@@ -24,7 +24,7 @@ from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDire
 
 
 def job(c):
-    return SimpleNamespace(config=c, task=toy.Toy(), resolved=resolve_model("tiny"), chat=None, longest=99)
+    return SimpleNamespace(config=c, task=toy.Toy(), resolved=resolve_model(c.model.name), chat=None, longest=99)
 
 
 def engine(c):
@@ -296,8 +296,8 @@ def test_a_run_is_not_continued_on_another_model(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         whole(tmp_path / "run", "eval.controls=false", stop=lambda: len(watcher.steps) >= 1, watcher=watcher)
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
-    monkeypatch.setattr(experiment, "identity", lambda _resolved: "hub")
-    with pytest.raises(RunError, match=r"began with another model: .* was tiny then, and is hub now"):
+    monkeypatch.setattr(experiment, "identity", lambda _resolved: "directory 0123")
+    with pytest.raises(RunError, match=r"began with another model: .* was hub then, and is directory 0123 now"):
         again(tmp_path / "run")
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
