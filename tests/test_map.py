@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfcorrect.algorithm.stages import plan
+from selfcorrect.errors import Interrupted
 from selfcorrect.reproduce import map as phase_map
 from selfcorrect.reproduce.map import GRID, UNSEEN, run_config, run_map, run_one
 from selfcorrect.reproduce.map_results import METHODS, SECOND_ATTEMPTS, Point, as_csv, cells_of, page, pictures
@@ -61,6 +62,19 @@ def test_bases_first_then_what_decides_a_cell_and_no_run_twice(tmp_path, monkeyp
     run_map(tmp_path, (0, 1), 2, None, grid=grid, methods=METHODS[:3])
     assert RecordingRunner.jobs == []
     assert not set(GRID) & set(UNSEEN)
+
+
+def test_a_stopped_map_has_a_page_of_what_was_run(tmp_path, monkeypatch):
+    class Stopped(RecordingRunner):
+        def run(self, jobs, stop):
+            super().run(jobs[:2], stop)
+            raise Interrupted("as asked")
+
+    monkeypatch.setattr(phase_map, "Runner", Stopped)
+    with pytest.raises(Interrupted):
+        run_map(tmp_path, (0,), 2, None, grid=GRID[:3])
+    made = (tmp_path / "map.md").read_text(encoding="utf-8")
+    assert "2 cells, 2 runs" in made and made.count("| not run |") == 2 and "nan" not in made
 
 
 def lines_of(score, multi_turn):

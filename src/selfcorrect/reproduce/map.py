@@ -183,11 +183,17 @@ def run_map(
                 if job.finished:
                     append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free some space")
                     job.target.unlink()
-        lines = read_lines(out)
-        files = {"map.md": page(lines), "map.csv": as_csv(lines), "map.svg": standalone_svg(pictures(cells_of(lines)))}
-        for name, text in files.items():
-            write_text(out / name, text, "free some space and call the same command again")
-        return [out / name for name in files], runner.failures
+            files = write_results(out)
+        return files, runner.failures
+
+
+def write_results(out: Path) -> list[Path]:
+    """Write the page, table and picture of the runs in OUT/map.jsonl; of a part of the map too, if it was stopped."""
+    lines = read_lines(out)
+    files = {"map.md": page(lines), "map.csv": as_csv(lines), "map.svg": standalone_svg(pictures(cells_of(lines)))}
+    for name, text in files.items():
+        write_text(out / name, text, "free some space and call the same command again")
+    return [out / name for name in files]
 
 
 def main(point: str, seed: str, method: str, out: str, target: str, *settings: str) -> None:

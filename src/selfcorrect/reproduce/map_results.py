@@ -67,10 +67,9 @@ class Cell:
         return across_seeds(np.array([line[quantity] for line in self.by_method.get(method, [])]))
 
     def base(self, quantity: str) -> float:
-        values = [
-            line["base"][quantity] for line in self.by_method.get("score", []) if line["base"][quantity] is not None
-        ]
-        return float(np.mean(values)) if values else float("nan")
+        """A number of the cell's base, the same in all its runs; see ``phase.Revising``."""
+        some_run = next(iter(self.by_method.values()))[0]
+        return float(some_run["base"][quantity])
 
     def corrected(self, method: str) -> tuple[int, int]:
         """Seeds in which the method learned to correct, and all seeds."""
@@ -140,7 +139,12 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
-        pairs = [f"{100 * cell.of(m, 't1').value:.1f} / {100 * cell.of(m, 't2').value:.1f}" for m in METHODS[:2]]
+        pairs = [
+            f"{100 * cell.of(m, 't1').value:.1f} / {100 * cell.of(m, 't2').value:.1f}"
+            if m in cell.by_method
+            else "not run"
+            for m in METHODS[:2]
+        ]
         corrected = ", ".join("{} of {}".format(*cell.corrected(m)) for m in METHODS[:2])
         p = cell.point
         out.append(
@@ -158,7 +162,8 @@ def as_csv(lines: Sequence[dict[str, Any]]) -> str:
         | {f"base_{k}": v for k, v in line["base"].items()}
         for line in lines
     ]
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["fix"], lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)  # older runs have fewer numbers of their base
+    writer = csv.DictWriter(stream, fieldnames=list(names) or ["fix"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
