@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import tiny
 import toy
 from selfcorrect.engines.base import AdamParams
+from selfcorrect.engines.models import resolve_model
 from selfcorrect.errors import Interrupted
 from selfcorrect.experiment import warm_up
 from selfcorrect.records.run_directory import WarmUpDirectory
@@ -87,7 +88,13 @@ def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path, straight):
     weights = run.latest_checkpoint() / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     lines, engine = [], toy.engine(run.config)
-    warm_up(SimpleNamespace(config=run.config, task=toy.Toy()), run, engine, toy.Watcher(), lines.append)
+    warm_up(
+        SimpleNamespace(config=run.config, task=toy.Toy(), resolved=resolve_model(run.config.model.name)),
+        run,
+        engine,
+        toy.Watcher(),
+        lines.append,
+    )
     assert any("100 bytes" in line and "set aside" in line for line in lines)
     assert same(state(engine), state(straight[1]))
     assert (tmp_path / "warm" / "model.safetensors").exists()
