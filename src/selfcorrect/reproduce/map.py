@@ -146,7 +146,7 @@ def run_map(
         seeds: seeds of the runs.
         at_once: processes side by side, one thread each.
         watcher: shows the progress.
-        stop_requested: True ends everything. Unfinished runs are lost, which costs at most two minutes.
+        stop_requested: True ends everything. Unfinished runs are lost, which costs a few minutes.
         grid: the points.
         methods: first the two that decide a cell.
         settings: ``key=value`` for all runs.

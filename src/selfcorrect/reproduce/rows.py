@@ -241,7 +241,7 @@ TARGETS = {
 }
 """In the order of ``all``."""
 ONLY_BY_NAME = ("table3", "demo", "successors")
-"""Not part of ``all``: the first needs a code model, the last a base that judges its answers."""
+"""Not part of ``all``: table3 needs a code model, successors a base that judges its answers, and demo is for ``tiny-rare``."""
 
 
 @dataclass(frozen=True, slots=True)
