@@ -22,6 +22,7 @@ from selfcorrect.measuring.intervals import (
     paired_across_seeds,
     paired_difference,
     seeds_needed,
+    welch_across_seeds,
 )
 
 values = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40)
@@ -41,7 +42,13 @@ def test_estimate_prints_percent_points() -> None:
 
 def test_nothing_measured_prints_na_and_never_zero() -> None:
     over_problems = bootstrap_mean([]), paired_difference([], [])
-    for e in (*over_problems, across_seeds([]), paired_across_seeds([], []), not_measured()):
+    for e in (
+        *over_problems,
+        across_seeds([]),
+        paired_across_seeds([], []),
+        welch_across_seeds([], [0.5]),
+        not_measured(),
+    ):
         assert (e.n, str(e), e.text(), e.has_interval) == (0, "n/a", "n/a", False)
         assert math.isnan(e.value) and math.isnan(e.low) and math.isnan(e.high)
 
@@ -184,6 +191,27 @@ def test_paired_across_seeds_by_hand() -> None:
     e = paired_across_seeds([0.1, 0.5, 0.3], [0.2, 0.62, 0.44])
     assert e.value == pytest.approx(0.12) and e.kind == "paired t over seeds"
     assert e.high - e.value == pytest.approx(0.0496827, abs=1e-7)
+
+
+def test_welch_across_seeds_is_scipys_and_takes_unequal_numbers() -> None:
+    a, b = [0.70, 0.71, 0.73], [0.80, 0.97, 0.95, 0.88]
+    e, reference = welch_across_seeds(a, b), scipy.stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    assert (e.low, e.high) == pytest.approx((reference.low, reference.high)) and e.n == 3
+    assert e.value == pytest.approx(np.mean(b) - np.mean(a)) and e.kind == "Welch's t over seeds"
+    assert not welch_across_seeds([0.7], b).has_interval
+    equal = welch_across_seeds([0.5, 0.5], [0.75, 0.75, 0.75])
+    assert (equal.low, equal.high) == (0.25, 0.25) and equal.kind.endswith("all of them equal")
+    some_equal = welch_across_seeds([0.5, 0.5, 0.5], b)
+    assert some_equal.high - some_equal.value == pytest.approx(across_seeds(b).high - across_seeds(b).value)
+
+
+def test_welch_covers_nearly_and_is_narrower_than_pairs_where_nothing_is_shared() -> None:
+    rng = np.random.default_rng(3)
+    a, b = 0.7 + 0.01 * rng.standard_normal((2_000, 3)), 0.8 + 0.05 * rng.standard_normal((2_000, 3))
+    welch = [welch_across_seeds(x, y) for x, y in zip(a, b, strict=True)]
+    assert 0.92 <= np.mean([_covers(e, 0.1) for e in welch]) <= 0.96  # three seeds of unequal spread: a little short
+    pairs = [paired_across_seeds(x, y) for x, y in zip(a, b, strict=True)]
+    assert np.mean([e.high - e.low for e in welch]) < np.mean([e.high - e.low for e in pairs])
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:

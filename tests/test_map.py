@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.errors import Interrupted
 from selfcorrect.reproduce import map as phase_map
-from selfcorrect.reproduce.map import GRID, UNSEEN, run_config, run_map, run_one
+from selfcorrect.reproduce.map import GRID, UNSEEN, read_lines, run_config, run_map, run_one
 from selfcorrect.reproduce.map_results import METHODS, SECOND_ATTEMPTS, Point, as_csv, cells_of, page, pictures
 
 SHORT = {"steps_sums": 2, "steps_skills": 2, "steps_habits": 2, "batch": 8}
@@ -37,8 +38,10 @@ class RecordingRunner:
     def __init__(self, *_):
         self.failures = {}
 
+    jobs: ClassVar[list] = []
+
     def run(self, jobs, _stop):
-        RecordingRunner.jobs = jobs
+        RecordingRunner.jobs += jobs
         for job in jobs:
             point, seed, method = json.loads(job.command[3]), int(job.command[4]), job.command[5]
             (line,) = [x for x in lines_of((0.9,), (0.6,)) if x["method"] == "score"]
@@ -48,6 +51,7 @@ class RecordingRunner:
 
 def test_bases_first_then_what_decides_a_cell_and_no_run_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(phase_map, "Runner", RecordingRunner)
+    monkeypatch.setattr(RecordingRunner, "jobs", [])
     grid = UNSEEN[2:4]  # of two pretraining seeds
     run_map(tmp_path, (0, 1), 2, None, grid=grid, methods=METHODS[:3])
     order = [(json.loads(j.command[3])["pretraining"], int(j.command[4]), j.command[5]) for j in RecordingRunner.jobs]
@@ -59,9 +63,35 @@ def test_bases_first_then_what_decides_a_cell_and_no_run_twice(tmp_path, monkeyp
     ]
     assert len((tmp_path / "map.csv").read_text(encoding="utf-8").splitlines()) == 1 + len(order)
     assert f"| {grid[1].pretraining} |" in (tmp_path / "map.md").read_text(encoding="utf-8")
+    RecordingRunner.jobs.clear()
     run_map(tmp_path, (0, 1), 2, None, grid=grid, methods=METHODS[:3])
     assert RecordingRunner.jobs == []
     assert not set(GRID) & set(UNSEEN)
+
+
+def test_an_undecided_cell_gets_as_many_more_seeds_once(tmp_path, monkeypatch):
+    class Varied(RecordingRunner):
+        """On the second point SCoRe's seeds disagree."""
+
+        def run(self, jobs, stop):
+            super().run(jobs, stop)
+            for job in jobs:
+                line = json.loads(job.target.read_text(encoding="utf-8"))
+                apart = line["fix"] == grid[1].fix and line["seed"] % 2 == 0
+                line["t2"] = 0.6 if line["method"] == "multi_turn" or apart else 0.9
+                job.target.write_text(json.dumps(line) + "\n", encoding="utf-8")
+
+    monkeypatch.setattr(phase_map, "Runner", Varied)
+    monkeypatch.setattr(RecordingRunner, "jobs", [])
+    grid = UNSEEN[:2]
+    for _ in range(2):  # a second call runs nothing
+        run_map(tmp_path, (0, 1, 2), 2, None, grid=grid, methods=METHODS[:3])
+    runs = [(json.loads(j.command[3])["fix"], int(j.command[4]), j.command[5]) for j in RecordingRunner.jobs]
+    more = [(grid[1].fix, seed, method) for seed in (3, 4, 5) for method in METHODS[:2]]
+    assert runs[-12:] == [*more, *((p.fix, seed, "no_stage1") for p in grid for seed in (0, 1, 2))]
+    assert len(runs) == 12 + 6 + 6
+    first, second = cells_of(read_lines(tmp_path))
+    assert (first.verdict, second.verdict) == ("SCoRe", "undecided") and second.difference.n == 6
 
 
 def test_a_stopped_map_has_a_page_of_what_was_run(tmp_path, monkeypatch):

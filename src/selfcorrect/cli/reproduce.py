@@ -31,7 +31,7 @@ class Options:
     target: Annotated[
         str,
         Argument(
-            help="table1, table2, table3, table4, estimators, edits, collapse, shift, scaling, attempts, levels, demo, successors, map, unseen, or all."
+            help="table1, table2, table3, table4, estimators, edits, collapse, shift, scaling, attempts, levels, demo, successors, countdown, map, unseen, or all."
         ),
     ]
     settings: Annotated[list[str] | None, Argument(metavar="[key=value ...]", help="Settings of all runs.")] = None
@@ -42,7 +42,7 @@ class Options:
         int | None, Option(min=1, help="Seeds of the rows that the paper does not have; all if not given.")
     ] = None
     model: Annotated[str, Option(help="Model that every run starts from.")] = "tiny"
-    task: Annotated[str | None, Option(help="Task: arithmetic; mbpp for table3.")] = None
+    task: Annotated[str | None, Option(help="Task: arithmetic; mbpp for table3, countdown for countdown.")] = None
     out: Annotated[Path, Option(help="Directory of runs and outputs.")] = Path("reproduction")
     quick: Annotated[bool, Option("--quick", help="A look, not a result: 1 seed, few steps and problems.")] = False
     budget: Annotated[int | None, Option(min=1, help="Optimiser steps of every run; the model's preset.")] = None
@@ -56,8 +56,8 @@ def reproduce(options: Options) -> None:
     """Make the paper's tables and diagnostics: run what is missing, then write Markdown, CSV, JSON and SVG.
 
     Runs are kept below OUT/runs, and reused if their settings match. A stopped call continues where it stopped. `all`
-    leaves out table3, which needs a code model, successors, which needs a base that judges its answers, and demo, map and
-    unseen, which have their own bases.
+    leaves out table3, which needs a code model, countdown, which needs a language model warmed up for it, successors, which
+    needs a base that judges its answers, and demo, map and unseen, which have their own bases.
 
     Example: `selfcorrect reproduce table4 --seeds 5`
 
@@ -80,7 +80,7 @@ def reproduce(options: Options) -> None:
         seeds=tuple(range(o.seeds or (1 if o.quick else 5))),
         own_seeds=o.own_seeds,
         model=o.model,
-        task=o.task or ("mbpp" if o.target == "table3" else "arithmetic"),
+        task=o.task or {"table3": "mbpp", "countdown": "countdown"}.get(o.target, "arithmetic"),
         quick=o.quick,
         budget=o.budget,
         settings=tuple(o.settings or ()),

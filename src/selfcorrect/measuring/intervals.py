@@ -9,6 +9,7 @@ claim                           function
 "checkpoint b beats a"          `paired_difference`: the same problems answered by both
 "this method scores p"          `across_seeds`: training is repeated, one number per seed
 "method b beats method a"       `paired_across_seeds`: seed s of both shares what the seed fixes
+the same, seeds share nothing   `welch_across_seeds`
 ==============================  =========================================================================
 
 Rows of different seeds are never pooled as independent: the answers of one checkpoint share its luck in training, so a
@@ -244,6 +245,38 @@ def paired_across_seeds(a_S: ArrayLike, b_S: ArrayLike, level: float = 0.95) -> 
     """
     estimate = across_seeds(_difference(a_S, b_S, level), level)
     return replace(estimate, kind=f"paired {estimate.kind}") if estimate.has_interval else estimate
+
+
+def welch_across_seeds(a_S: ArrayLike, b_T: ArrayLike, level: float = 0.95) -> Estimate:
+    """Mean of b minus mean of a with Welch's t interval: two methods whose seeds share nothing that matters.
+
+    For "method b beats method a" where pairing by seed gains nothing: runs of one seed are no more alike than others, so
+    the paired interval has half the degrees of freedom for the same spread. Numbers of seeds may differ. With three seeds of
+    unequal spread, 95 % intervals cover 93 % (simulated in the tests).
+
+    Args:
+        a_S: one number per seed of the first method; shape [S].
+        b_T: the same of the second; shape [T].
+        level: of the interval.
+
+    Raises:
+        ValueError: as `across_seeds`.
+    """
+    a_S, b_T = _checked(a_S, level), _checked(b_T, level)
+    n = min(len(a_S), len(b_T))
+    if n == 0:
+        return not_measured(level, "Welch's t over seeds")
+    difference = float(b_T.mean() - a_S.mean())
+    if n == 1:
+        return Estimate(difference, math.nan, math.nan, 1, level, "no interval: one seed")
+    from scipy.special import stdtrit
+
+    parts = np.array([x.var(ddof=1) / len(x) for x in (a_S, b_T)])  # squared standard errors
+    if not parts.any():
+        return Estimate(difference, difference, difference, n, level, "Welch's t over seeds, all of them equal")
+    freedom = parts.sum() ** 2 / (parts**2 / (np.array([len(a_S), len(b_T)]) - 1)).sum()
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(parts.sum())
+    return Estimate(difference, difference - half, difference + half, n, level, "Welch's t over seeds")
 
 
 def seeds_needed(spread: float, difference: float, level: float = 0.95, power: float = 0.8) -> int:

@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,8 @@ def run_map(
 
     Args:
         out: directory of map.jsonl, of the bases, and of the outputs.
-        seeds: seeds of the runs.
+        seeds: seeds of the runs. A cell that they leave undecided gets as many more seeds of the two deciding methods,
+            once.
         at_once: processes side by side, one thread each.
         watcher: shows the progress.
         stop_requested: True ends everything. Unfinished runs are lost, which costs a few minutes.
@@ -158,33 +159,54 @@ def run_map(
         Interrupted: asked to stop.
     """
     run_config(Path("base"), "score", seeds[0], settings, Path("run"))  # a wrong setting is found now
+    deciding, others = methods[:2], methods[2:]
+    more = range(max(seeds) + 1, max(seeds) + 1 + len(seeds))
+    failures: dict[str, str] = {}
     with claimed(out):
         cut_torn_line(out / "map.jsonl")
-        done = {key_of(line) for line in read_lines(out)}
-        jobs = []
-        # one run on every point first, which makes its base, so that no process waits for the base of another; then
-        # cell by cell what decides it, so that a map that was stopped early has a picture
-        makers = itertools.product(grid, seeds[:1], methods[:1])
-        cells = (itertools.product(grid, seeds, some) for some in (methods[:2], methods[2:]))
-        for point, seed, method in itertools.chain(makers, *cells):
-            if (point, seed, method) in done:
-                continue
-            done.add((point, seed, method))
-            name = f"{method}-s{seed}-{point.name}"
-            target = out / "runs" / f"{name}.jsonl"
-            arguments = (json.dumps(asdict(point)), str(seed), method, str(out), str(target))
-            command = (sys.executable, "-m", "selfcorrect.reproduce.map", *arguments, *settings)
-            jobs.append(Job(method, target, command, is_run=False))
-        runner = Runner(out, at_once, watcher)
         try:
-            runner.run(jobs, stop_requested)
+            # one run on every point first, which makes its base, so that no process waits for the base of another; then
+            # cell by cell what decides it, so that a map that was stopped early has a picture
+            makers = itertools.product(grid, seeds[:1], deciding[:1])
+            first = [*makers, *itertools.product(grid, seeds, deciding)]
+            failures |= _run_missing(first, out, at_once, watcher, stop_requested, settings)
+            open_points = {cell.point for cell in cells_of(read_lines(out)) if cell.verdict == "undecided"}
+            second = itertools.product([p for p in grid if p in open_points], more, deciding)
+            failures |= _run_missing(second, out, at_once, watcher, stop_requested, settings)
+            third = itertools.product(grid, seeds, others)
+            failures |= _run_missing(third, out, at_once, watcher, stop_requested, settings)
         finally:
-            for job in jobs:
-                if job.finished:
-                    append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free some space")
-                    job.target.unlink()
             files = write_results(out)
-        return files, runner.failures
+        return files, failures
+
+
+def _run_missing(
+    runs: Iterable[tuple[Point, int, str]],
+    out: Path,
+    at_once: int,
+    watcher: Watcher,
+    stop_requested: Callable[[], bool],
+    settings: Sequence[str],
+) -> dict[str, str]:
+    """Run those that OUT/map.jsonl does not have yet, and append their lines to it; return the failures by job."""
+    done, jobs = {key_of(line) for line in read_lines(out)}, []
+    for point, seed, method in runs:
+        if (point, seed, method) in done:
+            continue
+        done.add((point, seed, method))
+        target = out / "runs" / f"{method}-s{seed}-{point.name}.jsonl"
+        arguments = (json.dumps(asdict(point)), str(seed), method, str(out), str(target))
+        command = (sys.executable, "-m", "selfcorrect.reproduce.map", *arguments, *settings)
+        jobs.append(Job(method, target, command, is_run=False))
+    runner = Runner(out, at_once, watcher)
+    try:
+        runner.run(jobs, stop_requested)
+    finally:
+        for job in jobs:
+            if job.finished:
+                append_line(out / "map.jsonl", job.target.read_text(encoding="utf-8").strip(), "free some space")
+                job.target.unlink()
+    return runner.failures
 
 
 def write_results(out: Path) -> list[Path]:

@@ -10,14 +10,14 @@ from typing import Literal
 
 from selfcorrect.reproduce.choice import Choice, rows_in_order
 from selfcorrect.reproduce.jobs import SELFCORRECT, Job
-from selfcorrect.reproduce.rows import CORE, ROWS, TARGETS, TableRow
+from selfcorrect.reproduce.rows import CORE, DECIDING, ROWS, TARGETS, TableRow
 
 CODE_MEASURES = ("humaneval", "mbpp_repair")
 """Tasks that table3 measures every row on."""
 
 
 def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
-    """Every process behind some targets: core rows of all seeds, the other rows, then the measurements.
+    """Every process behind some targets: the deciding rows of all seeds, the core, other rows, then the measurements.
 
     Raises:
         ConfigError: settings are wrong for a row.
@@ -25,10 +25,10 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
     rows = rows_in_order(targets)
     trained = [row for row in rows if row.kind == "trained"]
     jobs = []
-    for group in ([row for row in trained if row.key in CORE], [row for row in trained if row.key not in CORE]):
+    for group in (DECIDING, CORE[len(DECIDING) :], [row.key for row in trained if row.key not in CORE]):
         for seed in choice.seeds:
-            for row in group:
-                if seed in choice.seeds_of(row):
+            for row in trained:
+                if row.key in group and seed in choice.seeds_of(row):
                     path = choice.run_path(row, seed)
                     settings = (*choice.overrides(row, seed), f"run_dir={json.dumps(str(path))}")
                     steps = choice.config(row, seed).train.steps

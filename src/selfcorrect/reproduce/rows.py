@@ -82,8 +82,10 @@ _ROWS = (
 ROWS = {row.key: row for row in _ROWS}
 """All rows, in the order in which they run."""
 
-CORE = ("score", "multi_turn", "single_turn", "no_stage1", "no_shaping")
-"""Run first, with all seeds. The base is measured by every run."""
+DECIDING = ("score", "multi_turn")
+"""Run first, with all seeds: whether SCoRe corrects where multi-turn RL does not."""
+CORE = (*DECIDING, "single_turn", "no_stage1", "no_shaping")
+"""Run before all others, with all seeds. The base is measured by every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +237,26 @@ TARGETS = {
         "SCoRe and two methods that came after it, on a base that judges its answers",
         ("base", "score", "multi_turn", *_SUCCESSORS),
     ),
+    "countdown": Target(
+        "A pretrained language model on countdown",
+        ("base", "self_refine", "star_d_plus", "pair_sft_d", "score", "multi_turn", "single_turn", "no_stage1"),
+        (
+            Claim("SCoRe corrects: delta is above 0", "delta", "score", None),
+            Claim("SCoRe's second attempts are better than the base's", "t2", "score", "base"),
+            Claim("SCoRe is better than multi-turn RL, in t2", "t2", "score", "multi_turn"),
+            Claim("SCoRe is better than multi-turn RL, in delta", "delta", "score", "multi_turn"),
+            Claim("SCoRe is better than without Stage I, in t2", "t2", "score", "no_stage1"),
+            Claim("single-turn RL has the better first attempt", "t1", "single_turn", "score"),
+        ),
+    ),
     "levels": Target(
         "Accuracy by difficulty, and what changes between attempts", ("base", "score", "multi_turn", "single_turn")
     ),
 }
 """In the order of ``all``."""
-ONLY_BY_NAME = ("table3", "demo", "successors")
-"""Not part of ``all``: table3 needs a code model, successors a base that judges its answers, and demo is for ``tiny-rare``."""
+ONLY_BY_NAME = ("table3", "demo", "successors", "countdown")
+"""Not part of ``all``: table3 needs a code model, successors a base that judges its answers, countdown a language model
+warmed up for it, and demo is for ``tiny-rare``."""
 
 
 @dataclass(frozen=True, slots=True)
