@@ -141,6 +141,12 @@ def test_what_the_base_lets_one_expect(fixed, broken, expected):
     assert f"1 of 1 (100%), {int(cell.as_expected)} of them as expected" in page(lines)
 
 
+def test_seeds_that_corrected_are_counted_by_what_changes_do():
+    made = page(lines_of((0.9, 0.6, 0.7), (0.6, 0.61, 0.9)))  # i->c over c->i is a third
+    assert "| 0.25 to 0.5 | 1 | 1 of 3 | 2 of 3 |" in made
+    assert made.count("| 0 | 0 of 0 | 0 of 0 |") == 4
+
+
 def test_the_expectation_counts_the_second_attempts_of_a_step():
     stage, *_ = plan(run_config(Path("tiny"), "score", 0, (), Path("run")))
     assert 32 * stage.samples_per_problem * stage.branches == SECOND_ATTEMPTS

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 
 from selfcorrect.measuring.compare import CORRECTS
 from selfcorrect.measuring.intervals import Estimate, across_seeds, welch_across_seeds
+from selfcorrect.measuring.labels import METHODS as LABELS
 from selfcorrect.measuring.phase import ENOUGH
 from selfcorrect.report.charts import Drawing, Tile, Tiles, draw_tiles
 from selfcorrect.reproduce.bases import Recipe, rare
@@ -21,6 +24,8 @@ PRETRAINING_SEED = 1
 """Pretraining seed of the map's bases, as of the shipped ``tiny-rare``. Other seeds give other bases from the same recipe."""
 SECOND_ATTEMPTS = 384
 """Second attempts in a step of SCoRe: 32 problems, four trees of three each."""
+RATIOS = (0.125, 0.25, 0.5, 1.0)
+"""Where the table of seeds that corrected is cut. Read off the first 79 runs."""
 SAME = 0.05
 """Two methods are level if the interval of their difference in t2 is within this."""
 
@@ -70,6 +75,11 @@ class Cell:
         """A number of the cell's base, the same in all its runs; see ``phase.Revising``."""
         some_run = next(iter(self.by_method.values()))[0]
         return float(some_run["base"][quantity])
+
+    @property
+    def ratio(self) -> float:
+        """How often the base's changes help, for each time that they harm."""
+        return self.base("fixed") / self.base("broken") if self.base("broken") else math.inf
 
     def corrected(self, method: str) -> tuple[int, int]:
         """Seeds in which the method learned to correct, and all seeds."""
@@ -148,7 +158,23 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
             f"| {p.fix:g} | {p.redo:g} | {p.edge:g} | {p.pretraining} | {100 * cell.base('fixed'):.1f}, {100 * cell.base('broken'):.1f} | "
             f"{pairs[0]} | {pairs[1]} | {cell.difference.text(sign=True)} | {corrected} | {cell.expected} | {cell.verdict} |"
         )
-    return "\n".join([*out, ""])
+    return "\n".join([*out, "", *_by_ratio(cells), ""])
+
+
+def _by_ratio(cells: Sequence[Cell]) -> list[str]:
+    """Seeds that corrected, by how often the base's changes help for each time that they harm."""
+    out = [
+        "Seeds that corrected, of those run, by the base's i→c over c→i:",
+        "",
+        "| i→c over c→i | bases | " + " | ".join(LABELS[m] for m in METHODS[:2]) + " |",
+        "|---|---|---|---|",
+    ]
+    for low, high in pairwise((0.0, *RATIOS, math.inf)):
+        here = [cell for cell in cells if low <= cell.ratio < high]
+        counts = (tuple(map(sum, zip((0, 0), *(c.corrected(m) for c in here), strict=True))) for m in METHODS[:2])
+        name = f"below {high:g}" if low == 0 else f"{low:g} and above" if high == math.inf else f"{low:g} to {high:g}"
+        out.append(f"| {name} | {len(here)} | " + " | ".join("{} of {}".format(*c) for c in counts) + " |")
+    return out
 
 
 def as_csv(lines: Sequence[dict[str, Any]]) -> str:
