@@ -114,6 +114,10 @@ def test_rows_of_ours_may_have_fewer_seeds(tmp_path):
 
 def test_all_leaves_out_targets_that_need_another_base():
     assert set(targets_of("all")) == TARGETS.keys() - {"table3", "demo", "successors", "countdown"}
+
+
+def test_every_target_has_a_maker():
+    assert make.MAKERS.keys() == TARGETS.keys()
     with pytest.raises(ConfigError, match=r"'scaling2' cannot be reproduced here; take one of: table1"):
         targets_of("scaling2")
 

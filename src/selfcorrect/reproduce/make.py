@@ -38,6 +38,7 @@ MAKERS: dict[str, Callable[[Measurements], Result]] = {
     "shift": diagnostics.shift,
     "demo": lambda m: replace(tables.table("demo", m), drawings=diagnostics.collapse(m, "demo").drawings),
     "successors": lambda m: tables.table("successors", m),
+    "countdown": lambda m: replace(tables.table("countdown", m), drawings=diagnostics.collapse(m).drawings),
     "levels": diagnostics.levels,
     "scaling": scaling_results.scaling,
     "attempts": scaling_results.attempts,
