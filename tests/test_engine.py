@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import inspect
 import sys
 from types import SimpleNamespace
 
@@ -173,6 +174,86 @@ def test_a_prompt_is_shared_only_where_that_computes_fewer_tokens():
     # the prompt but its last token once, then that token and the answer four times
     assert batch.tokens == len(tokens[0]) - answer - 1 + 4 * (answer + 1)
     assert sorted(batch.index) == [0, 1, 2, 3]
+
+
+def tree_data():
+    """Per problem two first attempts, and three second attempts after each; one problem with a single attempt."""
+    rng = np.random.default_rng(4)
+    data = []
+    for n, prompt in enumerate(prompts(4, seed=3)):
+        for _ in range(2 if n else 1):
+            answer = rng.integers(5, 200, size=rng.integers(2, 7))
+            data.append(datum(prompt, answer, np.full(len(answer), -5.0), rng.normal(size=len(answer))))
+            shown = (*prompt, *answer.tolist(), 9, 8, 7)
+            for _again in range(3 if n else 0):
+                again = np.concatenate(
+                    [answer[:1], rng.integers(5, 200, size=rng.integers(1, 9))]
+                )  # a common beginning
+                data.append(datum(shown, again, np.full(len(again), -5.0), rng.normal(size=len(again))))
+    return [*data, data[-1]]  # twice the same
+
+
+@pytest.mark.parametrize("lora", [None, (4, 8.0)])
+@pytest.mark.parametrize("budget", [16_384, 60, 10])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_trees_change_no_log_prob_and_no_gradient(monkeypatch, lora, budget, recomputed):
+    data = tree_data()
+
+    def measured(trees_from):
+        monkeypatch.setattr("selfcorrect.engines.torch_engine.engine.TREES_FROM", trees_from)
+        engine = tiny.engine(lora=lora, tokens_per_microbatch=budget, gradient_checkpointing=recomputed)
+        batches = engine._batches([d.tokens_T for d in data], [d.sampled_T for d in data])
+        return engine.logprobs(data, "current"), gradients(engine, data), batches
+
+    trees, others = measured(0), measured(10**9)
+    assert all(b.trees is not None for b in trees[2]) and all(b.trees is None for b in others[2])
+    assert sorted(i for b in trees[2] for i in b.index) == list(range(len(data)))
+    assert sum(b.tokens for b in trees[2]) < sum(b.tokens for b in others[2])
+    longest = max(len(d.tokens_T) for d in data) - 1
+    assert all(b.tokens <= max(budget, longest) for b in trees[2])
+    for a, b in zip(trees[0], others[0], strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    assert_same_gradients(trees[1], others[1])
+
+
+def test_a_tree_has_every_token_once():
+    data = tree_data()
+    tokens, wanted = [d.tokens_T for d in data], [d.sampled_T for d in data]
+    made = micro_batches(tokens, wanted, 10**6, 0, torch.device("cpu"), pair_cost=0.0)
+    nodes = {tuple(t[: n + 1]) for t, w in zip(tokens, wanted, strict=True) for n in range(int(np.flatnonzero(w)[-1]))}
+    sees = [b.trees.sees_BTT for b in made]
+    real = sum(int((s.sum(dim=2) > 1).sum()) for s in sees) + sum(len(b.ids_BT) for b in made)
+    assert real == len(nodes)
+    assert sum(len(b.ids_BT) for b in made) == 4  # one row for each problem
+
+
+def test_trees_are_left_where_attention_over_them_costs_more_than_they_save():
+    """Long answers to one short prompt: in a tree every token looks at all of them, though it sees its own alone."""
+    rng = np.random.default_rng(5)
+    data = [datum((3, 4, 5), rng.integers(5, 200, size=40), np.zeros(40), np.zeros(40)) for _ in range(8)]
+    arguments = [d.tokens_T for d in data], [d.sampled_T for d in data], 10**6, 0, torch.device("cpu")
+    assert all(b.trees is not None for b in micro_batches(*arguments, pair_cost=1e-5))
+    assert all(b.trees is None for b in micro_batches(*arguments, pair_cost=1e-2))
+    assert all(b.trees is None for b in micro_batches(*arguments))
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_model_whose_layers_do_not_take_trees_has_none(monkeypatch, refuses):
+    monkeypatch.setattr("selfcorrect.engines.torch_engine.engine.TREES_FROM", 0)
+    model = tiny.random_model()
+    parameters = sum(p.numel() for p in model.parameters())
+    assert tiny.engine()._pair_cost == pytest.approx(2 * 2 * 32 / parameters)  # two layers, width 32
+    inner = model.model.forward
+
+    def forward(use_cache=True, position_ids=None, **kwargs):
+        """Counts positions itself in a pass without a cache, or refuses one that has a mask."""
+        if not use_cache and refuses and kwargs.get("attention_mask") is not None:
+            raise ValueError("no mask")
+        return inner(use_cache=use_cache, position_ids=position_ids if use_cache else None, **kwargs)
+
+    forward.__signature__ = inspect.signature(inner)
+    model.model.forward = forward
+    assert TorchEngine(model, ChatFormat(tiny.tokenizer()), TorchEngineConfig(device="cpu"))._pair_cost is None
 
 
 def test_logits_in_chunks_change_no_log_prob_and_no_gradient(monkeypatch):

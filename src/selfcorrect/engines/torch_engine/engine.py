@@ -52,6 +52,10 @@ from selfcorrect.engines.vllm_extra import require_vllm
 from selfcorrect.errors import EngineError, ModelError
 from selfcorrect.types import Datum, FloatArray, LossName
 
+TREES_FROM = 20_000_000
+"""Parameters of a model from which the trainer lays out the sequences of a problem as a tree. The embedded models are
+smaller, so that their recorded runs keep their numbers to the last bit."""
+
 Pending = tuple[Sequence[SampleRequest], SamplingParams, "asyncio.Future[list[Sampled]]"]
 
 
@@ -120,7 +124,9 @@ class TorchEngine:
             deterministic=deterministic,
             threads=torch.get_num_threads() if self._device.type == "cpu" else None,
         )
+        self._pair_cost: float | None = None
         self._check_scorer()
+        self._pair_cost = self._cost_of_pairs()
         if sampler is not None:
             self._compare_sampler()
         else:
@@ -287,6 +293,7 @@ class TorchEngine:
             self.chat.pad_id,
             self._device,
             share=not self._settings.gradient_checkpointing,  # a recomputed layer would extend the prefix's cache
+            pair_cost=self._pair_cost,
         )
 
     def _gather(self, arrays: list[FloatArray], batch: MicroBatch) -> torch.Tensor:
@@ -352,6 +359,35 @@ class TorchEngine:
                 f"{float((scored - expected).abs().max()):.3g} nats, so log-probs at chosen positions would be wrong (it scales "
                 "or caps its logits in an unsupported way); use another model"
             )
+
+    def _cost_of_pairs(self) -> float | None:
+        """The ``pair_cost`` of ``micro_batches``; None if the model is small, or its layers do not take trees."""
+        config = self._base.config.get_text_config(decoder=True)
+        parameters = sum(p.numel() for p in self._base.parameters())
+        if parameters < TREES_FROM:
+            return None
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        prompt, first = [3, 4, 5, 6], [7, 8]
+        rows = [[*prompt, *first], *([*prompt, *first, 9, 4, last, 5] for last in (10, 11))]
+        vocabulary = self._base.get_output_embeddings().weight.shape[0]
+        tokens = [np.array(row) % vocabulary for row in rows]
+        scored = [np.arange(len(row)) >= n for row, n in zip(rows, (4, 8, 8), strict=True)]
+        found = []
+        try:
+            with torch.no_grad():
+                for pair_cost in (0.0, None):
+                    out = [np.zeros(len(row)) for row in rows]
+                    for batch in micro_batches(
+                        tokens, scored, 1_000, self.chat.pad_id, self._device, share=False, pair_cost=pair_cost
+                    ):
+                        _scatter(self._scorer.logprobs(batch), batch, out)
+                    found.append(np.concatenate(out))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            return None
+        bound = 1e-3 if self.info.dtype == "float32" else 0.1
+        if np.abs(found[0] - found[1]).max() > bound:
+            return None
+        return 2 * config.num_hidden_layers * config.num_attention_heads * head / parameters
 
     def _check_cache(self) -> None:
         """Check that answers in a batch of unequal rows, and second answers from their cache, have the log-probs of a

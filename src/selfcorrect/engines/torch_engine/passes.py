@@ -34,19 +34,33 @@ class SharedPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class Trees:
+    """Rows that hold several sequences each. A token that they agree on, with all before it, is there once."""
+
+    row_of_S: Tensor
+    """Row of each sequence."""
+    positions_BT: Tensor
+    sees_BTT: Tensor
+    """Which columns (last) a token attends to: itself and the tokens before it in its sequences."""
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Right-padded sequences, or what follows their shared prefixes, with the flat list of positions to score."""
+    """Right-padded sequences, what follows their shared prefixes, or trees of them, with the flat list of positions to
+    score."""
 
     index: tuple[int, ...]
-    """Index of each row among the caller's sequences."""
+    """Index of each sequence among the caller's. Without trees a sequence is a row."""
     ids_BT: Tensor
     rows_N: Tensor
+    """Sequence of each scored token, as its place in ``index``."""
     columns_N: Tensor
     """Column of each scored token in the caller's sequence."""
     reads_N: Tensor
     """Column of ``ids_BT`` whose output predicts the scored token: the column of the token before it."""
     targets_N: Tensor
     prefix: SharedPrefix | None = None
+    trees: Trees | None = None
 
     @property
     def tokens(self) -> int:
@@ -62,12 +76,14 @@ def micro_batches(
     device: torch.device,
     *,
     share: bool = True,
+    pair_cost: float | None = None,
 ) -> list[MicroBatch]:
     """Group sequences of similar length so that a pass computes at most ``budget`` tokens, padding included.
 
     If sequences are equal up to the token before their first scored position (such as the prompt of one problem's
-    samples), that part is computed once, if this saves tokens. Sequences without a scored position are left out. A
-    single sequence longer than the budget gets its own pass.
+    samples), that part is computed once, if this saves tokens. If ``pair_cost`` is given, all sequences of a problem may
+    become one tree, in which nothing is computed twice: neither the prompt, nor an attempt 1 that several second attempts
+    follow. Sequences without a scored position are left out. A single sequence longer than the budget gets its own pass.
 
     Args:
         tokens: one array of token ids per sequence.
@@ -75,7 +91,9 @@ def micro_batches(
         budget: most tokens per pass.
         pad_id: fills rows up; no real token attends to it.
         device: of the returned tensors.
-        share: False computes every sequence whole.
+        share: False computes no shared prefix.
+        pair_cost: work of attention for one pair of a query and a key, in units of the work for a token elsewhere; trees
+            are taken where they cost less by this account. None: no trees.
     """
     scored = [i for i in range(len(tokens)) if positions[i].any()]
     assert not any(positions[i][0] for i in scored), "the first token of a sequence has no prediction"
@@ -89,6 +107,11 @@ def micro_batches(
         plans.append([(group, cut) for group in cut.packed(several, budget)])
         plans[-1] += [(group, whole) for group in whole.packed(others, budget)]
     fewest = min(plans, key=lambda passes: sum(cut.computed(group) for group, cut in passes))
+    if pair_cost is not None:
+        forests = _forests(tokens, positions, scored, budget)
+        cost = sum(cut.computed(group) + pair_cost * cut.pairs(group) for group, cut in fewest)
+        if sum(_padded_size(trees) * (1 + pair_cost * max(map(len, trees))) for trees in forests) < cost:
+            return [_batch_of_trees(trees, tokens, positions, pad_id, device) for trees in forests]
     return [_micro_batch(group, cut, tokens, positions, pad_id, device) for group, cut in fewest]
 
 
@@ -110,6 +133,11 @@ class _Cut:
         """Tokens that one pass over these sequences computes, padding included."""
         prefixes = len({self.keys[i] for i in group}) * max(self.heads[i] for i in group)
         return prefixes + len(group) * max(self._tails[i] for i in group)
+
+    def pairs(self, group: Sequence[int]) -> int:
+        """Pairs of a query and a key in that pass, masked ones included."""
+        head, tail = max(self.heads[i] for i in group), max(self._tails[i] for i in group)
+        return len({self.keys[i] for i in group}) * head**2 + len(group) * tail * (head + tail)
 
     def packed(self, sequences: Sequence[int], budget: int) -> list[list[int]]:
         """Fill passes up to the budget, in the order of length and with sequences of equal heads together."""
@@ -161,6 +189,120 @@ def _micro_batch(
         (places_N - 1).to(device),
         ids_BT[rows_N, places_N].to(device),
         prefix,
+    )
+
+
+class _Tree:
+    """The tokens of some sequences up to their last scored position, as a tree from their common first token on."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.parents: list[int] = []
+        """Column of the token before; -1 for a first one."""
+        self.paths: dict[int, list[int]] = {}
+        """Columns of each sequence's tokens, by its index."""
+        self._next: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def missing(self, ids: Sequence[int]) -> int:
+        """How many of a sequence's tokens are not there yet."""
+        at = -1
+        for n, token in enumerate(ids):
+            if (at, token) not in self._next:
+                return len(ids) - n
+            at = self._next[at, token]
+        return 0
+
+    def add(self, index: int, ids: Sequence[int]) -> None:
+        at, path = -1, []
+        for token in ids:
+            column = self._next.setdefault((at, token), len(self.ids))
+            if column == len(self.ids):
+                self.ids.append(token)
+                self.parents.append(at)
+            path.append(column)
+            at = column
+        self.paths[index] = path
+
+    def sees_TT(self) -> Tensor:
+        """See ``Trees``."""
+        sees_TT = torch.eye(len(self.ids), dtype=torch.bool)
+        for column, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees_TT[column] |= sees_TT[parent]
+        return sees_TT
+
+
+def _forests(
+    tokens: Sequence[IntArray], positions: Sequence[BoolArray], scored: Sequence[int], budget: int
+) -> list[list[_Tree]]:
+    """Trees of the scored sequences, packed into passes. Sequences are of one tree if they begin with the same prompt."""
+    firsts = {i: tokens[i][: int(positions[i].argmax())] for i in scored}
+    prompts = {first.tobytes() for first in firsts.values()}
+    lengths = sorted({len(first) for first in firsts.values()})
+    families: dict[bytes, list[int]] = {}
+    for i in scored:  # the prompt of a second attempt begins with that of the first
+        heads = (tokens[i][:n].tobytes() for n in lengths)
+        families.setdefault(next(head for head in heads if head in prompts), []).append(i)
+    # the last scored token is only a target: nothing reads its output
+    read = {i: tokens[i][: int(positions[i].nonzero()[0][-1])].tolist() for i in scored}
+    trees = []
+    for family in families.values():
+        tree = _Tree()
+        for i in sorted(family, key=lambda i: read[i]):  # neighbours share most
+            if len(tree) and len(tree) + tree.missing(read[i]) > budget:
+                trees.append(tree)
+                tree = _Tree()
+            tree.add(i, read[i])
+        trees.append(tree)
+    passes: list[list[_Tree]] = []
+    for tree in sorted(trees, key=len):
+        if passes and _padded_size([*passes[-1], tree]) <= budget:
+            passes[-1].append(tree)
+        else:
+            passes.append([tree])
+    return passes
+
+
+def _padded_size(trees: Sequence[_Tree]) -> int:
+    return len(trees) * max(map(len, trees))
+
+
+def _batch_of_trees(
+    trees: Sequence[_Tree],
+    tokens: Sequence[IntArray],
+    positions: Sequence[BoolArray],
+    pad_id: int,
+    device: torch.device,
+) -> MicroBatch:
+    members = [(row, i) for row, tree in enumerate(trees) for i in tree.paths]
+    width = max(map(len, trees))
+    ids_BT = torch.full((len(trees), width), pad_id)
+    positions_BT = torch.zeros(len(trees), width, dtype=torch.long)
+    sees_BTT = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: no row of nan
+    for row, tree in enumerate(trees):
+        n, sees_TT = len(tree), tree.sees_TT()
+        ids_BT[row, :n] = torch.tensor(tree.ids)
+        sees_BTT[row, :n, :n] = sees_TT
+        positions_BT[row, :n] = sees_TT.sum(dim=1) - 1
+    where = [
+        (s, int(c), trees[row].paths[i][c - 1], int(tokens[i][c]))
+        for s, (row, i) in enumerate(members)
+        for c in positions[i].nonzero()[0]
+    ]
+    rows_N, columns_N, reads_N, targets_N = torch.tensor(where, device=device).unbind(dim=1)
+    return MicroBatch(
+        tuple(i for _, i in members),
+        ids_BT.to(device),
+        rows_N,
+        columns_N,
+        reads_N,
+        targets_N,
+        trees=Trees(
+            torch.tensor([row for row, _ in members], device=device), positions_BT.to(device), sees_BTT.to(device)
+        ),
     )
 
 
@@ -289,6 +431,15 @@ class Scorer:
 
         Right padding needs no mask: under causal attention no real token sees it, and its outputs are not read.
         """
+        if batch.trees is not None:
+            trees = batch.trees
+            outputs_BTH: Tensor = self._decoder(
+                input_ids=batch.ids_BT,
+                attention_mask=trees.sees_BTT[:, None],
+                position_ids=trees.positions_BT,
+                use_cache=False,
+            ).last_hidden_state
+            return outputs_BTH[trees.row_of_S[batch.rows_N], batch.reads_N]
         if batch.prefix is None:
             whole: Tensor = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
             return whole[batch.rows_N, batch.reads_N]
