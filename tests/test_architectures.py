@@ -45,6 +45,25 @@ def largest_gap(engine: TorchEngine) -> float:
     return worst
 
 
+def gap_of_trees(engine: TorchEngine) -> float:
+    """Nats, over two first attempts with two second ones each, against each sequence alone."""
+    prompt, scored = list(range(5, 15)), []
+    for first in ([20, 21], [20, 22, 23]):
+        scored.append((prompt, first))
+        scored += [([*prompt, *first, 6, 7], second) for second in ([30, 31, 32], [30, 33])]
+    data = [SimpleNamespace(tokens_T=np.array(p + a), sampled_T=np.arange(len(p + a)) >= len(p)) for p, a in scored]
+    (batch,) = engine._batches([d.tokens_T for d in data], [d.sampled_T for d in data])
+    assert batch.trees is not None and len(batch.ids_BT) == 1
+    worst = 0.0
+    for d, found in zip(data, engine.logprobs(data, CURRENT), strict=True):
+        row = torch.tensor(d.tokens_T)
+        with torch.no_grad():
+            logits = engine._base(input_ids=row[None], use_cache=False).logits[0, :-1].float()
+        plain = logits.log_softmax(-1).gather(1, row[1:, None])[:, 0].numpy()
+        worst = max(worst, float(np.abs(plain[d.sampled_T[1:]] - found[d.sampled_T]).max()))
+    return worst
+
+
 def outcome(name: str, path: Path) -> str:
     """``exact``, or why it is refused."""
     logging.set_verbosity_error()
@@ -63,11 +82,13 @@ def outcome(name: str, path: Path) -> str:
         }
         return next((f"refused: {why}" for part, why in reasons.items() if part in text), text)
     assert largest_gap(engine) < 1e-4
+    assert engine._pair_cost is not None and gap_of_trees(engine) < 1e-4
     return "exact"
 
 
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)
-def test_an_architecture_is_exact_or_refused_before_anything_runs(name: str, tmp_path: Path) -> None:
+def test_an_architecture_is_exact_or_refused_before_anything_runs(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(engine_module, "TREES_FROM", 0)
     stored = json.loads(TABLE.read_text())
     if stored["transformers"] == transformers.__version__:
         assert outcome(name, tmp_path) == stored["outcomes"][name]
