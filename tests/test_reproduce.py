@@ -302,6 +302,15 @@ def test_a_stop_reaches_the_children_once_and_leaves_no_half_file(tmp_path):
     assert {p.name for p in up.parent.iterdir()} == {"heard", "up", "long.log"}  # no half file, by any name
 
 
+def test_the_time_of_a_process_that_ends_although_a_stop_was_asked_for_is_kept(tmp_path):
+    code = "import signal; signal.signal(signal.SIGINT, lambda *a: (out.write_text('x'), sys.exit(0)));"
+    code += " out.with_name('up').touch(); time.sleep(60)"
+    job, up = script(tmp_path, "last", code), tmp_path / "runs" / "up"
+    with claimed(tmp_path), pytest.raises(Interrupted):
+        Runner(tmp_path, 1, Silent()).run([job], up.exists)
+    assert job.finished and finished_seconds(tmp_path).keys() == {"last"}
+
+
 def test_a_run_is_begun_resumed_or_left_alone(tmp_path):
     c = choice(tmp_path)
     job = jobs_of(c, ["collapse"])[0]
