@@ -540,8 +540,11 @@ def test_an_id_that_is_none_and_a_model_that_exists_are_refused():
 
 
 def test_an_upload_that_fails_says_how_to_go_on(tmp_path):
-    with pytest.raises(EndpointError, match=r"is complete; upload it with `hf upload me/model"):
-        push(Hub(upload_folder=refusal(503, "busy")), tmp_path, "me/model", private=True)
+    with pytest.raises(EndpointError, match=rf"is complete; upload it with `hf upload me/model {tmp_path}`"):
+        push(Hub(upload_folder=refusal(503, "busy")), tmp_path, "me/model", private=False)
+    # the model may not have been made, and the command must not make it public
+    with pytest.raises(EndpointError, match=rf"`hf upload me/model {tmp_path} --private`"):
+        push(Hub(create_repo=refusal(503, "busy")), tmp_path, "me/model", private=True)
 
 
 def test_an_adapter_that_nobody_could_load_is_not_pushed(trained, tmp_path):
