@@ -637,6 +637,27 @@ def test_shift_plays_the_kept_checkpoint_after_the_bases_first_attempts(tmp_path
     assert own.keys() == base.keys() and own != base  # the weights have moved
 
 
+def test_shift_takes_the_bases_answer_of_the_same_split(tmp_path):
+    class Shared(toy.Toy):
+        """Both splits number their problems from 0, as a user's files may."""
+
+        def problems(self, split):
+            return [replace(p, id=p.id.partition("-")[2]) for p in super().problems(split)]
+
+    run, _, _ = toy.run(tmp_path / "run")
+    job = SimpleNamespace(config=run.config, task=Shared(n_train=12))
+    rows = list(shifted_episodes(run, job, toy.engine(run.config)))
+    first = {(r["split"], r["problem"]): r["attempts"][0]["text"] for r in rows if r["first"] == "base"}
+    from selfcorrect.measuring.evaluate import evaluate
+
+    untrained = toy.engine(run.config)
+    untrained.publish()
+    alone = run.config.eval.model_copy(update={"attempts": 1})
+    train = [p for p in job.task.problems("train") if ("train", p.id) in first]
+    own = {e.problem.id: e.attempts[0].text for e in evaluate(untrained, job.task, train, alone, 4).episodes}
+    assert own == {i: text for (split, i), text in first.items() if split == "train"}
+
+
 def test_collapse_is_measured_at_the_ends_of_training_and_of_stage_1():
     steps = [
         SimpleNamespace(stage="stage1" if i < 20 else "stage2", answer_change=0.5 - i / 100 if i < 20 else 0.1)
