@@ -126,6 +126,15 @@ def test_variants_of_a_method_have_rows_that_say_what_differs(tmp_path):
     assert rows == {"base": 1, "score": 2, "score method.alpha=3.0 method.stage1_share=0.0": 1, "multi_turn": 1}
 
 
+@pytest.mark.parametrize("text", ["[again]", "[/INST]", ":eyes:"])
+def test_a_setting_in_a_table_is_shown_as_it_is(tmp_path, cli, text):
+    runs = [a_run(tmp_path / "a", BASE, BASE), a_run(tmp_path / "b", BASE, BASE, f"task.instruction={text}")]
+    code, out, _ = cli("compare", *runs)
+    assert code == 0
+    name = "".join(line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│"))
+    assert f'task.instruction="{text}"' in name
+
+
 def test_labels_name_the_rows_and_hold_one_setting_each(tmp_path):
     runs = [
         a_run(tmp_path / "a", BASE, BASE),

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import toy
+from selfcorrect.cli.scale import _token_table
 from selfcorrect.episodes.play import Play, play
 from selfcorrect.measuring.equal_tokens import Sample, expected_best, measure_tokens, token_curve
 from selfcorrect.measuring.test_time import ScalingCurves, measure_votes
@@ -87,6 +89,18 @@ def test_a_problem_with_a_failure_of_the_verifier_is_in_no_number():
         token_curve([*PLAIN, *more[0]], [*GATED, *more[1]], (1, 2, 4), str).rows
         == token_curve(PLAIN, GATED, (1, 2, 4), str).rows
     )
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_curve_without_a_number_is_strict_json_and_is_shown(failing):
+    """Every problem is left out, or a budget of one response leaves no second attempts."""
+    first = plain("p", 0, ERROR if failing else RIGHT)
+    curve = token_curve([first], GATED, (1,), str)
+    assert (curve.n_left_out, len(curve.rows)) == (int(failing), int(not failing))
+    stored = ScalingCurves("m", None, "c", tokens=replace(curve, settings={"temperature": 1.0}))
+    back = ScalingCurves.from_json(json.loads(json.dumps(stored.to_json(), allow_nan=False)))
+    assert [draw_curves(chart).title for chart in scaling_charts(back)] == ["Accuracy by sampled tokens, T = 1.0"]
+    assert "nan" not in str(_token_table(back.tokens, "m").caption)
 
 
 def test_gated_chains_are_played_measured_stored_and_drawn(tmp_path):

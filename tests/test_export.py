@@ -314,6 +314,18 @@ def test_data_and_base_of_the_hub_are_named_and_measured_in_the_header(finished,
     assert local.data.datasets is None and local.data.eval_results is None
 
 
+def test_a_base_is_what_its_name_stood_for_when_the_run_began(finished, tmp_path):
+    """Elsewhere the relative path of a directory looks like an id on the Hub."""
+    run = finished("model=models/warm", "model.lora_rank=0")
+    start, *rest = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for base, named in (("directory 0123456789abcdef", None), ("hub", "models/warm")):
+        began = json.dumps({**json.loads(start), "base": base}) + "\n"
+        (run / "metrics.jsonl").write_text("".join([began, *rest]), encoding="utf-8")
+        card = card_of(run, tmp_path / base[:3])
+        assert card.data.base_model == named
+        assert ("The model in the local directory `models/warm`" in card.text) == (named is None)
+
+
 def test_a_last_attempt_that_is_not_better_is_called_so(tmp_path):
     run = made_runs.begin(tmp_path / "run")
     for name in ("base", "final"):
@@ -540,8 +552,11 @@ def test_an_id_that_is_none_and_a_model_that_exists_are_refused():
 
 
 def test_an_upload_that_fails_says_how_to_go_on(tmp_path):
-    with pytest.raises(EndpointError, match=r"is complete; upload it with `hf upload me/model"):
-        push(Hub(upload_folder=refusal(503, "busy")), tmp_path, "me/model", private=True)
+    with pytest.raises(EndpointError, match=rf"is complete; upload it with `hf upload me/model {tmp_path}`"):
+        push(Hub(upload_folder=refusal(503, "busy")), tmp_path, "me/model", private=False)
+    # the model may not have been made, and the command must not make it public
+    with pytest.raises(EndpointError, match=rf"`hf upload me/model {tmp_path} --private`"):
+        push(Hub(create_repo=refusal(503, "busy")), tmp_path, "me/model", private=True)
 
 
 def test_an_adapter_that_nobody_could_load_is_not_pushed(trained, tmp_path):

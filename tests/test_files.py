@@ -54,6 +54,9 @@ def test_a_directory_replaces_an_older_one_and_what_a_crash_left(tmp_path):
 def test_an_output_path_is_claimed_before_any_work(tmp_path):
     claim(tmp_path / "a" / "out")
     assert list((tmp_path / "a").iterdir()) == []
+    (tmp_path / "a" / ".out.part" / "half").mkdir(parents=True)  # of a process that was killed while it wrote a model
+    claim(tmp_path / "a" / "out")
+    assert list((tmp_path / "a").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is not overwritten"):
         claim(tmp_path / "file")

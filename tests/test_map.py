@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from selfcorrect.algorithm.stages import plan
-from selfcorrect.errors import Interrupted
+from selfcorrect.errors import Interrupted, RunError
 from selfcorrect.reproduce import map as phase_map
 from selfcorrect.reproduce.map import GRID, UNSEEN, read_lines, run_config, run_map, run_one
 from selfcorrect.reproduce.map_results import METHODS, SECOND_ATTEMPTS, Point, as_csv, cells_of, page, pictures
@@ -92,6 +92,43 @@ def test_an_undecided_cell_gets_as_many_more_seeds_once(tmp_path, monkeypatch):
     assert len(runs) == 12 + 6 + 6
     first, second = cells_of(read_lines(tmp_path))
     assert (first.verdict, second.verdict) == ("SCoRe", "undecided") and second.difference.n == 6
+
+
+def test_a_stop_among_further_seeds_changes_no_number_of_them(tmp_path, monkeypatch):
+    class StoppedOnce(RecordingRunner):
+        """A stop after four runs of the further seeds. By then the interval excludes 0."""
+
+        stops = False
+
+        def run(self, jobs, stop):
+            further = jobs and int(jobs[0].command[4]) > 2
+            some = jobs[:4] if further and StoppedOnce.stops else jobs
+            super().run(some, stop)
+            for job in some:
+                line = json.loads(job.target.read_text(encoding="utf-8"))
+                line["t2"] = 0.6 if line["method"] == "multi_turn" else 0.7 + 0.1 * (line["seed"] % 3)
+                job.target.write_text(json.dumps(line) + "\n", encoding="utf-8")
+            if some is not jobs:
+                StoppedOnce.stops = False
+                raise Interrupted("as asked")
+
+    monkeypatch.setattr(phase_map, "Runner", StoppedOnce)
+    grid = UNSEEN[:1]
+    run_map(tmp_path / "whole", (0, 1, 2), 2, None, grid=grid, methods=METHODS[:2])
+    StoppedOnce.stops = True
+    with pytest.raises(Interrupted):
+        run_map(tmp_path / "stopped", (0, 1, 2), 2, None, grid=grid, methods=METHODS[:2])
+    (cell,) = cells_of(read_lines(tmp_path / "stopped"))
+    assert cell.difference.n == 5 and cell.verdict == "SCoRe"
+    run_map(tmp_path / "stopped", (0, 1, 2), 2, None, grid=grid, methods=METHODS[:2])
+    assert cells_of(read_lines(tmp_path / "stopped")) == cells_of(read_lines(tmp_path / "whole"))
+
+
+def test_runs_with_other_settings_are_not_mixed_into_a_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(phase_map, "Runner", RecordingRunner)
+    run_map(tmp_path, (0,), 2, None, grid=GRID[:1])
+    with pytest.raises(RunError, match="made with no settings, and one table must not mix them"):
+        run_map(tmp_path, (0,), 2, None, grid=GRID[:1], settings=["train.steps=100"])
 
 
 def test_a_stopped_map_has_a_page_of_what_was_run(tmp_path, monkeypatch):

@@ -296,6 +296,17 @@ def test_base_and_trained_stand_side_by_side(tmp_path):
     }  # fmt: skip
 
 
+def test_only_a_whole_copy_is_said_to_repeat_the_attempt_before(tmp_path):
+    """The page leaves out the middle of a long text, and there alone the two may differ."""
+    long = "A" * 5_000, "wrong"
+    rows = [made.episode(0, long, ("A" * 2_500 + "B" + "A" * 2_499, "correct")), made.episode(1, long, long)]
+    made.evaluate(run := made.begin(tmp_path / "run"), "base", rows)
+    entries = {e["id"]: e["sides"]["base"]["attempts"] for e in sample_episodes([read_run(run.path)]).entries}
+    (first, second), copies = entries["test-00000"], entries["test-00001"]
+    assert first["text"] == second["text"] and "repeats" not in second
+    assert [a.get("repeats") for a in copies] == [None, True]
+
+
 def test_the_room_is_kept(tmp_path):
     run = made.begin(tmp_path / "run")
     rows = [made.episode(i, ("数" * 9_000, "wrong"), ("學" * 9_000, "correct")) for i in range(400)]

@@ -302,6 +302,15 @@ def test_a_stop_reaches_the_children_once_and_leaves_no_half_file(tmp_path):
     assert {p.name for p in up.parent.iterdir()} == {"heard", "up", "long.log"}  # no half file, by any name
 
 
+def test_the_time_of_a_process_that_ends_although_a_stop_was_asked_for_is_kept(tmp_path):
+    code = "import signal; signal.signal(signal.SIGINT, lambda *a: (out.write_text('x'), sys.exit(0)));"
+    code += " out.with_name('up').touch(); time.sleep(60)"
+    job, up = script(tmp_path, "last", code), tmp_path / "runs" / "up"
+    with claimed(tmp_path), pytest.raises(Interrupted):
+        Runner(tmp_path, 1, Silent()).run([job], up.exists)
+    assert job.finished and finished_seconds(tmp_path).keys() == {"last"}
+
+
 def test_a_run_is_begun_resumed_or_left_alone(tmp_path):
     c = choice(tmp_path)
     job = jobs_of(c, ["collapse"])[0]
@@ -626,6 +635,27 @@ def test_shift_plays_the_kept_checkpoint_after_the_bases_first_attempts(tmp_path
     assert {p: a["text"] for p, a in given.items()} == base and {a["source"] for a in given.values()} == {"given"}
     own = {r["problem"]: r["attempts"][0]["text"] for r in rows if (r["split"], r["first"]) == ("test", "own")}
     assert own.keys() == base.keys() and own != base  # the weights have moved
+
+
+def test_shift_takes_the_bases_answer_of_the_same_split(tmp_path):
+    class Shared(toy.Toy):
+        """Both splits number their problems from 0, as a user's files may."""
+
+        def problems(self, split):
+            return [replace(p, id=p.id.partition("-")[2]) for p in super().problems(split)]
+
+    run, _, _ = toy.run(tmp_path / "run")
+    job = SimpleNamespace(config=run.config, task=Shared(n_train=12))
+    rows = list(shifted_episodes(run, job, toy.engine(run.config)))
+    first = {(r["split"], r["problem"]): r["attempts"][0]["text"] for r in rows if r["first"] == "base"}
+    from selfcorrect.measuring.evaluate import evaluate
+
+    untrained = toy.engine(run.config)
+    untrained.publish()
+    alone = run.config.eval.model_copy(update={"attempts": 1})
+    train = [p for p in job.task.problems("train") if ("train", p.id) in first]
+    own = {e.problem.id: e.attempts[0].text for e in evaluate(untrained, job.task, train, alone, 4).episodes}
+    assert own == {i: text for (split, i), text in first.items() if split == "train"}
 
 
 def test_collapse_is_measured_at_the_ends_of_training_and_of_stage_1():

@@ -38,6 +38,7 @@ def compare(
         print(json.dumps([row.to_json() for row in rows]))
         return
     table = Table("", title="held-out problems, percent, 95 % intervals", title_justify="left", caption_justify="left")
+    table.columns[0].overflow = "fold"  # the end of a name is what tells two variants apart
     for name in ("t1", "t2", "delta", "i→c", "c→i", "t2 - base t2", "seeds", "corrected", "problems"):
         table.add_column(name, justify="right")
     for row in rows:

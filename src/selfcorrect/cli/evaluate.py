@@ -147,9 +147,8 @@ def _print(options: EvalOptions, results: list[Evaluation], title: str, more: Ma
 
 
 def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> None:
-    from rich.console import Console
-
     config, body = _endpoint_config(options, settings)
+    from selfcorrect.cli.terminal import plain_console
     from selfcorrect.episodes.endpoint import Endpoint, Patience, api_key_from
     from selfcorrect.measuring.endpoint import EndpointPlayer, Journal, journal_path, settings_of, was_refused
     from selfcorrect.measuring.evaluate import Evaluator, check_attempts, check_turns, held_out
@@ -172,7 +171,7 @@ def _with_endpoint(options: EvalOptions, settings: list[str], base_url: str) -> 
         raise DataError(f"task {task.name} has no held-out problems; check task.path and the task's settings")
     if isinstance(task, GetsReady):
         task.get_ready(training=False)  # before any request is paid for
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if key and endpoint.base_url.startswith("http://") and not endpoint.is_local:
         console.print("the key travels unencrypted over http; use https where others can listen", style="yellow")
     path = options.out or journal_path(model, task.name, config.seed)

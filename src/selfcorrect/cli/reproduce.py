@@ -63,8 +63,7 @@ def reproduce(options: Options) -> None:
 
     A look at everything: `selfcorrect reproduce all --quick`
     """
-    from rich.console import Console
-
+    from selfcorrect.cli.terminal import plain_console
     from selfcorrect.reproduce.choice import Choice
     from selfcorrect.reproduce.make import reproduce as make
     from selfcorrect.training.loop import stop_on_signal
@@ -86,7 +85,7 @@ def reproduce(options: Options) -> None:
         settings=tuple(o.settings or ()),
         humaneval=o.humaneval,
     )
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with stop_on_signal(_announce_stop) as stop_requested, _Progress(console) as progress:
         made = make(o.target, choice, o.jobs, progress, stop_requested)
     lines = [(name, v) for name, verdicts in made.verdicts.items() for v in verdicts]
@@ -108,8 +107,7 @@ def _map(o: Options) -> None:
         ConfigError: an option that is not read.
         RunError: a run failed.
     """
-    from rich.console import Console
-
+    from selfcorrect.cli.terminal import plain_console
     from selfcorrect.reproduce.map import GRID, UNSEEN, run_map
     from selfcorrect.reproduce.map_results import METHODS
     from selfcorrect.training.loop import stop_on_signal
@@ -121,7 +119,7 @@ def _map(o: Options) -> None:
             raise ConfigError(
                 f"{flag} is not read by {o.target}, which makes its own bases, and would be ignored; drop it"
             )
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     seeds = range(o.seeds or 3)
     with stop_on_signal(_announce_stop) as stop_requested, _Progress(console) as progress:
         grid, methods = (GRID, METHODS) if o.target == "map" else (UNSEEN, METHODS[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -233,7 +234,7 @@ def _token_table(curve: TokenCurve, title: str) -> Table:
         gains = (e.text(sign=True) for e in (row.corrected_gain, row.gated_gain, row.best_gain))
         shown = (row.parallel, row.corrected, row.gated, row.best)
         table.add_row(f"{row.tokens:.0f}", *(e.text() for e in shown), *gains)
-    costs = ", ".join(f"{way} {n:.1f}" for way, n in curve.tokens_per_sample.items())
+    costs = ", ".join(f"{way} {'n/a' if math.isnan(n) else f'{n:.1f}'}" for way, n in curve.tokens_per_sample.items())
     table.caption = (
         f"percent, {_problems(curve)}; 95 % interval by bootstrap over problems; differences paired by problem.\n"
         "Majority votes of first attempts, of second ones, and of answers that were revised where the model's verdict asks for it; "

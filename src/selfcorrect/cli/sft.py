@@ -33,9 +33,8 @@ def sft(
 
     Example: `selfcorrect sft models/smollm2-warm model=smollm2 task=arithmetic sft.steps=100`
     """
-    from rich.console import Console
-
     from selfcorrect.cli.progress import TerminalObserver
+    from selfcorrect.cli.terminal import plain_console
     from selfcorrect.cli.train import announce_stop
     from selfcorrect.experiment import WARMED, make_engine, prepare, warm_up
     from selfcorrect.records.files import claim
@@ -62,7 +61,7 @@ def sft(
         job = prepare(config)
     require_demonstrations(job.task)
     run = run or WarmUpDirectory.create(config)
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True)
     with run.writing():
         try:

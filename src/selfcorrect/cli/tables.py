@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.stage import Alternating, Stage
+from selfcorrect.cli.terminal import plain_console
 from selfcorrect.measuring.metrics import EvalSummary
 
 WIDTH_OF_A_FILE = 160
@@ -29,7 +29,7 @@ def show_stages(stages: Sequence[Stage]) -> None:
                 table.add_row(row.title, *numbers, *(" ".join(f"{w:g}" for w in ws) for ws in weights))
             else:
                 table.add_row(row.title, *numbers, "imitation", "", "")
-    Console(stderr=True, width=WIDTH_OF_A_FILE).print(table)
+    plain_console(stderr=True, width=WIDTH_OF_A_FILE).print(table)
 
 
 def summary_table(rows: Mapping[str, EvalSummary], title: str) -> Table:
@@ -79,7 +79,7 @@ def show_summaries(rows: Mapping[str, EvalSummary], title: str) -> None:
 
 def show(table: Table) -> None:
     """Print a table on standard output; in a pipe or a file its lines are not wrapped to a terminal's width."""
-    console = Console()
+    console = plain_console()
     if not console.is_terminal:
-        console = Console(width=WIDTH_OF_A_FILE)
+        console = plain_console(width=WIDTH_OF_A_FILE)
     console.print(table)

@@ -72,10 +72,9 @@ def train(
 
 def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[str]) -> None:
     """Start a run, or resume one with changed trackers."""
-    from rich.console import Console
-
     from selfcorrect.cli.progress import TerminalObserver, measuring_seconds
     from selfcorrect.cli.tables import show_summaries
+    from selfcorrect.cli.terminal import plain_console
     from selfcorrect.experiment import make_engine, prepare, run_experiment
     from selfcorrect.measuring.labels import model_and_control
     from selfcorrect.measuring.metrics import EvalSummary
@@ -97,7 +96,7 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
     with from_elsewhere(run, config, "`selfcorrect train --resume {run}`"):
         job = prepare(config)
     run = run or RunDirectory.create(config)
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True)
     say(f"{config.model.name}, {config.task.name}, {config.method.name}, seed {config.seed} -> {run.path}")
     if job.note:

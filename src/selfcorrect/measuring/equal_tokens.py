@@ -99,7 +99,7 @@ def token_curve(
     unit = {way: _mean_tokens(samples_N) for way, samples_N in by_way.items()}
     mean, gap = intervals(seed)
     rows = []
-    for k in budgets:
+    for k in budgets if names else ():  # without a problem a budget is no number of tokens
         tokens = k * unit["parallel"]
         accuracy = {way: _accuracy_N(way, samples_N, tokens / unit[way]) for way, samples_N in by_way.items()}
         parallel_N = accuracy.pop("parallel")

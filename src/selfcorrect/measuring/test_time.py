@@ -27,7 +27,7 @@ from selfcorrect.episodes.play import Play, given_answers, play
 from selfcorrect.episodes.table import EpisodeTable
 from selfcorrect.errors import ConfigError
 from selfcorrect.measuring.intervals import Estimate, bootstrap_mean, not_measured, paired_difference
-from selfcorrect.measuring.records import Storable
+from selfcorrect.measuring.records import Number, Storable
 from selfcorrect.measuring.votes import Vote, expected_majority
 from selfcorrect.tasks.base import CountsAnswers, GivesFirst, Task
 from selfcorrect.types import Attempt, Episode, Problem, Verdict
@@ -127,8 +127,9 @@ class TokenCurve(Curve):
 
     NAME: ClassVar[str] = "token curve"
     rows: tuple[TokenRow, ...]
-    tokens_per_sample: Mapping[str, float]
-    """Mean sampled tokens of one sample of each way."""
+    """Empty where every problem is left out."""
+    tokens_per_sample: Mapping[str, Number]
+    """Mean sampled tokens of one sample of each way; nan for a way without samples."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def claim(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         trial.touch()
-        trial.unlink()
+        remove(trial)  # or what a killed process left under this name: a half-written directory
     except OSError as error:
         raise RunError(f"{target} cannot be written: {disk_reason(error)}; name another place") from None
 

@@ -78,6 +78,11 @@ class RunData:
     """None if `selfcorrect scale` has not measured the run."""
 
     @property
+    def base(self) -> str | None:
+        """What the model's name stood for when the run began; None if that is not recorded."""
+        return self.starts[0].base if self.starts else None
+
+    @property
     def state(self) -> Literal["begun", "unfinished", "interrupted", "finished"]:
         if self.end is not None:
             return self.end.reason

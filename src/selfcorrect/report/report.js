@@ -61,7 +61,7 @@
     if (attempt.stop === "length") notes.push("stopped by the token cap");
     if (attempt.given) notes.push("given, not sampled");
     if (attempt.kept) notes.push("not played: the attempt before stands");
-    else if (n > 0 && attempt.text === answers[n - 1].text) notes.push("repeats the previous attempt");
+    else if (attempt.repeats) notes.push("repeats the previous attempt");
     if (attempt.leftOut) notes.push(`${count(attempt.leftOut)} characters in the middle not shown`);
     if (notes.length) view.append(element("p", "meta", notes.join("; ")));
     return view;

@@ -94,6 +94,7 @@ def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
     sides: dict[str, Any] = {}
     for who, part in rows.items():
         attempts = []
+        before = None  # the answer before this one, whole: two long texts may be shown alike and differ in the middle
         for a in part["attempts"]:
             text, left_out = shown(a["text"])
             kept = {key: a[key] for key in ("verdict", "tokens", "stop")}
@@ -102,8 +103,12 @@ def _entry(rows: dict[str, dict[str, Any]], number: int) -> Entry:
                 kept |= {"thinking": shown(thinking)[0], "thinkingTokens": a.get("thinking_tokens")}
             if a.get("turn") == "verdict":
                 kept["turn"] = "verdict"
-            if a["source"] == "kept":
-                kept["kept"] = True
+            else:
+                if a["source"] == "kept":
+                    kept["kept"] = True
+                elif a["text"] == before:
+                    kept["repeats"] = True
+                before = a["text"]
             attempts.append({"text": text, "leftOut": left_out, "given": a["source"] == "given", **kept, **short})
         sides[who] = {"tags": tags_of(episode_from_row(part)), "attempts": attempts}
     entry: Entry = {

@@ -161,7 +161,9 @@ class Runner:
                         child.process.send_signal(signal.SIGINT)
                     for child in children:  # a second Ctrl-C here kills them
                         child.has_ended(options=0)
-                        self._note(child, "stopped")
+                        # one that was measuring goes on to its end, and no later process will record its time
+                        done_now = child.process.returncode == 0 and child.job.finished
+                        self._note(child, "finished" if done_now else "stopped")
                     children.clear()
                     raise Interrupted(
                         f"stopped as asked; runs so far are in {self.out / 'runs'}. Call the same command again to continue"

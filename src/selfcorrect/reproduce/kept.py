@@ -49,15 +49,18 @@ def shifted_episodes(run: RunDirectory, job: Job, engine: Engine) -> Iterator[di
     load_kept(run, engine)
     engine.restore(BASE)
     engine.publish()
-    given = {}
-    for split in SPLITS:
-        for e in evaluate(engine, task, problems[split], alone, cap).episodes:
-            given[e.problem.id] = (e.attempts[0].token_ids or (),)
+    given = {  # by split too: a user's data may have an id in both
+        split: {
+            e.problem.id: (e.attempts[0].token_ids or (),)
+            for e in evaluate(engine, task, problems[split], alone, cap).episodes
+        }
+        for split in SPLITS
+    }
     load_kept(run, engine)
     engine.publish()
     for split in SPLITS:
         for first in FIRSTS:
-            firsts = {p.id: given[p.id] for p in problems[split]} if first == "base" else None
+            firsts = given[split] if first == "base" else None
             for e in evaluate(engine, task, problems[split], settings, cap, given_first=firsts).episodes:
                 yield {"split": split, "first": first, **episode_row(e)}
 

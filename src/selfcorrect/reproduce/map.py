@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcorrect.config import PRESET_MARKER, Config, load_config
+from selfcorrect.errors import RunError
 from selfcorrect.measuring.phase import revising
 from selfcorrect.records.files import append_line, cut_torn_line, only_writer, read_journal, write_text
 from selfcorrect.report.standalone import standalone_svg
@@ -157,6 +158,7 @@ def run_map(
 
     Raises:
         Interrupted: asked to stop.
+        RunError: OUT/map.jsonl has runs with other settings.
     """
     run_config(Path("base"), "score", seeds[0], settings, Path("run"))  # a wrong setting is found now
     deciding, others = methods[:2], methods[2:]
@@ -164,13 +166,16 @@ def run_map(
     failures: dict[str, str] = {}
     with claimed(out):
         cut_torn_line(out / "map.jsonl")
+        _refuse_other_settings(out, settings)
         try:
             # one run on every point first, which makes its base, so that no process waits for the base of another; then
             # cell by cell what decides it, so that a map that was stopped early has a picture
             makers = itertools.product(grid, seeds[:1], deciding[:1])
             first = [*makers, *itertools.product(grid, seeds, deciding)]
             failures |= _run_missing(first, out, at_once, watcher, stop_requested, settings)
-            open_points = {cell.point for cell in cells_of(read_lines(out)) if cell.verdict == "undecided"}
+            # by the first seeds alone: a call that continues among further seeds must not stop where they happen to decide
+            asked = [line for line in read_lines(out) if line["seed"] in seeds]
+            open_points = {cell.point for cell in cells_of(asked) if cell.verdict == "undecided"}
             second = itertools.product([p for p in grid if p in open_points], more, deciding)
             failures |= _run_missing(second, out, at_once, watcher, stop_requested, settings)
             third = itertools.product(grid, seeds, others)
@@ -178,6 +183,16 @@ def run_map(
         finally:
             files = write_results(out)
         return files, failures
+
+
+def _refuse_other_settings(out: Path, settings: Sequence[str]) -> None:
+    for line in read_lines(out):
+        if sorted(line["settings"]) != sorted(settings):
+            made = " ".join(line["settings"]) or "no settings"
+            raise RunError(
+                f"{out / 'map.jsonl'} has runs that were made with {made}, and one table must not mix them; give the same settings "
+                "to continue, or name another directory with --out"
+            )
 
 
 def _run_missing(

@@ -58,7 +58,7 @@ def build_card(
     for section, values in config.model_dump(mode="json", exclude={"sft", "run_dir", "trackers"}).items():
         pairs = values.items() if isinstance(values, Mapping) else [("", values)]
         settings += [f"{section}{'.' if key else ''}{key} = {json.dumps(value)}" for key, value in pairs]
-    base_id = base_model or hub_id(config)
+    base_id = base_model or hub_id(config, data.base)
     *_, shown = next_messages([{"role": "user", "content": ""}], "{shown}", "{instruction}", config.task.shown_as)
     card: ModelCard = ModelCard.from_template(
         _metadata(data, weights, name, base_id, license),
@@ -88,13 +88,19 @@ def build_card(
         asked="\n\n".join(code_block(f"{m['role']}: {m['content']}") for m in messages or []),
         training=_training(data),
         settings=code_block("\n".join(settings)),
-        is_base_local=config.model.name not in EMBEDDED and hub_id(config) is None,
+        is_base_local=config.model.name not in EMBEDDED and base_id is None,
     )
     return card
 
 
-def hub_id(config: Config) -> str | None:
-    """The base's id on the Hub; None for embedded models and local directories."""
+def hub_id(config: Config, base: str | None) -> str | None:
+    """The base's id on the Hub; None for embedded models and local directories.
+
+    ``base`` is what the name stood for when the run began, as the run recorded it: elsewhere the name of a directory may look
+    like an id, or an id like a directory. None: not recorded, so what the name stands for here counts.
+    """
+    if base is not None:
+        return config.model.name if base == "hub" else None
     try:
         resolved = resolve_model(config.model.name)
     except ModelError:  # a directory that is gone: the whole weights are in the run
@@ -123,7 +129,7 @@ def _metadata(data: RunData, weights: Weights, name: str, base_id: str | None, l
     ]
     return ModelCardData(
         base_model=base_id,
-        license=license or _license_of_base(config),
+        license=license or _license_of_base(config, hub_id(config, data.base)),
         library_name="peft" if weights.form == "adapter" else "transformers",
         pipeline_tag="text-generation",
         tags=["selfcorrect", "self-correction", config.method.name],
@@ -138,13 +144,13 @@ def _hub_data(config: Config) -> Hub | None:
     return HUB_DATA.get(config.task.name) if getattr(config.task, "path", None) is None else None
 
 
-def _license_of_base(config: Config) -> str | None:
+def _license_of_base(config: Config, name: str | None) -> str | None:
     """The license in the base's own card, in its directory or in the Hub's local cache; never guessed, never downloaded."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
     from yaml import YAMLError
 
     file: object = Path(config.model.name).expanduser() / "README.md"
-    if (name := hub_id(config)) is not None:
+    if name is not None:
         file = try_to_load_from_cache(name, "README.md", revision=config.model.revision)
     if not isinstance(file, str | Path) or not Path(file).is_file():
         return None

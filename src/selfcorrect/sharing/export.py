@@ -57,7 +57,7 @@ def export_run(
         )
     run = RunDirectory.open(path)
     form = choose_form(run, merge)
-    if form == "adapter" and push_to is not None and base_model is None and hub_id(data.config) is None:
+    if form == "adapter" and push_to is not None and base_model is None and hub_id(data.config, data.base) is None:
         raise ConfigError(
             f"the adapter belongs to {data.config.model.name}, which is not on the Hub: nobody could load it from there; push "
             "the merged weights (leave out --adapter), or name the same model on the Hub with --base-model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,9 @@ def push(api: HfApi, directory: Path, repo_id: str, *, private: bool) -> str:
     Raises:
         EndpointError: the Hub refused or the network failed; the directory stays as it is.
     """
-    with _explained(repo_id, f"{directory} is complete; upload it with `hf upload {repo_id} {directory}`"):
+    upload = shlex.join(["hf", "upload", repo_id, str(directory)])
+    upload += " --private" if private else ""  # the model may not exist yet, and `hf upload` makes a public one
+    with _explained(repo_id, f"{directory} is complete; upload it with `{upload}`"):
         url = api.create_repo(repo_id, private=private, repo_type="model")
         api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Export of a selfcorrect run")
     return str(url)
