@@ -748,6 +748,20 @@ MUTANTS = [
         ("tests/test_architectures.py::test_padding_behind_a_shared_beginning_stays_within_the_longest_sequence",),
     ),
     Mutant(
+        "a token of a tree sees itself alone",
+        "engines/torch_engine/passes.py",
+        "sees_TT[column] |= sees_TT[parent]",
+        "pass",
+        ("tests/test_engine.py::test_trees_change_no_log_prob_and_no_gradient",),
+    ),
+    Mutant(
+        "a token of a tree is read where it stands, not before it",
+        "engines/torch_engine/passes.py",
+        "trees[row].paths[i][c - 1]",
+        "trees[row].paths[i][c - 2]",
+        ("tests/test_engine.py::test_trees_change_no_log_prob_and_no_gradient",),
+    ),
+    Mutant(
         "longrope runs beyond its first length",
         "engines/models.py",
         "if limit is not None and limit < max_length:",

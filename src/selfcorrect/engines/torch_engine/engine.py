@@ -376,7 +376,7 @@ class TorchEngine:
         try:
             with torch.no_grad():
                 for pair_cost in (0.0, None):
-                    out = [np.zeros(len(row)) for row in rows]
+                    out: list[FloatArray] = [np.zeros(len(row)) for row in rows]
                     for batch in micro_batches(
                         tokens, scored, 1_000, self.chat.pad_id, self._device, share=False, pair_cost=pair_cost
                     ):
@@ -387,7 +387,7 @@ class TorchEngine:
         bound = 1e-3 if self.info.dtype == "float32" else 0.1
         if np.abs(found[0] - found[1]).max() > bound:
             return None
-        return 2 * config.num_hidden_layers * config.num_attention_heads * head / parameters
+        return float(2 * config.num_hidden_layers * config.num_attention_heads * head / parameters)
 
     def _check_cache(self) -> None:
         """Check that answers in a batch of unequal rows, and second answers from their cache, have the log-probs of a
