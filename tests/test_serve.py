@@ -19,6 +19,8 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
+from starlette.datastructures import URL
+from starlette.requests import Request
 
 import made_runs
 import tiny
@@ -508,6 +510,20 @@ def test_a_key_is_needed_where_one_is_set(monkeypatch):
         assert client(url, key=KEY).chat.completions.create(model="m", **ASK).choices[0].message.content == "second"
         assert httpx2.get(f"{url}/health", trust_env=False).status_code == 200
         assert httpx2.get(f"{url}/", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["x/health?", "x/?", "x/health#"])
+def test_a_host_header_does_not_open_a_path_that_needs_the_key(monkeypatch, host):
+    """starlette 1.0, which is allowed too, writes the Host header into the URL as it is."""
+
+    def as_starlette_1_0_does(request):
+        scope = request.scope
+        return URL(f"{scope['scheme']}://{dict(scope['headers'])[b'host'].decode()}{scope['path']}")
+
+    monkeypatch.setattr(Request, "url", property(as_starlette_1_0_does))
+    with serving(Scripted(), key=KEY) as (url, _):
+        assert post(url, headers={"host": host}).status_code == 401
+        assert httpx2.get(f"{url}/v1/models", headers={"host": host}, trust_env=False).status_code == 401
 
 
 def test_beyond_this_machine_a_request_without_the_key_is_refused():
