@@ -31,7 +31,7 @@ from selfcorrect.errors import ConfigError, EngineError
 from selfcorrect.report import build_report
 from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
-from selfcorrect.serve.correct import LONGEST_MEASURED, Conversation, edit_ratios, majority
+from selfcorrect.serve.correct import LONGEST_MEASURED, Conversation, correct, edit_ratios, majority
 from selfcorrect.serve.endpoint_backend import EndpointBackend
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
 from selfcorrect.serve.page import DIFF_GOES_HERE, content_security_policy, page_text
@@ -673,6 +673,28 @@ def test_faults_of_the_server_behind_are_told_with_their_reason(status, ours, ca
     assert (got.status_code, len(sent)) == (ours, calls)
     assert "up.example" not in message
     assert (KEY[:4] in message) == (status in (500, 429, 404, 400))
+
+
+def test_a_vote_that_fails_ends_the_others():
+    gone_on = []
+
+    class OneFails(Scripted):
+        async def answer(self, prompts, keys, *, continued):
+            if keys == [(2, 0)]:
+                raise ApiError(502, "the model server failed")
+            await asyncio.sleep(0.01)
+            gone_on.extend(keys)
+            return [Reply("text", "end") for _ in keys]
+
+    async def play_on():
+        backend = OneFails()
+        asked = parse_request(json.dumps({**ASK, "votes": 4, "attempts": 3}).encode(), "m", Bounds())
+        with pytest.raises(ApiError, match="the model server failed"):
+            await correct(await backend.open(asked), asked, lambda _k, _a: None)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(play_on())
+    assert gone_on == []
 
 
 def test_an_answer_that_is_none_is_an_error_of_the_server_behind():
