@@ -51,6 +51,34 @@ def test_built_in_verifiers(tmp_path, verifier, text, expected):
     assert verdict(own(tmp_path, verifier=verifier), text).verdict.value == expected
 
 
+@pytest.mark.parametrize(
+    "answer", ["__init__", "_x", "*", "=", "a*", "`ls`", ":q", "* or +", "4", "[1, 2]", "**kwargs", "-", "x_"]
+)
+def test_an_exact_answer_may_consist_of_marks(tmp_path, answer):
+    task = own(tmp_path, {**ROW, "answer": answer})
+    said = [
+        task.reference_answer(task.problems("test")[0]),
+        f"Final answer: x\n\nso\nFinal answer:   {answer}  \n",
+        f"**Final answer:** {answer}",
+        f"**Final answer: {answer}**",
+        f"Final answer: **{answer}**",
+        f"- Final answer: ` {answer} `",
+    ]
+    for text in said:
+        assert verdict(task, text) == Grade(Verdict.CORRECT, answer, "equal to the answer"), text
+        assert verdict(task, f"{text}\n", truncated=True).verdict is Verdict.CORRECT
+        assert verdict(task, text.rstrip(), truncated=True).verdict is not Verdict.CORRECT
+    assert verdict(task, f"Final answer: {answer}\nFinal answer: 17").verdict is Verdict.WRONG
+    assert verdict(task, f"Final answer: {answer}\nThe final answer is 17").verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [("__init__", "init"), ("__init__", "_init_"), ("*", "+"), ("*", ""), ("a*", "a"), ("4", "4*4")]
+)
+def test_an_exact_answer_needs_its_marks(tmp_path, answer, text):
+    assert verdict(own(tmp_path, {**ROW, "answer": answer}), f"Final answer: {text}").verdict is not Verdict.CORRECT
+
+
 def test_programs_as_answers(tmp_path):
     needs_sandbox()
     row = {"question": "Double it.", "answer": ["assert f(2) == 4", "assert f(0) == 0"]}
@@ -129,6 +157,9 @@ def names(question, answer, text, meta): return Verdict.NO_ANSWER
 def grades(question, answer, text, meta): return Grade(Verdict.WRONG, "x", "by hand")
 def fails(question, answer, text, meta): raise KeyError("low")
 def odd(question, answer, text, meta): return 0.5
+def counts(question, answer, text, meta): return Grade(Verdict.WRONG, np.int64(len(text)), None)
+def words(question, answer, text, meta): return Grade("correct", text)
+def holds(question, answer, text, meta): return Grade(True, text)
 def arrays(question, answer, text, meta): return (np.array([1]) == len(text)).all()
 """
 
@@ -152,6 +183,8 @@ def test_what_a_verifier_of_ones_own_may_return(mine):
     assert verdict(mine("names"), "4").verdict is Verdict.NO_ANSWER
     assert [verdict(mine("arrays"), text).verdict for text in ("4", "44")] == [Verdict.CORRECT, Verdict.WRONG]
     assert verdict(mine("grades"), "4") == Grade(Verdict.WRONG, "x", "by hand")
+    counted = verdict(mine("counts"), "4")
+    assert json.dumps([counted.extracted, counted.detail]) == '["1", ""]'  # as records hold them
 
 
 @pytest.mark.parametrize(
@@ -159,6 +192,8 @@ def test_what_a_verifier_of_ones_own_may_return(mine):
     [
         ("fails", "my_verifiers:fails raised KeyError: 'low'"),
         ("odd", "my_verifiers:odd returned float, not bool, Verd"),
+        ("words", "my_verifiers:words returned a Grade that holds str, not a Verdict"),
+        ("holds", "my_verifiers:holds returned a Grade that holds bool, not a Verdict"),
     ],
 )
 def test_a_verifier_that_fails_is_an_error_with_its_reason_and_never_a_0(mine, name, reason):

@@ -19,9 +19,13 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
+from starlette.datastructures import URL
+from starlette.requests import Request
 
 import made_runs
 import tiny
+from selfcorrect.cli import serve
+from selfcorrect.config import load_config
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.episodes.endpoint import Endpoint, Patience
 from selfcorrect.episodes.play import Play, Reply, play
@@ -29,7 +33,7 @@ from selfcorrect.errors import ConfigError, EngineError
 from selfcorrect.report import build_report
 from selfcorrect.serve import app
 from selfcorrect.serve.app import Limits
-from selfcorrect.serve.correct import LONGEST_MEASURED, Conversation, edit_ratios, majority
+from selfcorrect.serve.correct import LONGEST_MEASURED, Conversation, correct, edit_ratios, majority
 from selfcorrect.serve.endpoint_backend import EndpointBackend
 from selfcorrect.serve.engine_backend import Batcher, EngineBackend, cut
 from selfcorrect.serve.page import DIFF_GOES_HERE, content_security_policy, page_text
@@ -510,6 +514,20 @@ def test_a_key_is_needed_where_one_is_set(monkeypatch):
         assert httpx2.get(f"{url}/", trust_env=False).status_code == 200
 
 
+@pytest.mark.parametrize("host", ["x/health?", "x/?", "x/health#"])
+def test_a_host_header_does_not_open_a_path_that_needs_the_key(monkeypatch, host):
+    """starlette 1.0, which is allowed too, writes the Host header into the URL as it is."""
+
+    def as_starlette_1_0_does(request):
+        scope = request.scope
+        return URL(f"{scope['scheme']}://{dict(scope['headers'])[b'host'].decode()}{scope['path']}")
+
+    monkeypatch.setattr(Request, "url", property(as_starlette_1_0_does))
+    with serving(Scripted(), key=KEY) as (url, _):
+        assert post(url, headers={"host": host}).status_code == 401
+        assert httpx2.get(f"{url}/v1/models", headers={"host": host}, trust_env=False).status_code == 401
+
+
 def test_beyond_this_machine_a_request_without_the_key_is_refused():
     """Without a key the command does not start there: tests/test_cli.py."""
     with serving(Scripted(), key=KEY, host="0.0.0.0") as (url, _):
@@ -594,7 +612,7 @@ def test_the_command_serves_and_stops_cleanly(number):
 # --- in front of another server ----------------------------------------------------------------------------------
 
 
-def upstream(answer):
+def upstream(answer, **verdict_turn):
     """``with upstream(handler) as url``: self-correction in front of a server that ``handler`` plays."""
     sent = []
 
@@ -614,7 +632,7 @@ def upstream(answer):
         transport=httpx2.MockTransport(handle),
         sleep=no_wait,
     )
-    return serving(EndpointBackend(endpoint, INSTRUCTION)), sent
+    return serving(EndpointBackend(endpoint, INSTRUCTION, **verdict_turn)), sent
 
 
 def says(text, **more):
@@ -657,6 +675,92 @@ def test_faults_of_the_server_behind_are_told_with_their_reason(status, ours, ca
     assert (got.status_code, len(sent)) == (ours, calls)
     assert "up.example" not in message
     assert (KEY[:4] in message) == (status in (500, 429, 404, 400))
+
+
+def refuses(at):
+    """A server behind that refuses conversations of this many messages."""
+
+    def answer(body):
+        if len(body["messages"]) == at:
+            message = {"content": None, "refusal": "I will not."}
+            return httpx2.Response(200, json={"choices": [{"message": message, "finish_reason": "stop"}]})
+        return says("Verdict: wrong" if body["messages"][-1]["content"] == "Right?" else "text")
+
+    return answer
+
+
+@pytest.mark.parametrize(("at", "played"), [(1, [""]), (3, ["text", ""])])
+def test_after_a_refused_answer_no_attempt_is_told_that_was_not_played(at, played):
+    server, sent = upstream(refuses(at))
+    with server as (url, _):
+        found = post(url, {**ASK, "attempts": 3}).json()
+        stream = post(url, {**ASK, "attempts": 3, "stream": True}).text
+    assert len(sent) == 2 * len(played) and stream.count('"attempt": {') == len(played)
+    assert found["choices"][0]["finish_reason"] == "content_filter"
+    assert [a["text"] for a in found["selfcorrect"]["attempts"]] == played
+    assert len(found["selfcorrect"]["changes"]) == len(played) - 1
+
+
+@pytest.mark.parametrize(("at", "played", "verdicts", "text"), [(1, 1, [], None), (3, 1, [None], "text")])
+def test_a_refusal_leaves_no_verdict_that_was_not_asked_for(at, played, verdicts, text):
+    server, sent = upstream(refuses(at), verdict="Right?", stop=True)
+    with server as (url, _):
+        found = post(url).json()
+    extra = found["selfcorrect"]
+    assert len(extra["attempts"]) == played and len(sent) == played + len(verdicts)
+    assert [v["says"] for v in extra["verdicts"]] == verdicts and extra["skipped_attempts"] == 1
+    assert found["choices"][0]["message"]["content"] == text
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31 - 1, 2**63 - 1, -(2**63)])
+def test_the_server_behind_gets_seeds_of_31_bits(seed):
+    server, sent = upstream(lambda _body: says("text"))
+    with server as (url, _):
+        assert post(url, {**ASK, "seed": seed, "votes": 2, "attempts": 2}).status_code == 200
+    seeds = [json.loads(r.content)["seed"] for r in sent]
+    assert len(set(seeds)) == 4 and all(0 <= s < 2**31 for s in seeds)
+
+
+def test_a_slow_server_behind_is_asked_once_and_named(monkeypatch):
+    """A second try would end at this server's own limit, whose error says nothing of the other server."""
+    sent = []
+
+    def slow(request):
+        sent.append(request)
+        raise httpx2.ReadTimeout("slow")
+
+    def with_transport(*args, **options):
+        return Endpoint(*args, **options, transport=httpx2.MockTransport(slow))
+
+    monkeypatch.setattr("selfcorrect.episodes.endpoint.Endpoint", with_transport)
+    options = serve.ServeOptions(backend_url="http://up.example/v1", backend_model="big", timeout=100)
+    backend = serve._before_a_server(options, options.backend_url, load_config(None, []))
+    with serving(backend, limits=Limits(timeout_s=options.timeout)) as (url, _):
+        got = post(url)
+    assert (got.status_code, got.json()["error"]["code"], len(sent)) == (504, "upstream_timeout", 1)
+    assert "no answer within 95 s" in got.json()["error"]["message"]
+
+
+def test_a_vote_that_fails_ends_the_others():
+    gone_on = []
+
+    class OneFails(Scripted):
+        async def answer(self, prompts, keys, *, continued):
+            if keys == [(2, 0)]:
+                raise ApiError(502, "the model server failed")
+            await asyncio.sleep(0.01)
+            gone_on.extend(keys)
+            return [Reply("text", "end") for _ in keys]
+
+    async def play_on():
+        backend = OneFails()
+        asked = parse_request(json.dumps({**ASK, "votes": 4, "attempts": 3}).encode(), "m", Bounds())
+        with pytest.raises(ApiError, match="the model server failed"):
+            await correct(await backend.open(asked), asked, lambda _k, _a: None)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(play_on())
+    assert gone_on == []
 
 
 def test_an_answer_that_is_none_is_an_error_of_the_server_behind():

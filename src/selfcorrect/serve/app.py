@@ -260,7 +260,8 @@ class Guard:
             if name.lower() not in self._hosts:
                 return ApiError(403, "this server answers only by the names of this machine itself (localhost)")
             return None
-        if request.url.path in OPEN_TO_ALL:
+        # not request.url: older versions of starlette build it from the Host header, which the client writes
+        if request.scope["path"] in OPEN_TO_ALL:
             return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key):
@@ -324,7 +325,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLOSED_BY_CLIENT)
     if isinstance(error, HTTPException):
-        what = {404: f"{request.url.path} is not served here", 405: f"{request.method} is not for {request.url.path}"}
+        path = request.scope["path"]
+        what = {404: f"{path} is not served here", 405: f"{request.method} is not for {path}"}
         error = ApiError(error.status_code, what.get(error.status_code, error.detail))
     return _error(error if isinstance(error, ApiError) else ApiError(500, BUG))
 

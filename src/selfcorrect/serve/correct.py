@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from selfcorrect.episodes.completion import valid_text
 from selfcorrect.episodes.play import Key, Play, Reply, Source, play_turns
@@ -17,6 +17,8 @@ from selfcorrect.serve.protocol import ChatRequest, Outcome, ServedAttempt
 from selfcorrect.verify.math import answer_key
 from selfcorrect.verify.math.extract import find_answer
 from selfcorrect.verify.math.normalise import normalise, string_key
+
+T = TypeVar("T")
 
 LONGEST_KEY = 1_000
 """Most characters of a final answer that are compared; longer answers are cut to this length."""
@@ -122,7 +124,7 @@ async def correct(
             prompt_tokens.append(first.prompt_tokens)
         return tuple(turns)
 
-    chains = await asyncio.gather(*map(vote, range(request.votes)))
+    chains = await _all_or_none(list(map(vote, range(request.votes))))
     played = [tuple(t for t in chain if not t.is_verdict) for chain in chains]
     chosen, votes = 0, None
     if len(played) > 1:  # in a thread, as below: long texts must not hold up the other requests
@@ -137,6 +139,16 @@ async def correct(
         seconds=time.perf_counter() - start,
         verdicts=None if how.verdict is None else tuple(t for t in chains[chosen] if t.is_verdict),
     )
+
+
+async def _all_or_none(votes: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all. The first fault stops the others: nobody waits for their answers any more."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(vote) for vote in votes]
+    except ExceptionGroup as faults:
+        raise faults.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def majority(finals: Sequence[ServedAttempt]) -> tuple[int, tuple[tuple[str | None, int], ...]]:
