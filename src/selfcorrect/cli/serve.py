@@ -168,7 +168,7 @@ def _config(options: ServeOptions) -> Config:
     model = options.model
     settings = list(options.settings or [])
     if options.backend_url is not None and model is not None and "=" in model:  # no model, but the first setting
-        model, settings = None, [model, *settings]
+        settings, model = [model, *settings], None
     settings = ["method.name" + s.strip()[6:] if s.strip().startswith("method=") else s for s in settings]
     if options.backend_url is None:
         if options.backend_model is not None or options.backend_key_env is not None:

@@ -113,8 +113,9 @@ def judged(name: str, judge: Callable[[], Any], text: str, truncated: bool) -> G
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
         return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
     if isinstance(verdict, Grade):
-        if not isinstance(verdict.verdict, Verdict):
-            kind = type(verdict.verdict).__name__
+        held: object = verdict.verdict
+        if not isinstance(held, Verdict):
+            kind = type(held).__name__
             return Grade(Verdict.ERROR, None, f"{name} returned a Grade that holds {kind}, not a Verdict")
         # records and votes need texts, and a number comes easily out of a verifier
         extracted = None if verdict.extracted is None else str(verdict.extracted)
