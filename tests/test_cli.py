@@ -242,6 +242,10 @@ BAD = {
         lambda t, m: ["serve", *BEHIND, "model.dtype=bfloat16"],
         ["'model.dtype' would be ignored", "elsewhere"],
     ),
+    "serve: a verdict of another's model is a setting, but a key is missing": (
+        lambda t, m: ["serve", "method=pag", *BEHIND, "--host", "0.0.0.0", "--port", "0"],
+        ["can be reached from other machines"],
+    ),
     "sft: existing directory": (
         lambda t, m: ["sft", run_over(t), f"model={m}"],
         ["exists already and is not overwritten", "name another place"],

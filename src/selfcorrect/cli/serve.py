@@ -166,7 +166,10 @@ def _before_a_server(o: ServeOptions, backend_url: str, config: Config) -> Backe
 def _config(options: ServeOptions) -> Config:
     """The settings for serving, checked so that none would be ignored."""
     model = options.model
-    settings = ["method.name" + s.strip()[6:] if s.strip().startswith("method=") else s for s in options.settings or []]
+    settings = list(options.settings or [])
+    if options.backend_url is not None and model is not None and "=" in model:  # no model, but the first setting
+        settings, model = [model, *settings], None
+    settings = ["method.name" + s.strip()[6:] if s.strip().startswith("method=") else s for s in settings]
     if options.backend_url is None:
         if options.backend_model is not None or options.backend_key_env is not None:
             raise ConfigError(
@@ -189,9 +192,8 @@ def _config(options: ServeOptions) -> Config:
             )
         if not options.backend_model:
             raise ConfigError("--backend-url needs --backend-model NAME, the name by which that server knows the model")
-        if model is not None and "=" not in model:
+        if model is not None:
             raise ConfigError(f"both {model!r} and --backend-url are given, and one model is served; drop one of them")
-        settings = [*([model] if model else []), *settings]
         counts = "the model runs elsewhere; with --backend-url only task.*, play.max_new_tokens, model.template_kwargs and the verdict turn of method=pag count"
         refuse_ignored(settings, (*USED_BEFORE_A_BACKEND, *USED_OF_METHOD), counts)
         model = options.backend_model
