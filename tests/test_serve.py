@@ -24,6 +24,8 @@ from starlette.requests import Request
 
 import made_runs
 import tiny
+from selfcorrect.cli import serve
+from selfcorrect.config import load_config
 from selfcorrect.engines.base import Sampled, SampleRequest, SamplingParams
 from selfcorrect.episodes.endpoint import Endpoint, Patience
 from selfcorrect.episodes.play import Play, Reply, play
@@ -673,6 +675,26 @@ def test_faults_of_the_server_behind_are_told_with_their_reason(status, ours, ca
     assert (got.status_code, len(sent)) == (ours, calls)
     assert "up.example" not in message
     assert (KEY[:4] in message) == (status in (500, 429, 404, 400))
+
+
+def test_a_slow_server_behind_is_asked_once_and_named(monkeypatch):
+    """A second try would end at this server's own limit, whose error says nothing of the other server."""
+    sent = []
+
+    def slow(request):
+        sent.append(request)
+        raise httpx2.ReadTimeout("slow")
+
+    def with_transport(*args, **options):
+        return Endpoint(*args, **options, transport=httpx2.MockTransport(slow))
+
+    monkeypatch.setattr("selfcorrect.episodes.endpoint.Endpoint", with_transport)
+    options = serve.ServeOptions(backend_url="http://up.example/v1", backend_model="big", timeout=100)
+    backend = serve._before_a_server(options, options.backend_url, load_config(None, []))
+    with serving(backend, limits=Limits(timeout_s=options.timeout)) as (url, _):
+        got = post(url)
+    assert (got.status_code, got.json()["error"]["code"], len(sent)) == (504, "upstream_timeout", 1)
+    assert "no answer within 95 s" in got.json()["error"]["message"]
 
 
 def test_a_vote_that_fails_ends_the_others():

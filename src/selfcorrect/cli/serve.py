@@ -155,8 +155,8 @@ def _before_a_server(o: ServeOptions, backend_url: str, config: Config) -> Backe
     from selfcorrect.serve.endpoint_backend import EndpointBackend
     from selfcorrect.tasks import make_task
 
-    # a little less than this server's own limit, so that the error names a slow upstream server
-    patience = Patience(concurrency=o.max_requests, retries=2, timeout_s=0.95 * o.timeout)
+    # a little less than this server's own limit, and no second try, so that the error names a slow upstream server
+    patience = Patience(concurrency=o.max_requests, retries=2, timeout_s=0.95 * o.timeout, repeats_slow=False)
     key = api_key_from(o.backend_key_env, os.environ)
     body = {"chat_template_kwargs": dict(kwargs)} if (kwargs := config.model.template_kwargs) else {}
     endpoint = Endpoint(backend_url, o.backend_model or "", api_key=key, patience=patience, body=body)

@@ -50,6 +50,8 @@ class Patience:
     """Most times that one request is repeated."""
     timeout_s: float = 120.0
     """Seconds to wait for one whole answer."""
+    repeats_slow: bool = True
+    """Repeat a request that had no answer in that time."""
 
 
 @dataclass(slots=True)
@@ -188,10 +190,11 @@ class Endpoint:
                 f"{self.base_url} gave no answer within {self._patience.timeout_s:g} s; raise the timeout, or ask for "
                 "fewer tokens or fewer requests at once"
             )
-            raise _Again("no answer in time", EndpointError(message, timed_out=True)) from None
-        except httpx2.HTTPError as error:
+            error = EndpointError(message, timed_out=True)
+            raise (_Again("no answer in time", error) if self._patience.repeats_slow else error) from None
+        except httpx2.HTTPError as fault:
             message = (
-                f"{self.base_url} cannot be reached: {str(error) or type(error).__name__}; check the address and that "
+                f"{self.base_url} cannot be reached: {str(fault) or type(fault).__name__}; check the address and that "
                 "the server is running"
             )
             raise _Again("no connection", EndpointError(message)) from None
