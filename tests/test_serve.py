@@ -677,6 +677,15 @@ def test_faults_of_the_server_behind_are_told_with_their_reason(status, ours, ca
     assert (KEY[:4] in message) == (status in (500, 429, 404, 400))
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31 - 1, 2**63 - 1, -(2**63)])
+def test_the_server_behind_gets_seeds_of_31_bits(seed):
+    server, sent = upstream(lambda _body: says("text"))
+    with server as (url, _):
+        assert post(url, {**ASK, "seed": seed, "votes": 2, "attempts": 2}).status_code == 200
+    seeds = [json.loads(r.content)["seed"] for r in sent]
+    assert len(set(seeds)) == 4 and all(0 <= s < 2**31 for s in seeds)
+
+
 def test_a_slow_server_behind_is_asked_once_and_named(monkeypatch):
     """A second try would end at this server's own limit, whose error says nothing of the other server."""
     sent = []

@@ -39,7 +39,8 @@ class EndpointBackend:
 
         def seed_of(key: Key) -> int | None:
             sample, number = map(int, key)
-            return None if request.seed is None else (request.seed + 1_000 * sample) % 2**31 + number
+            # 31 bits, which every server accepts
+            return None if request.seed is None else (request.seed + 1_000 * sample + number) % 2**31
 
         source = TextSource(
             self._endpoint, request.max_tokens, request.temperature, seed_of, self._raise_api_error, self._shown_as
