@@ -612,7 +612,7 @@ def test_the_command_serves_and_stops_cleanly(number):
 # --- in front of another server ----------------------------------------------------------------------------------
 
 
-def upstream(answer):
+def upstream(answer, **verdict_turn):
     """``with upstream(handler) as url``: self-correction in front of a server that ``handler`` plays."""
     sent = []
 
@@ -632,7 +632,7 @@ def upstream(answer):
         transport=httpx2.MockTransport(handle),
         sleep=no_wait,
     )
-    return serving(EndpointBackend(endpoint, INSTRUCTION)), sent
+    return serving(EndpointBackend(endpoint, INSTRUCTION, **verdict_turn)), sent
 
 
 def says(text, **more):
@@ -675,6 +675,41 @@ def test_faults_of_the_server_behind_are_told_with_their_reason(status, ours, ca
     assert (got.status_code, len(sent)) == (ours, calls)
     assert "up.example" not in message
     assert (KEY[:4] in message) == (status in (500, 429, 404, 400))
+
+
+def refuses(at):
+    """A server behind that refuses conversations of this many messages."""
+
+    def answer(body):
+        if len(body["messages"]) == at:
+            message = {"content": None, "refusal": "I will not."}
+            return httpx2.Response(200, json={"choices": [{"message": message, "finish_reason": "stop"}]})
+        return says("Verdict: wrong" if body["messages"][-1]["content"] == "Right?" else "text")
+
+    return answer
+
+
+@pytest.mark.parametrize(("at", "played"), [(1, [""]), (3, ["text", ""])])
+def test_after_a_refused_answer_no_attempt_is_told_that_was_not_played(at, played):
+    server, sent = upstream(refuses(at))
+    with server as (url, _):
+        found = post(url, {**ASK, "attempts": 3}).json()
+        stream = post(url, {**ASK, "attempts": 3, "stream": True}).text
+    assert len(sent) == 2 * len(played) and stream.count('"attempt": {') == len(played)
+    assert found["choices"][0]["finish_reason"] == "content_filter"
+    assert [a["text"] for a in found["selfcorrect"]["attempts"]] == played
+    assert len(found["selfcorrect"]["changes"]) == len(played) - 1
+
+
+@pytest.mark.parametrize(("at", "played", "verdicts", "text"), [(1, 1, [], None), (3, 1, [None], "text")])
+def test_a_refusal_leaves_no_verdict_that_was_not_asked_for(at, played, verdicts, text):
+    server, sent = upstream(refuses(at), verdict="Right?", stop=True)
+    with server as (url, _):
+        found = post(url).json()
+    extra = found["selfcorrect"]
+    assert len(extra["attempts"]) == played and len(sent) == played + len(verdicts)
+    assert [v["says"] for v in extra["verdicts"]] == verdicts and extra["skipped_attempts"] == 1
+    assert found["choices"][0]["message"]["content"] == text
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31 - 1, 2**63 - 1, -(2**63)])

@@ -137,7 +137,7 @@ async def play_turns(
         key: start of every answer's random-stream key.
         samples: numbers of the samples, for the keys; None: 0 to ``how.samples`` - 1.
         given: a stored first answer for each sample, instead of a sampled one.
-        on_turn: called with every answer as it comes.
+        on_turn: called with every answer as it comes; not with those that only fill a turn.
 
     Returns:
         For every sample its answers, in order. After a refused answer nothing more is requested, and the refusal fills
@@ -151,6 +151,7 @@ async def play_turns(
     for k in range(how.turns):
         last = k + 1 == how.turns
         rows = [(i, b) for i in range(len(numbers)) for b in range(how.branches if k else 1)]
+        ended = frozenset(over)
         if k == 0 and given is not None:
             answers = list(given)
         else:
@@ -160,7 +161,7 @@ async def play_turns(
             answers = [over[i] if i in over else next(got) for i, _ in rows]
         for (i, _), reply in zip(rows, answers, strict=True):
             turns[i].append(reply)
-            if reply.stop != "kept":
+            if i not in ended:
                 on_turn(reply)
             if reply.stop == "refused":
                 over[i] = reply
