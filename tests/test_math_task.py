@@ -85,6 +85,30 @@ def test_one_file_is_cut_without_overlap(tmp_path):
     assert (len(train), len(test)) == (36, 4) and not train & test and not task.left_out
 
 
+def test_one_file_that_names_the_splits_trains_on_no_test_problem(tmp_path):
+    rows = [{**PRM, "problem": f"{i}?", "split": "test" if i < 3 else "train"} for i in range(6)]
+    empty = [{**PRM, "problem": f"{split}?", "answer": "", "split": split} for split in ("train", "test")]
+    file = write(tmp_path / "all.jsonl", *rows, {**rows[0], "split": "train"}, *empty)
+    test = Math(str(file))
+    assert len(test.problems("test")) == 3 and test.left_out == [f"{file} line 9: an empty gold answer"]
+    both = Math(str(file))
+    assert [p.question for p in both.problems("train")] == ["3?", "4?", "5?"]
+    assert both.left_out == [
+        f"{file} line 9: an empty gold answer",
+        f"{file} line 7: a problem of the test split",
+        f"{file} line 8: an empty gold answer",
+    ]
+    alone = write(tmp_path / "one.jsonl", {**PRM, "split": "train"})
+    assert len(Math(str(alone)).problems("train")) == 1
+
+
+def test_rows_of_one_file_are_left_out_once(tmp_path):
+    rows = [{**PRM, "problem": f"{i}?", "answer": "" if i == 7 else "2"} for i in range(20)]
+    task = Math(str(write(tmp_path / "mine.jsonl", *rows)))
+    assert [len(task.problems(split)) for split in ("train", "test")] == [18, 1]
+    assert task.left_out == [f"{tmp_path / 'mine.jsonl'} line 8: an empty gold answer"]
+
+
 def test_the_hub(monkeypatch):
     import datasets
 

@@ -6,6 +6,7 @@ Rows have ``problem`` and ``solution``; the gold answer is the field ``answer``,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Sequence
 
@@ -62,19 +63,27 @@ class Math:
         """See ``Task``; read once."""
         if split not in self._splits:
             source = self._source(split)
+            one_file = source.path is not None and source.path.is_file()
+            shared = one_file and source.has("test" if split == "train" else "train")
             # Training must not see test problems. Where the data has no test split, a run reports that itself.
             held_out: frozenset[str] = frozenset()
-            separate = source.path is None or source.path.is_dir()
-            if split == "train" and separate and source.has("test"):
-                held_out = frozenset(p.question for p in self.problems("test"))
+            if split == "train" and source.has("test"):
+                # one file may have no test row; its other faults show when the training rows are read
+                with contextlib.suppress(DataError) if shared else contextlib.nullcontext():
+                    held_out = frozenset(p.question for p in self.problems("test"))
 
             def parse(identity: str, row: Row, where: str) -> Problem | None:
-                problem = _problem(identity, row, where)
-                fault = "an empty gold answer" if problem is None else "a problem of the test split"
-                if problem is None or problem.question in held_out:
-                    self.left_out.append(f"{where}: {fault}")
-                    return None
-                return problem
+                problem, name = _problem(identity, row, where), row.get("split")
+                if shared and name not in (None, split):
+                    return problem  # the source leaves it out: it is of another split
+                fault = ""
+                if problem is None:
+                    fault = f"{where}: an empty gold answer"
+                elif problem.question in held_out and not (shared and name is None):  # else a hash keeps them apart
+                    fault = f"{where}: a problem of the test split"
+                if fault and fault not in self.left_out:  # one file is read once for each split
+                    self.left_out.append(fault)
+                return None if fault else problem
 
             self._splits[split] = source.load(split, parse)
         return self._splits[split]
