@@ -51,6 +51,34 @@ def test_built_in_verifiers(tmp_path, verifier, text, expected):
     assert verdict(own(tmp_path, verifier=verifier), text).verdict.value == expected
 
 
+@pytest.mark.parametrize(
+    "answer", ["__init__", "_x", "*", "=", "a*", "`ls`", ":q", "* or +", "4", "[1, 2]", "**kwargs", "-", "x_"]
+)
+def test_an_exact_answer_may_consist_of_marks(tmp_path, answer):
+    task = own(tmp_path, {**ROW, "answer": answer})
+    said = [
+        task.reference_answer(task.problems("test")[0]),
+        f"Final answer: x\n\nso\nFinal answer:   {answer}  \n",
+        f"**Final answer:** {answer}",
+        f"**Final answer: {answer}**",
+        f"Final answer: **{answer}**",
+        f"- Final answer: ` {answer} `",
+    ]
+    for text in said:
+        assert verdict(task, text) == Grade(Verdict.CORRECT, answer, "equal to the answer"), text
+        assert verdict(task, f"{text}\n", truncated=True).verdict is Verdict.CORRECT
+        assert verdict(task, text.rstrip(), truncated=True).verdict is not Verdict.CORRECT
+    assert verdict(task, f"Final answer: {answer}\nFinal answer: 17").verdict is Verdict.WRONG
+    assert verdict(task, f"Final answer: {answer}\nThe final answer is 17").verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [("__init__", "init"), ("__init__", "_init_"), ("*", "+"), ("*", ""), ("a*", "a"), ("4", "4*4")]
+)
+def test_an_exact_answer_needs_its_marks(tmp_path, answer, text):
+    assert verdict(own(tmp_path, {**ROW, "answer": answer}), f"Final answer: {text}").verdict is not Verdict.CORRECT
+
+
 def test_programs_as_answers(tmp_path):
     needs_sandbox()
     row = {"question": "Double it.", "answer": ["assert f(2) == 4", "assert f(0) == 0"]}

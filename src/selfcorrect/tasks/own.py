@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,18 @@ from selfcorrect.tasks.user_code import import_callable, judged
 from selfcorrect.types import Grade, Problem, Verdict
 from selfcorrect.verify.code import CodeRequest, plan_tests
 from selfcorrect.verify.math import answer_key
+from selfcorrect.verify.math.extract import final_clause
 from selfcorrect.verify.math.grader import shared_grader
+from selfcorrect.verify.turns import own_text
 
 INSTRUCTION = (
     "There might be an error in your answer above, caused by a lack of understanding of the question. Go through it, "
     "correct the error if there is any, and write out the whole answer again, in the same form."
 )
 SLOT = "{question}"
+_SAID = re.compile(r"(?im)^[^\w\n]{0,20}?(?P<mark>[*_`]{0,3})final answer[*_`]{0,3}:(?P<said>[^\n]*)")
+_HEAD_MARKS = re.compile(r"\A[*_`]{1,3}(?=\s)")
+"""After the colon of **Final answer:** 4."""
 
 Verify = Callable[[str, str, str, Mapping[str, Any]], Any]
 """A user's verifier: ``verify(question, answer, text, meta) -> bool | Verdict | Grade``."""
@@ -161,7 +167,32 @@ def _words(answer: str) -> str:
     return " ".join(answer.split())
 
 
+def _as_written(text: str, *, truncated: bool) -> Iterator[str]:
+    """What the last final-answer line says, whole; then without the Markdown around it, one pair of marks after the other.
+
+    ``final_line`` takes every outer mark for Markdown, but an answer may consist of them: ``__init__``, ``*``, ``=``.
+    """
+    text = own_text(text)
+    found, lines = final_clause(text), list(_SAID.finditer(text))
+    if not lines or (found is not None and found.start > lines[-1].start()):
+        return
+    last = lines[-1]
+    if truncated and "\n" not in text[last.end() :]:
+        return
+    said = _HEAD_MARKS.sub("", last["said"]).strip()
+    yield said
+    if last["mark"] and said.endswith(last["mark"]):  # **Final answer: 4**
+        said = said.removesuffix(last["mark"]).strip()
+        yield said
+    while len(said) > 2 and said[0] == said[-1] and said[0] in "*_`":
+        said = said[1:-1].strip()
+        yield said
+
+
 def _exact(problem: Problem, text: str, truncated: bool) -> Grade:
+    for said in _as_written(text, truncated=truncated):
+        if _words(said) == _words(problem.answer):
+            return Grade(Verdict.CORRECT, said, "equal to the answer")
     shown = final_line(text, truncated=truncated)
     if isinstance(shown, Grade):
         return shown
