@@ -157,6 +157,9 @@ def names(question, answer, text, meta): return Verdict.NO_ANSWER
 def grades(question, answer, text, meta): return Grade(Verdict.WRONG, "x", "by hand")
 def fails(question, answer, text, meta): raise KeyError("low")
 def odd(question, answer, text, meta): return 0.5
+def counts(question, answer, text, meta): return Grade(Verdict.WRONG, np.int64(len(text)), None)
+def words(question, answer, text, meta): return Grade("correct", text)
+def holds(question, answer, text, meta): return Grade(True, text)
 def arrays(question, answer, text, meta): return (np.array([1]) == len(text)).all()
 """
 
@@ -180,6 +183,8 @@ def test_what_a_verifier_of_ones_own_may_return(mine):
     assert verdict(mine("names"), "4").verdict is Verdict.NO_ANSWER
     assert [verdict(mine("arrays"), text).verdict for text in ("4", "44")] == [Verdict.CORRECT, Verdict.WRONG]
     assert verdict(mine("grades"), "4") == Grade(Verdict.WRONG, "x", "by hand")
+    counted = verdict(mine("counts"), "4")
+    assert json.dumps([counted.extracted, counted.detail]) == '["1", ""]'  # as records hold them
 
 
 @pytest.mark.parametrize(
@@ -187,6 +192,8 @@ def test_what_a_verifier_of_ones_own_may_return(mine):
     [
         ("fails", "my_verifiers:fails raised KeyError: 'low'"),
         ("odd", "my_verifiers:odd returned float, not bool, Verd"),
+        ("words", "my_verifiers:words returned a Grade that holds str, not a Verdict"),
+        ("holds", "my_verifiers:holds returned a Grade that holds bool, not a Verdict"),
     ],
 )
 def test_a_verifier_that_fails_is_an_error_with_its_reason_and_never_a_0(mine, name, reason):

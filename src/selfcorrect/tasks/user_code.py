@@ -7,6 +7,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,14 @@ def judged(name: str, judge: Callable[[], Any], text: str, truncated: bool) -> G
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
         return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
     if isinstance(verdict, Grade):
-        return verdict
+        held: object = verdict.verdict  # nothing checks what a user's code puts there
+        if not isinstance(held, Verdict):
+            return Grade(
+                Verdict.ERROR, None, f"{name} returned a Grade that holds {type(held).__name__}, not a Verdict"
+            )
+        # records and votes need texts, and a number comes easily out of a verifier
+        extracted = None if verdict.extracted is None else str(verdict.extracted)
+        return replace(verdict, extracted=extracted, detail=str(verdict.detail or ""))
     if isinstance(verdict, bool | np.bool_):  # what a comparison of arrays gives
         verdict = Verdict.CORRECT if verdict else Verdict.TRUNCATED if truncated else Verdict.WRONG
     if isinstance(verdict, Verdict):
