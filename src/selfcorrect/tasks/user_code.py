@@ -37,7 +37,7 @@ def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
     try:
         found = getattr(importlib.import_module(module), function)
         inspect.signature(found).bind(*range(arguments))
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise ConfigError(
             f"{setting} = {name!r} cannot be used: {type(error).__name__}: {error}; it has to name a function {form} in a "
             "module that can be imported from this environment or from the working directory"
@@ -78,7 +78,7 @@ def call_with_options(name: str, make: Callable[..., Any], config: Any, options:
         return make(config, **given)
     except SelfCorrectError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"task.name = {name!r} failed to make a task: {type(error).__name__}: {error}; correct that function or its "
             "task.options"
