@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from selfcorrect.engines.chat import ChatFormat
+from selfcorrect.engines.chat import MANY, ChatFormat
 from selfcorrect.errors import ModelError
 from tokenizers_in_process import CHATML, QWEN3, byte_level, chatml, gemma, llama2, llama3, markdown
 
@@ -37,6 +37,25 @@ def test_golden_chatml() -> None:
     assert shown(tokenizer, chat.bridge_ids(USER, FIX, ended=True)) == bridge.removeprefix("<|im_end|>")
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     assert (chat.turn_end_id, chat.end_ids, chat.pad_id) == (end, {end}, pad)
+
+
+def test_the_cache_of_bridges_may_be_cleared_by_another_thread() -> None:
+    """`selfcorrect serve` opens conversations in one thread and extends others in another."""
+
+    class ClearedMeanwhile(dict[Any, str]):
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+    chat = ChatFormat(chatml())
+    expected = chat.bridge_ids(USER, FIX, ended=False)
+    chat._bridges = ClearedMeanwhile(chat._bridges)
+    assert chat.bridge_ids(USER, FIX, ended=False) == expected
+
+    chat._bridges = {(str(i), ""): "" for i in range(MANY + 1)}  # both threads have added one at the same time
+    assert chat.bridge_ids(USER, FIX, ended=False) == expected
+    assert len(chat._bridges) == 1
 
 
 def test_golden_llama3_ends_answers_on_both_tokens_but_writes_its_own() -> None:

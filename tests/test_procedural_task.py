@@ -111,6 +111,13 @@ def test_the_base_ends_where_nothing_new_can_be_drawn():
     with pytest.raises(ConfigError, match=r"task letters cannot draw a problem: ValueError: .*; correct its draw\(\)"):
         Broken().problems("train")
 
+    class Half(Letters):
+        counts: ClassVar = {"train": 2, "test": 2}
+
+    assert len(Half().problems("train")) == 2
+    with pytest.raises(ConfigError, match="does not say how many problems its pretrain split has; add 'pretrain' to"):
+        next(Half().demonstrations(0))
+
 
 def test_the_hash_decides_the_split():
     shares = [split_of(str(i)) for i in range(20_000)]
@@ -196,6 +203,7 @@ def anything(config, **options): return make(config, also=options)
 def plain(config): return toy.Toy()
 def fails(config, *, numbers=3): raise ZeroDivisionError("numbers")
 def refuses(config): raise DataError("no data here")
+def leaves(config): raise SystemExit(0)
 def silent(config):
     task = toy.Toy()
     task.demonstrations = lambda seed: iter(())
@@ -239,12 +247,22 @@ def test_an_imported_task_has_settings_of_its_own(mine):
         ("fails", [], "failed to make a task: ZeroDivisionError: numbers; correct that function"),
         ("refuses", [], "^no data here$"),
         ("misspelt", [], "'my_tasks:misspelt' cannot be used: AttributeError"),
+        ("leaves", [], "failed to make a task: SystemExit: 0; correct that function"),
     ],
 )  # fmt: skip
 def test_faults_of_an_imported_task_are_refused(mine, name, settings, reason):
     with pytest.raises(Exception, match=reason) as error:
         mine(name, *settings)
     assert type(error.value).__module__ == "selfcorrect.errors"
+
+
+def test_a_script_that_leaves_while_it_is_imported_is_refused(tmp_path, monkeypatch):
+    """Else the command would end without a word, as if it had succeeded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_script.py").write_text("import sys\ndef make(config): ...\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match="'my_script:make' cannot be used: SystemExit: 0; it has to name a function"):
+        make_task(load_config(None, ["task=my_script:make"]).task)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from selfcorrect.episodes.play import Reply
 from selfcorrect.serve.app import Limits
 from served import Scripted, serving
 
@@ -76,6 +77,20 @@ def test_a_line_of_a_megabyte_and_half_a_pair_are_shown_and_do_no_harm(page):
             page.size(width, 900)
             assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
         assert page.complaints == [] and page.run("document.title") == "selfcorrect"
+
+
+def test_a_refusal_is_shown_with_its_words(page):
+    class Refusing(Scripted):
+        async def answer(self, prompts, keys, *, continued):
+            return [Reply("", "refused", fault="I will not \u202e.") for _ in keys]
+
+    with serving(Refusing()) as (url, _):
+        page.open(url)
+        ask(page, "q")
+        finished(page)
+        notes = page.run("[...document.querySelectorAll('article p')].map((p) => p.textContent)")
+        assert len(notes) == 1 and notes[0].endswith(" s, refused: I will not [U+202E].")
+        assert page.complaints == []
 
 
 def test_faults_are_said_and_a_key_is_asked_for(page):

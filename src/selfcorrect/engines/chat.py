@@ -473,11 +473,13 @@ class ChatFormat:
 
     def _bridge_text(self, messages: Messages, instruction: str) -> str:
         key = (repr(messages), instruction)
-        if key not in self._bridges:
-            if len(self._bridges) == MANY:
+        found = self._bridges.get(key)
+        if found is None:  # a server asks in two threads: the other one may clear or fill the cache at any time
+            found = self._render_bridge(messages, instruction)
+            if len(self._bridges) >= MANY:
                 self._bridges.clear()
-            self._bridges[key] = self._render_bridge(messages, instruction)
-        return self._bridges[key]
+            self._bridges[key] = found
+        return found
 
     def _render_bridge(self, messages: Messages, instruction: str) -> str:
         turns = [*messages, {"role": "assistant", "content": SENTINEL}, {"role": "user", "content": instruction}]

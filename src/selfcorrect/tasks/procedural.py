@@ -137,6 +137,10 @@ class Procedural(ABC):
     def _problems(self, split: AnySplit) -> tuple[Problem, ...]:
         if split in self._drawn:
             return self._drawn[split]
+        if split not in self.counts:
+            raise ConfigError(
+                f"task {self.name} does not say how many problems its {split} split has; add {split!r} to its counts"
+            )
         rng, count = random.Random(f"{self.name} {split}"), self.counts[split]
         found: dict[str, Problem] = {}
         in_vain = 0
@@ -144,7 +148,7 @@ class Procedural(ABC):
             in_vain += 1
             try:
                 drawn = self.draw(rng)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ConfigError(
                     f"task {self.name} cannot draw a problem: {type(error).__name__}: {error}; correct its draw()"
                 ) from error

@@ -37,7 +37,7 @@ def import_callable(setting: str, name: str, form: str, arguments: int) -> Any:
     try:
         found = getattr(importlib.import_module(module), function)
         inspect.signature(found).bind(*range(arguments))
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise ConfigError(
             f"{setting} = {name!r} cannot be used: {type(error).__name__}: {error}; it has to name a function {form} in a "
             "module that can be imported from this environment or from the working directory"
@@ -78,7 +78,7 @@ def call_with_options(name: str, make: Callable[..., Any], config: Any, options:
         return make(config, **given)
     except SelfCorrectError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"task.name = {name!r} failed to make a task: {type(error).__name__}: {error}; correct that function or its "
             "task.options"
@@ -113,10 +113,11 @@ def judged(name: str, judge: Callable[[], Any], text: str, truncated: bool) -> G
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the edge to a user's code: one bad row must not end a training run
         return Grade(Verdict.ERROR, None, f"{name} raised {type(error).__name__}: {error}")
     if isinstance(verdict, Grade):
-        held: object = verdict.verdict
+        held: object = verdict.verdict  # nothing checks what a user's code puts there
         if not isinstance(held, Verdict):
-            kind = type(held).__name__
-            return Grade(Verdict.ERROR, None, f"{name} returned a Grade that holds {kind}, not a Verdict")
+            return Grade(
+                Verdict.ERROR, None, f"{name} returned a Grade that holds {type(held).__name__}, not a Verdict"
+            )
         # records and votes need texts, and a number comes easily out of a verifier
         extracted = None if verdict.extracted is None else str(verdict.extracted)
         return replace(verdict, extracted=extracted, detail=str(verdict.detail or ""))
