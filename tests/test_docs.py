@@ -115,6 +115,8 @@ def test_commands_parse(page, line, monkeypatch):
     if not arguments:
         return
     settings = [long_form(a) if name in ("eval", "scale") else a for a in arguments if re.match(r"[a-z_.0-9]+=", a)]
+    if "--task" in arguments:  # reproduce: the settings are of that task
+        settings.insert(0, f"task={arguments[arguments.index('--task') + 1]}")
     config = read_settings(settings)
     if name != "eval":
         plan(config)  # method=self_refine is a way to play, not to train
