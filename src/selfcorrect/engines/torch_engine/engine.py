@@ -364,9 +364,10 @@ class TorchEngine:
         """The ``pair_cost`` of ``micro_batches``; None if the model is small, or its layers do not take trees."""
         config = self._base.config.get_text_config(decoder=True)
         parameters = sum(p.numel() for p in self._base.parameters())
-        if parameters < TREES_FROM:
+        heads = getattr(config, "num_attention_heads", None)
+        if parameters < TREES_FROM or not heads:
             return None
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
         prompt, first = [3, 4, 5, 6], [7, 8]
         rows = [[*prompt, *first], *([*prompt, *first, 9, 4, last, 5] for last in (10, 11))]
         vocabulary = self._base.get_output_embeddings().weight.shape[0]
@@ -387,7 +388,7 @@ class TorchEngine:
         bound = 1e-3 if self.info.dtype == "float32" else 0.1
         if np.abs(found[0] - found[1]).max() > bound:
             return None
-        return float(2 * config.num_hidden_layers * config.num_attention_heads * head / parameters)
+        return float(2 * config.num_hidden_layers * heads * head / parameters)
 
     def _check_cache(self) -> None:
         """Check that answers in a batch of unequal rows, and second answers from their cache, have the log-probs of a
