@@ -19,6 +19,7 @@ from selfcorrect.engines.torch_engine import TorchEngine
 from selfcorrect.errors import DataError, Interrupted, ModelError, RunError
 from selfcorrect.experiment import load_kept, run_experiment
 from selfcorrect.measuring.compare import read_evaluation
+from selfcorrect.measuring.reuse import measured_alike
 from selfcorrect.records.files import append_line
 from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDirectory
 
@@ -34,10 +35,10 @@ def engine(c):
     return e
 
 
-def whole(run_dir, *overrides, stop=lambda: False, watcher=None):
+def whole(run_dir, *overrides, stop=lambda: False, watcher=None, others=None):
     c = toy.config(run_dir, *overrides)
     run = RunDirectory.create(c)
-    return run_experiment(job(c), run, engine(c), watcher or toy.Watcher(), stop_requested=stop)
+    return run_experiment(job(c), run, engine(c), watcher or toy.Watcher(), stop_requested=stop, others=others)
 
 
 def again(run_dir):
@@ -71,6 +72,67 @@ def test_a_whole_run_leaves_everything_that_its_docstring_names(tmp_path):
     end = run.records()[-1]
     assert (end.step, end.reason) == (5, "finished")
     assert end.sampled_responses == sum(r.episodes * len(r.reward) for r in run.records() if r.kind == "step")
+
+
+GREEDY = ("eval.controls=false", "train.steps=2", "train.checkpoint_every=2")
+
+
+def test_runs_of_one_base_measure_it_once_and_train_as_without(tmp_path):
+    whole(tmp_path / "runs" / "first", *GREEDY)
+    (tmp_path / "runs" / "aside").mkdir()
+    (tmp_path / "runs" / "a.log").write_text("not a run")
+    alone = whole(tmp_path / "alone", *GREEDY, "seed=1").run
+    shared = whole(tmp_path / "runs" / "second", *GREEDY, "seed=1", others=tmp_path / "runs").run
+    third = whole(tmp_path / "runs" / "third", *GREEDY, "seed=2", others=tmp_path / "runs").run
+    assert [r.reused_from for r in third.records() if r.kind == "eval"] == ["first", None]
+    base, final = (r for r in shared.records() if r.kind == "eval")
+    assert (base.reused_from, final.reused_from, base.settings["seed"]) == ("first", None, 0)
+    for name in ("base", "final"):
+        files = [(run.path / "evaluations" / f"{name}.jsonl").read_bytes() for run in (alone, shared)]
+        assert files[0] == files[1]
+    steps = [[r.model_dump(exclude={"seconds"}) for r in run.records() if r.kind == "step"] for run in (alone, shared)]
+    assert steps[0] == steps[1] and len(steps[0]) == 2
+    weights = [load_file(run.path / "model" / "model.safetensors") for run in (alone, shared)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "eval.temperature=1",
+        "eval.controls=true",
+        "eval.problems=3",
+        "play.max_new_tokens=5",
+        "engine.tokens_per_sampling_batch=1000",
+    ],
+)
+def test_a_base_measured_otherwise_is_measured_again(tmp_path, change):
+    changed = (*GREEDY, change)
+    whole(tmp_path / "runs" / "first", *(changed if change in {"eval.temperature=1", "eval.controls=true"} else GREEDY))
+    run = whole(tmp_path / "runs" / "second", *changed, "seed=1", others=tmp_path / "runs").run
+    assert [r.reused_from for r in run.records() if r.kind == "eval" and r.name == "base"] == [None]
+
+
+@pytest.mark.parametrize("field", ["base", "versions", "engine"])
+def test_a_measurement_of_another_base_or_version_is_not_taken(tmp_path, field):
+    first = whole(tmp_path / "runs" / "first", *GREEDY).run
+    start, *rest = first.metrics_file.read_text().splitlines(keepends=True)
+    changed = json.loads(start)
+    changed[field] = "another" if field == "base" else changed[field] | {"name": "another"}
+    first.metrics_file.write_text(json.dumps(changed) + "\n" + "".join(rest))
+    run = whole(tmp_path / "runs" / "second", *GREEDY, others=tmp_path / "runs").run
+    assert [r.reused_from for r in run.records() if r.kind == "eval"] == [None, None]
+
+
+def test_another_turn_between_the_attempts_is_another_measurement(tmp_path):
+    whole(tmp_path / "runs" / "first", *GREEDY)
+    found = [
+        measured_alike(
+            tmp_path / "runs", (run := RunDirectory.open(tmp_path / "runs" / "first")).config, run.records()[0], b
+        )
+        for b in ({}, {"feedback": "What is wrong?"})
+    ]
+    assert found[0] is not None and found[1] is None
 
 
 def test_the_exported_and_measured_model_is_the_kept_checkpoint(tmp_path):

@@ -317,7 +317,7 @@ def test_a_run_is_begun_resumed_or_left_alone(tmp_path):
     assert "train" in job.command_now and f'run_dir="{job.target}"' in job.command_now
     job.target.parent.mkdir(parents=True)
     run = made.begin(job.target, *c.overrides(ROWS["score"], 0))
-    assert job.command_now[-2:] == ("--resume", str(job.target)) and (job.finished, job.step) == (False, 0)
+    assert job.command_now[-4:-2] == ("--resume", str(job.target)) and (job.finished, job.step) == (False, 0)
     made.train(run, steps=7)
     assert (job.finished, job.step) == (False, 7)
     run.append(EndRecord(step=7, reason="interrupted", train_seconds=1, sampled_tokens=1, sampled_responses=1))

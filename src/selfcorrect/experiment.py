@@ -47,6 +47,7 @@ from selfcorrect.measuring.evaluate import (
     held_out,
 )
 from selfcorrect.measuring.metrics import EvalSummary
+from selfcorrect.measuring.reuse import measured_alike
 from selfcorrect.records.files import replacing
 from selfcorrect.records.lines import EndRecord, EvalRecord, StartRecord, StepRecord, episode_row
 from selfcorrect.records.run_directory import Progress, RunDirectory, WarmUpDirectory
@@ -194,6 +195,7 @@ def run_experiment(
     observer: Observer,
     say: Callable[[str], None] = lambda _text: None,
     stop_requested: Callable[[], bool] = lambda: False,
+    others: Path | None = None,
 ) -> Outcome:
     """Evaluate, train, keep the best checkpoint by training reward, evaluate again, export.
 
@@ -204,6 +206,7 @@ def run_experiment(
         observer: watches the training.
         say: receives one line per phase, for people.
         stop_requested: see ``train``.
+        others: a directory of runs; if one of them measured the same base in the same way, that measurement is taken.
 
     Raises:
         Interrupted: asked to stop; a checkpoint was written.
@@ -211,8 +214,10 @@ def run_experiment(
     checkpoint, reached = _begin(job, run, engine, say)
     done: dict[str, Evaluation] = {}
     if checkpoint is None:
-        say("measuring the base model")
-        done |= _measure(job, run, engine, "base", 0, say, observer)
+        done |= _measured_before(job, run, engine, others, say, observer) if others is not None else {}
+        if not done:
+            say("measuring the base model")
+            done |= _measure(job, run, engine, "base", 0, say, observer)
         check_verdicts(done["base"])
     progress, kept, final = _with_reloads(
         job, run, engine, say, reached, lambda: _train_and_measure(job, run, engine, observer, say, stop_requested)
@@ -442,6 +447,24 @@ def _measure(
         run.append(record)
         observer.on_record(record)
     return {e.name: e for e in evaluations}
+
+
+def _measured_before(
+    job: Job, run: RunDirectory, engine: Engine, others: Path, say: Callable[[str], None], observer: Observer
+) -> dict[str, Evaluation]:
+    """The base's measurement from another run, written into this one; empty if none fits."""
+    start = _start_record(job, engine, None)
+    found = measured_alike(
+        others, job.config, start, Evaluator.of(EnginePlayer(engine, job.task), job.task, job.config).between
+    )
+    if found is None:
+        return {}
+    evaluation, record, rows = found
+    say(f"the base was measured by {record.reused_from}")
+    run.write_evaluation("base", rows)
+    run.append(record)
+    observer.on_record(record)
+    return {"base": evaluation}
 
 
 @contextmanager

@@ -27,6 +27,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and print the resolved settings and the stages, and exit.")
     ] = False,
+    base_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of runs. One that measured the same base greedily spares this run that measurement."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")
     ] = False,
@@ -38,6 +44,10 @@ def train(
     With a real model: `selfcorrect train model=Qwen/Qwen2.5-0.5B-Instruct task=gsm8k model.lora_rank=32`
     """
     settings = settings or []
+    if base_from is not None and not base_from.is_dir():
+        raise ConfigError(
+            f"--base-from {base_from} is not a directory; give one that holds run directories, or leave it out"
+        )
     if resume is not None:
         from selfcorrect.records.run_directory import RunDirectory
 
@@ -47,7 +57,7 @@ def train(
                 "start a new run without --resume"
             )
         run = RunDirectory.open(resume)
-        _run(run.config, run, as_json, settings)
+        _run(run.config, run, as_json, settings, base_from)
         return
     config = read_settings(settings)
     if config.sft != SftConfig():
@@ -67,10 +77,12 @@ def train(
         print(config.model_dump_json(indent=2))
         show_stages(stages)
     else:
-        _run(config, None, as_json, [])
+        _run(config, None, as_json, [], base_from)
 
 
-def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[str]) -> None:
+def _run(
+    config: Config, run: RunDirectory | None, as_json: bool, changes: list[str], base_from: Path | None = None
+) -> None:
     """Start a run, or resume one with changed trackers."""
     from selfcorrect.cli.progress import TerminalObserver, measuring_seconds
     from selfcorrect.cli.tables import show_summaries
@@ -107,7 +119,9 @@ def _run(config: Config, run: RunDirectory | None, as_json: bool, changes: list[
             with Tracking(run, trackers, partial(say, style="yellow", markup=False)) as tracking:
                 engine = make_engine(job)
                 with stop_on_signal(announce_stop) as stop, terminal:
-                    outcome = run_experiment(job, run, engine, Observers(terminal, tracking), console.print, stop)
+                    outcome = run_experiment(
+                        job, run, engine, Observers(terminal, tracking), console.print, stop, base_from
+                    )
         except SelfCorrectError:
             run.abandon()  # does nothing once there is a record
             raise

@@ -96,6 +96,13 @@ class Evaluator:
         verdict = verdict_turn(config)
         return cls(player, task, config.eval, config.play.max_new_tokens, config.seed, feedback, **verdict)
 
+    @property
+    def between(self) -> dict[str, Any]:
+        """What is played between two attempts, as the settings of a measurement say it."""
+        turns = {"feedback": self.feedback, "verdict": self.verdict}
+        asked = {name: request for name, request in turns.items() if request is not None}
+        return asked | ({"stop": self.stop} if self.verdict is not None else {})
+
     async def run(self, problems: Sequence[Problem], name: str = "plain") -> list[Evaluation]:
         """The plain evaluation and, where the settings ask for them, its controls."""
         plain = await self.evaluate(problems, name)
@@ -108,7 +115,6 @@ class Evaluator:
         attempts, samples, temperature = self.settings.attempts, self.settings.samples, self.settings.temperature
         if firsts is None:
             firsts = self.player.stored(problems, samples)
-        turns = {"feedback": self.feedback, "verdict": self.verdict}
         how = Play(attempts, samples, self.max_new_tokens, temperature, (self.seed,))
         how = replace(how, feedback=self.feedback, verdict=self.verdict, stop=self.stop)
         episodes = await self.player.play(name, problems, how, firsts)
@@ -120,8 +126,7 @@ class Evaluator:
             "temperature": temperature,
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
-            **{name: request for name, request in turns.items() if request is not None},
-            **({"stop": self.stop} if self.verdict is not None else {}),
+            **self.between,
         }
         summary = summarise(episodes, seed=self.seed)
         return Evaluation(name, episodes, summary, settings, time.perf_counter() - start)

@@ -160,6 +160,8 @@ class EvalRecord(_Record):
     seconds: float
     drafted: list[float | None] | None = None
     """As in the record of a step; one value per attempt."""
+    reused_from: str | None = None
+    """The run that measured this, where the run took it over instead of measuring again; see ``measuring.reuse``."""
 
 
 class EndRecord(_Record):

@@ -62,7 +62,7 @@ class Job:
     def command_now(self) -> tuple[str, ...]:
         """The command that starts the job, or continues an interrupted run."""
         if self.is_run and self.target.exists():
-            return (*SELFCORRECT, "train", "--resume", str(self.target))
+            return (*SELFCORRECT, "train", "--resume", str(self.target), "--base-from", str(self.target.parent))
         return self.command
 
 

@@ -32,7 +32,8 @@ def jobs_of(choice: Choice, targets: Sequence[str]) -> list[Job]:
                     path = choice.run_path(row, seed)
                     settings = (*choice.overrides(row, seed), f"run_dir={json.dumps(str(path))}")
                     steps = choice.config(row, seed).train.steps
-                    jobs.append(Job(row.key, path, (*SELFCORRECT, "train", *settings), is_run=True, total_steps=steps))
+                    command = (*SELFCORRECT, "train", *settings, "--base-from", str(path.parent))
+                    jobs.append(Job(row.key, path, command, is_run=True, total_steps=steps))
     if "table3" in targets:
         return jobs + [
             code_job(choice, row, seed, measure)
