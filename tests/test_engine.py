@@ -19,7 +19,7 @@ from selfcorrect.engines.base import AdamParams, SampleRequest, SamplingParams
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import TorchEngine, freed, packed, passes, sampler
 from selfcorrect.engines.torch_engine.attention import cpu_attention
-from selfcorrect.engines.torch_engine.cache import PrefixStore, run_decoder
+from selfcorrect.engines.torch_engine.cache import PrefixStore, SlotCache, run_decoder
 from selfcorrect.engines.torch_engine.passes import micro_batches
 from selfcorrect.errors import EngineError, ModelError
 from selfcorrect.types import Datum
@@ -129,6 +129,25 @@ def families(samples=3):
             answer = rng.integers(5, 200, size=rng.integers(1, 9))
             data.append(datum(prompt, answer, np.full(len(answer), -5.0), rng.normal(size=len(answer))))
     return data
+
+
+def test_rows_of_several_stored_caches_are_gathered_in_the_order_asked_for():
+    store, stored = PrefixStore(1000), {}
+    for cache_id, (rows, capacity) in enumerate([(3, 7), (2, 9), (4, 5)]):
+        layers = [(torch.randn(rows, 2, capacity, 4), torch.randn(rows, 2, capacity, 6)) for _ in range(2)]
+        lengths_B = torch.randint(1, capacity, (rows,))
+        fed = [[cache_id + 1, row] * 10 for row in range(rows)]
+        store.add(SlotCache(layers, lengths_B, capacity), [ids[:n] for ids, n in zip(fed, lengths_B, strict=True)])
+        stored |= {(cache_id, row): (layers, row, int(lengths_B[row])) for row in range(rows)}
+    wanted = [(2, 3), (0, 1), (1, 0), (0, 1), (2, 0), (1, 1)]
+    found = store.gather([(*key, stored[key][2]) for key in wanted], 11)
+    assert found.lengths_B.tolist() == [stored[key][2] for key in wanted] and found.capacity == 11
+    for layer, kv in enumerate(found._layers):
+        for which, tensor in enumerate(kv):
+            assert tensor.shape[2] == 11
+            for place, key in enumerate(wanted):
+                layers, row, length = stored[key]
+                assert tensor[place, :, :length].equal(layers[layer][which][row, :, :length])
 
 
 @pytest.mark.parametrize("lora", [None, (4, 8.0)])

@@ -275,6 +275,18 @@ def test_jobs_run_once_a_failure_keeps_the_others_going_and_is_tried_again(tmp_p
     assert finished_seconds(tmp_path).keys() == {"good", "last"}
 
 
+def test_a_killed_job_is_said_to_be_killed_and_what_may_have_killed_it(tmp_path):
+    jobs = [
+        script(tmp_path, number, f"import os; print('at work', flush=True); os.kill(os.getpid(), {number})")
+        for number in ("9", "15")
+    ]
+    with claimed(tmp_path):
+        runner = Runner(tmp_path, 2, Silent())
+        runner.run(jobs)
+    assert runner.failures["15"] == "killed by SIGTERM: at work"
+    assert all(part in runner.failures["9"] for part in ("killed by SIGKILL", "memory runs out", "--jobs", "at work"))
+
+
 def test_a_job_waits_for_its_run_and_is_given_up_when_that_fails(tmp_path):
     run = Job("score", tmp_path / "runs" / "a-run", (sys.executable, "-c", "import sys; sys.exit(3)"), is_run=True)
     after = script(tmp_path, "after", "out.write_text('x')", needs=run.target)

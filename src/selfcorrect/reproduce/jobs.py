@@ -210,7 +210,12 @@ class Runner:
             printed = (self.out / "runs" / f"{job.name}.log").read_text(errors="replace").strip()
             last = printed.rpartition("\n")[2].strip() or "it printed nothing"  # an error is one line
             last = last.removeprefix("selfcorrect: ")
-            failure = self.failures[job.name] = f"exit code {code}: {last}"
+            how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                how += (
+                    ", as the system does when memory runs out (then start fewer at once with --jobs); it printed last"
+                )
+            failure = self.failures[job.name] = f"{how}: {last}"
         self._note(child, "finished" if failure is None else "failed")
         self.watcher.on_end(job, child.seconds, failure)
         return failure is None
