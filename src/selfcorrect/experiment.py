@@ -453,10 +453,9 @@ def _measured_before(
     job: Job, run: RunDirectory, engine: Engine, others: Path, say: Callable[[str], None], observer: Observer
 ) -> dict[str, Evaluation]:
     """The base's measurement from another run, written into this one; empty if none fits."""
-    start = _start_record(job, engine, None)
-    found = measured_alike(
-        others, job.config, start, Evaluator.of(EnginePlayer(engine, job.task), job.task, job.config).between
-    )
+    start = next(r for r in reversed(run.records()) if isinstance(r, StartRecord))
+    evaluator = Evaluator.of(EnginePlayer(engine, job.task), job.task, job.config)
+    found = measured_alike(others, job.config, start, evaluator.between)
     if found is None:
         return {}
     evaluation, record, rows = found
