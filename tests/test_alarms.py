@@ -72,6 +72,14 @@ def test_one_step_is_noise_and_so_is_a_short_history(name):
     assert name not in names(spike) or name == "verifier errors"
 
 
+def test_an_attempt_without_a_reward_gives_no_signal():
+    silent = history(zero_variance=[0.5, 1.0])
+    assert names(silent) == []
+    (alarm,) = check(silent, "stage1", [False, True])
+    assert alarm.name == "no signal"
+    assert check(history(zero_variance=[1.0, 0.5]), "stage1", [False, True]) == []
+
+
 def test_copying_is_no_fault_where_the_answers_are_right():
     assert names(history(answer_change=0.0, reward=[0.95, 0.95])) == []
 

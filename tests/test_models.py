@@ -443,3 +443,14 @@ def test_another_model_in_the_same_place_is_noticed(tmp_path):
     (place / "model.safetensors").write_bytes(weights)
     assert identity(resolve_model(str(place))) != first
     assert (identity(resolve_model("owner/name")), identity(resolve_model("tiny"))) == ("hub", "tiny")
+
+
+def test_another_adapter_or_another_base_under_it_is_noticed(tmp_path):
+    names = []
+    for base in ("tiny", "tiny-rare"):
+        for weights in (b"one", b"two"):
+            (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+            (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+            names.append(identity(resolve_model(str(tmp_path))))
+    assert len(set(names)) == 4
+    assert all(re.fullmatch(r"adapter [0-9a-f]{16} of tiny", name) for name in names)

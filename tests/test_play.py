@@ -10,10 +10,13 @@ import tiny
 import toy
 from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.sequences import last_attempt_from, lay_out, policy_gradient_data, sequences
+from selfcorrect.config import load_config
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
-from selfcorrect.episodes.play import Play, longest_conversation, play
+from selfcorrect.engines.torch_engine import engine as engine_of_torch
+from selfcorrect.episodes.play import Play, longest_conversation, longest_episode, play
 from selfcorrect.errors import ConfigError
+from selfcorrect.measuring.evaluate import EnginePlayer
 from selfcorrect.measuring.metrics import summarise
 from selfcorrect.records.lines import episode_from_row, episode_row
 from selfcorrect.types import Attempt, Episode, Grade, Problem, Verdict
@@ -391,3 +394,28 @@ def test_problems_of_one_id_would_share_a_stream_and_are_the_callers_fault():
     twice = [PROBLEM, Problem(PROBLEM.id, PROBLEM.question, "")]
     one, two = asyncio.run(play(engine, TASK, twice, Play(1, 1, 6, 1.0, ("same",))))
     assert one[0].attempts[0].token_ids == two[0].attempts[0].token_ids
+
+
+def measured_twelve(samples):
+    """Token ids of a measurement of 12 problems with a random model, how many answers were sampled at once, and the bytes of
+    one episode's cache."""
+    engine = toy.engine(load_config(None, toy.SMALL))
+    at_once = []
+    run = engine._sampler.run
+    engine._sampler.run = lambda requests, params: at_once.append(len(requests)) or run(requests, params)
+    problems = TASK.problems("test")
+    episodes = asyncio.run(EnginePlayer(engine, TASK).play("base", problems, Play(2, samples, 6, 1.0, (0,)), None))
+    assert len(engine._sampler._store._where) <= max(at_once)  # caches of earlier parts are gone
+    tokens = longest_episode(engine.chat, TASK, problems, 2, 6)
+    assert tokens >= max(len(e.attempts[1].prompt_ids) for e in episodes) + 6
+    return [[a.token_ids for a in e.attempts] for e in episodes], at_once, engine._sampler.bytes_per_slot * tokens
+
+
+@pytest.mark.parametrize(("fit", "samples", "expected"), [(5, 1, [5, 5, 2]), (5, 3, [3] * 12), (0.5, 1, [1] * 12)])
+def test_a_measurement_whose_caches_would_take_too_much_is_played_in_parts(monkeypatch, fit, samples, expected):
+    whole, at_once, size = measured_twelve(samples)
+    assert at_once == [12 * samples] * 2
+    monkeypatch.setattr(engine_of_torch, "CACHE_BYTES", fit * size)
+    parts, at_once, _ = measured_twelve(samples)
+    assert parts == whole
+    assert at_once == [n for n in expected for _ in range(2)]

@@ -1,5 +1,5 @@
-"""The counts of docs/results/countdown.md, from its records: the table, answers by verdict, check and change, and training
-by 20 steps."""
+"""The numbers of docs/results/countdown.md, from its records: the table, intervals over seeds, answers by verdict, check and
+change, and training by 20 steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfcorrect.measuring.intervals import bootstrap_mean
+from selfcorrect.measuring.intervals import across_seeds, bootstrap_mean, paired_across_seeds
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "countdown"
 WINDOW = 20
@@ -45,6 +45,23 @@ def advantage(seed: int) -> str:
     return percent(asdict(bootstrap_mean(np.array(gained))))
 
 
+def over_seeds() -> str:
+    """t-intervals over the seeds of t1, t2 and delta of both methods, and of the paired differences, in points."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for file in sorted((RESULTS / "records").glob("*.jsonl.gz")):
+        row = file.name.rpartition("-s")[0]
+        summary = [r for r in lines(file) if r["kind"] == "eval"][-1]["summary"]
+        numbers = [a["accuracy"]["value"] for a in summary["attempts"]] + [summary["revisions"][0]["delta"]["value"]]
+        for name, value in zip(("t1", "t2", "delta"), numbers, strict=True):
+            values.setdefault((row, name), []).append(value)
+    out = [f"{row}, {name}: {percent(asdict(across_seeds(v)))}" for (row, name), v in values.items() if len(v) > 1]
+    for name in ("t1", "t2", "delta"):
+        a, b = values["score", name], values["multi_turn", name]
+        n = min(len(a), len(b))
+        out.append(f"score minus multi_turn, {name}: {percent(asdict(paired_across_seeds(b[:n], a[:n])))}, {n} seeds")
+    return "\n".join(out)
+
+
 def false_alarms(episodes: list[dict]) -> str:
     """Right first answers whose check says "no", and how many of them write a wrong sum."""
     right = [e["attempts"][0]["text"] for e in episodes if e["attempts"][0]["verdict"] == "correct"]
@@ -70,6 +87,7 @@ def training_table() -> str:
 
 def main() -> None:
     print(training_table())
+    print(over_seeds())
     for file in sorted((RESULTS / "evaluations").glob("score-s*.jsonl.gz")):
         seed = int(file.name.removeprefix("score-s").removesuffix(".jsonl.gz"))
         print(f"seed {seed}: t2 of SCoRe minus t2 of multi-turn RL {advantage(seed)}")

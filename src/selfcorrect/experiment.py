@@ -235,7 +235,7 @@ def _begin(
     """
     checkpoint, reached = _latest(run, say)
     began, base = run.base, identity(job.resolved)
-    if began not in (None, base):
+    if began not in (None, base, job.resolved.kind):  # older runs name an adapter by its kind alone
         raise RunError(
             f"{run.path} began with another model: {job.config.model.name} was {began} then, and is {base} now; call the "
             "command from the directory in which the run was started, or put that model back"

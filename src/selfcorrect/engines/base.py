@@ -121,6 +121,17 @@ class TellsProgress(Protocol):
     """Called with the number of answers in each batch that finishes."""
 
 
+@runtime_checkable
+class LimitsMemory(Protocol):
+    """An engine whose own caches grow with the number of episodes played at once."""
+
+    def episodes_at_once(self, tokens: int) -> int | None:
+        """The most episodes of that many tokens to play at once, at least 1; None: as many as there are."""
+
+    def drop_caches(self) -> None:
+        """Forget what is kept of earlier prompts. This changes time and memory, and no answer."""
+
+
 class Engine(Protocol):
     """Every verb either completes or raises ``EngineError``, which says whether the engine is still usable."""
 

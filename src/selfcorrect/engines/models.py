@@ -87,14 +87,20 @@ def resolve_model(name: str) -> ResolvedModel:
 
 def identity(resolved: ResolvedModel) -> str:
     """What a model name stands for: ``hub``, or the kind and a hash of the files, so that another model in the same place is
-    noticed. The hash covers sizes, and the first MiB of every file, which has the names and shapes of the weights."""
-    if resolved.kind != "directory":
+    noticed. The hash covers sizes, and the first MiB of every file, which has the names and shapes of the weights. An
+    adapter is named with its base.
+
+    Raises:
+        ModelError: the base of an adapter is not there.
+    """
+    if resolved.kind not in ("directory", "adapter"):
         return resolved.kind
     found = hashlib.sha256()
     for path in sorted(p for p in Path(resolved.path_or_id).iterdir() if p.suffix in (".json", ".safetensors", ".bin")):
         with path.open("rb") as file:
             found.update(f"{path.name} {path.stat().st_size}\n".encode() + file.read(1 << 20))
-    return f"directory {found.hexdigest()[:16]}"
+    whole = f"{resolved.kind} {found.hexdigest()[:16]}"
+    return whole if resolved.kind == "directory" else f"{whole} of {identity(base_of(resolved))}"
 
 
 def base_of(resolved: ResolvedModel) -> ResolvedModel:

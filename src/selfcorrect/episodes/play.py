@@ -346,6 +346,18 @@ def longest_conversation(
             f"play.max_new_tokens={max_new_tokens} is shorter than the answer format: half of the correct answers of task "
             f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise play.max_new_tokens"
         )
+    return longest_episode(chat, task, problems, attempts, max_new_tokens, between)
+
+
+def longest_episode(
+    chat: ChatFormat,
+    task: Task,
+    problems: Sequence[Problem],
+    attempts: int,
+    max_new_tokens: int,
+    between: str | None = None,
+) -> int:
+    """``longest_conversation`` under any cap."""
     longest = heapq.nlargest(LONGEST_PROBLEMS, problems, key=lambda p: _characters(task, p))
     lengths = []
     for p in longest:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from selfcorrect.config import Config, EvalConfig
-from selfcorrect.engines.base import Engine
-from selfcorrect.episodes.play import GivenFirst, Play, given_answers, play
+from selfcorrect.engines.base import Engine, LimitsMemory
+from selfcorrect.episodes.play import GivenFirst, Play, given_answers, longest_episode, play
 from selfcorrect.episodes.verdict import FORM, verdict_turn
 from selfcorrect.errors import ConfigError
 from selfcorrect.measuring.metrics import EvalSummary, summarise
@@ -174,10 +174,28 @@ class EnginePlayer:
 
     async def play(self, name: str, problems: Sequence[Problem], how: Play, firsts: Firsts | None) -> list[Episode]:
         how = replace(how, stream=(*how.stream, "eval"))
-        return [e for group in await play(self.engine, self.task, problems, how, firsts) for e in group]
+        return [e for group in await self._groups(problems, how, firsts) for e in group]
+
+    async def _groups(
+        self, problems: Sequence[Problem], how: Play, firsts: Firsts | None = None
+    ) -> list[list[Episode]]:
+        """Play some problems after the others where the caches of all would take too much memory."""
+        engine, at_once = self.engine, None
+        if isinstance(engine, LimitsMemory):
+            cap = how.max_new_tokens
+            tokens = longest_episode(engine.chat, self.task, problems, how.attempts, cap, how.between)
+            at_once = engine.episodes_at_once(tokens)
+        if not isinstance(engine, LimitsMemory) or at_once is None or len(problems) * how.samples <= at_once:
+            return await play(engine, self.task, problems, how, firsts)
+        groups: list[list[Episode]] = []
+        n = max(1, at_once // how.samples)
+        for start in range(0, len(problems), n):
+            groups += await play(engine, self.task, problems[start : start + n], how, firsts)
+            engine.drop_caches()
+        return groups
 
     async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
-        groups = await play(self.engine, self.task, problems, replace(how, stream=(*how.stream, "wrong firsts")))
+        groups = await self._groups(problems, replace(how, stream=(*how.stream, "wrong firsts")))
         wrong = [next(filter(usable_wrong, group), None) for group in groups]
         return {e.problem.id: (e.attempts[0].token_ids,) for e in wrong if e is not None}
 

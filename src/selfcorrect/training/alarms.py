@@ -4,7 +4,7 @@ project."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
 
@@ -30,12 +30,15 @@ BOUNDED = 0.02
 """Share of trained tokens with a bounded importance ratio, above which the step is no longer a policy gradient."""
 
 
-def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[AlarmRecord]:
+def check(
+    history: Sequence[StepRecord], strict_stage: str | None, rewarded_K: Sequence[bool] = ()
+) -> list[AlarmRecord]:
     """Alarms that the last ``WINDOW`` steps give rise to.
 
     Args:
         history: all step records so far, oldest first.
         strict_stage: name of the stage that must keep the first attempt at the base, or None.
+        rewarded_K: whether the present stage rewards each attempt; empty where it rewards all.
 
     Returns:
         Zero or more alarms, stamped with the last step.
@@ -46,7 +49,7 @@ def check(history: Sequence[StepRecord], strict_stage: str | None) -> list[Alarm
     found = [
         _copying(recent),
         _sacrificed_first_attempt(history),
-        _no_signal(recent),
+        _no_signal(recent, rewarded_K),
         _truncation(recent),
         _moved_first_attempt(history, strict_stage),
         _mismatch(recent),
@@ -154,8 +157,15 @@ def _wrong_on_purpose(history: Sequence[StepRecord]) -> Finding:
     return None
 
 
-def _no_signal(recent: Sequence[StepRecord]) -> Finding:
-    share = np.mean([min(r.zero_variance) for r in recent])
+def _no_signal(recent: Sequence[StepRecord], rewarded_K: Sequence[bool]) -> Finding:
+    recent = [r for r in recent if r.stage == recent[-1].stage]
+    # of two kinds of steps in turn, one has fewer attempts, all of them rewarded
+    rewarded = [
+        rewarded_K if len(rewarded_K) == len(r.zero_variance) else [True] * len(r.zero_variance) for r in recent
+    ]
+    share = np.mean(
+        [min(compress(r.zero_variance, kept), default=0.0) for r, kept in zip(recent, rewarded, strict=True)]
+    )
     if share > ONE_VERDICT:
         return "no signal", (
             f"in {share:.0%} of groups all samples get the same verdict, so reward teaches nothing. The task is too easy or "

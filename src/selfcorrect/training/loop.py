@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from selfcorrect.algorithm.credit import Credit
 from selfcorrect.algorithm.stage import Stage
 from selfcorrect.algorithm.stages import plan
 from selfcorrect.algorithm.variants import scale_after
@@ -167,7 +168,9 @@ def _check_alarms(
     if history[-1].step % alarms.WINDOW or not history[-1].reward:
         return
     strict = stages[0].name if len(stages) > 1 else None
-    for alarm in alarms.check(history, strict):
+    objective = next(s.objective for s in stages if s.name == history[-1].stage)
+    rewarded_K = [w != 0 for w in objective.reward_weights_K] if isinstance(objective, Credit) else []
+    for alarm in alarms.check(history, strict, rewarded_K):
         run.append(alarm)
         observer.on_record(alarm)
 

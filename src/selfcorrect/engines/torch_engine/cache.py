@@ -70,6 +70,11 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not type-checke
         """Number of slots of all rows together."""
         return len(self.lengths_B) * self.capacity
 
+    @property
+    def bytes_per_slot(self) -> float:
+        """Bytes of the keys and values of one token, in all layers."""
+        return sum(x.nbytes for kv in self._layers if kv is not None for x in kv) / self.slots
+
     def place(self, rows_NQ: Tensor, slots_NQ: Tensor, end: int) -> None:
         """Say where the next pass writes.
 

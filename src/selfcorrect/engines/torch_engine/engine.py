@@ -56,6 +56,10 @@ TREES_FROM = 20_000_000
 """Parameters of a model from which the trainer lays out the sequences of a problem as a tree. The embedded models are
 smaller, so that their recorded runs keep their numbers to the last bit."""
 
+CACHE_BYTES = 2**30
+"""Keys and values of all episodes that a measurement plays at once on a CPU. Up to three times this is alive between two
+attempts. Of the embedded models, 2,000 problems fit in."""
+
 Pending = tuple[Sequence[SampleRequest], SamplingParams, "asyncio.Future[list[Sampled]]"]
 
 
@@ -190,6 +194,16 @@ class TorchEngine:
         if len(self._pending) == 1:
             loop.call_soon(self._flush)
         return await future
+
+    def episodes_at_once(self, tokens: int) -> int | None:
+        """See ``LimitsMemory``. A CPU shares its memory with everything else on the machine; its batches need not be large."""
+        if self._device.type != "cpu" or not isinstance(self._sampler, Sampler):
+            return None
+        return max(1, int(CACHE_BYTES / self._sampler.bytes_per_slot / tokens))
+
+    def drop_caches(self) -> None:
+        """See ``LimitsMemory``."""
+        self._sampler.drop_caches()
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, []

@@ -90,6 +90,8 @@ class Sampler:
         self._packed = PackedWeights(model)
         self._drafts = drafts
         self._packs = model.config._attn_implementation == CPU_ATTENTION
+        self.bytes_per_slot = 0.0
+        """Of the last cache that was kept."""
         self.answered: Callable[[int], None] = lambda _n: None
         """Called with the number of answers in each batch that finishes."""
 
@@ -111,6 +113,8 @@ class Sampler:
         with self._packed.applied():
             for batch in self._batches(requests, hits, params.max_new_tokens):
                 made += self._run_batch([rows[i] for i in batch], [hits[i] for i in batch], params)
+                if made:
+                    self.bytes_per_slot = made[-1][0].bytes_per_slot
                 while sum(cache.slots for cache, _ in made) > self._slots_per_batch:
                     made.pop(0)  # the store would drop it anyway; held until then, memory would grow with the batches
                 self.answered(len(batch))
