@@ -180,19 +180,18 @@ class EnginePlayer:
         self, problems: Sequence[Problem], how: Play, firsts: Firsts | None = None
     ) -> list[list[Episode]]:
         """Play some problems after the others where the caches of all would take too much memory."""
-        engine, at_once = self.engine, None
-        if isinstance(engine, LimitsMemory):
-            cap = how.max_new_tokens
+        engine, cap = self.engine, how.max_new_tokens
+        if isinstance(engine, LimitsMemory) and problems:
             tokens = longest_episode(engine.chat, self.task, problems, how.attempts, cap, how.between)
             at_once = engine.episodes_at_once(tokens)
-        if not isinstance(engine, LimitsMemory) or at_once is None or len(problems) * how.samples <= at_once:
-            return await play(engine, self.task, problems, how, firsts)
-        groups: list[list[Episode]] = []
-        n = max(1, at_once // how.samples)
-        for start in range(0, len(problems), n):
-            groups += await play(engine, self.task, problems[start : start + n], how, firsts)
-            engine.drop_caches()
-        return groups
+            if at_once is not None and at_once < len(problems) * how.samples:
+                groups: list[list[Episode]] = []
+                n = max(1, at_once // how.samples)
+                for start in range(0, len(problems), n):
+                    groups += await play(engine, self.task, problems[start : start + n], how, firsts)
+                    engine.drop_caches()
+                return groups
+        return await play(engine, self.task, problems, how, firsts)
 
     async def wrong_firsts(self, problems: Sequence[Problem], how: Play) -> Firsts:
         groups = await self._groups(problems, replace(how, stream=(*how.stream, "wrong firsts")))
