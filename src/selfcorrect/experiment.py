@@ -235,7 +235,8 @@ def _begin(
     """
     checkpoint, reached = _latest(run, say)
     began, base = run.base, identity(job.resolved)
-    if began not in (None, base, job.resolved.kind):  # older runs name an adapter by its kind alone
+    unnamed = began == job.resolved.kind == "adapter"  # older runs name an adapter by its kind alone
+    if began not in (None, base) and not unnamed:
         raise RunError(
             f"{run.path} began with another model: {job.config.model.name} was {began} then, and is {base} now; call the "
             "command from the directory in which the run was started, or put that model back"
