@@ -14,7 +14,7 @@ from selfcorrect.config import load_config
 from selfcorrect.engines.base import Sampled
 from selfcorrect.engines.chat import ChatFormat
 from selfcorrect.engines.torch_engine import engine as engine_of_torch
-from selfcorrect.episodes.play import Play, longest_conversation, longest_episode, play
+from selfcorrect.episodes.play import Play, longest_conversation, play
 from selfcorrect.errors import ConfigError
 from selfcorrect.measuring.evaluate import EnginePlayer
 from selfcorrect.measuring.metrics import summarise
@@ -406,7 +406,7 @@ def measured_twelve(samples):
     problems = TASK.problems("test")
     episodes = asyncio.run(EnginePlayer(engine, TASK).play("base", problems, Play(2, samples, 6, 1.0, (0,)), None))
     assert len(engine._sampler._store._where) <= max(at_once)  # caches of earlier parts are gone
-    tokens = longest_episode(engine.chat, TASK, problems, 2, 6)
+    tokens = longest_conversation(engine.chat, TASK, problems, 2, 6, any_cap=True)
     assert tokens >= max(len(e.attempts[1].prompt_ids) for e in episodes) + 6
     return [[a.token_ids for a in e.attempts] for e in episodes], at_once, engine._sampler.bytes_per_slot * tokens
 

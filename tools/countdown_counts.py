@@ -88,6 +88,10 @@ def training_table() -> str:
 def main() -> None:
     print(training_table())
     print(over_seeds())
+    bases = [lines(RESULTS / "evaluations" / f"{name}.jsonl.gz") for name in ("base", "base-s2")]
+    first, again = ({e["problem"]: [a["text"] for a in e["attempts"]] for e in base} for base in bases)
+    differ = [sum(first[problem][k] != again[problem][k] for problem in first) for k in range(2)]
+    print(f"answers of the base that differ from those of seed 2's base, by attempt: {differ}")
     for file in sorted((RESULTS / "evaluations").glob("score-s*.jsonl.gz")):
         seed = int(file.name.removeprefix("score-s").removesuffix(".jsonl.gz"))
         print(f"seed {seed}: t2 of SCoRe minus t2 of multi-turn RL {advantage(seed)}")
@@ -107,8 +111,7 @@ def main() -> None:
             print(f"  {n:4d}  attempt 1 {verdict}, its check says {check}, {change}")
         print(false_alarms(episodes))
         steps = [record for record in records if record["kind"] == "step"]
-        for start in range(0, len(steps), WINDOW):
-            some = steps[start : start + WINDOW]
+        for some in [*(steps[start : start + WINDOW] for start in range(0, len(steps), WINDOW)), steps[-5:]]:
             names = ("fixed", "broken", "answer_change")
             values = [[*r["reward"], *(r[name] for name in names), r["kl"][0]] for r in some]
             t1, t2, fixed, broken, changed, kl = (sum(column) / len(some) for column in zip(*values, strict=True))

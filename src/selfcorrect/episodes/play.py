@@ -328,10 +328,12 @@ def longest_conversation(
     attempts: int,
     max_new_tokens: int,
     between: str | None = None,
+    *,
+    any_cap: bool = False,
 ) -> int:
     """Tokens of the longest episode that these problems can give: prompt, all attempts at the cap, all bridges.
 
-    ``between`` is the request for a turn between two attempts, where there is one.
+    ``between`` is the request for a turn between two attempts, where there is one; ``any_cap`` leaves out the check of the cap.
 
     Raises:
         ConfigError: the cap is shorter than a correct answer in the asked-for form.
@@ -341,23 +343,11 @@ def longest_conversation(
     )
     needed = sorted(len(ids) + 1 for ids in answers)
     typical = needed[len(needed) // 2]
-    if max_new_tokens < typical:
+    if max_new_tokens < typical and not any_cap:
         raise ConfigError(
             f"play.max_new_tokens={max_new_tokens} is shorter than the answer format: half of the correct answers of task "
             f"{task.name} take {typical} tokens or more with this model (longest seen: {needed[-1]}); raise play.max_new_tokens"
         )
-    return longest_episode(chat, task, problems, attempts, max_new_tokens, between)
-
-
-def longest_episode(
-    chat: ChatFormat,
-    task: Task,
-    problems: Sequence[Problem],
-    attempts: int,
-    max_new_tokens: int,
-    between: str | None = None,
-) -> int:
-    """``longest_conversation`` under any cap."""
     longest = heapq.nlargest(LONGEST_PROBLEMS, problems, key=lambda p: _characters(task, p))
     lengths = []
     for p in longest:

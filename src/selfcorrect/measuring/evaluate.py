@@ -17,7 +17,7 @@ import numpy as np
 
 from selfcorrect.config import Config, EvalConfig
 from selfcorrect.engines.base import Engine, LimitsMemory
-from selfcorrect.episodes.play import GivenFirst, Play, given_answers, longest_episode, play
+from selfcorrect.episodes.play import GivenFirst, Play, given_answers, longest_conversation, play
 from selfcorrect.episodes.verdict import FORM, verdict_turn
 from selfcorrect.errors import ConfigError
 from selfcorrect.measuring.metrics import EvalSummary, summarise
@@ -182,7 +182,9 @@ class EnginePlayer:
         """Play some problems after the others where the caches of all would take too much memory."""
         engine, cap = self.engine, how.max_new_tokens
         if isinstance(engine, LimitsMemory) and problems:
-            tokens = longest_episode(engine.chat, self.task, problems, how.attempts, cap, how.between)
+            tokens = longest_conversation(
+                engine.chat, self.task, problems, how.attempts, cap, how.between, any_cap=True
+            )
             at_once = engine.episodes_at_once(tokens)
             if at_once is not None and at_once < len(problems) * how.samples:
                 groups: list[list[Episode]] = []
