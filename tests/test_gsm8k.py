@@ -19,6 +19,7 @@ from selfcorrect.records.files import read_jsonl
 from selfcorrect.tasks import make_task
 from selfcorrect.tasks.gsm8k import Gsm8k, number_key, parse_number
 from selfcorrect.types import Problem, Verdict
+from selfcorrect.verify.math import grade_math
 from task_config import task_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -64,6 +65,16 @@ def test_answers_that_are_not_one_number(answer: str) -> None:
     assert verdict(f"Final answer: {answer}\n") is Verdict.NO_ANSWER
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["It cannot be 18", "It is definitely not equal to 18", "Not 18 apples here", "18 is wrong, sorry", "there are no more than 18 people", "more than 18 apples",
+     "the square root of 18", "the square of 18", "one third of 18", "five more than 18", "twice as many as 18 apples", "12 times 18 apples altogether"],
+)  # fmt: skip
+def test_a_number_that_the_line_denies_or_works_with_is_no_answer(line: str) -> None:
+    assert verdict(f"Final answer: {line}") is not Verdict.CORRECT
+    assert grade_math("18", f"Final answer: {line}").verdict is not Verdict.CORRECT
+
+
 def test_the_last_final_line_counts() -> None:
     assert verdict("Final answer: 17\nNo.\nFinal answer: 18\nDone.") is Verdict.CORRECT
     assert verdict("Final answer: 18\nFinal answer: 17") is Verdict.WRONG
@@ -93,6 +104,13 @@ LINES = [
     "Final answer: {} per day", "Final answer: {} kg of rice", "Final answer:\u00a0{}", "Final answer: \u200b{}", "\ufeffFinal answer: {}", "FINAL ANSWER: {}", "final answer:{}<|im_end|>",
     "Final answer: {}</s>", "Final answer: {}\n\nI hope this helps!", "\\boxed{{{}}}", "It is \\boxed{{{}}}. I put it in \\boxed as asked.", "\\boxed{{{}\\text{{ dollars}}}}",
     "<think>\nFinal answer: 12\n</think>\nIt is \\boxed{{{}}}", "<think>\nFinal answer: 12\n</think>\nFinal answer: {}", "Final answer: 12\n</think>\n\nFinal answer: {}", "<think>\\boxed{{12}}</think>Final answer: {}",
+    "Final answer: {} minutes (1 hour 13 minutes)", "Final answer: {} apples in 5 boxes", "Final answer: {} apples in total (70 + 3)", "Final answer: **{}** apples left after 3 days",
+    "Final answer: Tom has ${}$ dollars after 2 weeks", "Final answer: {} (rounded from 72.6 to the nearest whole number)", "Final answer: She needs {} cups for 10 people.",
+    "Final answer: {} apples, 12 more than Tom", "Final answer: He finishes in {} days", "Final answer: {} out of 100 people stay home", "Final answer: {} students did not pass",
+    "Final answer: The number of students who did not pass is {}", "Final answer: 5 boxes of 12 apples make {}", "Final answer: In 3 weeks she earns {} dollars",
+    "Final answer: {} T-shirts", "Final answer: {} km/h", "Final answer: {} m/s", "Final answer: {} m^2", "Final answer: ${}/hour", "Final answer: {} apples/day", "Final answer: {} times", "Final answer: {}-year-old",
+    "\\boxed{{{}\\text{{ times}}}}", "\\boxed{{US\\${}}}", "\\boxed{{{} km/h}}", "Final answer: {} per cent", "Final answer: Rs. {}", "Final answer: {} CHF", "Final answer: CHF {}", "Final answer: <{}>",
+    "Final answer: <number>{}</number>", "Final answer: {} \u2705", "\\textbf{{Final answer:}} {}", "\\textbf{{Final answer: {}}}", "<b>Final answer:</b> {}", "Final answer:\n```\n{}\n```", "Final\u00a0answer: {}", "\u6700\u7ec8\u7b54\u6848\u662f{}\u3002",
     "Final answer: 12\nNo.\nFinal answer: {}", "Final answer: 12\nNo: \\boxed{{{}}}", "\\boxed{{12}}\nFinal answer: {}", "Final answer: {}\n<think>\nFinal answer: 12\n</think>",
 ]  # fmt: skip
 

@@ -237,6 +237,8 @@ def test_a_conversation_on_which_the_server_always_fails_is_one_error(tmp_path, 
         ({"content": None}, "FinishReason.PROHIBITED_CONTENT"),
         ({"content": None}, "content_filter: RECITATION"),
         ({"content": "Sorry."}, "guardrail_intervened"),
+        ({"content": ""}, "ERROR_TOXIC"),
+        ({"content": ""}, "LANGUAGE"),
     ],
 )
 def test_what_a_filter_took_away_is_an_error_without_another_try(message, finish):
@@ -257,6 +259,11 @@ def test_what_a_filter_took_away_is_an_error_without_another_try(message, finish
         (200, b'{"choices": [{"finish_reason": "error", "error": {"code": 403, "message": "flagged by moderation"}}]}'),
         (403, b'{"error": {"code": 403, "message": "This model requires moderation, your input was flagged"}}'),
         (403, b'{"code": "denied", "error": "Content violates usage guidelines."}'),
+        (400, b'{"error": {"code": "content_filter", "message": "The prompt triggered a content management policy"}}'),
+        (400, b'{"error": {"code": "x", "message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}'),
+        (200, b'{"error": {"code": "content_filter", "message": "no"}}'),
+        (200, b'{"choices": [], "prompt_feedback": {"block_reason": "SAFETY"}}'),
+        (200, b'{"promptFeedback": {"blockReason": "OTHER"}}'),
     ],
 )
 def test_a_filter_that_a_gateway_names_takes_one_answer(status, answer):
@@ -264,6 +271,31 @@ def test_a_filter_that_a_gateway_names_takes_one_answer(status, answer):
     with pytest.raises(EndpointError, match="would not answer") as error:
         server.ask()
     assert len(server.sent) == 1 and error.value.one_answer and error.value.filtered
+
+
+@pytest.mark.parametrize("status", [201, 202, 203])
+def test_every_success_with_a_completion_is_an_answer(status):
+    server = ends.Server(lambda _: httpx2.Response(status, content=body({"content": "4"})))
+    (reply,) = server.ask()
+    assert reply.text == "4"
+
+
+def test_a_success_without_a_body_is_asked_for_again():
+    server = ends.Server(lambda _: httpx2.Response(204))
+    with pytest.raises(EndpointError, match="not a chat completion"):
+        server.ask()
+    assert len(server.sent) > 1
+
+
+def test_a_conversation_that_the_law_blocks_is_one_error(tmp_path):
+    def answer(b):
+        if b["messages"][0]["content"] == seen.setdefault("first", b["messages"][0]["content"]):
+            return httpx2.Response(451, json={"error": "not here"})
+        return ends.pupil(b)
+
+    seen = {}
+    (plain, *_), _ = ends.measure(tmp_path / "e.jsonl", answer, "eval.controls=false", concurrency=1)
+    assert plain.summary.accuracy(1).n == 11
 
 
 def test_a_key_without_permission_is_no_filter():

@@ -104,6 +104,15 @@ AROUND = {
     "bracketed thoughts": f"[THINK]\n```python\n{BAD}\n```\n[/THINK]\n{{}}",
     "channels": f"<|channel|>analysis<|message|>```python\n{BAD}\n```<|end|><|start|>assistant<|channel|>final<|message|>{{}}",
     "thoughts after the answer": f"```python\n{{}}\n```\n<think>\n```python\n{BAD}\n```\n</think>",
+    "other thoughts": f"<|START_THINKING|>\n```python\n{BAD}\n```\n<|END_THINKING|>{{}}",
+    "thoughts and a solution": f"<|begin_of_thought|>\n```python\n{BAD}\n```\n<|end_of_thought|>\n<|begin_of_solution|>\n{{}}\n<|end_of_solution|>",
+    "a channel of thoughts": f"<|channel>thought\n```python\n{BAD}\n```\n<channel|>{{}}",
+    "no closing fence, then prose": "```python\n{}\n\nThis function doubles the number.",
+    "words on the closing fence": "```python\n{}\n``` This doubles.",
+    "a word on the closing fence": "```python\n{}\n```end\nMore words.",
+    "an opening fence closes": "```python\n{}\n```python\nassert twice(1) == 2\n```",
+    "end mark on the last line": "{} [DONE]\nYou are an expert",
+    "both marks on lines of code": "[BEGIN]{} [DONE]\nYou are an expert",
     "prose that looks like code": "from the list we take n.\nfor example 2.\n\n{}",
     "prose around": "Here it is:\n\n{}\n\nThis doubles the number.",
 }  # fmt: skip
@@ -114,12 +123,28 @@ def test_a_good_program_is_found(name):
     assert doubles(AROUND[name].format(GOOD))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[BEGIN]\ndef twice(n):\n    return {'a': 2 * n}['a'] [DONE]\nNext",
+        "[BEGIN] def twice(n): return 2 * n [DONE]",
+        "[BEGIN]twice = lambda n: 2 * n[DONE]",
+        "DONE = 'a'\nflags = {'a': 2}\ndef twice(n):\n    return n * flags[DONE]",
+        "def twice(n):\n    return 2 * n\ndef other(n):\n    return flags[DONE]",
+        "def twice(n):\n    mark = ' [DONE]'; return 2 * n",
+    ],
+)
+def test_a_mark_ends_a_line_of_code_outside_its_strings(text):
+    assert doubles(text)
+
+
 @pytest.mark.parametrize("name", AROUND)
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_mark_in_a_string_or_comment_is_the_programs(mark, name):
     if mark == "```" and name in (
         "glued closing fence",
         "no closing fence",
+        "no closing fence, then prose",
         "Markdown in an equal fence",
         "doubled opening",
     ):

@@ -81,6 +81,14 @@ CASES = [
         "4",
     ),
     ("It prints '</think>'. So \\boxed{4}.", "4"),
+    ("<|begin_of_thought|>\nFinal answer: 12\n<|end_of_thought|>\nThe answer is 73.", "73"),
+    ("<|START_THINKING|>\\boxed{5}<|END_THINKING|>\\boxed{4}", "4"),
+    # Named in prose, in more words.
+    ("\\boxed{42}. I used \\boxed 1 time.", "42"),
+    ("\\boxed{42}. Formatted as \\boxed{x}, where x is the answer.", "42"),
+    ("It is \\boxed{x}.", "x"),
+    ("\\boxed{42} \\boxed{integer} \\boxed{your_answer} \\boxed{final_answer} \\boxed{\u7b54\u6848}", "42"),
+    ("\\boxed{42} \\boxed{\\text{insert answer}} \\boxed{$ANSWER} \\boxed{\\checkmark}", "42"),
     # The line in other dress.
     ("[Final answer: 42]", "42"),
     ("Final answer (in cm): f(3)", "f(3)"),

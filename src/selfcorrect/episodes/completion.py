@@ -56,9 +56,14 @@ FILTERED = frozenset(
         "blocked",
         "spii",
         "sensitive",
+        "error_toxic",
+        "language",
+        "content_policy_violation",
+        "responsibleaipolicyviolation",
+        "moderation_blocked",
     }
 )
-"""Finish reasons of an answer that a filter withheld. Any other reason is a failure of the server."""
+"""Finish reasons and codes of an answer that a filter withheld. Any other reason is a failure of the server."""
 FAILED = frozenset(
     {"error", "abort", "aborted", "cancelled", "failed", "malformed_function_call", "malformed_response", "timeout"}
 )
@@ -67,12 +72,12 @@ _TEXTS = frozenset({"", "text", "output_text", "input_text"})
 _THOUGHTS = frozenset({"thinking", "reasoning", "reasoning_content", "reasoning_text", "summary_text", "thought"})
 """Types of parts with text, and with thinking, in lower case."""
 _MODERATION = re.compile(
-    r"moderation|flagged|usage (?:guidelines|polic)|content (?:polic|filter)|safety", re.IGNORECASE
+    r"moderation|flagged|usage (?:guidelines|polic)|content (?:\w+ )?(?:polic|filter)|safety", re.IGNORECASE
 )
 _TEXT_KEYS = ("text", "value", "content")
 _LONGEST_REASON = 60
 _DEEPEST_TEXT = 8
-REFUSED = frozenset({400, 413, 422})
+REFUSED = frozenset({400, 413, 422, 451})
 """Statuses that refuse this conversation; other conversations may be answered."""
 
 
@@ -105,6 +110,8 @@ def read_completion(answer: bytes) -> Reply:
     except (ValueError, RecursionError):
         raise NoCompletion("no JSON", their_words(answer)) from None
     choices = data.get("choices") if isinstance(data, dict) else None
+    if not choices and (words := filtered_by(data)):
+        raise EndpointError(f"the endpoint would not answer: {words}", status=200, one_answer=True, filtered=words)
     if not isinstance(data, dict) or (data.get("error") and not choices):
         error = data.get("error") if isinstance(data, dict) else None
         raise NoCompletion("error in a body of status 200", their_words(answer), _status(error))
@@ -249,9 +256,30 @@ def _status(error: Any) -> int | None:
     return None
 
 
-def is_moderation(status: int, words: str) -> bool:
-    """Whether the words of an HTTP 403 are about this conversation, and not about the key (OpenRouter, xAI)."""
-    return status == 403 and _MODERATION.search(words) is not None
+def filtered_by(data: Any) -> str:
+    """What a body without choices says of a filter that took the conversation, by a code (Azure, OpenAI) or by feedback
+    on the prompt (Gemini); empty if it says nothing of one."""
+    if not isinstance(data, dict):
+        return ""
+    error = data.get("error")
+    inner = error.get("innererror") if isinstance(error, dict) else None
+    for part in (error, inner):
+        codes = [part.get(key) for key in ("code", "type")] if isinstance(part, dict) else []
+        if any(isinstance(code, str) and code.lower() in FILTERED for code in codes):
+            return one_line(error.get("message") or "content_filter")
+    feedback = data.get("prompt_feedback") or data.get("promptFeedback")
+    reason = (feedback.get("block_reason") or feedback.get("blockReason")) if isinstance(feedback, dict) else None
+    return one_line(reason or "")
+
+
+def is_moderation(status: int, words: str, answer: bytes = b"") -> bool:
+    """Whether an HTTP error is about this conversation: by a code in its body, or in an HTTP 403 by its words, which may
+    also be about the key (OpenRouter, xAI)."""
+    try:
+        code = filtered_by(_unlisted(json.loads(answer)))
+    except (ValueError, RecursionError):
+        code = ""
+    return bool(code) or (status == 403 and _MODERATION.search(words) is not None)
 
 
 def valid_text(text: str) -> str:

@@ -215,13 +215,13 @@ class Endpoint:
                             f"{self.base_url} sends an answer of more than {LARGEST_ANSWER_BYTES // 2**20} MiB; it is no chat "
                             "endpoint, or it ignores the token cap",
                             status=response.status_code,
-                            one_answer=response.status_code == 200,
+                            one_answer=response.is_success,
                         )
             except (httpx2.DecodingError, httpx2.NetworkError, httpx2.ProtocolError) as error:
-                if response.status_code == 200:
+                if response.is_success:
                     raise self._none(NoCompletion("cut answer", str(error) or type(error).__name__), response) from None
                 raise
-            if response.status_code != 200:
+            if not response.is_success:
                 raise self._fault(response, bytes(answer))
             try:
                 return read_completion(bytes(answer))
@@ -252,7 +252,7 @@ class Endpoint:
 
     def _fault(self, response: httpx2.Response, answer: bytes) -> Exception:
         status = response.status_code
-        if is_moderation(status, words := their_words(answer)):
+        if is_moderation(status, words := their_words(answer), answer):
             return self._moderated(words, status)
         way_out = {
             401: "check the key",

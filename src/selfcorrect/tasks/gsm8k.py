@@ -45,7 +45,6 @@ _GROUPED = re.compile(r"([-+]?\d{1,3}(?:'\d{3})+|[-+]?\d{1,2}(?:,\d{2})+,\d{3})(
 """Thousands as in Switzerland and as in India."""
 _COUNTED = re.compile(r"([-+]?[\d.,/]+)\s*%?\s+\(?([^\W\d_]{2}[^\d\\=<>{}()$]*)\)?")
 """A number with the thing that it counts, or with its spelling in brackets."""
-_CURRENCY = re.compile(r"(?:US[D$]|EUR|GBP|INR|RMB|CNY|JPY|CAD|AUD|Rs\.?|[ACSR]\$|(?:HK|NT)\$)\s?(?=[-+]?\d)")
 
 
 class Gsm8k:
@@ -139,7 +138,6 @@ def parse_number(text: str) -> Fraction | None:
     if len(bare) > _LONGEST_NUMBER:
         return None
     bare = bare.replace("\\$", "$").strip(" \t\r\n*_`").removesuffix(".").removesuffix("!").strip(" \t*_`")
-    bare = _CURRENCY.sub("", bare, count=1) if _CURRENCY.match(bare) else bare
     match = _NUMBER.fullmatch(bare.replace("$ ", "$").replace(" %", "%"))
     if match is None:
         return _read_value(bare)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|scratchpad|seed:think"
+_OPEN = r"\[THINK\]|\u25c1think\u25b7|<\|START_THINKING\|>|<\|begin_of_thought\|>|<\|channel>thought"
+_CLOSE = r"\[/THINK\]|\u25c1/think\u25b7|<\|END_THINKING\|>|<\|end_of_thought\|>|<channel\|>"
+"""The pairs of ``engines.thinking.KNOWN`` that are no tags."""
 _THOUGHT = re.compile(
-    rf"<(?P<open>{_NAMES})>|</(?P<close>{_NAMES})>|(?P<open2>\[THINK\]|\u25c1think\u25b7)|(?P<close2>\[/THINK\]|\u25c1/think\u25b7)",
+    rf"<(?P<open>{_NAMES})>|</(?P<close>{_NAMES})>|(?P<open2>{_OPEN})|(?P<close2>{_CLOSE})",
     re.IGNORECASE,
 )
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>final[^<\n]{0,80}<\|message\|>")

@@ -29,10 +29,10 @@ _ONE_LINE_FENCE = re.compile(r"^[ \t]{0,12}(`{1,8})(?:(?:python3?|py)[ \t]+)?([^
 _DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+\w+[ \t]*[(:]")
 _TEXT_TAGS = frozenset({"markdown", "md", "text", "txt", "plaintext", "plain", "quote", "output", "answer"})
 _PYTHON_TAG = re.compile(r"(?:i?py(?:thon)?[0-9.]*|sage|)")
-_BEGIN = re.compile(r"[ \t>*_`]{0,8}(?:\[ ?(?:BEGIN|PYTHON|CODE) ?\]|<(?:begin|python|code|pre|answer|solution)>)[ \t*_`:.]{0,8}", re.I)  # fmt: skip
+_BEGIN = re.compile(r"[ \t>*_`]{0,8}(?:\[ ?(?:BEGIN|PYTHON|CODE) ?\]|<(?:begin|python|code|pre|answer|solution|\|begin_of_solution\|)>)[ \t*_`:.]{0,8}", re.I)  # fmt: skip
 _DONE = re.compile(r"[ \t>*_`]{0,8}\[ ?DONE ?\][ \t*_`:.]{0,8}", re.IGNORECASE)
 _END = re.compile(
-    r"[ \t>*_`]{0,8}(?:\[ ?(?:DONE|END|/ ?(?:BEGIN|PYTHON|CODE)) ?\]|</(?:begin|python|code|pre|answer|solution)>)[ \t*_`:.]{0,8}",
+    r"[ \t>*_`]{0,8}(?:\[ ?(?:DONE|END|/ ?(?:BEGIN|PYTHON|CODE)) ?\]|</(?:begin|python|code|pre|answer|solution)>|<\|end_of_solution\|>)[ \t*_`:.]{0,8}",
     re.IGNORECASE,
 )
 """A marker counts only on a line of its own. All except [DONE] end a program only after a marker has begun it."""
@@ -50,6 +50,7 @@ _CODE_LINE = re.compile(r"^(?:def|class|import|from|async def|@\w|if |for |while
 _BODY_LINE = re.compile(
     r"^[ \t]*return\b|^[ \t]+(?:if |for |while |[A-Za-z_]\w*\s*(?:[-+*/|&]?=[^=]|\())", re.MULTILINE
 )
+_PROSE = re.compile(r"[A-Z][\w'\u2019]*(?: [\w'\u2019,-]+){3}")
 _STRING = re.compile(r"#[^\n]*|'''|\"\"\"|'(?:\\.|[^'\\\n])*'?|\"(?:\\.|[^\"\\\n])*\"?")
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 _HIDDEN_MARGIN = re.compile(rf"^[{_INVISIBLE}]+", re.MULTILINE)
@@ -156,11 +157,15 @@ class _Reader:
             for part in [line] if whole else _parts(line, self.sections[-1].begun, self.names):
                 self._take(part)
         if self.block is not None and not self.quote:
-            # A closing fence may be glued to the last line of code.
+            # A closing fence may be glued to the last line of code, or be missing before prose.
             for i, line in enumerate(self.block):
                 if line.rstrip().endswith(self.marker):
                     self.sections[-1].plain += self.block[i + 1 :]
                     self.block[i:] = [line.rstrip().removesuffix(self.marker)]
+                    break
+                if i and not self.block[i - 1].strip() and _PROSE.match(line):
+                    self.sections[-1].plain += self.block[i:]
+                    del self.block[i:]
                     break
         return not self.quote
 
@@ -172,14 +177,19 @@ class _Reader:
             self.first_closes |= self.fences == 1 and self.defined and not line.strip().strip("`~")
         if self.block is not None:
             bare = line.strip()
-            if not self.quote and bare.startswith(self.marker) and not bare.strip(self.marker[0]):
-                self.block, self.in_code = None, False
+            after = bare.lstrip(self.marker[0])
+            holds_blocks = here.blocks[-1][0] in _TEXT_TAGS or not any(map(str.strip, self.block))
+            if self.quote or not bare.startswith(self.marker) or (after and holds_blocks):
+                self.block.append(line)
+                self.quote = _quote_after(line, self.quote) if self.strings else ""
                 return
-            self.block.append(line)
-            self.quote = _quote_after(line, self.quote) if self.strings else ""
+            self.block, self.in_code = None, False
+            if fence and fence[2]:
+                self._open(fence)
+            else:
+                here.plain += [after] if after else []
         elif fence:
-            self.block, self.marker = [], fence[1]
-            here.blocks.append((fence[2].lower(), self.block))
+            self._open(fence)
         elif not self.quote and self._is_mark(line, _BEGIN):
             self.sections.append(_Section(begun=True))
             self.in_code = False
@@ -193,6 +203,10 @@ class _Reader:
             self.in_code = self.in_code or _CODE_LINE.match(line) is not None
             self.quote = _quote_after(line, self.quote) if self.strings and self.in_code else ""
             here.plain.append(line)
+
+    def _open(self, fence: re.Match[str]) -> None:
+        self.block, self.marker = [], fence[1]
+        self.sections[-1].blocks.append((fence[2].lower(), self.block))
 
     def _is_mark(self, line: str, mark: re.Pattern[str]) -> bool:
         if len(line) > _LONGEST_MARK or not mark.fullmatch(line):
@@ -208,10 +222,13 @@ def _parts(line: str, begun: bool, names: set[str]) -> list[str]:
         return ["```", fence[2].strip(), "```"]
     begin = _INLINE_BEGIN.match(line)
     if begin and _CODE_LINE.match(line[begin.end() :]):
-        return ["[BEGIN]", line[begin.end() :]]
+        return ["[BEGIN]", *_parts(line[begin.end() :], True, names)]
     code, bracket, mark = line.rpartition("[")
-    own = mark.partition("]")[0].strip() in names
-    if begun and code.strip() and not own and _END.fullmatch(bracket + mark) and not re.search("['\"#]", code):
+    if not code.strip() or mark.partition("]")[0].strip() in names:
+        return [line]
+    # Without a mark at the start, ``flags[DONE]`` is an item.
+    ends = _END.fullmatch(bracket + mark) if begun else code.endswith(" ") and _DONE.fullmatch(bracket + mark)
+    if ends and not any(part.start() <= len(code) < part.end() for part in _STRING.finditer(line)):
         return [code.rstrip(), bracket + mark]
     return [line]
 

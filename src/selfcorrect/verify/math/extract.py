@@ -32,26 +32,31 @@ _MAX_TRIES = 20
 """Most candidates that are tried, from the end. A text with more of them repeats itself."""
 
 _FINAL_LINE = re.compile(
-    r"(?im)^(?:[^\w\n]{0,20}|[^\w\n]{0,10}\d{1,2}[.)][^\w\n]{0,6})(?:the[ \t])?[*_`]{0,3}"
-    r"(?:final[ \t]{1,3}answer(?![a-z])|\u6700[\u7ec8\u7d42]\u7b54\u6848)"
+    r"(?im)^(?:[^\w\n]{0,20}|[^\w\n]{0,10}\d{1,2}[.)][^\w\n]{0,6})(?:\\?text(?:bf)?\s?\{|<?(?:b|strong)>)?(?:the[ \t])?[*_`]{0,3}"
+    r"(?:final[ \t\u00a0]{1,3}answer(?![a-z])|\u6700[\u7ec8\u7d42]\u7b54\u6848)"
 )
 _AFTER_LINE = re.compile(
     r"[^\w\n:=(|]{0,10}(?:\([^()\n:]{0,40}\)[^\w\n:=(|]{0,10}|(?:to|for|of|in)(?![a-z])[^\n:=]{0,60}?)?"
-    r"(?:[:=|\u2192]|->|(?<![a-z])is(?![a-z])|(?<=\s)[-\u2013\u2014](?=\s)|[*_`#]{0,4}[ \t]*\n|[ \t*_`]{1,6}(?=[-+]?[$\\\d]))",
+    r"(?:[:=|\u2192\u662f\u4e3a\u70ba]|->|(?<![a-z])is(?![a-z])|(?<=\s)[-\u2013\u2014](?=\s)|[*_`#]{0,4}[ \t]*\n|[ \t*_`]{1,6}(?=[-+]?[$\\\d]))",
     re.IGNORECASE,
 )
 """What may be between the words and the answer. After a heading on a separate line there is nothing."""
-_AROUND_LINE = (("|", "|"), ("[", "]"), ("(", ")"), ("\u201c", "\u201d"), ('"', '"'), ("\u3010", "\u3011"))
+_BOLD_END = re.compile(r"\A\s*(?:\}|</(?:b|strong)>)")
+_AROUND_LINE = (("|", "|"), ("[", "]"), ("(", ")"), ("{", "}"), ("\u201c", "\u201d"), ('"', '"'), ("\u3010", "\u3011"))
 _FINAL_PHRASE = re.compile(r"\bfinal answer[*_`]{0,3}(?::| is(?![a-z])| =)", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"[\s.\u2026\u22ef?_]*|\\[lc]?dots|\\(?:square|quad|cdot|blank)|\\(?:phantom|hspace)\s?\{[^{}]*\}|\\text\s?\{[\s.?_]*\}"
-    r"|[<\[(]?(?:\\text\s?\{)?(?:(?:the|your|my|final|numeric|numerical|correct) )*"
-    r"(?:answer|result|number|solution|value|expression|content)s?(?: (?:goes )?here)?\}?[>\])]?",
+    r"|[<\[($]*(?:\\text\s?\{)?(?:(?:the|your|my|an?|insert|put|final|numeric|numerical|correct)[ _])*"
+    r"(?:answer|result|number|integer|solution|value|expression|content|\u7b54\u6848)s?(?:[ _](?:goes )?here)?\}?[>\])]?"
+    r"|\\(?:checkmark|blacksquare|qed)",
     re.IGNORECASE,
 )
 """The content of a box that shows the form instead of an answer."""
-_BARE_BOX = re.compile(r"[-+]?[\d.][^\s$\\{}]{0,100}|[A-Za-z](?=\s*(?:\$|\\[\])]|[.,]?\s*\Z))")
-_BOX = re.compile(r"[-+]?[\d.][^\s$\\{}]{0,100}|\\[A-Za-z]{1,20}|[A-Za-z](?=\s*(?:\$|\\[\])]|[.,]?\s*\Z))")
+_BARE_BOX = re.compile(
+    r"[-+]?[\d.][^\s$\\{}]{0,100}(?! (?:times?|box|boxes|is)\b)|[A-Za-z](?=\s*(?:\$|\\[\])]|[.,]?\s*\Z))"
+)
+_NAMED_AGAIN = re.compile(r"[,;]? where ")
+"""After ``\\boxed{x}``: the form is described, and x stands for an answer."""
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _GAP = r"(?:[\s~]|\\[,;: ]|\\q?quad)*"
 _CONNECTIVE = re.compile(rf"{_GAP},?{_GAP}\\(?:text|mbox|textrm|mathrm)\s?\{{[\s,]*(?:and|or)[\s,]*\}}{_GAP}")
@@ -67,6 +72,25 @@ _FILLERS = re.compile(
 _PLAIN_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
 _DELIMITER = re.compile(r"\$\$|(?<!\\)\$|\\[\[\]()]")
 _CLOSERS = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
+_ASIDE = re.compile(r"(?<=[\w*$.%]) \([^()]*\)")
+_CIRCUMSTANCE = re.compile(
+    r"\b(?:in|for|after|before|from|within|during|per|every|each|over|on|among|between|out of|of (?:the|all|those))\s+[*$\\(]{0,4}\Z",
+    re.IGNORECASE,
+)
+"""What stands before a number that says when, where or for whom: an answer only if no other number is there."""
+_COMPARED = re.compile(r"[*$\\)]{0,4}\s+(?:\w+\s+)?(?:more|less|fewer)\s+than\b", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:(?:\b(?:not|cannot|never)|n['\u2019]t)(?:\s+(?:be|is|equals?|to|exactly|quite|really|simply|the|answer|correct)){0,4}"
+    r"|\b(?:more|less|fewer|greater|smaller|larger|other|rather) than|\bas (?:many|much) as|\b(?:root|square|cube|power) of"
+    r"|\b(?:half|third|quarter|fourth|fifth|tenth|double|twice|triple|multiple|factor)s?(?: of)?|\btimes)\s+[*$\\(]{0,4}\Z",
+    re.IGNORECASE,
+)
+"""What stands before a number that is not the value: it is denied, or the value is worked out from it."""
+_REVOKED = re.compile(r"[*$\\)]{0,4}\s+(?:is|was|would be)\s+(?:not|wrong|incorrect|false)\b", re.IGNORECASE)
+_LONGEST_CONTEXT = 60
+_PICTURES = re.compile("[\\s\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]+\\Z")
+_IN_ANGLES = re.compile(r"(?:<[a-z]{1,20}>|<)([-+]?\d[^<>]{0,60})(?:</[a-z]{1,20}>|>)")
+"""The prompt shows the form of the line as ``<number>``."""
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.,])-?\$?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+(?!\w|\.\d))?(?:\s?\\?%)?")
 
 
@@ -116,6 +140,12 @@ def _box_at(text: str, start: int, after_name: int) -> _Box | None:
     return _Box(start, position + len(word.group()), word.group()) if word else None
 
 
+def _shows_the_form(text: str, box: _Box) -> bool:
+    """Whether a box is named or shown as a form, and holds no answer."""
+    described = len(box.content) == 1 and box.content.isalpha() and _NAMED_AGAIN.match(text, box.end)
+    return bool(described) or (len(box.content) <= 80 and _PLACEHOLDER.fullmatch(box.content) is not None)
+
+
 def _boxes_from_end(text: str) -> Iterator[_Box]:
     """Complete, non-empty boxes, the last one first."""
     stop = len(text)
@@ -125,7 +155,7 @@ def _boxes_from_end(text: str) -> Iterator[_Box]:
             return
         name = _BOX.match(text, start)
         box = _box_at(text, start, name.end()) if name else None
-        if box is not None and (len(box.content) > 80 or not _PLACEHOLDER.fullmatch(box.content)):
+        if box is not None and not _shows_the_form(text, box):
             yield box
         stop = start
 
@@ -178,7 +208,7 @@ def final_clause(text: str) -> Clause | None:
         rest = _AFTER_LINE.match(text, match.end(), match.end() + 120)
         if rest:
             start = rest.end()
-            clause = _clause(text[start : start + _MAX_CLAUSE_CHARS].lstrip(" \t*_:="))
+            clause = _clause(_BOLD_END.sub("", text[start : start + _MAX_CLAUSE_CHARS]).lstrip(" \t*_:="))
             if clause:
                 end = text.find(clause, start) + len(clause)
                 for opener, closer in _AROUND_LINE:
@@ -202,7 +232,7 @@ def _final_phrase(text: str) -> Clause | None:
 
 def _clause(text: str) -> str:
     """The answer at the start of ``text``: up to the end of its line, or of the display formula that begins there."""
-    body = re.sub(r"\A\s*(?:[-=*_]{3,}[ \t]*\n\s*)?", "", text)  # the rule under a heading
+    body = re.sub(r"\A\s*(?:(?:[-=*_]{3,}|`{3,}\w*)[ \t]*\n\s*)?", "", text)  # the rule or the fence under a heading
     for opener in (r"\[", "$$", r"\begin"):
         if body.startswith(opener):
             closer = {r"\[": r"\]", "$$": "$$"}.get(opener, r"\end")
@@ -242,6 +272,32 @@ def _last_formula_or_number(text: str) -> str | None:
     return formulas[-1][2] if formulas else None
 
 
+def _stated(clause: str) -> str | None:
+    """The last formula or number that a sentence states as its value; None if it states none.
+
+    What is in brackets explains the value. A number after ``in`` or ``for`` counts only if there is no other, and one
+    that the sentence denies or works with never does.
+    """
+    outside = _ASIDE.sub("", clause)
+    clause = outside if _NUMBER.search(outside) else clause
+    formulas = list(_formulas(clause))
+    numbers = [
+        (m.start(), m.end(), m.group().strip())
+        for m in _NUMBER.finditer(clause)
+        if any(c.isdigit() for c in m.group()) and not any(start <= m.start() < end for start, end, _ in formulas)
+    ]
+    best, spare = None, None
+    for start, end, content in sorted([*formulas, *numbers]):
+        before, after = clause[max(0, start - _LONGEST_CONTEXT) : start], clause[end : end + _LONGEST_CONTEXT]
+        if _DENIED.search(before) or _REVOKED.match(after):
+            continue
+        if _CIRCUMSTANCE.search(before) or _COMPARED.match(after):
+            spare = content
+        else:
+            best = content
+    return best or spare
+
+
 def _without_fillers(clause: str) -> str:
     filler = _FILLERS.match(clause)
     return clause[filler.end() :] if filler else clause
@@ -255,12 +311,13 @@ def _tidy(clause: str) -> str | None:
         return box.content
     hope = clause.find("I hope it is correct")
     clause = clause[:hope] if hope >= 0 else clause
-    clause = _without_fillers(clause.strip().rstrip(".*_ ").strip())
+    clause = _without_fillers(_PICTURES.sub("", clause).strip().rstrip(".*_ ").strip())
+    clause = shown[1] if (shown := _IN_ANGLES.fullmatch(clause)) else clause
     words = _PLAIN_WORD.findall(re.sub(r"\\text\s?\{[^{}]*\}", "", clause))
     # Numbers joined by such words are candidates, or parts of one answer: the last alone is not what it says.
     joined = {"or", "either", "and", "not"} & {word.lower() for word in words} and len(_NUMBER.findall(clause)) > 1
     prose = len(words) >= 3 and not joined
-    return (_last_formula_or_number(clause) if prose else None) or clause or None
+    return (_stated(clause) if prose else None) or clause or None
 
 
 def find_answer(text: str, *, fallbacks: bool = True) -> Found | None:

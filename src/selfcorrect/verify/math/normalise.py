@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from selfcorrect.verify.math.units import canonical_unit
+
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∕": "/", "⁄": "/",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ",
@@ -74,6 +76,15 @@ _SYNONYMS = [
         (r"\\(?:iff|implies|Rightarrow|Longrightarrow)(?![A-Za-z])", r"\\to "),
     )
 ]
+_CURRENCY = re.compile(
+    r"(?:(?:US|[ACSR]|HK|NT)\\?\$|\\?\$US|(?:USD|EUR|GBP|INR|RMB|CNY|JPY|CAD|AUD|CHF|Rs\.?|kr)(?![A-Za-z])|[\u20aa\u20a6])\s?(?=[-+]?[$\\\d.])"
+)
+_AMOUNT = r"([-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))"
+_RATE = re.compile(rf"{_AMOUNT}\s?([A-Za-z]{{0,20}})(\^?\{{?[23]\}}?)?\s?/\s?([A-Za-z]{{1,20}})(\^?\{{?[23]\}}?)?")
+"""An amount of one unit for each of another."""
+_POWER = re.compile(rf"{_AMOUNT}(?: m|\s?(?:[cmk]m|ft|in|yd))\^\{{?[23]\}}?")
+_JOINED = re.compile(rf"{_AMOUNT}(?: [A-Za-z]+['-][A-Za-z]{{4,20}}| [A-Za-z]{{2,20}}' [A-Za-z]{{4,20}}|-year-olds?)")
+"""A count of things whose name is joined by a hyphen or has an apostrophe."""
 _BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _BRACKETED_NUMERAL = re.compile(r"\(([0-9A-Z]+)\)\s?_")
 _CONJUNCTION_TEXT = re.compile(r"\\text\s*\{[\s,]*(?:and|or|and/or)[\s,]*\}", re.IGNORECASE)
@@ -138,6 +149,19 @@ def _conjunctions(text: str) -> str:
     return "".join(part if i % 2 else _CONJUNCTION.sub(r" \\sep ", part) for i, part in enumerate(parts))
 
 
+def _with_unit(text: str) -> str:
+    r"""An amount with a unit that would read as mathematics, with the unit as ``\text{...}``; other text unchanged."""
+    if (rate := _RATE.fullmatch(text)) is not None:
+        for_each, of = rate[4], rate[2]
+        known = canonical_unit(for_each) and (not of or canonical_unit(of) or len(of) > 3)
+        if not known or (len(of) == len(for_each) == 1 and f"{of}/{for_each}".lower() not in ("m/s", "g/l")):
+            return text
+    elif not _POWER.fullmatch(text) and not _JOINED.fullmatch(text):
+        return text
+    amount, unit = re.fullmatch(rf"{_AMOUNT}\s?-?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    return rf"{amount} \text{{{re.sub(r'[{}]', '', unit).replace('/', ' per ').strip()}}}"
+
+
 def one_width(text: str) -> str:
     """Replace full-width forms by ASCII, and remove characters without a width."""
     return text if text.isascii() else text.translate(_ONE_WIDTH)
@@ -163,7 +187,7 @@ def normalise(answer: str) -> str:
     """
     if PLAIN_NUMBER.fullmatch(answer):
         return answer
-    text = answer.strip()
+    text = _CURRENCY.sub("", answer.strip(), count=1) if _CURRENCY.match(answer.strip()) else answer.strip()
     if "." in text:
         text = _repeating(text)
     if not text.isascii():
@@ -190,7 +214,7 @@ def normalise(answer: str) -> str:
     text = text.rstrip(" .,;:")
     while text.endswith("\\"):
         text = text[:-1].rstrip(" .,;:")
-    text = text.lstrip(" ,;:*=")
+    text = _with_unit(re.sub(r"\bper cent\b", "percent", text.lstrip(" ,;:*=")))
     return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
 
 

@@ -39,6 +39,9 @@ _SPELLINGS = {
     "dollar": "dollar dollars usd",
     "euro": "euro euros eur",
     "yuan": "yuan rmb",
+    "franc": "chf franc francs",
+    "rupee": "rs inr rupee rupees",
+    "kWh": "kwh",
     "deg": "deg degree degrees",
     "rad": "rad radian radians",
     "%": "% percent pct percentage percents",
@@ -133,6 +136,8 @@ def power_of_ten(words: str) -> int:
 def acceptable(words: str) -> bool:
     """Whether words after a value may be read as its unit: they contain no further number and nothing that revokes the
     value."""
+    if words.strip().casefold() == "times":
+        return True  # how often; before a factor it is no unit
     bare = re.sub(r"\^\s*\{?\s*-?[1-9]\s*\}?", "", words)
     if not bare.isascii() and _FOREIGN_DENIAL.search(bare):
         return False
