@@ -554,6 +554,10 @@ FIELDS = {
     "return_token_ids": False,
     "prompt_logprobs": 0,
     "background": False,
+    "truncate_prompt_tokens": -1,
+    "mirostat_mode": 0,
+    "safe_prompt": False,
+    "return_prompt": False,
 }
 
 
@@ -571,6 +575,10 @@ def test_a_field_of_another_server_is_taken_with_the_value_that_changes_nothing(
         ({"content": "4", "provider_specific_fields": {"refusal": None}, "tool_calls": None}, "4"),
         ({"content": "4", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}, "4"),
         ({"content": "4", "selfcorrect": {"attempts": []}, "finish_reason": "stop", "index": 0}, "4"),
+        (
+            {"content": "4", "annotations": [{"type": "url"}], "usage": {}, "created": 1, "model": "m", "timestamp": 1},
+            "4",
+        ),
         ({"content": "4", "id": "msg_1", "cache_control": {"type": "ephemeral"}, "prefix": False}, "4"),
         ({"content": None, "refusal": "No."}, "No."),
         ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),

@@ -266,7 +266,7 @@ def filtered_by(data: Any) -> str:
     for part in (error, inner):
         codes = [part.get(key) for key in ("code", "type")] if isinstance(part, dict) else []
         if any(isinstance(code, str) and code.lower() in FILTERED for code in codes):
-            return one_line(error.get("message") or "content_filter")
+            return one_line((error or {}).get("message") or "content_filter")
     feedback = data.get("prompt_feedback") or data.get("promptFeedback")
     reason = (feedback.get("block_reason") or feedback.get("blockReason")) if isinstance(feedback, dict) else None
     return one_line(reason or "")

@@ -72,6 +72,10 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "separate_reasoning": (True,),
     "stream_reasoning": (True,),
     "include_reasoning": (True,),
+    "truncate_prompt_tokens": (-1,),
+    "mirostat_mode": (0,),
+    "safe_prompt": (False,),
+    "return_prompt": (False,),
 }
 """Fields of the OpenAI API and of other servers that are accepted only with a value that changes nothing. Null and an
 empty text, list or object change nothing in any field."""
@@ -102,7 +106,13 @@ OWN_FIELDS = frozenset(
         "selfcorrect",
         "provider_specific_fields",
         "finish_reason",
+        "stop_reason",
         "index",
+        "annotations",
+        "usage",
+        "created",
+        "model",
+        "timestamp",
     }
 )
 """Fields of this server's own messages, and those that client libraries add before they send these back. Earlier
