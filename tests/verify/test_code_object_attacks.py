@@ -423,6 +423,65 @@ def test_a_context_manager_of_the_program_cannot_swallow_a_failure_for_a_reward(
             assert strict.grade(mbpp(equal, forged)).verdict is Verdict.ERROR, "the program compared its own objects"
 
 
+# One object for everything: equal to itself by identity, which no comparison of the program's class decides.
+ONE_OBJECT = "class vec:\n    def __new__(c, *a): return e\n    def __init__(s, *a): pass\n    def __sub__(s, o): return s\ne = object.__new__(vec)\nVec = vec\ndef mk(*a): return e\nadd = sortp = mk"
+ONE_GENERATOR = "e = (x for x in ())\ndef mk(*a): return e\nadd = sortp = mk"
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        *((ONE_OBJECT, test) for test in ("assert Vec(5) - Vec(3) == Vec(2)", "assert vec(5) - vec(3) == vec(2)", "assert not vec(5) - vec(3) != vec(2)")),
+        *(
+            (program, test)
+            for program in (ONE_OBJECT, ONE_GENERATOR)
+            for test in (
+                "assert add(mk(1), mk(2)) == mk(3)", "assert sortp([mk(2), mk(1)]) == mk(1)", "assert [add(1, 2)] == [mk(3)]", "assert (add(1), 4) == (mk(3), 4)", "assert add(1) in [mk(1)]",
+                "assert add(1) is mk(1)", "assert {1: add(1)} == {1: mk(1)}", "import unittest\nunittest.TestCase().assertEqual(add(1), mk(1))", "import unittest\nunittest.TestCase().assertIs(add(1), mk(1))",
+                "import operator\nassert operator.is_(add(1), mk(1))", "assert id(add(1)) == id(mk(1))", "assert {add(1): 4}[mk(1)] == 4", "assert len({add(1), mk(1)}) == 1",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_pass_that_rests_on_the_identity_of_the_programs_objects_earns_no_reward(program, test):
+    with CodeGrader(workers=1) as strict:
+        grade = strict.grade(mbpp(program, test))
+    assert grade.verdict in (Verdict.WRONG, Verdict.ERROR), grade
+
+
+def test_an_object_may_not_take_the_place_of_a_repeated_answer(grader):
+    check = "def check(candidate):\n    assert candidate(candidate(1)) == candidate(1)\n"
+    grade = grader.grade(CodeRequest("humaneval", check, ONE_OBJECT + "\nf = mk", "code", "", "f"))
+    assert grade.forgeable, grade
+
+
+CHANGING = """
+import gc
+class F(BASE):
+    __lt__ = __add__ = __iadd__ = lambda s, o: True
+values = iter([HIGH, LOW] * 50)
+operations = next(o for o in gc.get_objects() if type(o) is dict and 'plain' in o and 'anext' in o)
+operations['plain'] = lambda _, v: next(values)
+def f(x): return F()
+"""
+
+
+@pytest.mark.parametrize(
+    ("base", "high", "low", "test"),
+    [
+        ("float", "1e9", "-1e9", "assert 40 < f(2) < 42"),
+        ("float", "1e9", "-1e9", "x = f(2)\nassert x >= 41 and x <= 41"),
+        ("float", "1e9", "-1e9", "x = f(2)\nf(3)\nassert x >= 41\nf(3)\nassert x <= 41"),
+        ("list", "[50]", "[]", "x = f(2)\nassert x >= [41] and x <= [41]"),
+        ("list", "[50]", "[]", "x, y = f(2), f(3)\nassert x >= [41] and y >= [4] and x <= [41]"),
+        ("float", "'b'", "1.0", "assert f(2) > 'a'"),
+    ],
+)
+def test_a_plain_value_does_not_change_between_comparisons(grader, base, high, low, test):
+    program = CHANGING.replace("BASE", base).replace("HIGH", high).replace("LOW", low)
+    assert grader.grade(mbpp(program, test)).verdict is Verdict.WRONG
+
+
 def test_the_sandbox_holds_for_what_objects_do_later(grader):
     program = textwrap.dedent("""
         import os

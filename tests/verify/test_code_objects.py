@@ -172,7 +172,7 @@ def test_objects_are_judged_right(grader, name):
 FORGEABLE = {
     "dataclass, equal", "dataclass, built by the tests", "dataclass, key", "dataclass, ordered", "enum, looked up", "enum, key", "flag",
     "linked list, passed back", "linked list, built by the tests", "lower-case class, isinstance", "class in capitals, method",
-    "class in capitals, operator", "class in capitals, operator on data", "enum, another member",
+    "class in capitals, operator", "class in capitals, operator on data", "enum, another member", "enum, member", "linked list, cycle",
 }  # fmt: skip
 """Only the program can compare its own objects, and some tests run in its process: such a pass earns no reward."""
 

@@ -105,3 +105,19 @@ def test_humaneval_without_entry_point():
 )
 def test_tests_are_about_a_class_where_they_combine_its_objects(test, classes):
     assert plan(test).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("test", "identity"),
+    [
+        ("assert f(1) is f(2)", True),
+        ("h = f(1)\nassert h.next is not h", True),
+        ("from unittest import TestCase as T\nT().assertIs(f(1), f(2))", True),
+        ("from operator import is_ as same\nassert same(f(1), f(2))", True),
+        ("assert id(f(1)) == id(f(2))", True),
+        ("assert f(1) is None and f(2) is not True and type(f(3)) is int", False),
+        ("assert f(1) == f(2) and f(3).id == 4", False),
+    ],
+)
+def test_tests_that_ask_for_identity_are_known(test, identity):
+    assert plan(test).identity is identity

@@ -179,6 +179,7 @@ class CodeGrader:
             "entry_point": request.entry_point or "",
             "modules": plan.modules,
             "classes": plan.classes,
+            "identity": plan.identity,
             "fallback": bool(plan.fallback),
             "tests": tests,
             "alternatives": found.alternatives,

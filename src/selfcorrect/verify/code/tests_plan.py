@@ -33,6 +33,8 @@ class TestPlan:
     """Why these tests must run in the program's process; empty for all others."""
     classes: tuple[str, ...] = ()
     """Names of which the tests compare or combine two objects with each other, so that they are about these classes."""
+    identity: bool = False
+    """Whether the tests ask which objects are the same one (``a.next is b``)."""
 
 
 def _walk(trees: list[ast.Module]) -> Iterator[ast.AST]:
@@ -139,6 +141,25 @@ def _call_needs_class(node: ast.Call, names: set[str], classes: set[str], held: 
     return ""
 
 
+_IDENTITY = frozenset({"assertIs", "assertIsNot", "is_", "is_not"})
+
+
+def _asks_identity(trees: list[ast.Module]) -> bool:
+    """Whether the tests compare two values by identity, other than with constants and builtin types."""
+    for node in _walk(trees):
+        match node:
+            case ast.Compare(left=left, ops=ops, comparators=others):
+                sides = [isinstance(side, ast.Constant) or _name(side) in _BUILTINS for side in (left, *others)]
+                asked = [isinstance(op, ast.Is | ast.IsNot) for op in ops]
+                if any(one and not a and not b for one, (a, b) in zip(asked, pairwise(sides), strict=True)):
+                    return True
+            case ast.Name(id="id", ctx=ast.Load()):
+                return True
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name) if name in _IDENTITY:
+                return True
+    return False
+
+
 _WATCHED = frozenset({"redirect_stdout", "redirect_stderr", "patch", "capsys", "monkeypatch"})
 
 
@@ -191,7 +212,8 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
         if not entry_point:
             raise DataError("A humaneval problem needs entry_point, the name of the function that check() is given.")
         root = _entry_root(entry_point)
-        return TestPlan((root,), (), _needs_one_process(trees, {"candidate", root}))
+        fallback = _needs_one_process(trees, {"candidate", root})
+        return TestPlan((root,), (), fallback, identity=_asks_identity(trees))
     bound = _bound(trees)
     with_attributes = {_name(node.value) for node in _walk(trees) if isinstance(node, ast.Attribute)}
     modules = tuple(sorted((with_attributes & sys.stdlib_module_names) - bound - {entry_point}))
@@ -208,7 +230,8 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
             "These tests call nothing that a program could define, so they cannot judge one. Correct that row."
         )
     fallback = _needs_classes(trees, set(names)) or _needs_one_process(trees, set(names))
-    return TestPlan(tuple(names), modules, fallback, _combined(trees, {n for n in names if n[:1].isupper()}))
+    about = _combined(trees, {n for n in names if n[:1].isupper()})
+    return TestPlan(tuple(names), modules, fallback, about, _asks_identity(trees))
 
 
 def _entry_root(entry_point: str) -> str:

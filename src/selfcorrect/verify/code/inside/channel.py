@@ -69,7 +69,14 @@ class Channel:
         """A request has been sent and its answer not read."""
         self.classes: dict[str, type] = {}
         """Classes that the problem's prompt defines: their objects cross by value."""
+        self.identity = False
+        """Whether the tests ask which objects are the same one: see ``TestPlan.identity``."""
+        self.met: dict[str, str] = {}
+        """``Link.met`` of the objects that have met data of the tests, by their target."""
+        self.plain: dict[str, tuple[int, Any]] = {}
+        """Plain values of objects of subclasses, by their target, with the number of calls at that time."""
         self._objects: dict[tuple[str, Any], Any] = {}
+        """Stand-ins that are kept: generators, and every object if the tests ask for identity."""
         self._callbacks: list[Callable[..., Any]] = []
         self._raised: list[BaseException] = []
         self._exceptions: dict[tuple[str, type], type] = {}
@@ -111,7 +118,7 @@ class Channel:
 
     def apply(self, what: str, target: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask for one operation on a name or an object of the program."""
-        self.calls += 1
+        self.calls += what != "plain"  # which changes nothing
         try:
             # What the program has sent may be sent back within something larger, which must not make an error of it.
             inputs = {k: encode(v, self._refer, scale=4) for k, v in (("args", args), ("kwargs", kwargs))}
@@ -202,9 +209,15 @@ class Channel:
         number, name, kind, base, plain = body
         if type(number) is not int or type(name) is not str or type(kind) is not str:
             raise CodecError("malformed object")
-        if (tag, number) in self._objects:
-            return self._objects[tag, number]
-        link = Link(self, {"object": number}, _identifier(name), None, 0)
+        generates = kind == "generator" and tag == "object"
+        if (self.identity or generates) and tag != "valued":
+            if self._objects and (self.identity or (tag, number) in self._objects):
+                # Nothing here sees the tests ask which objects are the same, or ``==`` of two generators.
+                self.own_word = f"the program says which of its objects are the same ({_identifier(name)})"
+            if (tag, number) in self._objects:
+                return self._objects[tag, number]
+        target = {"object": number}
+        link = Link(self, target, _identifier(name), None, 0, self.met.get(str(target), ""))
         made: Any
         if tag == "valued":
             return valued(link, {b.__name__: b for b in VALUED}[base], inner(plain))
@@ -220,7 +233,7 @@ class Channel:
             )
         if kind == "coroutine":
             self._coroutines.append((made, link.target))
-        else:
+        elif self.identity or generates:
             self._objects[tag, number] = made
         return made
 

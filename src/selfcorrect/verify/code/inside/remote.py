@@ -13,6 +13,7 @@ program are compared, or the tests are about one of its classes, only the progra
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -102,7 +103,9 @@ def _meeting(link: Link, what: str, answer: Any) -> Any:
     assert found is not None
     # Once it has met them after another operator than these, it stays so.
     kept = next((met for met in (link.met, found.met) if met and met not in GROWS), "")
-    renew(answer, replace(found, met=kept or (link.met if what in _STILL else what)))
+    met = kept or (link.met if what in _STILL else what)
+    link.channel.met[str(found.target)] = met
+    renew(answer, replace(found, met=met))
     return answer
 
 
@@ -131,7 +134,7 @@ class Remote:
 
     def __iter__(self) -> Iterator[Any]:
         found = ask(self, "iter")
-        return _steps(self) if found is self else iter(found)
+        return _steps(self) if _same(found, self) else iter(found)
 
     def __contains__(self, item: Any) -> bool:
         if may_compare(self):
@@ -165,16 +168,22 @@ class Remote:
         return link_of(subclass) is not None and _own_word(self, "subclasscheck", subclass)
 
     def __eq__(self, other: Any) -> Any:
-        return self is other or _compared(self, "eq", other)
+        return _compared(self, "eq", other)
 
     def __ne__(self, other: Any) -> Any:
-        return self is not other and _compared(self, "ne", other)
+        return _compared(self, "ne", other)
 
     def __hash__(self) -> int:
         return hash(ask(self, "hash"))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise ProgramError("an object of the program cannot be copied by the tests")
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two stand-ins are for one object of the program."""
+    links = link_of(value), link_of(other)
+    return links[0] is not None and links[1] is not None and links[0].target == links[1].target
 
 
 def _steps(iterator: Remote) -> Iterator[Any]:
@@ -214,7 +223,7 @@ def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any)
     """The result of an operator, unless an object would judge data of the tests."""
     objects = bool(others) and all(isinstance(other, Remote) for other in others)
     if isinstance(value, Substitute) and not objects:
-        plain = [ask(other, "plain") if isinstance(other, Substitute) else other for other in (value, *others)]
+        plain = [copy.copy(_plain(other)) if isinstance(other, Substitute) else other for other in (value, *others)]
         if what in PREDICATES:
             return getattr(plain[0], what)(*plain[1:])
         return _function_of(what)(*plain)
@@ -243,9 +252,7 @@ def _compared(value: Any, what: str, other: Any) -> Any:
     link = link_of(value)
     assert link is not None
     if isinstance(value, Substitute):
-        return getattr(operator, what)(
-            ask(value, "plain"), ask(other, "plain") if isinstance(other, Substitute) else other
-        )
+        return getattr(operator, what)(_plain(value), _plain(other) if isinstance(other, Substitute) else other)
     if other is None and what in ("eq", "ne"):
         return what == "ne"
     objects = isinstance(other, Remote) and not isinstance(other, Substitute)
@@ -259,6 +266,20 @@ class Substitute(Remote):
     value."""
 
     __slots__ = ()
+
+
+def _plain(value: Substitute) -> Any:
+    """Its plain value: one for all comparisons until the next request that could change it."""
+    link = link_of(value)
+    assert link is not None
+    base = value.__class__
+    known = link.channel.plain.get(str(link.target))
+    if known is None or (base not in VALUED and known[0] != link.channel.calls):
+        found = ask(value, "plain")
+        if type(found) is not base:
+            raise ProgramError(f"{link.name} has no plain value")
+        known = link.channel.plain[str(link.target)] = link.channel.calls, found
+    return known[1]
 
 
 def _words(what: str) -> Callable[..., str]:
