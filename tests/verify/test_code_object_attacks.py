@@ -21,6 +21,13 @@ def grader():
         yield made
 
 
+@pytest.fixture(scope="module")
+def strict():
+    needs_sandbox()
+    with CodeGrader(workers=1) as made:
+        yield made
+
+
 LIAR = """
 import functools
 class Liar(BASE):
@@ -443,9 +450,8 @@ ONE_GENERATOR = "e = (x for x in ())\ndef mk(*a): return e\nadd = sortp = mk"
         ),
     ],
 )  # fmt: skip
-def test_a_pass_that_rests_on_the_identity_of_the_programs_objects_earns_no_reward(program, test):
-    with CodeGrader(workers=1) as strict:
-        grade = strict.grade(mbpp(program, test))
+def test_a_pass_that_rests_on_the_identity_of_the_programs_objects_earns_no_reward(strict, program, test):
+    grade = strict.grade(mbpp(program, test))
     assert grade.verdict in (Verdict.WRONG, Verdict.ERROR), grade
 
 
@@ -480,6 +486,40 @@ def f(x): return F()
 def test_a_plain_value_does_not_change_between_comparisons(grader, base, high, low, test):
     program = CHANGING.replace("BASE", base).replace("HIGH", high).replace("LOW", low)
     assert grader.grade(mbpp(program, test)).verdict is Verdict.WRONG
+
+
+ECHO = """
+class S(BASE):
+    def zero(s, *a, **k): return 0
+    def last(s, *a, **k): return [*a, *k.values()][-1]
+    def empty(s, *a, **k): return ''
+    rfind = rindex = find = zero
+    union = get = setdefault = pop = replace = last
+    strip = lstrip = rstrip = removeprefix = empty
+    def partition(s, x): return '', x, ''
+def f(x): return S(VALUE)
+"""
+
+
+@pytest.mark.parametrize("base", ["object", "str", "dict"])
+@pytest.mark.parametrize(
+    ("test", "verdicts"),
+    [
+        *((t, {Verdict.WRONG}) for t in ("assert f(2).rfind('needle') == 0", "assert f(2).strip('ab') == ''", "assert f(2).lstrip(chars := 'ab') == ''", "assert f(2).rindex(41) == 0", "assert f(2).removeprefix('41') == ''", "m = f(2).rfind\nassert m('a') == 0")),
+        # Classes of programs have these as methods of their own, so the pass is the program's word.
+        *((t, {Verdict.WRONG, Verdict.ERROR}) for t in ("assert f(2).find('needle') == 0", "assert f(2).union({1, 2}) == {1, 2}", "assert f(2).get('missing', 'zz') == 'zz'", "assert f(2).get('missing', default='zz') == 'zz'", "assert f(2).pop('missing', 41) == 41", "assert f(2).replace('a', 'b') == 'b'", "assert f(2).partition(',')[1] == ','")),
+    ],
+)  # fmt: skip
+def test_a_method_of_plain_data_does_not_judge_data_of_the_tests(strict, base, test, verdicts):
+    grade = strict.grade(mbpp(ECHO.replace("BASE", base).replace("VALUE", "'x'" if base == "str" else ""), test))
+    assert grade.verdict in verdicts, grade
+
+
+@pytest.mark.parametrize("test", ["assert f(2) == 41", "assert f(2) != 40", "assert not f(2) == 40", "assert f(2) in [41]", "assert abs(f(2)) == 41", "assert f(2) > 40", "assert f(2).x == 41", "assert 40 not in [f(2)]"])  # fmt: skip
+@pytest.mark.parametrize("body", ["pass", "x = 0", "__eq__ = lambda s, o: True", "__ne__ = lambda s, o: True", "def __init__(s, *a): raise ValueError"])  # fmt: skip
+def test_an_exception_class_in_the_place_of_a_function_is_wrong(grader, test, body):
+    grade = grader.grade(mbpp(f"class f(Exception):\n    {body}", test))
+    assert grade.verdict is Verdict.WRONG, grade
 
 
 def test_the_sandbox_holds_for_what_objects_do_later(grader):

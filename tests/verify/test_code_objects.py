@@ -153,6 +153,9 @@ OBJECTS = {
     "callable object": ("class f_:\n    def __call__(self, x): return x + 1\nf = f_()", "assert f(1) == 2"),
     "operators, then items": ("class v:\n    def __init__(s, *x): s.x = x\n    def __mul__(s, k): return v(*[a * k for a in s.x])\n    __rmul__ = __mul__\n    def __sub__(s, k): return v(*[a - k for a in s.x])\n    def __neg__(s): return v(*[-a for a in s.x])\n    def __len__(s): return len(s.x)\n    def __getitem__(s, i): return s.x[i]\n    def __iter__(s): return iter(s.x)\n    def __repr__(s): return f'v{s.x}'\n    def count(s): return 7",
         "a = v(1, 2)\nassert list(a * 3) == [3, 6] and (2 * a)[1] == 4 and (a - 1)[0] == 0 and list(-(a * 3)) == [-3, -6] and len(a * 2) == 2 and repr(a * 2) == 'v(2, 4)' and a.count() == 7"),
+    "methods named like those of plain data": ("class cache:\n    def __init__(s): s.d = {}\n    def get(s, k): return s.d.get(k, -1)\n    def insert(s, k, v): s.d[k] = v\n    def encode(s, t): return t[::-1]\n    def join(s, *x): return len(x)\n    def title(s): return 't'\n    def split(s, n): return n / 2",
+        "c = cache()\nc.insert(1, 5)\nassert c.get(1) == 5 and c.get(2) == -1 and c.encode('ab') == 'ba' and c.join(1, 2) == 2 and c.title() == 't' and c.split(4) == 2"),
+    "union and find": ("class sets:\n    def __init__(s, n): s.p = list(range(n))\n    def find(s, x): return x if s.p[x] == x else s.find(s.p[x])\n    def union(s, a, b): s.p[s.find(a)] = s.find(b)", "s = sets(4)\ns.union(0, 1)\nassert s.find(0) == s.find(1) != s.find(2)"),
     "object in a class of the library": ("class A:\n    v = 41\ndef f(x): return A() if x == 2 else x[0].v", "import collections\nassert f(collections.UserList([f(2)])) == 41"),
     "coroutine, sent back": ("import asyncio\nasync def g(): return 41\ndef f(x): return g() if x == 2 else asyncio.run(x)", "assert f(f(2)) == 41"),
     "coroutine, in a list": ("async def g(): return 41\ndef f(h): return h([g()])", "import asyncio\ndef h(x): return x\nassert asyncio.run(f(h)[0]) == 41"),
@@ -172,7 +175,7 @@ def test_objects_are_judged_right(grader, name):
 FORGEABLE = {
     "dataclass, equal", "dataclass, built by the tests", "dataclass, key", "dataclass, ordered", "enum, looked up", "enum, key", "flag",
     "linked list, passed back", "linked list, built by the tests", "lower-case class, isinstance", "class in capitals, method",
-    "class in capitals, operator", "class in capitals, operator on data", "enum, another member", "enum, member", "linked list, cycle",
+    "class in capitals, operator", "class in capitals, operator on data", "enum, another member", "enum, member", "linked list, cycle", "union and find",
 }  # fmt: skip
 """Only the program can compare its own objects, and some tests run in its process: such a pass earns no reward."""
 
@@ -233,6 +236,8 @@ ERRORS = {
     "key error": ("def go(): return {}['k']", "try:\n    go()\n    assert False\nexcept KeyError as e:\n    assert e.args == ('k',) and str(e) == \"'k'\""),
     "stop": ("def go(): return next(iter([]))", "try:\n    go()\n    assert False\nexcept Exception as e:\n    assert type(e).__name__ != 'AssertionError'"),
     "returned": ("def go(): return ValueError('x')", "assert go().args == ('x',) and str(go()) == 'x'"),
+    "built by the tests": ("class bad(Exception):\n    def __init__(self, code, *, why=''): super().__init__(f'code {code}'); self.code = code; self.why = why", "e = bad(7, why='x')\nassert str(e) == 'code 7' and e.code == 7 and e.why == 'x' and isinstance(e, bad) and e == e and e != None\ntry:\n    raise bad(8)\nexcept bad as e:\n    assert e.code == 8"),
+    "not built": ("class bad(Exception):\n    def __init__(self, code):\n        if code < 0: raise ValueError('low')", "try:\n    bad(-1)\n    assert False\nexcept ValueError as e:\n    assert str(e) == 'low'"),
     "with unittest": ("class bad(ValueError): pass\ndef go(x): raise bad(x)", "import unittest\nwith unittest.TestCase().assertRaises(ValueError) as c:\n    go('z')\nassert str(c.exception) == 'z'"),
 }  # fmt: skip
 

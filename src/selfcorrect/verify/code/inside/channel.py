@@ -18,6 +18,7 @@ from typing import Any
 
 from .codec import BASES, CodecError, Encoder, TooLarge, decode, dumps, encode, loads
 from .remote import (
+    MAKER,
     VALUED,
     Link,
     ProgramError,
@@ -193,6 +194,17 @@ class Channel:
                 self._exceptions[key] = known if fits else exception_class(*key)
             kind = self._exceptions[key]
         return kind
+
+    def named_exception(self, name: str, chain: Any, kind: type) -> type:
+        """An exception class of the program, known to the tests by its name; of the prompt, if that defines it.
+
+        Raises:
+            CodecError: a name is not valid.
+        """
+        made = self.exception_class(chain, kind)
+        if self.classes.get(name) is not made:
+            type.__setattr__(made, MAKER, Link(self, {"function": name}, _identifier(name), None, 0))
+        return made
 
     def named(self, name: str) -> Remote:
         """A function or class of the program, known to the tests by its name."""

@@ -57,7 +57,7 @@ def _bind(channel: Channel, job: dict[str, Any], kinds: Any) -> dict[str, Any]:
             base = getattr(builtins, str(kind[1]), None)
             if isinstance(base, type) and issubclass(base, Exception):
                 with contextlib.suppress(CodecError):
-                    namespace[name] = channel.exception_class(kind[0], base)
+                    namespace[name] = channel.named_exception(name, kind[0], base)
     return namespace
 
 

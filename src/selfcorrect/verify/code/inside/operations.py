@@ -97,6 +97,11 @@ def _await(program: Any, value: Any) -> Any:
     return program.loop.run_until_complete(wait())
 
 
+def _throw(program: Any, kind: Any, *args: Any, **kwargs: Any) -> None:
+    """Build an exception. What is raised crosses as an exception, what is returned as an object."""
+    raise kind(*args, **kwargs)
+
+
 def _comparable(a: Any, b: Any) -> bool:
     """Whether two objects may be equal. Objects of unrelated classes are never equal, whatever they claim."""
     ours = [getattr(type(value), "__module__", "") == "program" for value in (a, b)]
@@ -105,6 +110,7 @@ def _comparable(a: Any, b: Any) -> bool:
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda _, f, *args, **kwargs: f(*args, **kwargs),
+    "throw": _throw,
     "get": lambda _, value: value,
     "plain": lambda _, value: BASES[base_of(type(value))](value),  # type: ignore[index]  # sent for such objects only
     "resume": _step,
@@ -143,7 +149,7 @@ for _name in BINARY:
     OPERATIONS[f"r{_name}"] = _turned(_function)
     OPERATIONS[f"i{_name}"] = _plainly(getattr(operator, f"i{_name}"))
 
-_ABOUT_ANY = {"str", "repr", "format", "hash", "dir", "getattr", "setattr", "delattr", "eq", "ne", "get"}
+_ABOUT_ANY = {"str", "repr", "format", "hash", "dir", "getattr", "setattr", "delattr", "eq", "ne", "get", "throw"}
 OPERATORS = {
     f"__{name}__" for name in OPERATIONS.keys() - _ABOUT_ANY | {"contains", "missing", "bool", "enter", "exit"}
 }

@@ -26,7 +26,9 @@ from .codec import BASES
 
 Channel = Any
 """The channel imports this module."""
-_LINK = "_selfcorrect_link"
+LINK = "_selfcorrect_link"
+MAKER = "_selfcorrect_maker"
+"""Attribute of a class of exceptions: the link to the program's class that builds its objects."""
 BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()  # noqa: SIM905
 """Names, without underscores, of operators that have a reflected and an in-place form."""
 UNARY = "neg pos abs invert int float complex index trunc floor ceil".split()  # noqa: SIM905
@@ -69,7 +71,7 @@ def link_of(value: Any) -> Link | None:
     if type(value).__module__ != "program":
         return None
     try:
-        found = object.__getattribute__(value, _LINK)
+        found = object.__getattribute__(value, LINK)
     except AttributeError:
         return None
     return found if isinstance(found, Link) else None
@@ -112,19 +114,26 @@ def _meeting(link: Link, what: str, answer: Any) -> Any:
 class Remote:
     """An object of the program. All public names belong to the program's object, so this class has none."""
 
-    __slots__ = (_LINK,)
+    __slots__ = (LINK,)
     __module__ = "program"
 
     def __getattr__(self, name: str) -> Any:
         found: Any = ask(self, "getattr", name)
-        if name not in PREDICATES or not isinstance(found, Remote):
+        if name not in PREDICATES | _ECHOES.keys() or not isinstance(found, Remote):
             return found
         call: Any = found
-        if name in _COUNTERS:
-            return lambda *args, **kwargs: (
-                _about_data(self, name, lambda: call(*args, **kwargs), *args) if args or kwargs else call()
-            )
-        return lambda *args, **kwargs: _about_data(self, name, lambda: call(*args, **kwargs), *args)
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            if name in PREDICATES and (args or kwargs or name.startswith("is")):
+                return _about_data(self, name, lambda: call(*args, **kwargs), *args, **kwargs)
+            given = [*args, *kwargs.values()]
+            if name in _ECHOES and len(given) >= _ECHOES[name] and not all(isinstance(part, Remote) for part in given):
+                link = link_of(self)
+                assert link is not None
+                link.channel.own_word = f"the program judged data of the tests by its own method {name} ({link.name})"
+            return call(*args, **kwargs)
+
+        return method
 
     def __bool__(self) -> bool:
         link = link_of(self)
@@ -194,14 +203,25 @@ def _steps(iterator: Remote) -> Iterator[Any]:
         yield value
 
 
-PREDICATES = frozenset(
-    """startswith endswith isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace
-    istitle isupper issubset issuperset isdisjoint is_integer is_nan is_zero is_signed count index difference
-    symmetric_difference intersection compare compare_signal compare_total compare_total_mag removeprefix removesuffix""".split()  # noqa: SIM905
+_OWN = frozenset(
+    """append add clear copy difference_update discard extend fromkeys get insert intersection_update items keys pop
+    popitem remove reverse setdefault sort symmetric_difference_update update values
+    decode encode find format join partition replace split translate union""".split()  # noqa: SIM905
 )
+"""Methods of plain data that classes of programs also have as their own: they change the object, or give its data."""
+PREDICATES = (
+    {
+        name
+        for kind in (str, bytes, list, tuple, dict, set, frozenset, int, float, complex)
+        for name in dir(kind)
+        if not name.startswith("_")
+    }
+    | {name for name in dir(Decimal) if name.startswith("compare")}
+    | {"is_nan", "is_zero", "is_signed"}
+) - _OWN
 """Methods of plain data that test the data or take some of it. An object that has them would judge itself."""
-_COUNTERS = {"count", "index"}
-"""Those of them that are methods of other objects if they are called without arguments."""
+_ECHOES = {"find": 1, "partition": 1, "replace": 1, "union": 1, "get": 2, "pop": 2, "setdefault": 2}
+"""Those in ``_OWN`` that may give back or judge what they were given, with as many arguments."""
 
 
 def may_compare(value: Any) -> bool:
@@ -219,13 +239,13 @@ def _own_word(value: Any, what: str, *others: Any) -> bool:
     return answer is True
 
 
-def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any) -> Any:
-    """The result of an operator, unless an object would judge data of the tests."""
-    objects = bool(others) and all(isinstance(other, Remote) for other in others)
+def _about_data(value: Any, what: str, compute: Callable[[], Any], *others: Any, **named: Any) -> Any:
+    """The result of an operator or method, unless an object would judge data of the tests."""
+    objects = bool(others) and not named and all(isinstance(other, Remote) for other in others)
     if isinstance(value, Substitute) and not objects:
         plain = [copy.copy(_plain(other)) if isinstance(other, Substitute) else other for other in (value, *others)]
         if what in PREDICATES:
-            return getattr(plain[0], what)(*plain[1:])
+            return getattr(plain[0], what)(*plain[1:], **named)
         return _function_of(what)(*plain)
     links = [link for part in (value, *others) if (link := link_of(part))]
     link = next((one for one in links if one.met), links[0])
@@ -337,7 +357,7 @@ def remote(link: Link, over: type | None) -> Remote:
 
 def renew(made: Remote, link: Link) -> None:
     """Replace the link behind an object."""
-    object.__setattr__(made, _LINK, link)
+    object.__setattr__(made, LINK, link)
 
 
 def valued(link: Link, base: type, plain: Any) -> Any:
@@ -349,7 +369,7 @@ def valued(link: Link, base: type, plain: Any) -> Any:
         "__reduce_ex__": Remote.__reduce_ex__,
     }
     made: Any = base.__new__(type(link.name, (base,), names), plain)
-    made.__dict__[_LINK] = link
+    made.__dict__[LINK] = link
     return made
 
 
@@ -364,15 +384,40 @@ def exception(link: Link | None, kind: type, text: str, args: tuple[Any, ...]) -
     made.args = args
     made.__dict__["_selfcorrect_text"] = text
     if link is not None:
-        made.__dict__[_LINK] = link
+        made.__dict__[LINK] = link
     return made
+
+
+class _ExceptionClass(type):
+    """Its objects are built by the program, if the tests know the class by its name in the program."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        link = cls.__dict__.get(MAKER)
+        if link is None:
+            return super().__call__(*args, **kwargs)
+        try:
+            link.channel.apply("throw", link.target, args, kwargs)
+        except cls as made:  # type: ignore[misc]  # a class of exceptions
+            return made.with_traceback(None)
+        raise ProgramError(f"{link.name} built no exception")
+
+
+def _exception_equal(error: Any, other: Any) -> bool:
+    if other is not None and not isinstance(other, BaseException):
+        raise ProgramError(f"{type(error).__name__} is not plain data, and only the program could compare it")
+    return error is other
 
 
 def exception_class(name: str, base: type) -> type:
     """A class for ``except`` clauses that stands for one of the program's classes."""
-    return type(
-        name, (base,), {"__module__": "program", "__str__": _exception_text, "__getattr__": _exception_attribute}
-    )
+    names = {
+        "__module__": "program",
+        "__str__": _exception_text,
+        "__getattr__": _exception_attribute,
+        "__eq__": _exception_equal,
+        "__hash__": BaseException.__hash__,
+    }
+    return _ExceptionClass(name, (base,), names)
 
 
 def _exception_text(error: Any) -> str:
