@@ -288,6 +288,43 @@ def test_an_entry_point_is_a_name_or_a_path(grader, entry):
     assert grade.verdict is Verdict.ERROR and "entry_point" in grade.detail
 
 
+CHANGED = {
+    "list": ("def f(a): a.sort()", "a = [3, 1, 2]\nf(a)\nassert a == [1, 2, 3]"),
+    "None is asserted": ("def f(a): a.reverse()", "a = [1, 2]\nassert f(a) is None\nassert a == [2, 1]"),
+    "a result besides": ("def f(a): return a.pop(0)", "a = [1, 2]\nassert f(a) == 1\nassert a == [2] and len(a) == 1"),
+    "as many as the result says": ("def f(a):\n    b = sorted(set(a))\n    a[:len(b)] = b\n    return len(b)", "a = [1, 1, 2]\nk = f(a)\nassert a[:k] == [1, 2]"),
+    "rows": ("def f(m): m[:] = [list(r) for r in zip(*m[::-1])]", "m = [[1, 2], [3, 4]]\nf(m)\nassert m == [[3, 1], [4, 2]]"),
+    "item of a row": ("def f(m): m[0][1] = 9", "m = [[1, 2]]\nf(m)\nassert m[0] == [1, 9]"),
+    "memo": ("def f(n, m):\n    m[n] = 55\n    return 55", "m = {}\nf(10, m)\nassert m[10] == 55"),
+    "by name, before an error": ("def f(*, a):\n    a.append(2)\n    raise ValueError", "a = [1]\ntry:\n    f(a=a)\nexcept ValueError:\n    pass\nassert a == [1, 2]"),
+    "other kinds": ("def f(a, b, c, d, e):\n    a.add(1); b.append(2); c.append(3); d['x'] += 1; e['y'].append(1)", "from collections import Counter, defaultdict, deque\na, b, c, d, e = set(), bytearray(), deque(maxlen=1), Counter('x'), defaultdict(list, y=[])\nf(a, b, c, d, e)\nassert a == {1} and b == b'\\2' and c.maxlen == 1 and c[0] == 3 and d['x'] == 2 and e['z'] == [] and e['y'] == [1]"),
+    "by a method": ("class bag:\n    def fill(s, d): d['a'] = 1", "d = {}\nb = bag()\nb.fill(d)\nassert d == {'a': 1}"),
+    "objects of the program": ("class P:\n    def __init__(s, x): s.x = x\ndef f(a): a.sort(key=lambda p: p.x)\ndef mk(x): return P(x)", "a = [mk(2), mk(1)]\nf(a)\nassert [p.x for p in a] == [1, 2]"),
+    "with unittest": ("def f(a): a.sort()", "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        a = [2, 1]\n        f(a)\n        self.assertEqual(a, [1, 2])\nr = unittest.TestResult()\nT('test').run(r)\nassert r.wasSuccessful()"),
+    "unchanged": ("def f(a): return sorted(a)", "a = [2, 1]\nassert f(a) == [1, 2]\nassert a == [2, 1]"),
+    "iterators in it": ("def f(a): return [list(x) for x in a]", "a = [iter([1])]\nassert f(a) == [[1]]\nb = [2]\nassert f([b]) == [[2]] and len(a) == 1\nassert b == [2]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_changes_of_an_argument_are_seen(grader, name):
+    grade = grader.grade(mbpp(*CHANGED[name]))
+    assert grade.verdict is Verdict.CORRECT and not grade.forgeable, grade
+
+
+def test_changes_of_an_argument_humaneval(grader):
+    check = "def check(candidate):\n    a = [3, 1]\n    candidate(a)\n    assert a == [1, 3]\n"
+    for body, verdict in (("a.sort()", Verdict.CORRECT), ("a.reverse(); a.pop()", Verdict.WRONG)):
+        request = CodeRequest("humaneval", check, f"def f(a): {body}", "code", "", "f")
+        assert grader.grade(request).verdict is verdict
+
+
+@pytest.mark.parametrize("test", ["assert f(a) == sorted(a)", "r = f(a)\nassert r == sorted(a)", "assert sorted(a) == f(a)", "assert f(a) == [2, 1]\nassert a == [2, 1]"])  # fmt: skip
+def test_a_changed_argument_does_not_choose_the_expected_value(grader, test):
+    grade = grader.grade(mbpp("def f(a):\n    a.clear()\n    return a", f"a = [2, 1]\n{test}"))
+    assert grade.verdict is Verdict.WRONG, grade
+
+
 @pytest.mark.parametrize(
     ("program", "test", "reason"),
     [
@@ -317,6 +354,37 @@ def test_an_entry_point_is_a_name_or_a_path(grader, entry):
             "def say(): print('hi')",
             "import io, sys\nold, sys.stdout = sys.stdout, io.StringIO()\nsay()\ntext = sys.stdout.getvalue()\nsys.stdout = old\nassert text == 'hi\\n'",
             "prints",
+        ),
+        (
+            "def say(): print('hi')",
+            "import io\nfrom contextlib import redirect_stdout as r\nout = io.StringIO()\nwith r(out):\n    say()\nassert out.getvalue() == 'hi\\n'",
+            "prints",
+        ),
+        (
+            "def say(): print('hi')",
+            "import io, sys as s\nold, s.stdout = s.stdout, io.StringIO()\nsay()\ntext = s.stdout.getvalue()\ns.stdout = old\nassert text == 'hi\\n'",
+            "prints",
+        ),
+        (
+            "import logging\ndef say(): logging.getLogger().error('hi')",
+            "import unittest\nwith unittest.TestCase().assertLogs() as c:\n    say()\nassert 'hi' in c.output[0]",
+            "logs",
+        ),
+        (
+            "import warnings\ndef say(): warnings.warn('hi')",
+            "from warnings import catch_warnings as cw\nwith cw(record=True) as w:\n    say()\nassert len(w) == 1",
+            "prints",
+        ),
+        (
+            "import warnings\ndef say(): warnings.warn('hi')",
+            "import unittest\nwith unittest.TestCase().assertWarns(UserWarning):\n    say()",
+            "prints",
+        ),
+        ("def say(f): f.write('hi')", "import io\nf = io.StringIO()\nsay(f)\nassert f.getvalue() == 'hi'", "logs"),
+        (
+            "class A:\n    def __enter__(s): return 4\n    def __exit__(s, *a): return False\ndef mk(): return A()",
+            "a = mk()\nwith a as x:\n    assert x == 4",
+            "context manager",
         ),
         (
             "def ask(): return input()",

@@ -121,3 +121,20 @@ def test_tests_are_about_a_class_where_they_combine_its_objects(test, classes):
 )
 def test_tests_that_ask_for_identity_are_known(test, identity):
     assert plan(test).identity is identity
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "import warnings\nwith warnings.catch_warnings():\n    assert f(1) == 1",
+        "import io\nassert f(io.StringIO('a')) == 'a'",
+        "import io\nout = io.StringIO()\nout.write(f(1))\nassert out.getvalue() == 'a'",
+        "xs = [2, 1]\nassert f(xs) == [1, 2]\nassert g(xs) == [1, 2]",
+        "xs = [2, 1]\nassert f(xs) == sorted(xs)",
+        "xs = [2, 1]\nr = f(xs)\nassert r == sorted(xs)\nassert len(r) == len(xs)",
+        "xs = [2, 1]\nf(xs)",
+        "xs = [2, 1]\nassert xs\nassert f([1]) == 1",
+    ],
+)
+def test_these_tests_neither_watch_the_program_nor_look_at_arguments(test):
+    assert not plan(test).fallback and not plan(test).writes

@@ -180,6 +180,7 @@ class CodeGrader:
             "modules": plan.modules,
             "classes": plan.classes,
             "identity": plan.identity,
+            "writes": plan.writes,
             "fallback": bool(plan.fallback),
             "tests": tests,
             "alternatives": found.alternatives,

@@ -35,6 +35,8 @@ class TestPlan:
     """Names of which the tests compare or combine two objects with each other, so that they are about these classes."""
     identity: bool = False
     """Whether the tests ask which objects are the same one (``a.next is b``)."""
+    writes: bool = False
+    """Whether the tests look at an argument after the call, so that they see how the program changed it."""
 
 
 def _walk(trees: list[ast.Module]) -> Iterator[ast.AST]:
@@ -111,6 +113,69 @@ def _needs_classes(trees: list[ast.Module], names: set[str]) -> str:
     return ""
 
 
+def _root(node: ast.AST) -> str:
+    """The name that a chain of attributes, calls and items begins with."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return _name(node)
+
+
+def _results(trees: list[ast.Module], names: set[str]) -> set[str]:
+    """Names of the tests that hold what a function of the program gave."""
+    return {
+        target.id
+        for node in _walk(trees)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _root(node.value) in names
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _arguments(node: ast.Call) -> set[str]:
+    """Names that are arguments of a call."""
+    return {_name(part) for part in (*node.args, *(keyword.value for keyword in node.keywords))} - {""}
+
+
+def _passed(trees: list[ast.Module], ours: set[str]) -> set[str]:
+    """Names of the tests that are arguments of calls of the program."""
+    calls = [node for node in _walk(trees) if isinstance(node, ast.Call) and _root(node) in ours]
+    return set[str]().union(*map(_arguments, calls)) - ours
+
+
+def _looks_at_arguments(trees: list[ast.Module], names: set[str]) -> bool:
+    """Whether the tests look at an argument after the call: they assert something about it without the program, or do
+    not use what the call gave.
+
+    Not in ``assert f(xs) == sorted(xs)``: there a program that changes the argument would choose the expected value.
+    """
+    results = _results(trees, names)
+    ours = names | results
+    passed = _passed(trees, ours)
+    loaded = [n.id for n in _walk(trees) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+    for node in _walk(trees):
+        match node:
+            case ast.Expr(value=ast.Call() as call) if _root(call) in ours:
+                found = any(loaded.count(name) > 1 for name in _arguments(call) - ours)
+            case ast.Compare(left=ast.Call() as call, comparators=[ast.Constant(value=None)]) if _root(call) in ours:
+                found = any(loaded.count(name) > 1 for name in _arguments(call) - ours)
+            case ast.Assert(test=test):
+                found = _without_the_program(test, passed, names, results)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name)) as test) if name.startswith("assert"):
+                found = _without_the_program(test, passed, names, results)
+            case _:
+                continue
+        if found:
+            return True
+    return False
+
+
+def _without_the_program(test: ast.expr, passed: set[str], names: set[str], results: set[str]) -> bool:
+    """Whether an assertion is about an argument alone; what the program gave may say how much of it (``xs[:k]``)."""
+    used = {_name(part) for part in ast.walk(test)}
+    cuts = any(isinstance(part, ast.Slice) and _name(part.upper) in results for part in ast.walk(test))
+    return bool(used & passed) and not used & (names if cuts else names | results)
+
+
 def _combined(trees: list[ast.Module], names: set[str]) -> tuple[str, ...]:
     """Names that both sides of one operator call: ``Vec(1) + Vec(2)``, but not ``Sort(xs) == [1, 2]``."""
     found: set[str] = set()
@@ -160,7 +225,36 @@ def _asks_identity(trees: list[ast.Module]) -> bool:
     return False
 
 
-_WATCHED = frozenset({"redirect_stdout", "redirect_stderr", "patch", "capsys", "monkeypatch"})
+_WATCHED = frozenset(
+    "redirect_stdout redirect_stderr patch capsys monkeypatch assertLogs assertNoLogs assertWarns assertWarnsRegex".split()  # noqa: SIM905
+)
+
+
+def _watches(trees: list[ast.Module], passed: set[str]) -> bool:
+    """Whether the tests watch what the program prints, logs, warns of, reads or writes to a file object of theirs."""
+    imported = [alias for node in _walk(trees) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    recorders = {alias.asname for alias in imported if alias.name == "catch_warnings"} | {"catch_warnings"}
+    systems = {alias.asname for alias in imported if alias.name == "sys"} | {"sys"}
+    for node in _walk(trees):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr="stdout" | "stdin" | "stderr") if name in systems:
+                return True
+            case ast.Attribute(value=ast.Name(id="builtins"), ctx=ast.Store()):
+                return True
+            case ast.alias(name=name) | ast.Name(id=name) | ast.Attribute(attr=name) if (
+                name.rpartition(".")[2] in _WATCHED
+            ):
+                return True
+            case ast.Attribute(value=ast.Name(id=name), attr="getvalue") if name in passed:
+                return True
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in recorders:
+                if any(k.arg == "record" and not _is_false(k.value) for k in node.keywords):
+                    return True
+    return False
+
+
+def _is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
 
 
 def _needs_one_process(trees: list[ast.Module], names: set[str]) -> str:  # one return per reason
@@ -170,21 +264,20 @@ def _needs_one_process(trees: list[ast.Module], names: set[str]) -> str:  # one 
     for node in _walk(trees):
         if isinstance(node, ast.Assign) and (name := _called(node.value, own)):
             held.update((target.id, name) for target in node.targets if isinstance(target, ast.Name))
+    results = _results(trees, names)
+    if _watches(trees, _passed(trees, names | results)):
+        return "the tests watch what the program prints, logs or reads"
     for node in _walk(trees):
         match node:
             case ast.With(items=items) | ast.AsyncWith(items=items):
-                if any(_name(part) in names for item in items for part in ast.walk(item.context_expr)):
+                entered = [item.context_expr for item in items]
+                if any(_name(part) in names for context in entered for part in ast.walk(context)) or any(
+                    _name(context) in results for context in entered
+                ):
                     return "a context manager of the program is entered"
             case ast.ClassDef(bases=bases):
                 if base := next((_name(part) for part in bases if _name(part) in names), ""):
                     return f"a class of the tests derives from the program's {base}"
-            case (
-                ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stdin" | "stderr")
-                | ast.Attribute(value=ast.Name(id="builtins"), ctx=ast.Store())
-            ):
-                return "the tests watch what the program prints or reads"
-            case ast.Name(id=name) | ast.Attribute(attr=name) if name in _WATCHED:
-                return "the tests watch what the program prints or reads"
             case ast.Call(func=function) if _name(function) in names:
                 arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
                 for part in (inner for argument in arguments for inner in ast.walk(argument)):
@@ -213,7 +306,13 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
             raise DataError("A humaneval problem needs entry_point, the name of the function that check() is given.")
         root = _entry_root(entry_point)
         fallback = _needs_one_process(trees, {"candidate", root})
-        return TestPlan((root,), (), fallback, identity=_asks_identity(trees))
+        return TestPlan(
+            (root,),
+            (),
+            fallback,
+            identity=_asks_identity(trees),
+            writes=_looks_at_arguments(trees, {"candidate", root}),
+        )
     bound = _bound(trees)
     with_attributes = {_name(node.value) for node in _walk(trees) if isinstance(node, ast.Attribute)}
     modules = tuple(sorted((with_attributes & sys.stdlib_module_names) - bound - {entry_point}))
@@ -231,7 +330,9 @@ def plan_tests(style: str, entry_point: str | None, tests: tuple[str, ...]) -> T
         )
     fallback = _needs_classes(trees, set(names)) or _needs_one_process(trees, set(names))
     about = _combined(trees, {n for n in names if n[:1].isupper()})
-    return TestPlan(tuple(names), modules, fallback, about, _asks_identity(trees))
+    return TestPlan(
+        tuple(names), modules, fallback, about, _asks_identity(trees), _looks_at_arguments(trees, set(names))
+    )
 
 
 def _entry_root(entry_point: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from .codec import (
     BASES,
+    CHANGEABLE,
     MAX_ITERATOR,
     CodecError,
     Encoder,
@@ -113,22 +114,44 @@ class _Program:
             found["arguments"] = [text]
         return found
 
-    def apply(self, what: str, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-        """Carry out one operation on a name or an object, and return the result."""
+    def apply(self, what: str, target: Any, args: Any, kwargs: Any, changes: bool) -> dict[str, Any]:
+        """Carry out one operation on a name or an object. Return the result, and with ``changes`` also the arguments
+        that it changed."""
+        given: list[tuple[Any, Any, Any]] = []
         try:
-            answer = OPERATIONS[what](
-                self, self.resolve_target(target), *decode(args, self.resolve), **decode(kwargs, self.resolve)
-            )
-            try:
-                found = {"value": encode(answer, self.refer)}
-            except CodecError as error:
-                return {"refused": str(error)[:300], "truth": bool(answer)}
-            if type(found["value"]) is dict and not found["value"].keys().isdisjoint(("object", "over")):
-                # An assertion of an object is most often one of its truth value.
-                found["truth"] = None if callable(answer) or what == "truth" else bool(answer)
-            return found
+            by_place, by_name = decode(args, self.resolve), decode(kwargs, self.resolve)
+            if changes:
+                given = [(k, v, self._state(v)) for k, v in (*enumerate(by_place), *by_name.items())]
+            found = self._sent(OPERATIONS[what](self, self.resolve_target(target), *by_place, **by_name), what)
         except BaseException as error:  # noqa: BLE001  # as above
-            return self.describe(error)
+            found = self.describe(error)
+        now = [(key, before, self._state(value)) for key, value, before in given if before is not None]
+        if changed := [[key, after] for key, before, after in now if after is not None and after != before]:
+            found["changed"] = changed
+        return found
+
+    def _sent(self, answer: Any, what: str) -> dict[str, Any]:
+        try:
+            found = {"value": encode(answer, self.refer)}
+        except CodecError as error:
+            return {"refused": str(error)[:300], "truth": bool(answer)}
+        if type(found["value"]) is dict and not found["value"].keys().isdisjoint(("object", "over")):
+            # An assertion of an object is most often one of its truth value.
+            found["truth"] = None if callable(answer) or what == "truth" else bool(answer)
+        return found
+
+    def _state(self, value: Any) -> Any:
+        """An argument that may be changed in place, encoded; None for others."""
+
+        def refer(encoder: Encoder, part: Any, depth: int) -> Any:
+            if hasattr(type(part), "__next__"):
+                raise CodecError("to look at its items would take them")
+            return self.refer(encoder, part, depth)
+
+        try:
+            return encode(value, refer) if type(value) in CHANGEABLE else None
+        except Exception:  # noqa: BLE001  # it holds what cannot cross, so the tests keep theirs
+            return None
 
     def resolve_target(self, target: Any) -> Any:
         return self.module.__dict__[target["function"]] if "function" in target else self.objects[target["object"]]
@@ -259,7 +282,7 @@ class _Program:
         elif operation == "run_tests":
             reply = self.run_tests(request["sources"])
         else:
-            reply = self.apply(operation, request["target"], request["args"], request["kwargs"])
+            reply = self.apply(operation, **{k: request[k] for k in ("target", "args", "kwargs", "changes")})
         data = dumps(reply)
         if len(data) > self.answer_limit:
             data = dumps({"refused": f"an answer of {len(data)} bytes; the limit is {self.answer_limit}"})

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from .codec import BASES, CodecError, Encoder, TooLarge, decode, dumps, encode, loads
+from .codec import BASES, CHANGEABLE, CodecError, Encoder, TooLarge, decode, dumps, encode, loads
 from .remote import (
     MAKER,
     VALUED,
@@ -72,6 +72,8 @@ class Channel:
         """Classes that the problem's prompt defines: their objects cross by value."""
         self.identity = False
         """Whether the tests ask which objects are the same one: see ``TestPlan.identity``."""
+        self.writes = False
+        """Whether the tests look at arguments after a call: see ``TestPlan.writes``."""
         self.met: dict[str, str] = {}
         """``Link.met`` of the objects that have met data of the tests, by their target."""
         self.plain: dict[str, tuple[int, Any]] = {}
@@ -129,7 +131,25 @@ class Channel:
                 f"an argument of {name} cannot cross: {error}. Rewrite that test with plain data, functions or objects of "
                 "the program's own classes"
             ) from None
-        return self.result(self.request({"op": what, "target": target, **inputs}))
+        reply = self.request({"op": what, "target": target, "changes": self.writes and what == "call", **inputs})
+        if self.writes and what == "call":
+            self._write_back({**dict(enumerate(args)), **kwargs}, reply.get("changed", []))
+        return self.result(reply)
+
+    def _write_back(self, given: dict[Any, Any], changed: Any) -> None:
+        """Change the tests' arguments as the program changed its copies of them."""
+        if type(changed) is not list or not all(type(part) is list and len(part) == 2 for part in changed):
+            raise self.lost("the program's channel carried a malformed answer")
+        for key, node in changed:
+            held = given.get(key) if type(key) in (int, str) else None
+            try:
+                new = decode(node, self._resolve)
+            except CodecError as error:
+                raise ProgramError(f"changed argument refused: {error}") from None
+            if type(held) not in CHANGEABLE or type(new) is not type(held):
+                raise self.lost("the program's channel carried a malformed answer")
+            held.clear()
+            (held.extend if hasattr(held, "extend") else held.update)(new)
 
     def result(self, reply: dict[str, Any]) -> Any:
         if "raise" in reply:

@@ -105,6 +105,19 @@ BASES: dict[type, Callable[[Any], Any]] = {
 }
 
 
+CHANGEABLE = (
+    list,
+    dict,
+    set,
+    bytearray,
+    collections.deque,
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.Counter,
+)
+"""Plain data that a function may change in place."""
+
+
 def base_of(kind: type) -> type | None:
     """The class of plain data that a class derives from. The ``__class__`` that a value claims does not count."""
     return next((base for base in BASES if issubclass(kind, base)), None)

@@ -138,7 +138,7 @@ def judge(sock: socket.socket, job: dict[str, Any], answer_limit: int) -> Judgem
         return Judgement("setup", str(error))
     if hello.get("ready") is not True:
         return Judgement("setup", str(hello.get("setup_error", "")))
-    channel.identity = job["identity"]
+    channel.identity, channel.writes = job["identity"], job["writes"]
     index = 0
     kind, detail = "passed", "all tests passed"
     try:
