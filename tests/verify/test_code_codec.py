@@ -142,3 +142,9 @@ def test_malformed_messages_are_refused_quickly(data):
     with pytest.raises(CodecError):
         loads(data)
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(("data", "why"), [(b"[" * 200_000, "nested too deeply"), (b"[", "not a message")])
+def test_an_unreadable_message_is_named(data, why):
+    with pytest.raises(CodecError, match=why):
+        loads(data)

@@ -30,6 +30,8 @@ from .codec import (
     dumps,
     encode,
     loads,
+    member,
+    member_key,
 )
 from .operations import HARMLESS, OPERATIONS, OPERATORS, resumed, stand_in
 from .remote import VALUED
@@ -179,7 +181,7 @@ class _Program:
         base = base_of(kind)
         if kind.__name__ in self.classes and kind is self.module.__dict__.get(kind.__name__):
             if isinstance(value, enum.Enum):
-                return {"member": [kind.__name__, value.name]}
+                return {"member": [kind.__name__, member_key(encoder, value, depth)]}
             if base in VALUED and compares_like(kind, base):
                 return {"derived": [kind.__name__, encoder.encode(BASES[base](value), depth)]}
             # Deeper in a linked list, the tests take the next nodes when they get there.
@@ -234,7 +236,7 @@ class _Program:
                 return Unpickler(io.BytesIO(bytes.fromhex(body))).load()
         kind, state = self.module.__dict__[body[0]], inner(body[1])
         if tag == "member":
-            return kind[state]
+            return member(kind, state)
         if tag == "derived":
             plain: Any = base_of(kind)
             return plain.__new__(kind, state)

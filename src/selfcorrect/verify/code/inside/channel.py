@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from .codec import BASES, CHANGEABLE, CodecError, Encoder, TooLarge, decode, dumps, encode, loads
+from .codec import BASES, CHANGEABLE, CodecError, Encoder, TooLarge, decode, dumps, encode, loads, member, member_key
 from .remote import (
     MAKER,
     VALUED,
@@ -78,6 +78,8 @@ class Channel:
         """``Link.met`` of the objects that have met data of the tests, by their target."""
         self.plain: dict[str, tuple[int, Any]] = {}
         """Plain values of objects of subclasses, by their target, with the number of calls at that time."""
+        self._data: dict[str, tuple[int, Any, Any]] = {}
+        """Data of the program, by name: the number of calls when it was read, as sent, and as the tests see it."""
         self._objects: dict[tuple[str, Any], Any] = {}
         """Stand-ins that are kept: generators, and every object if the tests ask for identity."""
         self._callbacks: list[Callable[..., Any]] = []
@@ -226,6 +228,20 @@ class Channel:
             type.__setattr__(made, MAKER, Link(self, {"function": name}, _identifier(name), None, 0))
         return made
 
+    def data(self, name: str) -> Any:
+        """What the program has under a name that is no function, as it is now."""
+        at, node, held = self._data.get(name, (-1, None, None))
+        # To look at an iterator again would take its items.
+        if at != self.calls and not (type(node) is dict and "iterator" in node):
+            self.calls += 1
+            nothing = {"args": {"tuple": []}, "kwargs": {"dict": []}, "changes": False}
+            reply = self.request({"op": "get", "target": {"function": name}, **nothing})
+            # What did not change stays the same object of the tests.
+            if at < 0 or reply.get("value") != node:
+                held = self.result(reply)
+            self._data[name] = self.calls, reply.get("value"), held
+        return held
+
     def named(self, name: str) -> Remote:
         """A function or class of the program, known to the tests by its name."""
         return remote(Link(self, {"function": name}, "function", None, 0), None)
@@ -272,7 +288,7 @@ class Channel:
     @staticmethod
     def _by_value(tag: str, kind: type, state: Any) -> Any:
         if tag == "member":
-            return kind[state] if isinstance(kind, enum.EnumMeta) else None
+            return member(kind, state) if isinstance(kind, enum.EnumMeta) else None
         base: Any = next((b for b in VALUED if issubclass(kind, b)), None)
         if tag == "derived":
             if base is None:
@@ -295,7 +311,7 @@ class Channel:
         kind = type(value)
         if self.classes.get(kind.__name__) is kind:
             if isinstance(value, enum.Enum):
-                return {"member": [kind.__name__, value.name]}
+                return {"member": [kind.__name__, member_key(encoder, value, depth)]}
             if base := next((b for b in VALUED if issubclass(kind, b)), None):
                 return {"derived": [kind.__name__, encoder.encode(BASES[base](value), depth)]}
             if type(getattr(value, "__dict__", None)) is dict:

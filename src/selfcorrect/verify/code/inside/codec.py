@@ -10,6 +10,7 @@ import array
 import collections
 import datetime
 import decimal
+import enum
 import fractions
 import json
 from collections.abc import Callable, Iterable
@@ -126,6 +127,16 @@ def base_of(kind: type) -> type | None:
 def compares_like(kind: type, base: type) -> bool:
     """Whether a subclass inherits its equality from the base."""
     return kind.__eq__ is base.__eq__ and kind.__ne__ is base.__ne__
+
+
+def member_key(encoder: Encoder, value: enum.Enum, depth: int) -> Any:
+    """What stands for a member of an enum: its name, or the value of a combination of flags."""
+    return value.name if value.name in type(value).__members__ else {"tuple": [encoder.encode(value.value, depth)]}
+
+
+def member(kind: Any, key: Any) -> Any:
+    """The member that ``member_key`` stands for."""
+    return kind(*key) if type(key) is tuple else kind[key]
 
 
 def _type_name(encoder: Encoder, value: type, depth: int) -> Any:
@@ -291,7 +302,9 @@ def loads(data: bytes) -> dict[str, Any]:
     """
     try:
         message = json.loads(data)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise CodecError("a message that is nested too deeply") from None
+    except ValueError:
         raise CodecError("not a message") from None
     if type(message) is not dict:
         raise CodecError("not a message")

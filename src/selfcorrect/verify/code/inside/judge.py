@@ -34,12 +34,25 @@ class Judgement:
     """Why the program could have forged a pass; empty if it could not."""
 
 
+class _Names(dict[str, Any]):
+    """The tests' namespace, where data of the program is looked up again after each call of the program."""
+
+    def __init__(self, channel: Channel, live: set[str], names: dict[str, Any]) -> None:
+        super().__init__(names)
+        self.channel = channel
+        self.live = live
+
+    def __getitem__(self, name: str) -> Any:
+        return self.channel.data(name) if name in self.live else super().__getitem__(name)
+
+
 def _bind(channel: Channel, job: dict[str, Any], kinds: Any) -> dict[str, Any]:
     """The tests' namespace: proxies for the program's names, real modules for modules.
 
     A name that the program lacks stays unbound, so that the tests get a NameError, as in a single process.
     """
-    namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+    live: set[str] = set()
+    namespace: dict[str, Any] = _Names(channel, live, {"__name__": "tests", "__builtins__": builtins})
     if type(kinds) is not dict:
         raise channel.lost("the program's channel carried a malformed answer")
     for name in job["modules"]:
@@ -52,7 +65,8 @@ def _bind(channel: Channel, job: dict[str, Any], kinds: Any) -> dict[str, Any]:
         if kind in ("function", "class"):
             namespace[name] = channel.named(name)
         elif kind == "data":
-            namespace[name] = channel.apply("get", {"function": name}, (), {})
+            live.add(name)
+            namespace[name] = channel.data(name)
         elif type(kind) is list and len(kind) == 2 and kind[0]:
             base = getattr(builtins, str(kind[1]), None)
             if isinstance(base, type) and issubclass(base, Exception):
