@@ -143,7 +143,7 @@ class Channel:
         if type(changed) is not list or not all(type(part) is list and len(part) == 2 for part in changed):
             raise self.lost("the program's channel carried a malformed answer")
         for key, node in changed:
-            held = given.get(key) if type(key) in (int, str) else None
+            held: Any = given.get(key) if type(key) in (int, str) else None
             try:
                 new = decode(node, self._resolve)
             except CodecError as error:

@@ -292,7 +292,7 @@ def _plain(value: Substitute) -> Any:
     """Its plain value: one for all comparisons until the next request that could change it."""
     link = link_of(value)
     assert link is not None
-    base = value.__class__
+    base: type = value.__class__
     known = link.channel.plain.get(str(link.target))
     if known is None or (base not in VALUED and known[0] != link.channel.calls):
         found = ask(value, "plain")
