@@ -36,6 +36,7 @@ EXPERTS = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
 }
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0] * 4,
@@ -110,7 +111,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "GLM-4.5 (MoE)": ("glm4_moe", EXPERTS),
     "gpt-oss, window of 16": ("gpt_oss", {**EXPERTS, "sliding_window": 16}),
     "gpt-oss, window of 4096": ("gpt_oss", {**EXPERTS, "sliding_window": 4096}),
-    "Granite": ("granite", {}),
+    "Granite, logits_scaling of 1": ("granite", {}),
+    "Granite, logits_scaling of 8": ("granite", {"logits_scaling": 8.0}),
     "StarCoder2": ("starcoder2", {}),
     "Cohere": ("cohere", {}),
     "StableLM": ("stablelm", {}),
@@ -164,6 +166,29 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "MiniMax": ("minimax", {**EXPERTS, "layer_types": ["linear_attention", "full_attention"]}),
     "Llama 4, chunked": ("llama4_text", {**EXPERTS, "attention_chunk_size": 16, "intermediate_size_mlp": 48}),
+    "Gemma 3 with its vision tower": (
+        "gemma3",
+        {
+            "text_config": {**SMALL, "sliding_window": 4096},
+            "vision_config": {**VISION, "image_size": 28, "patch_size": 14},
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "Gemma 4 with its vision tower": (
+        "gemma4",
+        {
+            "text_config": {
+                **SMALL,
+                "sliding_window": 4096,
+                "global_head_dim": 8,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": 261,
+            },
+            "vision_config": {**VISION, "num_key_value_heads": 2, "head_dim": 8},
+            "audio_config": None,
+        },
+    ),
+    "Fuyu": ("fuyu", {"text_config": {**SMALL, "model_type": "persimmon"}, "image_size": 30, "patch_size": 15}),
 }
 
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
     BertConfig,
+    BltConfig,
+    CpmAntConfig,
     Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
@@ -422,6 +424,12 @@ def test_windows_too_short(config: Any) -> None:
 @pytest.mark.parametrize("config", [MambaConfig(), Qwen3NextConfig(), RwkvConfig()])
 def test_recurrent_models(config: Any) -> None:
     with pytest.raises(ModelError, match=r"plain key-value cache cannot hold.*full attention"):
+        check_attention(config, max_length=100)
+
+
+@pytest.mark.parametrize(("config", "name"), [(BltConfig(), "num_hidden"), (CpmAntConfig(), "max_position")])
+def test_a_configuration_without_the_numbers_that_sampling_needs(config: Any, name: str) -> None:
+    with pytest.raises(ModelError, match=rf"does not say its {name}.*write it into config.json"):
         check_attention(config, max_length=100)
 
 

@@ -327,8 +327,8 @@ def check_attention(config: Any, max_length: int) -> None:
         max_length: the most positions a sequence may take. A window at least this long never cuts anything off.
 
     Raises:
-        ModelError: recurrent, hybrid or sparse attention, positions that enter attention as a bias (alibi), or a window or
-            a range of positions shorter than ``max_length``.
+        ModelError: recurrent, hybrid or sparse attention, positions that enter attention as a bias (alibi), a window or
+            a range of positions shorter than ``max_length``, or no number of layers or positions.
     """
     text = config.get_text_config(decoder=True)
     biased = getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi"
@@ -362,6 +362,12 @@ def check_attention(config: Any, max_length: int) -> None:
             raise _not_plain(f"layers of type {kind}")
     if getattr(_causal_class(config), "_is_stateful", False):
         raise _not_plain(f"a recurrent state (model type {config.model_type})")
+    for name in ("num_hidden_layers", "max_position_embeddings"):
+        if getattr(text, name, None) is None:
+            raise ModelError(
+                f"the configuration of the model does not say its {name} (model type {config.model_type}), which sampling needs; "
+                "write it into config.json if the model has one stack of layers with full attention, or take another model"
+            )
 
 
 def steady_length(config: Any) -> int | None:

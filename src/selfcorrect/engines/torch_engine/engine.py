@@ -101,7 +101,7 @@ class TorchEngine:
         self._weights = Weights(self._model)
         use_cpu_attention(model)
         self._scorer = Scorer(model)
-        config = model.config
+        config = model.config.get_text_config(decoder=True)
         exact = next(model.parameters()).dtype == torch.float32
         self._sampler: Sampler | VllmSampler = sampler or Sampler(
             model,
