@@ -57,6 +57,19 @@ def test_values_are_toml_else_plain_text(text, value):
 
 
 @pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        *((word, False) for word in ("false", "False", "NO", "off", '"False"')),
+        *((word, True) for word in ("true", "True", "yes", "On")),
+        *(("high", "high"), ("0", 0), ('["no"]', ["no"]), ("none", None), ("offline", "offline")),
+    ],
+)
+def test_words_of_yes_and_no_are_booleans_of_a_template(raw, value):
+    found = load_config(None, [f"model.template_kwargs.x={raw}"]).model.template_kwargs["x"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("stepz=3", "unknown setting 'stepz'"),
@@ -74,6 +87,11 @@ def test_values_are_toml_else_plain_text(text, value):
         ("train.samples_per_problem=1", "at least 2 samples"),
         ("train.steps=2.5", "integer"),
         ("method.kl_credit=some", "'sequence', 'to_go' or 'token'"),
+        ("model.template_kwargs={think=False}", "write model.template_kwargs.enable_thinking=false"),
+        ("model.template_kwargs=off", "write model.template_kwargs.enable_thinking=false"),
+        ('model.think_markers=["<a>"]', """write model.think_markers='["<think>", "</think>"]'"""),
+        ("model.think_markers=<a>", "write model.think_markers="),
+        ("model.think_markers=[1, 2]", "write model.think_markers="),
     ],
 )
 def test_faults_are_named(text, says):

@@ -49,6 +49,9 @@ DECIDED_KWARGS = frozenset(
 )
 """Arguments of a rendering that the package decides, not the user."""
 
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""Words that every setting of yes or no accepts."""
+
 
 class ModelConfig(Section):
     name: str = "tiny"
@@ -65,7 +68,8 @@ class ModelConfig(Section):
     """Run Python code from the model's repository. It runs with your rights."""
     template_kwargs: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Variables of the chat template, for every rendering: ``{enable_thinking = false}``, or one by one:
-    ``model.template_kwargs.enable_thinking=false``. A variable that the template does not read is refused."""
+    ``model.template_kwargs.enable_thinking=false``. The words true, false, yes, no, on and off in any case are booleans.
+    A variable that the template does not read is refused."""
     history: Literal["refuse", "keep", "strip"] = "refuse"
     """What attempt 2 sees of attempt 1 where the chat template drops thinking from earlier turns. refuse: such a model is
     an error. keep: the sampled tokens, thinking included. strip: what the template shows, the answer without its thinking;
@@ -76,8 +80,16 @@ class ModelConfig(Section):
 
     @field_validator("template_kwargs", mode="before")
     @classmethod
-    def _none_is_empty(cls, value: Any) -> Any:
-        return {} if value is None else value
+    def _words_are_booleans(cls, value: Any) -> Any:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise ValueError(
+                "names with values are needed; write model.template_kwargs.enable_thinking=false, or several as "
+                "model.template_kwargs='{enable_thinking = false, effort = \"low\"}'"
+            )
+        # a template takes any text for true, "False" too
+        return {k: BOOLEANS.get(v.lower(), v) if isinstance(v, str) else v for k, v in value.items()}
 
     @field_validator("template_kwargs")
     @classmethod
@@ -89,11 +101,17 @@ class ModelConfig(Section):
                 )
         return value
 
-    @field_validator("think_markers")
+    @field_validator("think_markers", mode="before")
     @classmethod
-    def _both_said(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
-        if value is not None and (not all(part.strip() for part in value) or value[0] == value[1]):
-            raise ValueError("two different texts are needed: the start and the end of thinking")
+    def _both_said(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        texts = isinstance(value, list | tuple) and all(isinstance(part, str) and part.strip() for part in value)
+        if not texts or len(value) != 2 or value[0] == value[1]:
+            raise ValueError(
+                "two different texts are needed: the start and the end of thinking; write "
+                """model.think_markers='["<think>", "</think>"]'"""
+            )
         return value
 
 
