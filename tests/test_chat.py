@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from selfcorrect.engines.chat import MANY, ChatFormat
+from selfcorrect.engines.chat import MANY, ChatFormat, Rendering
 from selfcorrect.errors import ModelError
 from tokenizers_in_process import CHATML, QWEN3, byte_level, chatml, gemma, llama2, llama3, markdown
 
@@ -262,9 +262,36 @@ def test_tokenizer_that_loses_template_text_is_refused() -> None:
         ChatFormat(tokenizer)
 
 
-def test_no_chat_template() -> None:
+@pytest.mark.parametrize("template", [None, "", {}])
+def test_no_chat_template(template: Any) -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = template
     with pytest.raises(ModelError, match=r"has no chat template.*instruct model"):
-        ChatFormat(chatml(None))
+        ChatFormat(tokenizer)
+
+
+def test_named_chat_templates_need_a_default() -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = {"tool_use": CHATML, "chat": CHATML}
+    with pytest.raises(ModelError, match=r"named chat templates \(chat, tool_use\).*save the wanted one as chat_templ"):
+        ChatFormat(tokenizer)
+    tokenizer.chat_template["default"] = CHATML
+    assert ChatFormat(tokenizer).prompt_ids(USER) == CHATML_FORMAT.prompt_ids(USER)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ("{% for", r"does not compile \(TemplateSyntaxError: .*, line 1\)"),
+        ("{{ messages | nofilter }}", r"does not compile \(TemplateAssertionError: No filter named 'nofilter'"),
+        ("{{ 1 / 0 }}", r"fails on a conversation of user \(ZeroDivisionError: division by zero\)"),
+        ("{{ messages + 'x' }}", r"fails on a conversation of user \(TypeError: "),
+        ("{{ messages[9].content }}", r"fails on a conversation of user \(UndefinedError: "),
+    ],
+)
+def test_a_template_that_fails_is_told_in_its_own_words(start: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words + r".*chat_template.jinja again or correct it"):
+        ChatFormat(chatml("{{ x }}" + start + CHATML), rendering=Rendering(template_kwargs={"x": 1}))
 
 
 def test_no_way_to_end() -> None:

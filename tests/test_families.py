@@ -9,6 +9,7 @@ import pytest
 
 from families import FAMILIES
 from selfcorrect.engines.chat import ChatFormat, Rendering
+from selfcorrect.engines.variables import variables_of
 from selfcorrect.errors import ConfigError, ModelError
 
 ENGINES_PAGE = Path(__file__).parent.parent / "docs" / "engines.md"
@@ -140,9 +141,47 @@ def test_an_answer_that_somebody_else_shows_needs_no_policy(name: str, shown_as:
     assert text.endswith(shown(chat, start.ids).partition("What is 2 + 2?")[2]), "one turn of the user, then the answer"
 
 
-def test_a_variable_that_the_template_does_not_read_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.template_kwargs\.enable_thinking would be ignored"):
-        made("Llama 3", template_kwargs={"enable_thinking": False})
+@pytest.mark.parametrize(
+    ("name", "variable", "reads"),
+    [
+        ("Llama 3", "enable_thinking", "none that can be set"),
+        ("Qwen3", "enable_thinkin", "enable_thinking"),
+        *(
+            ("Qwen3", word, "enable_thinking")
+            for word in ("think", "content", "role", "loop", "m", "c", "ns", "namespace")
+        ),
+    ],
+)
+def test_a_variable_that_the_template_does_not_read_is_refused(name: str, variable: str, reads: str) -> None:
+    says = (
+        rf"model\.template_kwargs\.{variable} would be ignored: .* \(it reads {reads}\); drop it, or correct the name"
+    )
+    with pytest.raises(ConfigError, match=says):
+        made(name, history="keep", template_kwargs={variable: False})
+
+
+@pytest.mark.parametrize(
+    ("start", "read"),
+    [
+        ("{% set x = true %}{{ x }}", False),
+        ("{% generation %}{{ x }}{% endgeneration %}{% for y in [] %}{% break %}{% endfor %}", True),
+        ("{% set x = x | default(1) %}", True),
+        ("{% if messages %}{% set x = 1 %}{% else %}{% set x = 2 %}{% endif %}{{ x }}", False),
+        ("{% if messages %}{% set x = 1 %}{% elif messages %}{% set x = 2 %}{% endif %}{{ x }}", True),
+        ("{% if 0 %}{% set x = 1 %}{% elif 1 %}{% set x = 2 %}{% else %}{% set x = 3 %}{% endif %}{{ x }}", False),
+        ("{% set x %}text{% endset %}{{ x }}", False),
+        ("{% for x, y in [] if x %}{{ x + y }}{% endfor %}", False),
+        ("{% for y in [] %}{% set x = 1 %}{% endfor %}{{ x }}", True),
+        ("{% with x = 1 %}{{ x }}{% endwith %}", False),
+        ("{% set y = namespace(a=1) %}{% set y.a = x %}", True),
+        ("{% macro f(x) %}{{ x }}{% endmacro %}{{ f(1) }}", False),
+        ("{% macro f(y) %}{{ x }}{% endmacro %}{{ f(1) }}", True),
+    ],
+)
+def test_a_variable_that_the_template_sets_first_is_not_read(start: str, read: bool) -> None:
+    assert variables_of(start + FAMILIES["Llama 3"].template) == {"messages", "bos_token", "add_generation_prompt"} | (
+        {"x"} if read else set()
+    )
 
 
 def test_the_policy_of_history_is_refused_where_answers_are_quoted() -> None:

@@ -11,13 +11,13 @@ Two settings depart from this on purpose, and show attempt 2 a newly rendered co
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from selfcorrect.config.sections import DECIDED_KWARGS
 from selfcorrect.engines.thinking import USUAL, Markers, Parts, markers_of
 from selfcorrect.errors import ConfigError, ModelError
 
@@ -76,13 +76,18 @@ def require_chat_template(tokenizer: Any, name: str = "") -> None:
     """Refuse a tokenizer without a chat template.
 
     Raises:
-        ModelError: there is no template, so it is unknown how this model marks turns.
+        ModelError: there is no template, so it is unknown how this model marks turns; or several, and none is the default.
     """
-    if tokenizer.chat_template is None:
+    found, who = tokenizer.chat_template, f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r}"
+    if not found:
         raise ModelError(
-            f"the tokenizer of model {name or tokenizer.name_or_path or '(unnamed)'!r} has no chat template, so it is "
-            "not known how the model marks turns (base models have none); take an instruct model, or add a "
-            "chat_template.jinja to its directory"
+            f"{who} has no chat template, so it is not known how the model marks turns (base models have none); take an "
+            "instruct model, or add a chat_template.jinja to its directory"
+        )
+    if isinstance(found, dict) and "default" not in found:
+        raise ModelError(
+            f"{who} has named chat templates ({', '.join(sorted(found))}) and none is the default, so it is not known how the "
+            "model marks turns; save the wanted one as chat_template.jinja in the model's directory"
         )
 
 
@@ -153,12 +158,8 @@ class ChatFormat:
         require_chat_template(tokenizer)
         self._template = tokenizer.get_chat_template()
         self._kwargs = dict(self.rendering.template_kwargs or {})
-        unread = [k for k in self._kwargs if not re.search(rf"\b{re.escape(k)}\b", self._template)]
-        if unread:
-            raise ConfigError(
-                f"model.template_kwargs.{unread[0]} would be ignored: the chat template of "
-                f"{tokenizer.name_or_path or 'this model'} does not read it; drop it, or correct the name"
-            )
+        self._refuse_unread()
+        self._render(PROBE, generate=True)  # says what is wrong with a broken template
         own = self.rendering.think_markers
         self.markers = Markers(*own) if own is not None else markers_of(self._template) or USUAL
         if "strftime_now" in self._template:
@@ -178,6 +179,25 @@ class ChatFormat:
         pad = tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else min(self.end_ids)
         self.check()
+
+    def _refuse_unread(self) -> None:
+        if not self._kwargs:
+            return
+        from jinja2 import TemplateSyntaxError
+
+        from selfcorrect.engines.variables import variables_of
+
+        try:
+            read = variables_of(self._template)
+        except TemplateSyntaxError:  # the first rendering says so
+            return
+        for name in sorted(self._kwargs.keys() - read):
+            own = sorted(read - DECIDED_KWARGS - set(self.tokenizer.special_tokens_map))
+            raise ConfigError(
+                f"model.template_kwargs.{name} would be ignored: the chat template of "
+                f"{self.tokenizer.name_or_path or 'this model'} does not read it (it reads {', '.join(own) or 'none that can be set'}); "
+                "drop it, or correct the name"
+            )
 
     def prompt_ids(self, messages: Messages) -> tuple[int, ...]:
         """Ids of a conversation that ends in a user turn, up to where the assistant's answer starts.
@@ -492,7 +512,7 @@ class ChatFormat:
         return bridge
 
     def _render(self, messages: Messages, *, generate: bool) -> str:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
 
         try:
             return str(
@@ -504,11 +524,19 @@ class ChatFormat:
                     **self._kwargs,
                 )
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(str(m["role"]) for m in messages)
+            if type(error) is TemplateError:  # by raise_exception
+                raise self._fault(
+                    f"refuses a conversation of {roles}: {error}",
+                    way_out="give a conversation of the form it takes (for many models: no system message, user first)",
+                ) from error
+            said = f"{type(error).__name__}: {getattr(error, 'message', error)}"
             raise self._fault(
-                f"refuses a conversation of {roles}: {error}",
-                way_out="give a conversation of the form it takes (for many models: no system message, user first)",
+                f"does not compile ({said}, line {error.lineno})"
+                if isinstance(error, TemplateSyntaxError)
+                else f"fails on a conversation of {roles} ({said})",
+                way_out="copy the model's chat_template.jinja again or correct it, or take another instruct model",
             ) from error
 
     def _encode(self, text: str) -> tuple[int, ...]:
