@@ -33,6 +33,7 @@ from transformers import (
 )
 
 import tiny
+from selfcorrect.config import load_config as load_settings
 from selfcorrect.engines import models
 from selfcorrect.engines.models import (
     ResolvedModel,
@@ -49,6 +50,7 @@ from selfcorrect.engines.models import (
 )
 from selfcorrect.engines.quiet import quiet_peft
 from selfcorrect.errors import ConfigError, ModelError
+from selfcorrect.experiment import prepare
 from tokenizers_in_process import chatml
 
 SMALL = {
@@ -151,6 +153,17 @@ def test_load(saved: Path) -> None:
     check_vocabulary(model.config, tokenizer)
     with pytest.raises(ModelError, match=r"259 tokens but the model embeds 200"):
         check_vocabulary(LlamaConfig(**SMALL | {"vocab_size": 200}), tokenizer)
+
+
+def test_ids_outside_the_embedding_are_refused_before_the_weights_load(saved: Path) -> None:
+    with_gap = chatml()
+    vocabulary = with_gap.get_vocab() | {"W": 300}
+    with_gap.get_vocab = lambda: vocabulary
+    with pytest.raises(ModelError, match=r"model embeds 300 \(the largest id is 300\).*own tokenizer"):
+        check_vocabulary(LlamaConfig(**SMALL), with_gap)
+    (saved / "generation_config.json").write_text('{"eos_token_id": [258, 300]}')
+    with pytest.raises(ModelError, match=r"end id 300 is outside.* 300, .*correct eos_token_id in generation_config"):
+        prepare(load_settings(None, [f"model={saved}", "play.max_new_tokens=40"]))
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def prepare(config: Config, *, training: bool = True) -> Job:
         lambda n: max(longest_conversation(chat, task, split, n, cap, between) for split in splits),
     )
     check_attention(hf_config, longest)
-    check_vocabulary(hf_config, chat.tokenizer)
+    check_vocabulary(hf_config, chat.tokenizer, chat.end_ids)
     return Job(config, task, resolved, chat, longest, tuple(task.left_out) if isinstance(task, LeavesOut) else ())
 
 

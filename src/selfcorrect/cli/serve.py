@@ -238,7 +238,7 @@ def _engine(model: str, config: Config, max_context: int) -> tuple[Engine, str, 
     positions = getattr(hf_config.get_text_config(decoder=True), "max_position_embeddings", None)
     context = min(max_context, positions or max_context, models.steady_length(hf_config) or max_context)
     models.check_attention(hf_config, context)
-    models.check_vocabulary(hf_config, chat.tokenizer)
+    models.check_vocabulary(hf_config, chat.tokenizer, chat.end_ids)
     engine = make_engine(Job(config, task, resolved, chat, context))
     if run is not None:
         load_kept(run, engine)

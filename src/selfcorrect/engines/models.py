@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -414,17 +414,24 @@ def check_length(config: Any, attempts: int, longest: Callable[[int], int]) -> i
     return needed
 
 
-def check_vocabulary(config: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that knows ids for which the model has no embedding.
+def check_vocabulary(config: Any, tokenizer: Any, end_ids: Collection[int] = ()) -> None:
+    """Refuse a tokenizer that knows ids for which the model has no embedding, and end ids that cannot be sampled.
 
     Raises:
-        ModelError: the tokenizer is larger than the model's vocabulary.
+        ModelError: the tokenizer is larger than the model's vocabulary, or an end id is outside of it.
     """
     size = config.get_text_config(decoder=True).vocab_size
-    if len(tokenizer) > size:
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if len(tokenizer) > size or largest >= size:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size}: the two do not belong together, "
-            "or tokens were added without resizing the model; use the model's own tokenizer"
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {size} (the largest id is {largest}): the two do "
+            "not belong together, or tokens were added without resizing the model; use the model's own tokenizer"
+        )
+    outside = sorted(i for i in end_ids if i >= size)
+    if outside:
+        raise ModelError(
+            f"the end id {outside[0]} is outside the model's vocabulary of {size}, so it can never be sampled; correct "
+            "eos_token_id in generation_config.json (in config.json if there is none) of the model's directory"
         )
 
 
