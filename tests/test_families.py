@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,31 @@ def test_an_export_keeps_the_variables_as_defaults(tmp_path: Path) -> None:
     assert chat.prompt_ids(USER) == encode(chat, text)
     thinking = loaded.apply_chat_template(USER, tokenize=False, add_generation_prompt=True, enable_thinking=True)
     assert not thinking.endswith("</think>\n\n")
+
+
+@pytest.mark.parametrize("begun", ["", "Okay, ", "The user asks this. " * 9])
+def test_a_prompt_may_open_and_begin_the_thinking(begun: str) -> None:
+    family = replace(
+        FAMILIES["R1-Distill"],
+        template=FAMILIES["R1-Distill"].template.replace("<think>\n' }}", f"<think>\n{begun}' }}}}"),
+    )
+    tokenizer = family.tokenizer()
+    chat = ChatFormat(tokenizer, family.end_ids(tokenizer), Rendering(history="strip"))
+    start = chat.begin(USER)
+    assert shown(chat, start.ids).endswith(f"<think>\n{begun}")
+    ids = encode(chat, "4?\n</think>\n\n4")
+    assert [(p.answer, p.finished) for p in (chat.parts(start.ids, ids), chat.parts(start.ids, ids[:3]))] == [
+        ("4", True),
+        ("", False),
+    ]
+    assert chat.parts(start.ids, chat.answer_ids("4")).answer == "4"
+
+
+@pytest.mark.parametrize("question", ["What is <think>?", "What is 2 + 2?"])
+def test_a_prompt_that_names_the_marker_opens_no_thinking(question: str) -> None:
+    chat = made("Llama 3")
+    start = chat.begin([{"role": "user", "content": question}])
+    assert chat.parts(start.ids, encode(chat, "4")).finished
 
 
 def test_markers_of_ones_own() -> None:

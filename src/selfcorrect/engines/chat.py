@@ -159,7 +159,6 @@ class ChatFormat:
         self._template = tokenizer.get_chat_template()
         self._kwargs = dict(self.rendering.template_kwargs or {})
         self._refuse_unread()
-        self._render(PROBE, generate=True)  # says what is wrong with a broken template
         own = self.rendering.think_markers
         self.markers = Markers(*own) if own is not None else markers_of(self._template) or USUAL
         if "strftime_now" in self._template:
@@ -168,6 +167,8 @@ class ChatFormat:
             fixed = "".join(f" | replace('{code}', '{value}')" for code, value in _PINNED_DATE.items())
             macro = "{% macro strftime_now(format) %}{{ format" + fixed + " }}{% endmacro %}{{ '' }}"
             self._template = macro + self._template
+        header = self._render(PROBE, generate=True).rpartition(str(PROBE[0]["content"]))[2]
+        self._begun = self.markers.begun_in(header)
         known = frozenset(i for i in (tokenizer.eos_token_id, *end_ids) if i is not None)
         self.turn_end_id, self._closing_id, tail = self._find_turn_end(known)
         self._closers = frozenset(
@@ -290,7 +291,7 @@ class ChatFormat:
 
         If the prompt has opened the thinking, the ids close it first.
         """
-        if self.markers.open_in(self._render(PROBE, generate=True)):
+        if self._begun:
             text = f"\n{self.markers.closing}\n\n{text}"
         return (*self._encode(text), self.turn_end_id if self.turn_end_id is not None else min(self.end_ids))
 
@@ -318,10 +319,12 @@ class ChatFormat:
 
     def _opens(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside a think block."""
-        return self._opens_thinking(tuple(prompt_ids[-64:]))
+        return self._opens_thinking(tuple(prompt_ids[-64 - len(self._encode_bridge(self._begun)) :]))
 
     def _ends_in_thinking(self, ids: tuple[int, ...]) -> bool:
-        return self.markers.open_in(self._decode(ids, skip_special_tokens=False))
+        text = self._decode(ids, skip_special_tokens=False)
+        begun = "".join(self._begun.split())
+        return self.markers.open_in(text) or (begun != "" and "".join(text.split()).endswith(begun))
 
     def _tokens_before(self, ids: Sequence[int], characters: int) -> int:
         """The smallest number of tokens whose text has at least this many characters."""

@@ -64,6 +64,11 @@ class Markers:
         """Whether a prompt ends with the opening marker, so that the answer starts with thinking."""
         return prompt.rstrip().endswith(self.opening)
 
+    def begun_in(self, header: str) -> str:
+        """The thinking that the start of an answer opens and does not close, from the marker on; empty where there is none."""
+        _, opening, rest = header.rpartition(self.opening)
+        return opening + rest if opening and self.closing not in rest else ""
+
 
 USUAL = Markers("<think>", "</think>")
 """Used for models whose template names no markers, and for endpoints."""
