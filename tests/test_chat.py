@@ -319,3 +319,16 @@ def test_the_date_in_a_template_stands_still() -> None:
     llama = "{% set today = strftime_now('%d %b %Y') if strftime_now is defined else 'no clock' %}{{ today + '\n' }}"
     dated = chatml(llama + CHATML)
     assert shown(dated, ChatFormat(dated).prompt_ids(USER)).startswith("26 Jul 2024\n<|im_start|>user")
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("%A %a %B %b %d %m %Y %y", "Friday Fri July Jul 26 07 2024 24"),
+        ("%-d %-m %e %j %-H", "26 7 26 208 0"),
+        ("%F %H:%M:%S %I %p %T", "2024-07-26 00:00:00 12 AM 00:00:00"),
+    ],
+)
+def test_the_date_stands_still_in_every_form(form: str, text: str) -> None:
+    dated = chatml(f"{{{{ strftime_now('{form}') }}}}|" + CHATML)
+    assert shown(dated, ChatFormat(dated).prompt_ids(USER)).startswith(f"{text}|<|im_start|>user")

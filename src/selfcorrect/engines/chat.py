@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -35,16 +36,9 @@ LATER = "Later instruction"
 SLOT = "Sentinel answer 5e1f"
 """Holds an answer's place while a conversation is rendered."""
 
-_PINNED_DATE = {
-    "%Y": "2024",
-    "%y": "24",
-    "%B": "July",
-    "%b": "Jul",
-    "%m": "07",
-    "%d": "26",
-    "%A": "Friday",
-    "%a": "Fri",
-}
+_DAY = datetime(2024, 7, 26)  # no time zone: it is the same everywhere
+_PINNED_DATE = {f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBcdDeFhHIjmMprRSTuUVwWxXyY"}
+_PINNED_DATE |= {f"%-{code}": _PINNED_DATE[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUVWy"}
 """Some templates print today's date, so prompts would change overnight and a resumed run would differ from an
 uninterrupted one. So templates get a fixed date, the fallback of Llama 3.1's template."""
 
@@ -164,7 +158,7 @@ class ChatFormat:
         if "strftime_now" in self._template:
             # A macro, because transformers passes no callables to templates. The empty expression keeps jinja's
             # trim_blocks from removing a line break at the start of the template.
-            fixed = "".join(f" | replace('{code}', '{value}')" for code, value in _PINNED_DATE.items())
+            fixed = "".join(f" | replace({code!r}, {value!r})" for code, value in _PINNED_DATE.items())
             macro = "{% macro strftime_now(format) %}{{ format" + fixed + " }}{% endmacro %}{{ '' }}"
             self._template = macro + self._template
         header = self._render(PROBE, generate=True).rpartition(str(PROBE[0]["content"]))[2]
