@@ -255,6 +255,13 @@ def test_templates_that_cannot_carry_attempts_are_refused(old: str, new: str, re
         ChatFormat(chatml(CHATML.replace(old, new)))
 
 
+def test_a_template_that_keeps_the_thinking_of_the_last_answer_only_is_refused() -> None:
+    last = QWEN3.replace("m['role'] == 'user' %}{% set ns", "m['role'] == 'assistant' %}{% set ns")
+    assert last != QWEN3
+    with pytest.raises(ModelError, match=r"rewrites the first turns .* third attempt.*model\.history=strip"):
+        ChatFormat(chatml(last))
+
+
 def test_tokenizer_that_loses_template_text_is_refused() -> None:
     tokenizer = llama2()
     tokenizer.chat_template = tokenizer.chat_template.replace("[INST] ", "[ÎNST] ")

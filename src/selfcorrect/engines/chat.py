@@ -402,11 +402,13 @@ class ChatFormat:
         try:
             for kind, content in contents.items():
                 self._check_kept(kind, content, prompt, bridge)
-            answer = {"role": "assistant", "content": "first answer"}
-            longer = [*PROBE, answer, {"role": "user", "content": LATER}]
-            third = [*longer, {"role": "assistant", "content": SENTINEL}, {"role": "user", "content": LATER}]
-            if not self._render(third, generate=True).startswith(self._render(longer, generate=True)):
-                return self._fault("rewrites the first turns of a conversation once a third attempt follows", _POLICIES)
+            for content in contents.values():
+                longer = [*PROBE, {"role": "assistant", "content": content}, {"role": "user", "content": LATER}]
+                third = [*longer, {"role": "assistant", "content": content}, {"role": "user", "content": LATER}]
+                if not self._render(third, generate=True).startswith(self._render(longer, generate=True)):
+                    return self._fault(
+                        "rewrites the first turns of a conversation once a third attempt follows", _POLICIES
+                    )
         except ModelError as fault:
             return fault
         return None
