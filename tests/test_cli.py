@@ -16,6 +16,7 @@ import tiny
 import toy
 from selfcorrect import cli as package
 from selfcorrect import experiment
+from selfcorrect.cli.sft import repeated_settings
 from selfcorrect.config import load_config
 from selfcorrect.engines import models
 from selfcorrect.experiment import make_engine
@@ -612,6 +613,22 @@ def test_sft_writes_a_model_that_train_starts_from(cli, model, tmp_path):
         "text": "3",
     }  # as they were given
     assert cli(*quick(tmp_path / "warm", tmp_path / "run", "eval.controls=false"))[0] == 0
+
+
+def test_the_command_after_sft_renders_as_the_warm_up_did():
+    settings = [
+        "model.history=strip",
+        "model.template_kwargs.enable_thinking=false",
+        "model.template_kwargs.effort=low",
+        'model.think_markers=["<a b>", "</a>"]',
+        "task=toy",
+        "task.shown_as=user",
+        "task.options.noisy=False",
+    ]
+    config = load_config(None, settings)
+    again = load_config(None, repeated_settings(config))
+    assert (again.model, again.task) == (config.model, config.task)
+    assert again.task.options == {"noisy": False}
 
 
 def test_sft_needs_no_sampler(cli, model, tmp_path, monkeypatch):

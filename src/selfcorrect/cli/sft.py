@@ -75,12 +75,27 @@ def sft(
     if summary is not None:
         shares = ", ".join(f"t{k} {a.accuracy.text()}" for k, a in enumerate(summary.attempts, 1))
         print(f"measured {shares}, {summary.n_problems} held-out problems, greedy: {target / WARMED}")
-    # The directory stores the model's preset but not the task, so the next command repeats the task's settings.
-    given = config.task.model_dump(exclude_defaults=True, exclude={"name"})
-    options = given.pop("options", {})
-    task = [f"task.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
-    task += [f"task.options.{key}={json.dumps(value)}" for key, value in options.items()]  # "3" stays a text
-    print(f"next     {shlex.join(['selfcorrect', 'train', f'model={target}', f'task={config.task.name}', *task])}")
+    print(f"next     {shlex.join(['selfcorrect', 'train', f'model={target}', *repeated_settings(config)])}")
+
+
+def repeated_settings(config: Config) -> list[str]:
+    """The settings that training on the new directory needs: it stores the model's preset, but not the task or how
+    conversations are rendered."""
+    model = config.model.model_dump(exclude_defaults=True, include=RENDERING)
+    task = config.task.model_dump(exclude_defaults=True, exclude={"name"})
+    out = [f"task={config.task.name}"]
+    for section, given in (("model", model), ("task", task)):
+        for key, value in given.items():
+            if isinstance(value, dict):
+                out += [
+                    f"{section}.{key}.{name}={json.dumps(inner)}" for name, inner in value.items()
+                ]  # "3" stays a text
+            else:
+                out.append(f"{section}.{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return out
+
+
+RENDERING = {"history", "template_kwargs", "think_markers", "trust_remote_code"}
 
 
 def _settings(out: Path, settings: list[str]) -> Config:

@@ -104,7 +104,14 @@ class VerifierConfig(SplitsConfig):
 
 class OptionsConfig(AnyTaskConfig):
     options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
-    """Settings of an imported task or of a reasoning-gym data set, each as task.options.NAME=VALUE."""
+    """Settings of an imported task or of a reasoning-gym data set, each as task.options.NAME=VALUE. True and False are
+    booleans, as true and false are."""
+
+    @field_validator("options", mode="after")
+    @classmethod
+    def _words_are_booleans(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # Python takes any text for true, "False" too
+        return {k: {"True": True, "False": False}.get(v, v) if isinstance(v, str) else v for k, v in value.items()}
 
 
 class ArithmeticConfig(SumsConfig):
