@@ -322,6 +322,28 @@ def test_system_message_dropped_by_the_template() -> None:
         chat.prompt_ids(SYSTEM)
 
 
+LAST = "{% for m in messages if m.role != 'system' %}{% set s = messages[0].content + '\n\n' if loop.last and messages[0].role == 'system' else '' %}"
+FIRST_ONLY = "{% for m in messages if m.role != 'system' or messages | length < 3 %}{% set s = '' %}"
+
+
+@pytest.mark.parametrize("loop", [LAST, FIRST_ONLY])
+def test_a_system_message_that_moves_with_the_conversation_is_refused(loop: str) -> None:
+    """Mistral's templates write it into the last user turn."""
+    chat = ChatFormat(
+        chatml(
+            loop
+            + "{{ '<|im_start|>' + m.role + '\n' + s + m.content + '<|im_end|>\n' }}{% endfor %}"
+            + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        )
+    )
+    chat.extend(chat.begin(USER), chat.answer_ids("4"), FIX)
+    prompt = chat.begin(SYSTEM)
+    with pytest.raises(ModelError, match=r"twice or not at all.*user message"):
+        chat.extend(prompt, chat.answer_ids("4"), FIX)
+    with pytest.raises(ModelError, match="twice or not at all"):
+        chat.frame(SYSTEM, [FIX])
+
+
 def test_the_date_in_a_template_stands_still() -> None:
     llama = "{% set today = strftime_now('%d %b %Y') if strftime_now is defined else 'no clock' %}{{ today + '\n' }}"
     dated = chatml(llama + CHATML)

@@ -502,7 +502,13 @@ class ChatFormat:
 
     def _render_bridge(self, messages: Messages, instruction: str) -> str:
         turns = [*messages, {"role": "assistant", "content": SENTINEL}, {"role": "user", "content": instruction}]
-        _, kept, bridge = self._render(turns, generate=True).rpartition(SENTINEL)
+        before, kept, bridge = self._render(turns, generate=True).rpartition(SENTINEL)
+        system = any(m["role"] == "system" for m in messages)
+        if system and not before.startswith(self._render(messages, generate=False).rstrip()):
+            raise self._fault(
+                "places the system message elsewhere once another turn follows, so attempt 2 would see it twice or not at all",
+                way_out="put that text into the user message instead",
+            )
         if not kept or instruction.strip() not in bridge:
             raise self._fault(
                 "drops an earlier answer or the instruction after it, so there is no second attempt",
