@@ -359,7 +359,9 @@ ADAPTER = "adapter_model.safetensors"
 def test_the_base_of_an_adapter_is_found_from_everywhere(name: str, copied: Path, monkeypatch: Any) -> None:
     based_on(str(copied.parent / "base") if name == "ABSOLUTE" else name, copied)
     monkeypatch.chdir("/")
-    assert load_model(resolve_model(str(copied)), "float32", "cpu").config.hidden_size == SMALL["hidden_size"]
+    resolved = resolve_model(str(copied))
+    assert load_model(resolved, "float32", "cpu").config.hidden_size == SMALL["hidden_size"]
+    assert load_tokenizer(resolved).get_vocab() == chatml().get_vocab()  # PEFT wrote none beside the adapter
 
 
 @pytest.mark.parametrize(

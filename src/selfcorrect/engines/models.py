@@ -183,7 +183,7 @@ def load_config(resolved: ResolvedModel, revision: str | None = None, trust_remo
 
 
 def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, with a chat template. Reads the configuration first, whose errors come sooner and are clearer.
+    """The model's tokenizer, with a chat template; that of its base for an adapter without one. Reads the configuration first, whose errors come sooner and are clearer.
 
     Raises:
         ModelError: as ``load_config``, its tokenizer cannot be read, or it has no chat template.
@@ -192,6 +192,8 @@ def load_tokenizer(resolved: ResolvedModel, revision: str | None = None, trust_r
     from transformers import AutoTokenizer
 
     config = load_config(resolved, revision, trust_remote_code)
+    if resolved.kind == "adapter" and not (Path(resolved.path_or_id) / "tokenizer_config.json").is_file():
+        resolved = base_of(resolved)  # PEFT's own save_pretrained writes no tokenizer
     with _explained(resolved):
         tokenizer = AutoTokenizer.from_pretrained(
             config=config, **_source(resolved, revision), trust_remote_code=trust_remote_code
