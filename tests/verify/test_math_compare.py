@@ -17,6 +17,12 @@ EQUAL = r"""
 \mathbb{R} \setminus \{1\} ||| (-\infty,1)\cup(1,\infty)
 \log_{2}(8) ||| 3
 \log_2 8 ||| 3
+73 ||| 73 km/h
+73 \text{ km/h} ||| 73 km/h
+2m^2 ||| 2 m^2
+73 ||| US\$73
+73 ||| \$73/hour
+18 ||| 18\text{ times}
 \sin(\pi/2) ||| 1
 e^{i\pi} ||| -1
 \frac{\pi}{6} ||| \pi/6

@@ -87,6 +87,8 @@ CASES = [
     ("\\boxed{42}. I used \\boxed 1 time.", "42"),
     ("\\boxed{42}. Formatted as \\boxed{x}, where x is the answer.", "42"),
     ("It is \\boxed{x}.", "x"),
+    ("\\boxed 12 is the answer.", "12"),
+    ("\\boxed{42}. I used \\boxed 12 times.", "42"),
     ("\\boxed{42} \\boxed{integer} \\boxed{your_answer} \\boxed{final_answer} \\boxed{\u7b54\u6848}", "42"),
     ("\\boxed{42} \\boxed{\\text{insert answer}} \\boxed{$ANSWER} \\boxed{\\checkmark}", "42"),
     # The line in other dress.

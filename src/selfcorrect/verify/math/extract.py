@@ -53,7 +53,7 @@ _PLACEHOLDER = re.compile(
 )
 """The content of a box that shows the form instead of an answer."""
 _BARE_BOX = re.compile(
-    r"[-+]?[\d.][^\s$\\{}]{0,100}(?! (?:times?|box|boxes|is)\b)|[A-Za-z](?=\s*(?:\$|\\[\])]|[.,]?\s*\Z))"
+    r"[-+]?[\d.][^\s$\\{}]{0,100}+(?! (?:times?|box|boxes)\b)|[A-Za-z](?=\s*(?:\$|\\[\])]|[.,]?\s*\Z))"
 )
 _NAMED_AGAIN = re.compile(r"[,;]? where ")
 """After ``\\boxed{x}``: the form is described, and x stands for an answer."""
@@ -82,7 +82,7 @@ _COMPARED = re.compile(r"[*$\\)]{0,4}\s+(?:\w+\s+)?(?:more|less|fewer)\s+than\b"
 _DENIED = re.compile(
     r"(?:(?:\b(?:not|cannot|never)|n['\u2019]t)(?:\s+(?:be|is|equals?|to|exactly|quite|really|simply|the|answer|correct)){0,4}"
     r"|\b(?:more|less|fewer|greater|smaller|larger|other|rather) than|\bas (?:many|much) as|\b(?:root|square|cube|power) of"
-    r"|\b(?:half|third|quarter|fourth|fifth|tenth|double|twice|triple|multiple|factor)s?(?: of)?|\btimes)\s+[*$\\(]{0,4}\Z",
+    r"|\b(?:half|third|quarter|fourth|fifth|tenth|multiple|factor)s? of|\b(?:half|double|twice|triple|times))\s+[*$\\(]{0,4}\Z",
     re.IGNORECASE,
 )
 """What stands before a number that is not the value: it is denied, or the value is worked out from it."""

@@ -82,7 +82,8 @@ _CURRENCY = re.compile(
 _AMOUNT = r"([-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))"
 _RATE = re.compile(rf"{_AMOUNT}\s?([A-Za-z]{{0,20}})(\^?\{{?[23]\}}?)?\s?/\s?([A-Za-z]{{1,20}})(\^?\{{?[23]\}}?)?")
 """An amount of one unit for each of another."""
-_POWER = re.compile(rf"{_AMOUNT}(?: m|\s?(?:[cmk]m|ft|in|yd))\^\{{?[23]\}}?")
+_POWER = re.compile(rf"{_AMOUNT}\s?(?:[cmk]m|ft|in|yd)\^\{{?[23]\}}?")
+"""Not of metres: ``2 m^2`` may be a formula in m."""
 _JOINED = re.compile(rf"{_AMOUNT}(?: [A-Za-z]+['-][A-Za-z]{{4,20}}| [A-Za-z]{{2,20}}' [A-Za-z]{{4,20}}|-year-olds?)")
 """A count of things whose name is joined by a hyphen or has an apostrophe."""
 _BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -154,12 +155,14 @@ def _with_unit(text: str) -> str:
     if (rate := _RATE.fullmatch(text)) is not None:
         for_each, of = rate[4], rate[2]
         known = canonical_unit(for_each) and (not of or canonical_unit(of) or len(of) > 3)
-        if not known or (len(of) == len(for_each) == 1 and f"{of}/{for_each}".lower() not in ("m/s", "g/l")):
+        letters = len(of) <= 1 and len(for_each) == 1  # most often variables
+        if not known or (letters and f"{of}/{for_each}".lower() not in ("m/s", "g/l")):
             return text
     elif not _POWER.fullmatch(text) and not _JOINED.fullmatch(text):
         return text
     amount, unit = re.fullmatch(rf"{_AMOUNT}\s?-?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    return rf"{amount} \text{{{re.sub(r'[{}]', '', unit).replace('/', ' per ').strip()}}}"
+    unit = re.sub(r"[{} ]*([{}/]) *", lambda m: "/" if m[1] == "/" else "", unit)
+    return rf"{amount} \text{{{'per ' + unit[1:] if unit.startswith('/') else unit}}}"
 
 
 def one_width(text: str) -> str:
