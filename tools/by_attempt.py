@@ -1,4 +1,4 @@
-"""Accuracy after every attempt, from the final evaluations of runs: the table of docs/results/options.md.
+"""Accuracy after every attempt, and how Stage I ended, from finished runs: the numbers of docs/results/options.md.
 
     python tools/by_attempt.py runs/options/*
 
@@ -17,6 +17,8 @@ import numpy as np
 from selfcorrect.measuring.compare import read_evaluation
 from selfcorrect.measuring.intervals import Estimate, across_seeds
 from selfcorrect.measuring.metrics import correctness_matrix
+from selfcorrect.records.lines import StepRecord
+from selfcorrect.records.run_directory import RunDirectory
 
 
 def accuracies(run: Path, name: str) -> list[float]:
@@ -28,6 +30,16 @@ def accuracies(run: Path, name: str) -> list[float]:
 def cell(found: Estimate) -> str:
     """In percent."""
     return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def end_of_stage1(run: Path) -> str:
+    """KL of the held attempts, reward of the last one and factor of beta2, over the last 20 steps of Stage I."""
+    records = RunDirectory.open(run).records()
+    steps = [r for r in records if isinstance(r, StepRecord) and r.stage == "stage1"][-20:]
+    if not steps:
+        return ""
+    kl, reward = np.mean([r.kl[:-1] for r in steps]), np.mean([r.reward[-1] for r in steps])
+    return f"{run.name}: held KL {kl:.3f} nats, last reward {reward:.3f}, beta2 times {steps[-1].beta2_scale or 1:.1f}"
 
 
 def main() -> None:
@@ -42,6 +54,7 @@ def main() -> None:
     for name, found in rows.items():
         cells = [cell(across_seeds(np.array(column))) for column in zip(*found, strict=True)]
         print(f"| {name} | {' | '.join(cells)} | {len(found)} |")
+    print(*filter(None, map(end_of_stage1, runs)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -87,9 +87,8 @@ def repeated_settings(config: Config) -> list[str]:
     for section, given in (("model", model), ("task", task)):
         for key, value in given.items():
             if isinstance(value, dict):
-                out += [
-                    f"{section}.{key}.{name}={json.dumps(inner)}" for name, inner in value.items()
-                ]  # "3" stays a text
+                # "3" stays a text
+                out += [f"{section}.{key}.{name}={json.dumps(inner)}" for name, inner in value.items()]
             else:
                 out.append(f"{section}.{key}={value if isinstance(value, str) else json.dumps(value)}")
     return out
